@@ -1,0 +1,48 @@
+# `make demo` trains a world on this machine; `make test` runs the tests.
+# Each sets itself up in .venv from constraints.txt.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+RUNS ?= runs
+
+.PHONY: help setup system-libraries demo test test-slow lint clean
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP)  ## make .venv with everything for development
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+system-libraries:
+	@if ! ldconfig -p | grep -q 'libGL\.so\.1' || \
+	    ! ldconfig -p | grep -q 'libglib-2\.0\.so\.0'; then \
+	  if [ "$$(id -u)" = 0 ]; then \
+	    apt-get update -qq && \
+	    apt-get install -y -qq libgl1 libglib2.0-0 >/dev/null; \
+	  else \
+	    echo "CoinRun needs two system libraries; type:" >&2; \
+	    echo "  sudo apt-get install -y libgl1 libglib2.0-0" >&2; exit 2; \
+	  fi; \
+	fi
+
+demo: setup system-libraries  ## collect CoinRun, train a world, measure it, roll it out
+	@$(BIN)/python -m experiments.coinrun.pipeline --mode tiny --out $(RUNS)/demo
+
+test: setup  ## the default tier of tests (CPU)
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile tests
+
+test-slow: setup  ## the longer tests
+	$(BIN)/python -m pytest -m slow tests
+
+lint: setup  ## style and mistakes
+	$(BIN)/ruff check .
+
+clean:  ## remove the environment and caches, not the runs
+	rm -rf $(VENV) .cache build dist *.egg-info
