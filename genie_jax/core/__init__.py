@@ -1,0 +1,1 @@
+"""Files, configs and pictures: what knows nothing of world models."""

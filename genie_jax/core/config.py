@@ -1,0 +1,165 @@
+"""Configs: loading `path.py[:mode]`, overriding fields, fingerprints."""
+
+import ast
+import hashlib
+import importlib.util
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+
+from genie_jax.core import errors
+
+_PREFIX = "--config."
+
+
+def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
+  """Loads a config file and applies overrides to it.
+
+  Args:
+    path: A Python file with `get_config(mode)`, followed by `:mode` where one
+      is wanted, for example "experiments/coinrun/lam.py:smoke".
+    overrides: Flags such as "--config.optimizer.peak_lr=1e-3"; each names a
+      field that exists, and takes a value of that field's type.
+
+  Returns:
+    The locked config.
+
+  Raises:
+    UserError: The file is missing or broken, the mode is unknown, or an
+      override names no field or has the wrong type.
+  """
+  name, _, mode = path.partition(":")
+  file = pathlib.Path(name)
+  if not file.is_file():
+    raise errors.UserError(
+        f"--config={path}: {file} is not a file; give a path such as "
+        "experiments/coinrun/tokenizer.py:tiny.")
+  get_config = _import(file)
+  try:
+    config = get_config(mode)
+  except ValueError as error:
+    raise errors.UserError(f"--config={path}: {error}") from error
+  for override in overrides:
+    _override(config, path, override)
+  config.lock()
+  return config
+
+
+def _import(file: pathlib.Path):
+  """Returns the `get_config` of a file."""
+  _make_experiments_importable(file)
+  spec = importlib.util.spec_from_file_location(f"_{file.stem}_config", file)
+  if spec is None or spec.loader is None:
+    raise errors.UserError(
+        f"--config={file} is no Python file; a config's name ends in .py.")
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+  except (ImportError, SyntaxError, NameError) as error:
+    raise errors.UserError(
+        f"{file} cannot be imported ({error}); mend the file, or start from "
+        "the folder that holds experiments/.") from error
+  if not hasattr(module, "get_config"):
+    raise errors.UserError(
+        f"{file} has no function get_config(mode); see experiments/ for "
+        "examples of configs.")
+  return module.get_config
+
+
+def _make_experiments_importable(file: pathlib.Path) -> None:
+  """Lets a config import its neighbours as `experiments.<folder>.<name>`."""
+  for parent in file.resolve().parents:
+    if parent.name == "experiments":
+      root = str(parent.parent)
+      if root not in sys.path:
+        sys.path.insert(0, root)
+      return
+
+
+def _override(
+    config: ml_collections.ConfigDict, path: str, override: str
+) -> None:
+  """Sets one field from "--config.group.field=value"."""
+  name, equals, text = override.removeprefix(_PREFIX).partition("=")
+  if not override.startswith(_PREFIX) or not equals:
+    raise errors.UserError(
+        f"{override!r} is no override; write --config.group.field=value.")
+  *groups, field = name.split(".")
+  node = config
+  for group in groups:
+    node = node.get(group) if isinstance(node, ml_collections.ConfigDict) else (
+        None)
+  if not isinstance(node, ml_collections.ConfigDict) or field not in node:
+    known = _field_names(config)
+    raise errors.UserError(
+        f"{path} has no field config.{name}{errors.closest(name, known)}; "
+        "its fields are those of get_config in that file.")
+  old = node[field]
+  if isinstance(old, ml_collections.ConfigDict):
+    raise errors.UserError(
+        f"config.{name} is a group of fields; set one of them, for example "
+        f"--config.{name}.{next(iter(old), 'field')}=value.")
+  try:
+    node[field] = _parse(text, old)
+  except (TypeError, ValueError, SyntaxError) as error:
+    raise errors.UserError(
+        f"{override}: {text!r} is no {type(old).__name__}; the field holds "
+        f"{old!r}.") from error
+
+
+def _parse(text: str, old: Any) -> Any:
+  """Returns `text` as a value of the type of `old`."""
+  if isinstance(old, str):
+    return text
+  if isinstance(old, bool):
+    if text.lower() not in ("true", "false"):
+      raise ValueError(text)
+    return text.lower() == "true"
+  value = ast.literal_eval(text)
+  if isinstance(old, float):
+    return float(value)
+  if isinstance(old, int):
+    if not isinstance(value, int):
+      raise ValueError(text)
+    return value
+  if isinstance(old, (tuple, list)):
+    return type(old)(value)
+  return value
+
+
+def _field_names(
+    config: ml_collections.ConfigDict, prefix: str = ""
+) -> list[str]:
+  names = []
+  for key in config:
+    if isinstance(config[key], ml_collections.ConfigDict):
+      names += _field_names(config[key], f"{prefix}{key}.")
+    else:
+      names.append(f"{prefix}{key}")
+  return names
+
+
+def to_dict(config: Any) -> Any:
+  """Returns `config` as plain dicts, lists and scalars (JSON's types)."""
+  if isinstance(config, ml_collections.ConfigDict):
+    config = config.to_dict()
+  if isinstance(config, dict):
+    return {str(key): to_dict(value) for key, value in config.items()}
+  if isinstance(config, (list, tuple)):
+    return [to_dict(value) for value in config]
+  return config
+
+
+def fingerprint(value: Any) -> str:
+  """Returns the SHA-256 of a config's canonical JSON, as hexadecimal digits.
+
+  Two configs with the same fields have the same fingerprint, whatever the
+  order in which the fields were set, and whether they are lists or tuples.
+  """
+  text = json.dumps(
+      to_dict(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+  return hashlib.sha256(text.encode()).hexdigest()

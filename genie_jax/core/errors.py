@@ -1,0 +1,26 @@
+"""The error for a user's mistake: one line that says what, where and how."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+  """A mistake in what the user gave: a flag, a config, a file, a picture.
+
+  Its message is one line that says what is wrong, where, and how to mend it.
+  The command line prints it without a traceback and exits with code 2.
+  """
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+  """Returns a hint at the known name most like `name`, or an empty string.
+
+  Args:
+    name: What the user wrote.
+    known: The names that would have been accepted.
+
+  Returns:
+    For example " (did you mean 'steps'?)", ready to follow a message.
+  """
+  found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+  return f" (did you mean {found[0]!r}?)" if found else ""

@@ -1,0 +1,81 @@
+"""Files that are whole or absent, and their checksums."""
+
+import hashlib
+import json
+import os
+import pathlib
+import uuid
+from typing import Any
+
+from genie_jax.core import errors
+
+PathLike = str | os.PathLike[str]
+
+_BLOCK_BYTES = 1 << 20
+
+
+def temporary_sibling(path: PathLike) -> pathlib.Path:
+  """Returns a fresh name beside `path`, to be renamed to it when whole.
+
+  The same folder, because a rename is atomic only within one file system.
+  """
+  path = pathlib.Path(path)
+  return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+def write_atomic(path: PathLike, content: bytes | str) -> None:
+  """Writes `content` so that a reader sees the old file or the whole new one.
+
+  Args:
+    path: The file; its folder is made when missing.
+    content: Bytes, or text to be stored as UTF-8.
+
+  Raises:
+    OSError: The disk is full or the folder cannot be written; what stood at
+      `path` before is untouched.
+  """
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = temporary_sibling(path)
+  data = content.encode() if isinstance(content, str) else content
+  try:
+    with open(temporary, "wb") as file:
+      file.write(data)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def write_json(path: PathLike, value: Any) -> None:
+  """Writes `value` as indented JSON, atomically."""
+  write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: PathLike) -> Any:
+  """Reads a JSON file.
+
+  Raises:
+    UserError: The file is missing, or is not JSON.
+  """
+  path = pathlib.Path(path)
+  try:
+    return json.loads(path.read_text())
+  except (FileNotFoundError, NotADirectoryError) as error:
+    raise errors.UserError(
+        f"{path} does not exist; check the path, or make it with the command "
+        "that writes it.") from error
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise errors.UserError(
+        f"{path} is not valid JSON ({error}); it was damaged or edited, so "
+        "write it again.") from error
+
+
+def sha256(path: PathLike) -> str:
+  """Returns the SHA-256 of a file's bytes as 64 hexadecimal digits."""
+  digest = hashlib.sha256()
+  with open(path, "rb") as file:
+    while block := file.read(_BLOCK_BYTES):
+      digest.update(block)
+  return digest.hexdigest()
