@@ -1,0 +1,1 @@
+"""Pipelines that turn raw sources into clips."""

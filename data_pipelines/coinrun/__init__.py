@@ -1,0 +1,1 @@
+"""CoinRun (procgen): collecting clips, and a TFDS builder."""

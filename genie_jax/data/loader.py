@@ -1,0 +1,173 @@
+"""Batches in an order that a seed fixes, for any number of processes.
+
+Element j of process p of n is row (j // b) * B + p * b + j % b of the global
+order, where B is the global batch and b = B / n: the global batch holds the
+same rows in the same order for any n. A batch depends only on the seed and
+its number, so an iterator's state is one number, and it can be restored with
+another number of processes or workers.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import grain
+import numpy as np
+from absl import flags
+
+from genie_jax.core import errors
+from genie_jax.data import sources
+
+# Batches that wait in memory, for each reading thread.
+_BATCHES_AHEAD = 2
+
+
+class _LocalBatches:
+  """Batch number i of one process, by number; what Grain reads from."""
+
+  def __init__(
+      self, source: Sequence[Any], order: grain.MapDataset, batch_size: int,
+      process_index: int, process_count: int, skip: int,
+  ):
+    self._source, self._order, self._skip = source, order, skip
+    self._batch_size = batch_size
+    self._local_size = batch_size // process_count
+    self._offset = process_index * self._local_size
+
+  def __len__(self) -> int:
+    return max(0, len(self._order) // self._batch_size - self._skip)
+
+  def __getitem__(self, number: int) -> sources.Batch:
+    base = (self._skip + number) * self._batch_size + self._offset
+    rows = [self._order[base + row] for row in range(self._local_size)]
+    if isinstance(self._source, sources.Source):
+      return self._source.gather(rows)
+    elements = [self._source[row] for row in rows]
+    return {
+        name: np.stack([element[name] for element in elements])
+        for name in elements[0]}
+
+
+class BatchIterator:
+  """Iterates over a process's share of the batches; see `make_iterator`."""
+
+  def __init__(
+      self, source: Sequence[Any], batch_size: int, seed: int, shuffle: bool,
+      repeat: bool, process_index: int, process_count: int, num_workers: int,
+      num_threads: int,
+  ):
+    self._source, self._batch_size = source, batch_size
+    self._process_index, self._process_count = process_index, process_count
+    self._num_workers, self._num_threads = num_workers, num_threads
+    order = grain.MapDataset.range(len(source))
+    if shuffle:
+      order = order.seed(seed).shuffle()
+    self._order = order.repeat() if repeat else order
+    # What must be equal for the batches to go on as they would have.
+    self._identity = {
+        "rows": len(source), "batch_size": batch_size, "seed": seed,
+        "shuffle": shuffle, "repeat": repeat}
+    self._next_batch = 0
+    self._iterator: grain.DatasetIterator | None = None
+
+  def __iter__(self) -> Self:
+    return self
+
+  def __next__(self) -> sources.Batch:
+    if self._iterator is None:
+      self._iterator = self._start(self._next_batch)
+    batch = next(self._iterator)
+    self._next_batch += 1
+    return batch
+
+  def _start(self, skip: int) -> grain.DatasetIterator:
+    batches = _LocalBatches(
+        self._source, self._order, self._batch_size, self._process_index,
+        self._process_count, skip)
+    reading = grain.ReadOptions(
+        num_threads=self._num_threads,
+        prefetch_buffer_size=_BATCHES_AHEAD * self._num_threads)
+    dataset = grain.MapDataset.source(batches).to_iter_dataset(reading)
+    if self._num_workers:
+      # Grain's workers read absl flags, which fails in a program (or a test)
+      # that has not parsed any.
+      if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+      dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(
+          num_workers=self._num_workers,
+          per_worker_buffer_size=_BATCHES_AHEAD))
+    return iter(dataset)
+
+  def get_state(self) -> dict[str, Any]:
+    """Returns the state as JSON values, equal on all processes.
+
+    Batches that were read ahead but not yet taken do not count.
+    """
+    return {"next_batch": self._next_batch, **self._identity}
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    """Goes on behind the batch that was taken last before `get_state`.
+
+    Raises:
+      UserError: The state is that of other data or of another batch size or
+        order, with which the same batches cannot follow.
+    """
+    for name, value in self._identity.items():
+      if state.get(name) != value:
+        raise errors.UserError(
+            f"The checkpoint's data iterator has {name} {state.get(name)!r}, "
+            f"but this run has {value!r}; resume with the data and the batch "
+            "size it was started with, or start in a new workdir with "
+            "config.init_from.")
+    self.close()
+    self._next_batch = state["next_batch"]
+
+  def close(self) -> None:
+    """Ends the reading threads and workers; iterating starts them again."""
+    if self._iterator is not None:
+      self._iterator.close()
+      self._iterator = None
+
+
+def make_iterator(
+    source: Sequence[Any], batch_size: int, seed: int, *,
+    shuffle: bool = True, repeat: bool = True, process_index: int = 0,
+    process_count: int = 1, num_workers: int = 0, num_threads: int = 1,
+) -> BatchIterator:
+  """Returns an iterator over stacked batches of `source`.
+
+  Args:
+    source: `WindowSource`, `TokenSource`, or anything with a length and
+      numbered elements that are dictionaries of arrays.
+    batch_size: Clips in a batch of all processes together; an incomplete
+      last batch is dropped.
+    seed: Fixes the order; each epoch has its own.
+    shuffle: False for the order of the source.
+    repeat: False to stop after one epoch.
+    process_index: Which of the processes this is.
+    process_count: How many processes there are.
+    num_workers: Processes that read; 0 is fastest unless decoding is slow.
+    num_threads: Threads that read ahead; 0 reads when asked.
+
+  Returns:
+    An iterator over {name: array [batch_size / process_count, ...]} with
+    `get_state`, `set_state` and `close`.
+
+  Raises:
+    UserError: The batch cannot be split among the processes, or one epoch
+      has less than a batch.
+  """
+  if batch_size < 1 or batch_size % process_count:
+    raise errors.UserError(
+        f"config.data.batch_size {batch_size} cannot be split among "
+        f"{process_count} processes; make it a multiple of {process_count}.")
+  if not 0 <= process_index < process_count:
+    raise errors.UserError(
+        f"Process {process_index} of {process_count} does not exist; count "
+        "from 0.")
+  if not len(source) or (not repeat and len(source) < batch_size):
+    raise errors.UserError(
+        f"The data has {len(source)} clips, less than one batch of "
+        f"{batch_size}; use a smaller config.data.batch_size or more data.")
+  return BatchIterator(
+      source, batch_size, seed, shuffle, repeat, process_index,
+      process_count, num_workers, num_threads)

@@ -1,0 +1,240 @@
+"""The description of a clips or token folder: `manifest.json`.
+
+Who reads a folder reads its manifest first, checks it against what the config
+needs, and refuses with both values and the remedy. It is written last, so a
+folder whose writer was killed has none and is not taken for whole.
+"""
+
+import dataclasses
+import json
+import pathlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
+
+from genie_jax.core import config, errors, files
+
+SCHEMA_VERSION = 1
+FILE_NAME = "manifest.json"
+KINDS = ("clips", "tokens")
+
+_ENTRY_FIELDS = ("file", "sha256", "bytes", "records", "episodes")
+_NUMBER_LIST = re.compile(r"\[\s+(-?\d+(?:,\s+-?\d+)*)\s+\]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+  """What a folder holds and what made it.
+
+  Attributes:
+    kind: "clips" or "tokens".
+    name: Short name of the data set.
+    fps: Frames a second at which the world runs.
+    frame_shape: (H, W, C) of one frame.
+    frames_per_record: Clips: frames in all but a source's last record.
+      Tokens: frames of the clip that a record encodes.
+    splits: Split -> {"records", "frames", "shards"}; a shard is {"file",
+      "sha256", "bytes", "records", "episodes"}, and an episode is [source,
+      first_record, start, length]: the source's frames lie one after another
+      from record `first_record` of the shard on, and the episode is `length`
+      of them from frame `start` on.
+    num_actions: Size of the true action set; None when it is not known.
+    action_aliases: Action -> the action that does exactly the same.
+    made_by: Free: the collector, its seeds and options, licences.
+    token_grid: Tokens only, as all that follows: (h, w).
+    num_codes: Size of the tokenizer's codebook.
+    num_latent_actions: Size of the LAM's codebook; None without a LAM.
+    num_frames: Frames a record encodes.
+    stride: Frames from the start of one record to the next one's.
+    source_fingerprint: Fingerprint of the clips that were encoded.
+    tokenizer_fingerprint: Fingerprint of the tokenizer that encoded them.
+    lam_fingerprint: Fingerprint of the LAM; None without one.
+    folder: Where it was read, for messages and for finding shards; not part
+      of the fingerprint.
+  """
+  kind: str
+  name: str
+  fps: float
+  frame_shape: tuple[int, ...]
+  frames_per_record: int
+  splits: Mapping[str, Any]
+  num_actions: int | None
+  action_aliases: Mapping[int, int]
+  made_by: Mapping[str, Any]
+  token_grid: tuple[int, ...] | None = None
+  num_codes: int | None = None
+  num_latent_actions: int | None = None
+  num_frames: int | None = None
+  stride: int | None = None
+  source_fingerprint: str | None = None
+  tokenizer_fingerprint: str | None = None
+  lam_fingerprint: str | None = None
+  folder: pathlib.Path | None = None
+
+  def to_dict(self) -> dict[str, Any]:
+    """Returns what `manifest.json` holds, less the fingerprint."""
+    fields = {
+        field.name: getattr(self, field.name)
+        for field in dataclasses.fields(self)
+        if field.name != "folder" and (
+            self.kind == "tokens" or field.name not in _TOKEN_FIELDS)}
+    fields["action_aliases"] = {
+        str(key): value for key, value in self.action_aliases.items()}
+    return {"schema_version": SCHEMA_VERSION, **config.to_dict(fields)}
+
+  @property
+  def fingerprint(self) -> str:
+    """SHA-256 of everything but the folder; it covers every shard's bytes."""
+    return config.fingerprint(self.to_dict())
+
+  @classmethod
+  def read(cls, folder: files.PathLike) -> Self:
+    """Reads `folder`/manifest.json.
+
+    Raises:
+      UserError: There is no whole manifest of this schema version there.
+    """
+    folder = pathlib.Path(folder)
+    path = folder / FILE_NAME
+    if not path.is_file():
+      raise errors.UserError(
+          f"{path} does not exist; give a folder that `genie data` or `genie "
+          "tokenize` has finished, or run that command again to finish it.")
+    found = files.read_json(path)
+    try:
+      version = found.pop("schema_version")
+      if version != SCHEMA_VERSION:
+        raise errors.UserError(
+            f"{path} has schema version {version}, but this program reads "
+            f"version {SCHEMA_VERSION}; write the folder again.")
+      stated = found.pop("fingerprint")
+      found["frame_shape"] = tuple(found["frame_shape"])
+      found["action_aliases"] = {
+          int(key): value for key, value in found["action_aliases"].items()}
+      if found.get("token_grid") is not None:
+        found["token_grid"] = tuple(found["token_grid"])
+      manifest = cls(**found, folder=folder)
+      manifest._check_form()
+    except (AttributeError, KeyError, TypeError) as error:
+      raise errors.UserError(
+          f"{path} is not a genie manifest ({type(error).__name__}: {error}); "
+          "write the folder again.") from error
+    if manifest.fingerprint != stated:
+      raise errors.UserError(
+          f"{path} was edited: its content has fingerprint "
+          f"{manifest.fingerprint[:12]}, but it states {stated[:12]}; write "
+          "the folder again.")
+    return manifest
+
+  def _check_form(self) -> None:
+    if self.kind not in KINDS:
+      raise KeyError(f"kind {self.kind!r}")
+    for split in self.splits.values():
+      for entry in split["shards"]:
+        for field in _ENTRY_FIELDS:
+          if field not in entry:
+            raise KeyError(field)
+
+  def write(self, folder: files.PathLike) -> None:
+    """Writes `folder`/manifest.json atomically, as the last of its files."""
+    text = json.dumps(
+        {**self.to_dict(), "fingerprint": self.fingerprint}, indent=2,
+        allow_nan=False)
+    # One line for each row of the episode tables.
+    text = _NUMBER_LIST.sub(
+        lambda match: "[" + " ".join(match[1].split()) + "]", text)
+    files.write_atomic(pathlib.Path(folder) / FILE_NAME, text + "\n")
+
+  def check(self, expected: Mapping[str, Any]) -> None:
+    """Refuses a folder that is not what the config needs.
+
+    Args:
+      expected: Field -> the value it must have, for example
+        {"kind": "clips", "frame_shape": (64, 64, 3), "fps": 15}.
+
+    Raises:
+      UserError: A field differs; the message has both values.
+    """
+    for name, needed in expected.items():
+      if name not in _FIELDS:
+        raise errors.UserError(
+            f"A manifest has no field {name!r}"
+            f"{errors.closest(name, _FIELDS)}.")
+      found = config.to_dict({"_": getattr(self, name)})["_"]
+      if found != config.to_dict({"_": needed})["_"]:
+        raise errors.UserError(
+            f"{self._where()} has {name} {found!r}, but {needed!r} is needed; "
+            f"give a folder with {name} {needed!r}, or change the config to "
+            f"{found!r}.")
+
+  def _where(self) -> str:
+    return str(self.folder / FILE_NAME) if self.folder else "The manifest"
+
+  def shards(self, split: str) -> list[tuple[pathlib.Path, dict[str, Any]]]:
+    """Returns the path and the entry of each shard of a split.
+
+    Raises:
+      UserError: There is no such split, or it is empty.
+    """
+    if split not in self.splits:
+      raise errors.UserError(
+          f"{self._where()} has no split {split!r}"
+          f"{errors.closest(split, self.splits)}; it has "
+          f"{', '.join(self.splits)}.")
+    entries = self.splits[split]["shards"]
+    if not entries:
+      raise errors.UserError(
+          f"Split {split!r} of {self._where()} is empty; write the folder "
+          "again with at least one source in it.")
+    return [(self.folder / split / entry["file"], entry) for entry in entries]
+
+  def sources(self, split: str) -> list[int]:
+    """Returns the sources (levels, videos) of a split, in order."""
+    return sorted({
+        episode[0] for _, entry in self.shards(split)
+        for episode in entry["episodes"]})
+
+
+_FIELDS = tuple(
+    field.name for field in dataclasses.fields(Manifest)
+    if field.name != "folder")
+_TOKEN_FIELDS = _FIELDS[_FIELDS.index("token_grid"):]
+
+
+def split_summary(
+    shards: Sequence[Mapping[str, Any]], frames: int,
+) -> dict[str, Any]:
+  """Returns a split's part of the manifest.
+
+  Args:
+    shards: Entries of `shards.ShardWriter`, each with its "episodes".
+    frames: Frames in all of them.
+  """
+  return {
+      "records": sum(entry["records"] for entry in shards),
+      "frames": frames,
+      "shards": list(shards),
+  }
+
+
+def episodes_of(
+    source: int, first_record: int, first: Iterable[bool],
+) -> list[list[int]]:
+  """Returns the episode rows of one source.
+
+  Args:
+    source: Its number.
+    first_record: Where its run of records starts in the shard.
+    first: For each of its frames, whether an episode begins there. The run's
+      own first frame always begins one.
+
+  Returns:
+    [[source, first_record, start, length], ...], without gaps.
+  """
+  flags = list(first)
+  starts = [0] + [
+      frame for frame, begins in enumerate(flags) if begins and frame]
+  ends = starts[1:] + [len(flags)]
+  return [
+      [source, first_record, start, end - start]
+      for start, end in zip(starts, ends, strict=True)]

@@ -1,0 +1,195 @@
+"""ArrayRecord files that are whole or absent, and readers that check them."""
+
+import errno
+import os
+import pathlib
+import re
+import types
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+from array_record.python import array_record_module
+
+from genie_jax.core import errors, files
+from genie_jax.data import records
+
+# One record a group: a random read decompresses one record, not a group (13
+# times slower with 16). zstd:3 stores real game frames in a twelfth.
+FRAMES_OPTIONS = "group_size:1,zstd:3"
+# Tokens hardly compress, and read three times faster as they are.
+TOKENS_OPTIONS = "group_size:1,uncompressed"
+
+# Without read-ahead: windows are read in random order.
+_READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
+_READER_BUFFER_BYTES = 1 << 15
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+SHARD_NAME = re.compile(r"\d{5}-of-\d{5}\.array_record")
+
+
+def shard_name(index: int, count: int) -> str:
+  """Returns the file name of shard `index` of `count`."""
+  return f"{index:05d}-of-{count:05d}.array_record"
+
+
+def disk_error(error: RuntimeError, path: files.PathLike) -> OSError:
+  """Returns ArrayRecord's complaint about `path` as an OSError."""
+  for code in _DISK_ERRORS:
+    if os.strerror(code) in str(error):
+      return OSError(
+          code, f"{os.strerror(code)} while writing; nothing half-written "
+          "was kept: make room and run the same command again", str(path))
+  return OSError(errno.EIO, f"writing failed ({error})", str(path))
+
+
+class ShardWriter:
+  """Writes one ArrayRecord file; used as a context manager.
+
+  The file gets its name only when it is whole and on the disk: a killed or
+  failed writer leaves at most a hidden `*.tmp` file.
+
+  Attributes:
+    entry: After a clean exit, this shard's part of the manifest: "file",
+      "sha256", "bytes" and "records".
+  """
+
+  def __init__(self, path: files.PathLike, options: str = FRAMES_OPTIONS):
+    self._path = pathlib.Path(path)
+    self._options = options
+    self._records = 0
+    self.entry: dict[str, Any] = {}
+
+  def __enter__(self) -> Self:
+    self._path.parent.mkdir(parents=True, exist_ok=True)
+    self._temporary = files.temporary_sibling(self._path)
+    self._writer = array_record_module.ArrayRecordWriter(
+        str(self._temporary), self._options)
+    return self
+
+  def write(self, record: bytes) -> None:
+    """Appends one record.
+
+    Raises:
+      OSError: The disk is full.
+    """
+    try:
+      self._writer.write(record)
+    except RuntimeError as error:
+      raise disk_error(error, self._path) from error
+    self._records += 1
+
+  def __exit__(
+      self, kind: type[BaseException] | None, error: BaseException | None,
+      trace: types.TracebackType | None,
+  ) -> None:
+    try:
+      try:
+        self._writer.close()
+      except RuntimeError as failure:
+        if kind is None:
+          raise disk_error(failure, self._path) from failure
+        return  # What went wrong first is what the user must read.
+      if kind is None:
+        self._finish()
+    finally:
+      self._temporary.unlink(missing_ok=True)
+
+  def _finish(self) -> None:
+    descriptor = os.open(self._temporary, os.O_RDONLY)
+    try:
+      os.fsync(descriptor)
+    finally:
+      os.close(descriptor)
+    self.entry = {
+        "file": self._path.name,
+        "sha256": files.sha256(self._temporary),
+        "bytes": self._temporary.stat().st_size,
+        "records": self._records,
+    }
+    os.replace(self._temporary, self._path)
+
+
+class ShardReader:
+  """Random access to one shard that its manifest describes.
+
+  The file is opened at the first read, so that a reader can be sent to a
+  worker process.
+
+  Args:
+    path: The shard.
+    entry: Its part of the manifest: "bytes" and "records" are checked when
+      the file is opened ("sha256" only by `genie data inspect`).
+  """
+
+  def __init__(self, path: files.PathLike, entry: dict[str, Any]):
+    self.path = pathlib.Path(path)
+    self._bytes = entry["bytes"]
+    self._records = entry["records"]
+    self._reader = None
+
+  def __getstate__(self) -> dict[str, Any]:
+    return self.__dict__ | {"_reader": None}
+
+  def __len__(self) -> int:
+    return self._records
+
+  def check_size(self) -> None:
+    """Compares the file's size with the manifest, which costs next to nothing.
+
+    Raises:
+      UserError: The shard is missing or has another size.
+    """
+    try:
+      size = self.path.stat().st_size
+    except FileNotFoundError as error:
+      raise errors.UserError(
+          f"{self.path} is missing though the manifest lists it; copy the "
+          "folder again or write it again.") from error
+    if size != self._bytes:
+      raise errors.UserError(
+          f"{self.path} has {size} bytes but its manifest says "
+          f"{self._bytes}: it was cut short or exchanged; copy or write the "
+          "folder again.")
+
+  def open(self) -> array_record_module.ArrayRecordReader:
+    """Opens the file and checks it against the manifest.
+
+    Raises:
+      UserError: The shard is missing, cut short, or another file.
+    """
+    if self._reader is not None:
+      return self._reader
+    self.check_size()
+    reader = array_record_module.ArrayRecordReader(
+        str(self.path), _READER_OPTIONS,
+        file_reader_buffer_size=_READER_BUFFER_BYTES)
+    # A damaged file opens without an exception and then has no records.
+    if not reader.ok() or reader.num_records() != self._records:
+      raise errors.UserError(
+          f"{self.path} is damaged: {reader.num_records()} records can be "
+          f"read where its manifest says {self._records}; copy or write the "
+          "folder again.")
+    self._reader = reader
+    return reader
+
+  def read(
+      self, positions: Sequence[int],
+  ) -> list[tuple[dict[str, np.ndarray], dict[str, Any]]]:
+    """Returns the (arrays, meta) of the records at `positions`.
+
+    Raises:
+      UserError: A record is damaged.
+    """
+    reader = self.open()
+    try:
+      found = reader.read(positions)
+    except RuntimeError as error:
+      raise errors.UserError(
+          f"{self.path} is damaged in record {positions[0]} or just behind "
+          f"({str(error).splitlines()[0][:120]}); copy or write the folder "
+          "again.") from error
+    return [
+        records.unpack(record, f"{self.path} record {position}")
+        for position, record in zip(
+            positions, found, strict=True)]

@@ -1,0 +1,241 @@
+"""Random access to windows of clips and to token records.
+
+Shapes:
+  T  frames of a window       H W C  rows, columns, channels of a frame
+  h w  token grid             n      rows that are gathered at once
+"""
+
+import bisect
+import itertools
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from genie_jax.core import errors, files
+from genie_jax.data import manifest as manifests
+from genie_jax.data import shards
+
+Batch = dict[str, np.ndarray]
+
+# They lead from frame to frame, so there is one fewer of them than frames.
+_BETWEEN_FRAMES = ("actions", "latent_actions")
+
+
+class Source:
+  """A finite list of equal elements, read by number."""
+
+  def __len__(self) -> int:
+    raise NotImplementedError
+
+  def __getitem__(self, index: int) -> Batch:
+    return {name: array[0] for name, array in self.gather([index]).items()}
+
+  def gather(self, indices: Sequence[int]) -> Batch:
+    """Returns the elements at `indices`, stacked along a new first axis."""
+    raise NotImplementedError
+
+
+def _readers(
+    manifest: manifests.Manifest, split: str,
+) -> list[shards.ShardReader]:
+  readers = [
+      shards.ShardReader(path, entry)
+      for path, entry in manifest.shards(split)]
+  for reader in readers:
+    reader.check_size()  # A cut copy is found now, not hours into a run.
+  return readers
+
+
+def _needs_kind(manifest: manifests.Manifest, kind: str, maker: str) -> None:
+  if manifest.kind != kind:
+    raise errors.UserError(
+        f"{manifest.folder} holds {manifest.kind}, but {kind} are needed; "
+        f"give a folder made by `{maker}`.")
+
+
+class WindowSource(Source):
+  """Every window of T frames that lies within one episode.
+
+  A window may start at any frame, so it lies in one record or in adjacent
+  ones; records are short, so that little is decompressed for nothing.
+
+  Elements: {"frames": uint8 [T, H, W, C], "actions": int32 [T - 1] (action t
+  leads from frame t to t + 1), "first": bool [T], "source": int32,
+  "start": int32 (frame of the source at which the window starts)}, of which
+  the first three only when asked for.
+
+  Args:
+    folder: A clips folder.
+    split: "train", "validation" or "test".
+    num_frames: T.
+    stride: Frames from one window's start to the next one's.
+    keys: Which arrays to read.
+
+  Raises:
+    UserError: No such folder or split, a damaged shard, an array that the
+      clips do not have, or no episode of T frames.
+  """
+
+  def __init__(
+      self, folder: files.PathLike, split: str, num_frames: int,
+      stride: int = 1, keys: Sequence[str] = ("frames", "actions"),
+  ):
+    self.manifest = manifests.Manifest.read(folder)
+    _needs_kind(self.manifest, "clips", "genie data")
+    if num_frames < 1 or stride < 1:
+      raise errors.UserError(
+          f"Windows need num_frames and stride of at least 1, not "
+          f"{num_frames} and {stride}; change them in config.data.")
+    self._readers = _readers(self.manifest, split)
+    self._num_frames, self._stride = num_frames, stride
+    self._record_frames = self.manifest.frames_per_record
+    self._episodes = [
+        (number, *episode)
+        for number, (_, entry) in enumerate(self.manifest.shards(split))
+        for episode in entry["episodes"] if episode[3] >= num_frames]
+    if not self._episodes:
+      raise errors.UserError(
+          f"Split {split!r} of {pathlib.Path(folder)} has no episode of "
+          f"{num_frames} frames; use shorter windows or collect longer "
+          "levels.")
+    # Windows up to and including each episode.
+    self._ends = list(itertools.accumulate(
+        (length - num_frames) // stride + 1
+        for *_, length in self._episodes))
+    number, _, record, *_ = self._episodes[0]
+    arrays, _ = self._readers[number].read([record])[0]
+    unknown = [name for name in keys if name not in arrays]
+    if unknown:
+      raise errors.UserError(
+          f"{pathlib.Path(folder)} has no {unknown[0]!r}"
+          f"{errors.closest(unknown[0], arrays)}; its records hold "
+          f"{', '.join(arrays)}.")
+    self._layout = {
+        name: ((num_frames - (name in _BETWEEN_FRAMES),
+                *arrays[name].shape[1:]),
+               np.int32 if name in _BETWEEN_FRAMES else arrays[name].dtype)
+        for name in keys}
+
+  def __len__(self) -> int:
+    return self._ends[-1]
+
+  def gather(self, indices: Sequence[int]) -> Batch:
+    """Returns windows stacked: each array as above, behind an axis n."""
+    out = {
+        name: np.empty((len(indices), *shape), dtype)
+        for name, (shape, dtype) in self._layout.items()}
+    out["source"] = np.empty(len(indices), np.int32)
+    out["start"] = np.empty(len(indices), np.int32)
+    for row, index in enumerate(indices):
+      self._fill(out, row, int(index))
+    return out
+
+  def _locate(self, index: int) -> tuple[int, int, int, int]:
+    """Returns shard, first record, source and start frame of a window."""
+    if not 0 <= index < len(self):
+      raise IndexError(f"Window {index} of {len(self)}.")
+    place = bisect.bisect_right(self._ends, index)
+    before = self._ends[place - 1] if place else 0
+    shard, source, record, start, _ = self._episodes[place]
+    return shard, record, source, start + (index - before) * self._stride
+
+  def _fill(self, out: Batch, row: int, index: int) -> None:
+    shard, record, source, start = self._locate(index)
+    size = self._record_frames
+    head = start // size
+    tail = (start + self._num_frames - 1) // size
+    found = self._readers[shard].read(
+        range(record + head, record + tail + 1))
+    for number, (arrays, meta) in enumerate(found, start=head):
+      self._check(shard, source, number, meta)
+      # The window's frames that lie in this record, from its first to `stop`.
+      low = max(start - number * size, 0)
+      at = number * size + low - start
+      for name, (shape, _) in self._layout.items():
+        piece = arrays[name][low:low + shape[0] - at]
+        out[name][row, at:at + len(piece)] = piece
+    out["source"][row], out["start"][row] = source, start
+
+  def _check(
+      self, shard: int, source: int, number: int, meta: dict[str, Any],
+  ) -> None:
+    start = number * self._record_frames
+    if meta["source"] != source or meta["start"] != start:
+      raise errors.UserError(
+          f"{self._readers[shard].path} holds frame {meta['start']} of source "
+          f"{meta['source']} where its manifest says frame {start} of source "
+          f"{source}; `genie data inspect` the folder, then write it again.")
+
+
+class TokenSource(Source):
+  """Token records: each is one clip encoded from its own first frame.
+
+  Elements: {"tokens": int32 [T, h, w], "latent_actions": int32 [T - 1],
+  "actions": int32 [T - 1], "frames": uint8 [T, H, W, C], "source": int32,
+  "start": int32}, of the middle three those that the records hold.
+
+  Args:
+    folder: A token folder.
+    split: "train", "validation" or "test".
+    num_frames: T; None for all frames of a record. A prefix is all that may
+      be taken: the codes of a frame depend on where encoding began.
+    keys: Which arrays to read; None for all of them.
+
+  Raises:
+    UserError: No such folder or split, a damaged shard, records shorter than
+      T, or an array they do not hold.
+  """
+
+  def __init__(
+      self, folder: files.PathLike, split: str,
+      num_frames: int | None = None, keys: Sequence[str] | None = None,
+  ):
+    self.manifest = manifests.Manifest.read(folder)
+    _needs_kind(self.manifest, "tokens", "genie tokenize")
+    self._readers = _readers(self.manifest, split)
+    self._ends = list(itertools.accumulate(len(r) for r in self._readers))
+    arrays, _ = self._readers[0].read([0])[0]
+    held = len(arrays["tokens"])
+    self._num_frames = held if num_frames is None else num_frames
+    if not 1 <= self._num_frames <= held:
+      raise errors.UserError(
+          f"{pathlib.Path(folder)} holds clips of {held} frames, but "
+          f"{num_frames} are needed; tokenize again with --num-frames "
+          f"{num_frames}, or set config.data.num_frames to at most {held}.")
+    keys = tuple(arrays) if keys is None else tuple(keys)
+    for name in keys:
+      if name not in arrays:
+        raise errors.UserError(
+            f"{pathlib.Path(folder)} has no {name!r}"
+            f"{errors.closest(name, arrays)}; its records hold "
+            f"{', '.join(arrays)}; tokenize again with --lam for latent "
+            "actions and --keep-frames for frames.")
+    self._layout = {
+        name: ((self._num_frames - (name in _BETWEEN_FRAMES),
+                *arrays[name].shape[1:]),
+               np.uint8 if name == "frames" else np.int32)
+        for name in keys}
+
+  def __len__(self) -> int:
+    return self._ends[-1]
+
+  def gather(self, indices: Sequence[int]) -> Batch:
+    """Returns records stacked: each array as above, behind an axis n."""
+    out = {
+        name: np.empty((len(indices), *shape), dtype)
+        for name, (shape, dtype) in self._layout.items()}
+    out["source"] = np.empty(len(indices), np.int32)
+    out["start"] = np.empty(len(indices), np.int32)
+    for row, index in enumerate(indices):
+      index = int(index)
+      if not 0 <= index < len(self):
+        raise IndexError(f"Record {index} of {len(self)}.")
+      shard = bisect.bisect_right(self._ends, index)
+      before = self._ends[shard - 1] if shard else 0
+      arrays, meta = self._readers[shard].read([index - before])[0]
+      for name, (shape, _) in self._layout.items():
+        out[name][row] = arrays[name][:shape[0]]
+      out["source"][row], out["start"][row] = meta["source"], meta["start"]
+    return out

@@ -1,0 +1,16 @@
+"""Eight CPU devices, one compilation cache, and no test that meets a GPU."""
+
+import os
+import pathlib
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax  # noqa: E402  (the platform is chosen before JAX starts)
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update(
+    "jax_compilation_cache_dir",
+    os.environ.get(
+        "GENIE_TEST_CACHE",
+        str(pathlib.Path(__file__).parent.parent / ".cache" / "jax")))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

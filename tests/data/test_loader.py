@@ -1,0 +1,148 @@
+"""Batches depend on the seed and their number, on nothing else."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from genie_jax.core import errors
+from genie_jax.data import loader, sources
+
+
+@pytest.fixture
+def windows(make_clips):
+  return sources.WindowSource(make_clips().folder, "train", 8)
+
+
+def _take(iterator, count):
+  batches = list(itertools.islice(iterator, count))
+  iterator.close()
+  return batches
+
+
+def _equal(ours, theirs):
+  assert len(ours) == len(theirs)
+  for one, other in zip(ours, theirs, strict=True):
+    assert one.keys() == other.keys()
+    for name in one:
+      np.testing.assert_array_equal(one[name], other[name])
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_global_batch_is_the_same_for_any_number_of_processes(
+    windows, count):
+  alone = _take(loader.make_iterator(windows, 8, 3), 20)
+  shares = [
+      _take(loader.make_iterator(
+          windows, 8, 3, process_index=index, process_count=count), 20)
+      for index in range(count)]
+  joined = [
+      {name: np.concatenate([part[name] for part in parts])
+       for name in parts[0]}
+      for parts in zip(*shares, strict=True)]
+  assert shares[0][0]["frames"].shape == (8 // count, 8, 6, 8, 3)
+  _equal(joined, alone)
+
+
+def test_another_seed_gives_another_order(windows):
+  one = _take(loader.make_iterator(windows, 8, 3), 4)
+  other = _take(loader.make_iterator(windows, 8, 4), 4)
+  assert any(
+      (a["start"] != b["start"]).any()
+      for a, b in zip(one, other, strict=True))
+
+
+def test_an_epoch_holds_every_window_once_and_each_epoch_has_its_order(
+    windows):
+  count = len(windows)
+  batches = _take(loader.make_iterator(windows, 1, 0), 2 * count)
+  places = [
+      (int(b["source"][0]), int(b["start"][0])) for b in batches]
+  first, second = places[:count], places[count:]
+  assert len(set(first)) == count
+  assert sorted(first) == sorted(second)
+  assert first != second
+
+
+@pytest.mark.parametrize("taken", [0, 1, 9])
+def test_a_restored_iterator_goes_on_exactly(windows, taken):
+  straight = _take(loader.make_iterator(windows, 4, 1), taken + 30)
+  iterator = loader.make_iterator(windows, 4, 1)
+  for _ in range(taken):
+    next(iterator)
+  state = json.loads(json.dumps(iterator.get_state()))
+  iterator.close()
+  fresh = loader.make_iterator(windows, 4, 1, num_threads=0)
+  fresh.set_state(state)
+  _equal(_take(fresh, 30), straight[taken:])
+
+
+def test_set_state_also_turns_a_running_iterator_back(windows):
+  iterator = loader.make_iterator(windows, 4, 1)
+  state = iterator.get_state()
+  first = list(itertools.islice(iterator, 3))
+  iterator.set_state(state)
+  _equal(_take(iterator, 3), first)
+
+
+def test_a_state_serves_any_number_of_processes_and_workers(windows):
+  straight = _take(loader.make_iterator(windows, 8, 5), 8)
+  two = [
+      loader.make_iterator(
+          windows, 8, 5, process_index=index, process_count=2)
+      for index in range(2)]
+  for iterator in two:
+    list(itertools.islice(iterator, 3))
+  assert two[0].get_state() == two[1].get_state()
+  # Two reading processes, restored from a run with two training processes.
+  workers = loader.make_iterator(windows, 8, 5, num_workers=2)
+  workers.set_state(two[0].get_state())
+  for iterator in two:
+    iterator.close()
+  _equal(_take(workers, 5), straight[3:])
+
+
+def test_a_state_of_another_batch_size_is_refused_with_both_values(windows):
+  iterator = loader.make_iterator(windows, 8, 0)
+  with pytest.raises(errors.UserError, match=r"batch_size 4, but.*has 8"):
+    iterator.set_state(loader.make_iterator(windows, 4, 0).get_state())
+
+
+def test_without_repeat_one_epoch_comes_in_whole_batches(windows):
+  batches = list(loader.make_iterator(
+      windows, 7, 0, shuffle=False, repeat=False))
+  assert len(batches) == len(windows) // 7
+  assert batches[0]["start"].tolist() == list(range(7))
+
+
+def test_any_list_of_dictionaries_is_a_source():
+  elements = [{"x": np.full(2, i)} for i in range(6)]
+  batch, = loader.make_iterator(
+      elements, 6, 0, shuffle=False, repeat=False)
+  assert batch["x"][:, 0].tolist() == list(range(6))
+
+
+@pytest.mark.parametrize("batch, processes", [(6, 4), (0, 1)])
+def test_a_batch_that_cannot_be_split_is_refused(windows, batch, processes):
+  with pytest.raises(errors.UserError, match=f"{batch} cannot be split"):
+    loader.make_iterator(windows, batch, 0, process_count=processes)
+
+
+def test_an_epoch_smaller_than_a_batch_is_refused(windows):
+  with pytest.raises(errors.UserError, match="less than one batch of 1000"):
+    loader.make_iterator(windows, 1000, 0, repeat=False)
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_damaged_record_ends_the_iteration_with_one_clear_line(
+    make_clips, threads):
+  made = make_clips("damaged")
+  path, _ = made.shards("train")[1]
+  data = bytearray(path.read_bytes())
+  data[max(i for i in range(2000) if data[i]) - 100] ^= 1
+  path.write_bytes(bytes(data))
+  source = sources.WindowSource(made.folder, "train", 16)
+  iterator = loader.make_iterator(source, 4, 0, num_threads=threads)
+  with pytest.raises(errors.UserError, match="is damaged in record"):
+    _take(iterator, 40)

@@ -1,0 +1,100 @@
+"""Manifests come back as they were, and refuse what does not fit."""
+
+import json
+
+import pytest
+
+from genie_jax.core import errors
+from genie_jax.data import manifest
+
+
+def test_a_manifest_comes_back_equal_with_its_fingerprint(make_clips):
+  made = make_clips()
+  again = manifest.Manifest.read(made.folder)
+  assert again == made
+  assert again.fingerprint == made.fingerprint
+  stored = json.loads((made.folder / "manifest.json").read_text())
+  assert stored["fingerprint"] == made.fingerprint
+  assert again.action_aliases == {9: 4}
+  assert again.frame_shape == (6, 8, 3)
+
+
+def test_a_token_manifest_keeps_its_own_fields(make_tokens):
+  made = make_tokens()
+  assert made.token_grid == (2, 3)
+  assert (made.num_codes, made.stride, made.lam_fingerprint) == (50, 2, "c")
+
+
+def test_clips_say_nothing_of_tokens(make_clips):
+  assert "num_codes" not in make_clips().to_dict()
+
+
+def test_other_frames_give_another_fingerprint(make_clips):
+  assert make_clips("a").fingerprint == make_clips("b").fingerprint
+  other = make_clips("c", {3: (20,)})
+  assert other.fingerprint != make_clips("d").fingerprint
+
+
+def test_each_row_of_the_episode_table_is_one_line(make_clips):
+  text = (make_clips().folder / "manifest.json").read_text()
+  assert "[3, 0, 40, 25]" in text
+
+
+def test_check_names_both_values_and_the_remedy(make_clips):
+  made = make_clips()
+  made.check({"kind": "clips", "fps": 10, "frame_shape": [6, 8, 3]})
+  with pytest.raises(errors.UserError) as caught:
+    made.check({"frame_shape": (90, 160, 3)})
+  message = str(caught.value)
+  assert "[6, 8, 3]" in message and "(90, 160, 3)" in message
+  assert "manifest.json" in message and "give a folder" in message
+  assert "\n" not in message
+
+
+def test_check_names_the_nearest_field(make_clips):
+  with pytest.raises(errors.UserError, match="did you mean 'num_actions'"):
+    make_clips().check({"num_action": 3})
+
+
+def test_a_folder_without_manifest_is_refused_with_the_remedy(tmp_path):
+  with pytest.raises(errors.UserError, match="run that command again"):
+    manifest.Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize("text, said", [
+    ("{", "not valid JSON"),
+    ("[]", "not a genie manifest"),
+    ('{"schema_version": 1}', "not a genie manifest"),
+    ('{"schema_version": 9}', "version 9.*version 1"),
+])
+def test_what_is_no_manifest_is_refused(tmp_path, text, said):
+  (tmp_path / "manifest.json").write_text(text)
+  with pytest.raises(errors.UserError, match=said):
+    manifest.Manifest.read(tmp_path)
+
+
+def test_an_edited_manifest_is_refused(make_clips):
+  made = make_clips()
+  path = made.folder / "manifest.json"
+  path.write_text(path.read_text().replace('"fps": 10', '"fps": 30'))
+  with pytest.raises(errors.UserError, match="was edited"):
+    manifest.Manifest.read(made.folder)
+
+
+def test_an_unknown_split_names_the_nearest(make_clips):
+  with pytest.raises(errors.UserError, match="did you mean 'train'"):
+    make_clips().shards("trian")
+
+
+def test_sources_are_listed_in_order(make_clips):
+  assert make_clips().sources("train") == [3, 4, 7]
+
+
+@pytest.mark.parametrize("first, rows", [
+    ([True, False, False], [[5, 2, 0, 3]]),
+    ([True, False, True], [[5, 2, 0, 2], [5, 2, 2, 1]]),
+    # A run that was cut out of an episode still begins one of its own.
+    ([False, True, True], [[5, 2, 0, 1], [5, 2, 1, 1], [5, 2, 2, 1]]),
+])
+def test_episodes_fill_a_run_without_gaps(first, rows):
+  assert manifest.episodes_of(5, 2, first) == rows
