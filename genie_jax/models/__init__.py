@@ -1,0 +1,1 @@
+"""Tokenizer, latent action model and dynamics."""

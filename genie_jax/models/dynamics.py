@@ -1,0 +1,130 @@
+"""Dynamics: MaskGIT over the tokens of the next frame (Genie, section 2.1).
+
+Frame t's own, partly hidden tokens stand at position t together with the
+action that leads to it, and are predicted in place. The paper's text has
+inputs 1..T-1 and outputs 2..T, but its sampler feeds the tokens already drawn
+of frame t back in, so this is what it must do. Frames before t then never
+depend on frame t or on its action.
+
+Shapes:
+  h, w  token grid; N = h * w       V  codes
+  A     latent actions              Tc frames in a cache
+"""
+
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from genie_jax.nn import initializers, st_transformer
+
+
+class Dynamics(nn.Module):
+  """Predicts hidden tokens from past frames, actions and known tokens.
+
+  Attributes:
+    grid: (h, w).
+    num_codes: V.
+    num_latent_actions: A (or the number of true actions).
+    transformer: Fields of the `STTransformer`.
+    actions_enter: "add" for additive embeddings (the paper's choice) or
+      "prepend" for a token of its own beside the frame's.
+  """
+  grid: tuple[int, int]
+  num_codes: int
+  num_latent_actions: int
+  transformer: Any
+  actions_enter: str = "add"
+
+  def setup(self):
+    fields = dict(self.transformer)
+    width = fields["width"]
+    table = lambda name, count, axes, deviation: self.param(
+        name, initializers.labelled(nn.initializers.normal(deviation), axes),
+        (count, width), jnp.float32)
+    self.token_embedding = table(
+        "token_embedding", self.num_codes, ("vocab", "embed"), 1.0)
+    self.hidden_token = table("hidden_token", 1, (None, "embed"), 1.0)
+    # One row more: the first frame of a window has no incoming action.
+    self.action_embedding = table(
+        "action_embedding", self.num_latent_actions + 1,
+        ("table", "embed"), 1.0)
+    self.position = st_transformer.GridPosition(self.grid)
+    self.stack = st_transformer.STTransformer(**fields)
+    self.to_logits = initializers.Projection(
+        (self.num_codes,), ("vocab",), bias=True,
+        dtype=jnp.dtype(fields["dtype"]))
+
+  @property
+  def no_action(self) -> int:
+    """The index that stands for no incoming action."""
+    return self.num_latent_actions
+
+  def __call__(
+      self, tokens: jax.Array, latent_actions: jax.Array, hidden: jax.Array
+  ) -> jax.Array:
+    """Scores every code at every place.
+
+    Args:
+      tokens: int32 [B, T, h, w]; ignored where hidden.
+      latent_actions: int32 [B, T-1]; action t leads from frame t to t + 1.
+      hidden: bool [B, T, h, w], True where the model must predict.
+
+    Returns:
+      Logits, float32 [B, T, h, w, V].
+    """
+    chex.assert_equal_shape([tokens, hidden])
+    chex.assert_shape(latent_actions, (tokens.shape[0], tokens.shape[1] - 1))
+    incoming = jnp.pad(
+        latent_actions, ((0, 0), (1, 0)), constant_values=self.no_action)
+    logits, _ = self._run(tokens, incoming, hidden, None, 0)
+    return logits
+
+  def step(
+      self,
+      tokens: jax.Array,
+      incoming: jax.Array,
+      hidden: jax.Array,
+      cache: st_transformer.Cache,
+      position: jax.Array,
+  ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Scores frames that follow those in a cache.
+
+    Args:
+      tokens: int32 [B, T, h, w], usually T = 1.
+      incoming: int32 [B, T], the action that leads to each frame, or
+        `no_action`.
+      hidden: bool [B, T, h, w].
+      cache: Keys and values of the frames before.
+      position: int32 scalar, the number of the first of these frames.
+
+    Returns:
+      Logits float32 [B, T, h, w, V], and these frames' keys and values.
+    """
+    return self._run(tokens, incoming, hidden, cache, position)
+
+  @nn.nowrap
+  def empty_cache(self, num_clips: int, slots: int) -> st_transformer.Cache:
+    """Returns an empty cache for `slots` frames of `num_clips` clips."""
+    num_tokens = self.grid[0] * self.grid[1]
+    num_tokens += self.actions_enter == "prepend"
+    return st_transformer.empty_cache(
+        self.transformer, num_clips, num_tokens, slots)
+
+  def _run(self, tokens, incoming, hidden, cache, position):
+    b, t = tokens.shape[:2]
+    shown = jnp.take(self.token_embedding, tokens.reshape(b, t, -1), axis=0)
+    x = jnp.where(
+        hidden.reshape(b, t, -1, 1), self.hidden_token[0], shown)
+    action = jnp.take(self.action_embedding, incoming, axis=0)[:, :, None]
+    x = self.position(x)
+    if self.actions_enter == "add":
+      x, own = self.stack(x + action, cache, position)
+    else:
+      x, own = self.stack(
+          jnp.concatenate([action, x], axis=2), cache, position)
+      x = x[:, :, 1:]
+    logits = self.to_logits(x).astype(jnp.float32)
+    return logits.reshape(b, t, *self.grid, self.num_codes), own

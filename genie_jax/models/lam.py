@@ -1,0 +1,157 @@
+"""Latent action model: buttons from video alone (Genie, section 2.1).
+
+Shapes:
+  N  patches in one frame       E  width of a code
+  P  pixel values in one patch  A  latent actions
+"""
+
+from typing import Any
+
+import chex
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from genie_jax.nn import initializers, patches, quantizer, st_transformer
+
+_EDGE = 0.02  # Keeps the logit of black and white pixels finite.
+
+
+@flax.struct.dataclass
+class Prediction:
+  """Next frames predicted through the bottleneck of one action a frame.
+
+  Attributes:
+    frames: float32 [B, T-1, H, W, C], predictions of frames 2..T.
+    targets: float32 [B, T-1, H, W, C], what they should be (shrunk like
+      the input when the model sees a coarser picture).
+    latent_actions: int32 [B, T-1].
+    quantized: The quantizer's losses and inputs.
+  """
+  frames: jax.Array
+  targets: jax.Array
+  latent_actions: jax.Array
+  quantized: quantizer.Quantized
+
+
+class Lam(nn.Module):
+  """Infers which action led from each frame to the next.
+
+  The encoder reads frames 1..t+1 and quantises one learned token a frame; the
+  decoder sees only frames 1..t and the actions, so all that is new in frame
+  t+1 must pass through the action.
+
+  Attributes:
+    height: H.
+    width: W.
+    channels: C.
+    patch: Side of a patch, in pixels of the shrunk picture.
+    shrink: Factor by which the picture is made coarser first; 1 for none.
+    num_latent_actions: A.
+    code_dim: E.
+    encoder: Fields of the encoder's `STTransformer`.
+    decoder: Fields of the decoder's; its `window` hides history: with 1 the
+      decoder sees only frame t, and the action must carry the motion.
+    unit_norm: Whether codes have length 1.
+    actions_enter: "add" for additive embeddings (the paper's choice) or
+      "prepend" for a token of its own beside the patches.
+    predict: "change" adds the decoder's output to the logits of frame t, so
+      that the untrained model already copies; "frame" is the paper's.
+  """
+  height: int
+  width: int
+  channels: int
+  patch: int
+  num_latent_actions: int
+  code_dim: int
+  encoder: Any
+  decoder: Any
+  shrink: int = 1
+  unit_norm: bool = True
+  actions_enter: str = "add"
+  predict: str = "frame"
+
+  def setup(self):
+    encoder, decoder = dict(self.encoder), dict(self.decoder)
+    self.rows, self.columns = (
+        self.height // self.shrink, self.width // self.shrink)
+    self.grid = patches.grid(self.rows, self.columns, self.patch)
+    values = patches.patch_dim(self.patch, self.channels)
+    embed = lambda width, dtype: initializers.Projection(
+        (width,), ("embed",), input_axes=(None,), bias=True,
+        dtype=jnp.dtype(dtype))
+    self.encoder_embed = embed(encoder["width"], encoder["dtype"])
+    self.encoder_position = st_transformer.GridPosition(self.grid)
+    self.action_token = self.param(
+        "action_token",
+        initializers.labelled(nn.initializers.normal(1.0), ("embed",)),
+        (encoder["width"],), jnp.float32)
+    self.encoder_stack = st_transformer.STTransformer(**encoder)
+    self.to_code = initializers.Projection(
+        (self.code_dim,), (None,), bias=True, dtype=jnp.float32)
+    self.codes = quantizer.Codebook(
+        self.num_latent_actions, self.code_dim, self.unit_norm)
+    self.from_code = initializers.Projection(
+        (decoder["width"],), ("embed",), input_axes=(None,),
+        scale=self.code_dim ** 0.5 if self.unit_norm else 1.0,
+        dtype=jnp.dtype(decoder["dtype"]))
+    self.decoder_embed = embed(decoder["width"], decoder["dtype"])
+    self.decoder_position = st_transformer.GridPosition(self.grid)
+    self.decoder_stack = st_transformer.STTransformer(**decoder)
+    self.to_pixels = initializers.Projection(
+        (values,), (None,), bias=True, dtype=jnp.float32,
+        scale=0.1 if self.predict == "change" else 1.0)
+
+  def __call__(self, frames: jax.Array) -> Prediction:
+    """Infers actions and predicts frames: float [B, T, H, W, C] in [0, 1]."""
+    chex.assert_rank(frames, 5)
+    frames = patches.shrink(frames, self.shrink)
+    quantized = self.codes(self._encode(frames))  # [B, T-1]
+    return Prediction(
+        frames=self._decode(frames[:, :-1], quantized.vectors),
+        targets=frames[:, 1:],
+        latent_actions=quantized.codes,
+        quantized=quantized)
+
+  def encode(self, frames: jax.Array) -> jax.Array:
+    """Returns latent actions, int32 [B, T-1], of frames [B, T, H, W, C]."""
+    return self.codes(self._encode(patches.shrink(frames, self.shrink))).codes
+
+  def decode(self, frames: jax.Array, latent_actions: jax.Array) -> jax.Array:
+    """Predicts each frame's successor under an action.
+
+    Args:
+      frames: float [B, T, H, W, C] in [0, 1].
+      latent_actions: int32 [B, T]; action t leads from frame t to t + 1.
+
+    Returns:
+      float32 [B, T, H / shrink, W / shrink, C]; position t sees frames and
+      actions 1..t.
+    """
+    frames = patches.shrink(frames, self.shrink)
+    return self._decode(frames, self.codes.lookup(latent_actions))
+
+  def _encode(self, frames: jax.Array) -> jax.Array:
+    x = patches.patchify(frames, self.patch)  # [B, T, N, P]
+    x = self.encoder_position(self.encoder_embed(2 * x - 1))
+    token = jnp.broadcast_to(
+        self.action_token.astype(x.dtype), (*x.shape[:2], 1, x.shape[-1]))
+    x, _ = self.encoder_stack(jnp.concatenate([token, x], axis=2))
+    return self.to_code(x[:, 1:, 0])  # [B, T-1, E]
+
+  def _decode(self, frames: jax.Array, vectors: jax.Array) -> jax.Array:
+    seen = patches.patchify(frames, self.patch)
+    x = self.decoder_position(self.decoder_embed(2 * seen - 1))
+    action = self.from_code(vectors)[:, :, None]  # [B, T, 1, D]
+    if self.actions_enter == "add":
+      x, _ = self.decoder_stack(x + action)
+    else:
+      x, _ = self.decoder_stack(jnp.concatenate([action, x], axis=2))
+      x = x[:, :, 1:]
+    logits = self.to_pixels(x)  # [B, T, N, P]
+    if self.predict == "change":
+      seen = seen.clip(_EDGE, 1 - _EDGE)
+      logits += jnp.log(seen) - jnp.log1p(-seen)
+    return patches.unpatchify(
+        jax.nn.sigmoid(logits), self.rows, self.columns, self.patch)

@@ -1,0 +1,111 @@
+"""Video tokenizer: a space-time VQ-VAE, causal in time (Genie, section 2.1).
+
+Shapes:
+  h, w  token grid; N = h * w       E  width of a code
+  P     pixel values in one patch   V  codes
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from genie_jax.nn import initializers, patches, quantizer, st_transformer
+
+
+@flax.struct.dataclass
+class Reconstruction:
+  """Frames after a round trip through tokens.
+
+  Attributes:
+    frames: float32 [B, T, H, W, C] in [0, 1].
+    tokens: int32 [B, T, h, w].
+    quantized: The quantizer's losses and inputs.
+  """
+  frames: jax.Array
+  tokens: jax.Array
+  quantized: quantizer.Quantized
+
+
+class Tokenizer(nn.Module):
+  """Turns frames into a grid of codes and back.
+
+  Both halves are causal in time: the code of frame t depends on frames up to
+  t (ST-ViViT), so it also depends on where the clip began.
+
+  Attributes:
+    height: H.
+    width: W.
+    channels: C.
+    patch: Side of a token's square in pixels.
+    num_codes: V.
+    code_dim: E.
+    encoder: Fields of the encoder's `STTransformer`.
+    decoder: Fields of the decoder's.
+    unit_norm: Whether codes have length 1.
+  """
+  height: int
+  width: int
+  channels: int
+  patch: int
+  num_codes: int
+  code_dim: int
+  encoder: Any
+  decoder: Any
+  unit_norm: bool = True
+
+  def setup(self):
+    encoder, decoder = dict(self.encoder), dict(self.decoder)
+    self.grid = patches.grid(self.height, self.width, self.patch)
+    self.patch_values = patches.patch_dim(self.patch, self.channels)
+    self.embed = initializers.Projection(
+        (encoder["width"],), ("embed",), input_axes=(None,), bias=True,
+        dtype=jnp.dtype(encoder["dtype"]))
+    self.encoder_position = st_transformer.GridPosition(self.grid)
+    self.encoder_stack = st_transformer.STTransformer(**encoder)
+    self.to_code = initializers.Projection(
+        (self.code_dim,), (None,), bias=True, dtype=jnp.float32)
+    self.codes = quantizer.Codebook(
+        self.num_codes, self.code_dim, self.unit_norm)
+    self.from_code = initializers.Projection(
+        (decoder["width"],), ("embed",), input_axes=(None,), bias=True,
+        scale=self.code_dim ** 0.5 if self.unit_norm else 1.0,
+        dtype=jnp.dtype(decoder["dtype"]))
+    self.decoder_position = st_transformer.GridPosition(self.grid)
+    self.decoder_stack = st_transformer.STTransformer(**decoder)
+    self.to_pixels = initializers.Projection(
+        (self.patch_values,), (None,), bias=True, dtype=jnp.float32)
+
+  def __call__(self, frames: jax.Array) -> Reconstruction:
+    """Encodes and decodes frames: float [B, T, H, W, C] in [0, 1]."""
+    quantized = self.codes(self._encode(frames))
+    return Reconstruction(
+        frames=self._decode(quantized.vectors),
+        tokens=self._to_grid(quantized.codes),
+        quantized=quantized)
+
+  def encode(self, frames: jax.Array) -> jax.Array:
+    """Returns tokens, int32 [B, T, h, w], of frames [B, T, H, W, C]."""
+    return self._to_grid(self.codes(self._encode(frames)).codes)
+
+  def decode(self, tokens: jax.Array) -> jax.Array:
+    """Returns frames, float32 [B, T, H, W, C], of tokens [B, T, h, w]."""
+    b, t = tokens.shape[:2]
+    return self._decode(self.codes.lookup(tokens.reshape(b, t, -1)))
+
+  def _encode(self, frames: jax.Array) -> jax.Array:
+    x = patches.patchify(frames, self.patch)  # [B, T, N, P]
+    x = self.encoder_position(self.embed(2 * x - 1))
+    x, _ = self.encoder_stack(x)
+    return self.to_code(x)  # [B, T, N, E]
+
+  def _decode(self, vectors: jax.Array) -> jax.Array:
+    x = self.decoder_position(self.from_code(vectors))
+    x, _ = self.decoder_stack(x)
+    pixels = jax.nn.sigmoid(self.to_pixels(x))  # [B, T, N, P]
+    return patches.unpatchify(pixels, self.height, self.width, self.patch)
+
+  def _to_grid(self, codes: jax.Array) -> jax.Array:
+    return codes.reshape(*codes.shape[:2], *self.grid)

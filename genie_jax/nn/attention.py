@@ -1,0 +1,183 @@
+"""Attention over the tokens of a frame, or over the frames of a place.
+
+Shapes:
+  L  attended length            H  attention heads
+  D  width of the residual      K  width of one head
+"""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import ad_checkpoint
+
+from genie_jax.nn import initializers, norms
+
+# Wavelengths of the rotary pairs run from 2 pi to about this many frames; a
+# window has 16, so the usual 10,000 would leave most pairs nearly still.
+_ROTARY_BASE = 100.0
+
+# Large enough to vanish after the softmax, small enough to stay finite.
+_MASKED = -1e30
+
+
+def space_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array
+) -> jax.Array:
+  """Softmax attention of all tokens of a frame to one another.
+
+  Args:
+    query: [..., N, H, K].
+    key: [..., N, H, K].
+    value: [..., N, H, K].
+
+  Returns:
+    [..., N, H, K] in the dtype of `value`; scores are float32.
+  """
+  chex.assert_equal_shape([query, key, value])
+  scores = jnp.einsum(
+      "...qhk,...lhk->...hql", query, key,
+      preferred_element_type=jnp.float32)  # [..., H, N, N]
+  scores *= query.shape[-1] ** -0.5
+  weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+  return jnp.einsum("...hql,...lhk->...qhk", weights, value)
+
+
+def time_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    attention_mask: jax.Array,
+) -> jax.Array:
+  """Softmax attention over frames, at each place by itself.
+
+  Frames stay on their axis: the callers' arrays need no transpose.
+
+  Args:
+    query: [B, Tq, N, H, K].
+    key: [B, Tk, N, H, K].
+    value: [B, Tk, N, H, K].
+    attention_mask: bool [Tq, Tk]; True where attention is allowed.
+
+  Returns:
+    [B, Tq, N, H, K] in the dtype of `value`.
+  """
+  chex.assert_equal_shape([key, value])
+  scores = jnp.einsum(
+      "bqnhk,btnhk->bnhqt", query, key, preferred_element_type=jnp.float32)
+  scores = jnp.where(
+      attention_mask, scores * query.shape[-1] ** -0.5, _MASKED)
+  weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+  return jnp.einsum("bnhqt,btnhk->bqnhk", weights, value)
+
+
+def rotate(x: jax.Array, positions: jax.Array) -> jax.Array:
+  """Turns pairs of channels by an angle proportional to the position.
+
+  Scores then depend on the distance of two frames and not on where the window
+  begins (RoPE, arXiv:2104.09864), so a window can slide over a rollout and
+  kept keys stay valid; a table of learned positions could do neither.
+
+  Args:
+    x: [B, L, N, H, K] with K even.
+    positions: [L], float or integer.
+
+  Returns:
+    [B, L, N, H, K], same dtype.
+  """
+  half = x.shape[-1] // 2
+  frequency = _ROTARY_BASE ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  angle = positions.astype(jnp.float32)[:, None, None, None] * frequency
+  sin, cos = jnp.sin(angle), jnp.cos(angle)
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  turned = jnp.concatenate(
+      [first * cos - second * sin, second * cos + first * sin], axis=-1)
+  return turned.astype(x.dtype)
+
+
+def causal_mask(
+    queries: jax.Array, keys: jax.Array, window: int = 0
+) -> jax.Array:
+  """Allows a query to see keys at its own position and before.
+
+  Args:
+    queries: [Lq] positions.
+    keys: [Lk] positions; a negative one is never seen.
+    window: How many positions are seen, the query's own included; 0 for all.
+
+  Returns:
+    bool [Lq, Lk].
+  """
+  distance = queries[:, None] - keys[None, :]
+  seen = (distance >= 0) & (keys[None, :] >= 0)
+  if window:
+    seen &= distance < window
+  return seen
+
+
+class Attention(nn.Module):
+  """Multi-head self-attention, in space (all to all) or in time (causal).
+
+  Queries and keys are normalised (QK norm; Genie, section 2.1, for the
+  dynamics model) so that scores stay bounded in bfloat16.
+
+  Attributes:
+    num_heads: H.
+    head_dim: K.
+    causal: True for attention in time: causal, with rotary positions.
+    window: Frames seen in time, the own one included; 0 for all.
+    output_scale: Factor on the standard deviation of the output projection.
+    dtype: Dtype of the activations.
+  """
+  num_heads: int
+  head_dim: int
+  causal: bool
+  window: int = 0
+  output_scale: float = 1.0
+  dtype: jnp.dtype = jnp.bfloat16
+
+  @nn.compact
+  def __call__(
+      self,
+      x: jax.Array,
+      positions: jax.Array | None = None,
+      cache: tuple[jax.Array, jax.Array] | None = None,
+      cached_positions: jax.Array | None = None,
+  ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+    """Attends from x to itself and, in time, to the cache before it.
+
+    Args:
+      x: [B, T, N, D].
+      positions: [T] frame numbers; in time only.
+      cache: Keys and values of earlier frames, each [B, Tc, N, H, K].
+      cached_positions: [Tc] frame numbers of the cache; negative where empty.
+
+    Returns:
+      [B, T, N, D], and in time this call's own keys and values
+      [B, T, N, H, K] for a cache (None in space).
+    """
+    shape = (self.num_heads, self.head_dim)
+    qkv = initializers.Projection(
+        (3, *shape), (None, "heads", "head_dim"), dtype=self.dtype,
+        name="qkv")(x)  # [B, T, N, 3, H, K]
+    query, key, value = (qkv[..., i, :, :] for i in range(3))
+    query = norms.RMSNorm(dtype=self.dtype, name="query_norm")(query)
+    key = norms.RMSNorm(dtype=self.dtype, name="key_norm")(key)
+    own = None
+    if self.causal:
+      query, key = rotate(query, positions), rotate(key, positions)
+      own = (key, value)
+      keys_at = positions
+      if cache is not None:
+        key = jnp.concatenate([cache[0], key], axis=1)
+        value = jnp.concatenate([cache[1], value], axis=1)
+        keys_at = jnp.concatenate([cached_positions, positions])
+      mixed = time_attention(
+          query, key, value, causal_mask(positions, keys_at, self.window))
+    else:
+      mixed = space_attention(query, key, value)
+    mixed = ad_checkpoint.checkpoint_name(mixed, "attention")
+    out = initializers.Projection(
+        (x.shape[-1],), ("embed",), inputs=2, input_axes=("heads", "head_dim"),
+        scale=self.output_scale, dtype=self.dtype, name="out")(mixed)
+    return out, own

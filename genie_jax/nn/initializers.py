@@ -1,0 +1,68 @@
+"""Parameters with logical axis names, and the projection all layers use."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from genie_jax.sharding import rules
+
+
+def labelled(
+    init: nn.initializers.Initializer, axes: Sequence[str | None]
+) -> nn.initializers.Initializer:
+  """Returns `init` whose array carries logical axis names."""
+  return nn.with_logical_partitioning(init, tuple(axes))
+
+
+class Projection(nn.Module):
+  """A linear map of the last axes, as one einsum with a named kernel.
+
+  Attributes:
+    shape: Shape of the output axes.
+    axes: Logical names of the output axes.
+    inputs: How many of the last axes of the input are contracted.
+    input_axes: Logical names of the contracted axes.
+    scale: Factor on the standard deviation of the fan-in initialiser; 0 makes
+      the layer start as zero.
+    bias: Whether to add a bias.
+    dtype: Dtype of the product.
+  """
+  shape: tuple[int, ...]
+  axes: tuple[str | None, ...]
+  inputs: int = 1
+  input_axes: tuple[str | None, ...] = ("embed",)
+  scale: float = 1.0
+  bias: bool = False
+  dtype: Any = jnp.bfloat16
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps x: [..., *inputs] to [..., *shape]."""
+    contracted = x.shape[-self.inputs:]
+    deviation = self.scale / np.sqrt(np.prod(contracted))
+    kernel = self.param(
+        "kernel",
+        labelled(
+            nn.initializers.normal(deviation), (*self.input_axes, *self.axes)),
+        (*contracted, *self.shape), jnp.float32)
+    lead = x.shape[:-self.inputs]
+    x = x.astype(self.dtype)
+    kernel = kernel.astype(self.dtype)
+    if rules.is_split():
+      y = jnp.tensordot(x, kernel, self.inputs)
+    else:
+      # One flat matrix product: on a CPU the gradient of the general one is
+      # 2.5 times slower. Split axes cannot be merged without moving data.
+      rows = x.reshape(np.prod(lead, dtype=int), -1)
+      y = (rows @ kernel.reshape(rows.shape[-1], -1)).reshape(
+          *lead, *self.shape)
+    if self.bias:
+      bias = self.param(
+          "bias", labelled(nn.initializers.zeros, self.axes), self.shape,
+          jnp.float32)
+      y += bias.astype(self.dtype)
+    return y

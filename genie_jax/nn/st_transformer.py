@@ -1,0 +1,223 @@
+"""Space-time transformer (Genie, section 2).
+
+Shapes:
+  B  clips in the batch         N  tokens in one frame (h * w)
+  T  frames in one clip         D  width of the residual stream
+  H  attention heads            K  width of one head
+  Y  layers
+"""
+
+from typing import Any
+
+import chex
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import ad_checkpoint
+
+from genie_jax.nn import attention, initializers, norms
+from genie_jax.sharding import rules
+
+REMAT_POLICIES = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names("attention"),
+    "attention_mlp": jax.checkpoint_policies.save_only_these_names(
+        "attention", "mlp_hidden"),
+}
+
+_BY_FRAME = ("act_batch", "act_time", None, "act_embed")
+_BY_PLACE = ("act_batch", None, "act_space", "act_embed")
+
+
+@flax.struct.dataclass
+class Cache:
+  """Keys and values of the frames that attention in time has seen.
+
+  Attributes:
+    key: [Y, B, Tc, N, H, K].
+    value: [Y, B, Tc, N, H, K].
+    positions: int32 [Tc], the frame number of each slot; -1 where empty.
+  """
+  key: jax.Array
+  value: jax.Array
+  positions: jax.Array
+
+  def write(self, own: tuple[jax.Array, jax.Array], slot, position) -> "Cache":
+    """Returns a cache with one frame's keys and values in `slot`.
+
+    Args:
+      own: Keys and values [Y, B, 1, N, H, K].
+      slot: int32 scalar, where in Tc.
+      position: int32 scalar, the frame's number.
+    """
+    put = lambda all_, one: jax.lax.dynamic_update_slice_in_dim(
+        all_, one.astype(all_.dtype), slot, axis=2)
+    return Cache(
+        put(self.key, own[0]), put(self.value, own[1]),
+        self.positions.at[slot].set(position))
+
+
+class STBlock(nn.Module):
+  """Attention within each frame, then causally across frames, then one MLP.
+
+  One MLP after both attentions, not one after each: Genie (section 2) drops
+  the post-spatial MLP to spend those parameters elsewhere.
+  """
+  num_heads: int
+  head_dim: int
+  mlp_dim: int
+  window: int = 0
+  output_scale: float = 1.0
+  dtype: Any = jnp.bfloat16
+
+  @nn.compact
+  def __call__(
+      self, x: jax.Array, cache, positions, cached_positions
+  ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Mixes x: [B, T, N, D] in space and in time.
+
+    Args:
+      x: [B, T, N, D].
+      cache: This layer's keys and values [B, Tc, N, H, K], or None.
+      positions: int32 [T] frame numbers.
+      cached_positions: int32 [Tc] frame numbers of the cache, or None.
+
+    Returns:
+      x in the same shape and dtype, and its keys and values in time.
+    """
+    chex.assert_rank(x, 4)
+    norm = lambda name: norms.RMSNorm(dtype=self.dtype, name=name)
+    attend = lambda causal, name: attention.Attention(
+        self.num_heads, self.head_dim, causal, self.window if causal else 0,
+        self.output_scale, self.dtype, name=name)
+
+    # Frames are split among chips for attention in space, places for
+    # attention in time: one all-to-all each way.
+    x = rules.constrain(x, _BY_FRAME)
+    mixed, _ = attend(False, "space")(norm("space_norm")(x))
+    x = rules.constrain(x + mixed, _BY_PLACE)
+    mixed, own = attend(True, "time")(
+        norm("time_norm")(x), positions, cache, cached_positions)
+    x += mixed
+    return x + self._mlp(norm("mlp_norm")(x)), own
+
+  def _mlp(self, x: jax.Array) -> jax.Array:
+    hidden = initializers.Projection(
+        (self.mlp_dim,), ("mlp",), dtype=self.dtype, name="mlp_in")(x)
+    hidden = jax.nn.gelu(hidden)
+    hidden = rules.constrain(
+        hidden, ("act_batch", None, "act_space", "act_mlp"))
+    hidden = ad_checkpoint.checkpoint_name(hidden, "mlp_hidden")
+    return initializers.Projection(
+        (x.shape[-1],), ("embed",), input_axes=("mlp",),
+        scale=self.output_scale, dtype=self.dtype, name="mlp_out")(hidden)
+
+
+class STTransformer(nn.Module):
+  """A stack of space-time blocks with a norm at its end.
+
+  Layers are scanned, so that compile time does not grow with depth, and
+  recomputed in the backward pass as `remat` says.
+
+  Attributes:
+    num_layers: Y.
+    width: D.
+    num_heads: H.
+    head_dim: K.
+    mlp_dim: Width of the MLP's hidden layer.
+    window: Frames that attention in time may see, the own one included; 0
+      for all.
+    remat: A name in REMAT_POLICIES: what the backward pass finds saved.
+    unroll: Layers in one turn of the scan's loop; all of them makes a small
+      model faster on a CPU (a quarter of a training step was seen).
+    dtype: Name of the dtype of the activations.
+  """
+  num_layers: int
+  width: int
+  num_heads: int
+  head_dim: int
+  mlp_dim: int
+  window: int = 0
+  remat: str = "none"
+  unroll: int = 1
+  dtype: str = "bfloat16"
+
+  @nn.compact
+  def __call__(
+      self, x: jax.Array, cache: Cache | None = None, first: Any = 0
+  ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Runs the stack.
+
+    Args:
+      x: [B, T, N, D].
+      cache: Frames before x that attention in time also sees.
+      first: int32 scalar, the frame number of x[:, 0].
+
+    Returns:
+      [B, T, N, D] after a last norm, and the keys and values in time of x,
+      each [Y, B, T, N, H, K] (dead code unless someone uses them).
+    """
+    dtype = jnp.dtype(self.dtype)
+    block = STBlock
+    if self.remat != "none":
+      block = nn.remat(
+          block, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+    layers = nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(0, nn.broadcast, nn.broadcast),
+        length=self.num_layers,
+        unroll=self.unroll,
+        metadata_params={nn.PARTITION_NAME: "layers"})(
+            self.num_heads, self.head_dim, self.mlp_dim, self.window,
+            # Three sums a layer enter the stream; their variance stays 1.
+            (3 * self.num_layers) ** -0.5, dtype, name="layers")
+    positions = first + jnp.arange(x.shape[1], dtype=jnp.int32)
+    pair = None if cache is None else (cache.key, cache.value)
+    at = None if cache is None else cache.positions
+    x, own = layers(x.astype(dtype), pair, positions, at)
+    return norms.RMSNorm(dtype=dtype, name="norm")(x), own
+
+
+def empty_cache(
+    fields: Any, num_clips: int, num_tokens: int, slots: int
+) -> Cache:
+  """Returns a cache with room for frames, all slots empty.
+
+  Args:
+    fields: The fields of the `STTransformer` that will fill it.
+    num_clips: B.
+    num_tokens: N.
+    slots: Tc, how many frames it holds.
+  """
+  shape = (fields["num_layers"], num_clips, slots, num_tokens,
+           fields["num_heads"], fields["head_dim"])
+  dtype = jnp.dtype(fields["dtype"])
+  return Cache(
+      jnp.zeros(shape, dtype), jnp.zeros(shape, dtype),
+      jnp.full((slots,), -1, jnp.int32))
+
+
+class GridPosition(nn.Module):
+  """Adds a learned vector for the row and one for the column of each token.
+
+  Frames never change size within a world, so places need not be relative as
+  frames do.
+  """
+  grid: tuple[int, int]
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Adds positions to x: [B, T, h * w, D]."""
+    h, w = self.grid
+    table = lambda name, count: self.param(
+        name, initializers.labelled(
+            nn.initializers.normal(0.02), (None, "embed")),
+        (count, x.shape[-1]), jnp.float32)
+    place = (table("row_position", h)[:, None] +
+             table("column_position", w)[None])  # [h, w, D]
+    return x + place.reshape(h * w, -1).astype(x.dtype)

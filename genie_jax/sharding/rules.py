@@ -1,0 +1,137 @@
+"""Logical axis names and the one table that maps them to mesh axes.
+
+Models name what a dimension is ("embed"), never where it lives ("fsdp"), so
+one edit of this table lays every model out anew. The four mesh axes are
+
+  data    replicas of the parameters, across slices first
+  fsdp    parameters and optimizer state split over replicas (ZeRO-3)
+  tensor  heads, MLP columns and vocabulary split inside a layer
+  frame   T split inside spatial layers, N split inside temporal ones, so that
+          more chips than clips can work on a batch
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+from jax.sharding import PartitionSpec
+
+from genie_jax.core import errors
+
+MESH_AXES = ("data", "fsdp", "tensor", "frame")
+
+# Mesh axes that split the clips of a batch.
+BATCH_AXES = ("data", "fsdp")
+
+RULES: dict[str, tuple[str, ...]] = {
+    # Weights.
+    "layers": (),  # scanned: every device runs every layer
+    "embed": ("fsdp",),
+    "mlp": ("tensor",),
+    "heads": ("tensor",),
+    "head_dim": (),
+    "norm": (),  # a few kB; gathering them would cost more than they save
+    "vocab": ("tensor",),
+    "table": (),  # rows that are looked up: a split table is gathered whole
+    # Activations.
+    "act_batch": BATCH_AXES,
+    "act_time": ("frame",),
+    "act_space": ("frame",),
+    "act_embed": (),
+    "act_heads": ("tensor",),
+    "act_mlp": ("tensor",),
+}
+
+
+def spec(axes: Sequence[str | None]) -> PartitionSpec:
+  """Returns the partition spec of an array with these logical axes.
+
+  Args:
+    axes: One logical name for each dimension; None where it is never split.
+
+  Raises:
+    ValueError: A name is not in the table, or two names want one mesh axis,
+      of which silently dropping one would hide a slow layout.
+  """
+  entries = []
+  owner: dict[str, str] = {}
+  for name in axes:
+    if name is None:
+      entries.append(None)
+      continue
+    if name not in RULES:
+      raise ValueError(
+          f"Unknown logical axis {name!r} in {tuple(axes)}"
+          f"{errors.closest(name, RULES)}; the table is "
+          "genie_jax.sharding.rules.RULES.")
+    for mesh_axis in RULES[name]:
+      if mesh_axis in owner:
+        raise ValueError(
+            f"Logical axes {owner[mesh_axis]!r} and {name!r} of {tuple(axes)} "
+            f"both map to mesh axis {mesh_axis!r}; name None for the one that "
+            "is not split here.")
+      owner[mesh_axis] = name
+    entries.append(RULES[name] or None)
+  return PartitionSpec(*entries)
+
+
+def check_divides(
+    shape: Sequence[int],
+    axes: Sequence[str | None],
+    sizes: Mapping[str, int],
+    what: str,
+) -> None:
+  """Raises unless each named dimension splits evenly over its mesh axes.
+
+  XLA would quietly split such a dimension less, and replicate the work.
+
+  Args:
+    shape: The array's shape.
+    axes: Its logical axes, of the same length.
+    sizes: Mesh axis name to its number of devices.
+    what: How the message calls the array.
+  """
+  if len(shape) != len(axes):
+    raise ValueError(
+        f"{what} has shape {tuple(shape)} but {len(axes)} logical axes "
+        f"{tuple(axes)}; name every dimension.")
+  spec(axes)
+  for dim, (size, name) in enumerate(zip(shape, axes)):
+    mesh_axes = RULES[name] if name else ()
+    ways = math.prod(sizes[mesh_axis] for mesh_axis in mesh_axes)
+    if size % ways:
+      raise errors.UserError(
+          f"Dimension {dim} ({name!r}) of {what} is {size}, which does not "
+          f"split over {ways} devices of mesh axes {mesh_axes}; change that "
+          "size or config.mesh.")
+
+
+def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
+  """Asks for the layout that the table gives to an activation.
+
+  The names are checked even where no mesh is set and nothing is constrained,
+  so that a misspelt axis fails on a laptop and not first on a pod.
+
+  Args:
+    x: Any array, inside a jitted function.
+    axes: One logical name or None for each dimension of `x`.
+
+  Returns:
+    `x`, constrained when a mesh is set.
+  """
+  layout = spec(axes)
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return x
+  check_divides(x.shape, axes, mesh.shape, "an activation")
+  return jax.lax.with_sharding_constraint(x, layout)
+
+
+def is_split() -> bool:
+  """Returns whether the mesh in force splits arrays over devices.
+
+  Reads what is set while a function is traced, as `constrain` does; a layer
+  may choose a formulation by it that suits one device or many.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  return not mesh.empty and mesh.size > 1
