@@ -70,7 +70,8 @@ def load(path: files.PathLike) -> tuple[Tree, dict[str, str]]:
         f"{path} does not exist; give the folder of a saved model.")
   try:
     with safetensors.safe_open(path, "np") as file:
-      flat = {name: file.get_tensor(name) for name in file.keys()}
+      names = file.keys()  # The file itself cannot be iterated over.
+      flat = {name: file.get_tensor(name) for name in names}
       metadata = file.metadata() or {}
   except (safetensors.SafetensorError, ValueError) as error:
     raise errors.UserError(

@@ -102,7 +102,7 @@ def _override(
   if isinstance(old, ml_collections.ConfigDict):
     raise errors.UserError(
         f"config.{name} is a group of fields; set one of them, for example "
-        f"--config.{name}.{next(iter(old), 'field')}=value.")
+        f"--config.{name}.{next(iter(_field_names(old)), 'field')}=value.")
   try:
     node[field] = _parse(text, old)
   except (TypeError, ValueError, SyntaxError) as error:
@@ -120,6 +120,8 @@ def _parse(text: str, old: Any) -> Any:
       raise ValueError(text)
     return text.lower() == "true"
   value = ast.literal_eval(text)
+  if isinstance(value, bool) and isinstance(old, (int, float)):
+    raise ValueError(text)  # Python counts True as 1; a user does not.
   if isinstance(old, float):
     return float(value)
   if isinstance(old, int):

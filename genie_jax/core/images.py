@@ -2,11 +2,12 @@
 
 import io
 import pathlib
+import struct
+import warnings
 from collections.abc import Mapping, Sequence
 
 import av
 import numpy as np
-import PIL
 from PIL import Image, ImageDraw, ImageFont
 
 from genie_jax.core import errors, files
@@ -39,7 +40,11 @@ def load_prompt(
   """
   path = pathlib.Path(path)
   try:
-    with Image.open(path) as picture:
+    with warnings.catch_warnings():
+      # Pillow's warning would come before our own, clearer refusal.
+      warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+      opened = Image.open(path)
+    with opened as picture:
       columns, rows = picture.size
       if rows * columns > _MAX_PIXELS:
         raise errors.UserError(
@@ -50,8 +55,11 @@ def load_prompt(
   except FileNotFoundError as error:
     raise errors.UserError(
         f"{path} does not exist; give a picture to start from.") from error
-  except (PIL.UnidentifiedImageError, OSError, SyntaxError,
-          Image.DecompressionBombError) as error:
+  except errors.UserError:
+    raise
+  except (OSError, SyntaxError, ValueError, RuntimeError, EOFError,
+          struct.error, Image.DecompressionBombError) as error:
+    # What Pillow's decoders raise for damaged files differs by format.
     raise errors.UserError(
         f"{path} is not a picture that can be read ({error}); give a PNG, "
         "JPEG, WebP or GIF file.") from error
@@ -69,7 +77,8 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
   if picture.mode.startswith("I;16") or picture.mode == "I":
     values = np.asarray(picture, np.float64)
     top = 65535.0 if values.max() > 255 else 255.0
-    picture = Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8))
+    values = (values / top * 255).clip(0, 255)
+    picture = Image.fromarray(values.astype(np.uint8))
   elif picture.mode == "F":
     values = np.nan_to_num(np.asarray(picture, np.float64))
     picture = Image.fromarray(values.clip(0, 255).astype(np.uint8))

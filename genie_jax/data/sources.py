@@ -182,6 +182,8 @@ class TokenSource(Source):
     num_frames: T; None for all frames of a record. A prefix is all that may
       be taken: the codes of a frame depend on where encoding began.
     keys: Which arrays to read; None for all of them.
+    merge_aliases: Whether to turn a true action that does exactly the same
+      as another into that one, as the manifest says.
 
   Raises:
     UserError: No such folder or split, a damaged shard, records shorter than
@@ -191,6 +193,7 @@ class TokenSource(Source):
   def __init__(
       self, folder: files.PathLike, split: str,
       num_frames: int | None = None, keys: Sequence[str] | None = None,
+      merge_aliases: bool = False,
   ):
     self.manifest = manifests.Manifest.read(folder)
     _needs_kind(self.manifest, "tokens", "genie tokenize")
@@ -217,6 +220,11 @@ class TokenSource(Source):
                 *arrays[name].shape[1:]),
                np.uint8 if name == "frames" else np.int32)
         for name in keys}
+    self._merged = None
+    if merge_aliases and "actions" in keys and self.manifest.num_actions:
+      self._merged = np.arange(self.manifest.num_actions, dtype=np.int32)
+      for action, same in self.manifest.action_aliases.items():
+        self._merged[int(action)] = int(same)
 
   def __len__(self) -> int:
     return self._ends[-1]
@@ -237,5 +245,7 @@ class TokenSource(Source):
       arrays, meta = self._readers[shard].read([index - before])[0]
       for name, (shape, _) in self._layout.items():
         out[name][row] = arrays[name][:shape[0]]
+      if self._merged is not None:
+        out["actions"][row] = self._merged[out["actions"][row]]
       out["source"][row], out["start"][row] = meta["source"], meta["start"]
     return out

@@ -1,5 +1,6 @@
 """Models from their configs: the one place that reads `world` and `model`."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,11 @@ from genie_jax.nn import patches, st_transformer
 
 Config = Mapping[str, Any]
 
+_WORLD = (
+    "num_frames", "height", "width", "channels", "token_patch", "num_codes",
+    "num_latent_actions")
+_DTYPES = ("bfloat16", "float32")  # Of activations; weights are float32.
+
 
 def tokenizer(config: Config) -> tokenizer_lib.Tokenizer:
   """Builds the tokenizer of a config with `world` and `model`.
@@ -20,6 +26,7 @@ def tokenizer(config: Config) -> tokenizer_lib.Tokenizer:
     UserError: A field is missing, unknown or out of range.
   """
   world, model = _read(config, ("encoder", "decoder"))
+  _one_of(model, "start", ("random", "cosine"))
   return _make(tokenizer_lib.Tokenizer, dict(
       height=world["height"], width=world["width"],
       channels=world["channels"], patch=world["token_patch"],
@@ -70,12 +77,27 @@ def _read(
     config: Config, stacks: tuple[str, ...]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   config = config_lib.to_dict(config)
+  for name in ("world", "model"):
+    if not isinstance(config.get(name), dict):
+      raise errors.UserError(f"config.{name} is missing; it is a group.")
   world, model = config["world"], config["model"]
+  for name in _WORLD:
+    if not isinstance(world.get(name), int) or world[name] < 1:
+      raise errors.UserError(
+          f"config.world.{name}={world.get(name)!r} must be a positive whole "
+          "number.")
   for name in stacks:
     if name not in model:
       raise errors.UserError(
           f"config.model has no {name!r}; it holds the fields of a "
           "space-time transformer.")
+    _check_fields(
+        f"config.model.{name}", st_transformer.STTransformer, model[name])
+    if "dtype" not in model[name]:
+      raise errors.UserError(
+          f"config.model.{name}.dtype is missing; give one of "
+          f"{', '.join(_DTYPES)}.")
+    _one_of(model[name], "dtype", _DTYPES)
     policies = st_transformer.REMAT_POLICIES
     _one_of(model[name], "remat", tuple(policies))
     if model[name]["head_dim"] % 2:
@@ -94,9 +116,20 @@ def _one_of(fields: Config, name: str, known: tuple[str, ...]) -> None:
 
 
 def _make(module: type, fields: dict[str, Any]) -> Any:
-  unknown = sorted(set(fields) - set(module.__dataclass_fields__))
-  if unknown:
-    raise errors.UserError(
-        f"config.model.{unknown[0]} is no field of {module.__name__}"
-        f"{errors.closest(unknown[0], module.__dataclass_fields__)}.")
+  _check_fields("config.model", module, fields)
   return module(**fields)
+
+
+def _check_fields(where: str, module: type, fields: Config) -> None:
+  """Raises unless `fields` are a module's: none unknown, none missing."""
+  known = {
+      field.name: field for field in dataclasses.fields(module)
+      if field.name not in ("parent", "name")}
+  for name in sorted(set(fields) - set(known)):
+    raise errors.UserError(
+        f"{where}.{name} is no field of {module.__name__}"
+        f"{errors.closest(name, known)}; its fields are {', '.join(known)}.")
+  for name, field in known.items():
+    if name not in fields and field.default is dataclasses.MISSING:
+      raise errors.UserError(
+          f"{where}.{name} is missing; {module.__name__} needs it.")

@@ -31,12 +31,16 @@ class Dynamics(nn.Module):
     transformer: Fields of the `STTransformer`.
     actions_enter: "add" for additive embeddings (the paper's choice) or
       "prepend" for a token of its own beside the frame's.
+    last_frame: Whether position t also gets the tokens of frame t - 1, which
+      are the inputs of the paper's text. Attention in time finds them too,
+      but only after a layer and after many steps of training.
   """
   grid: tuple[int, int]
   num_codes: int
   num_latent_actions: int
   transformer: Any
   actions_enter: str = "add"
+  last_frame: bool = False
 
   def setup(self):
     fields = dict(self.transformer)
@@ -51,6 +55,11 @@ class Dynamics(nn.Module):
     self.action_embedding = table(
         "action_embedding", self.num_latent_actions + 1,
         ("table", "embed"), 1.0)
+    if self.last_frame:
+      self.last_frame_scale = self.param(
+          "last_frame_scale",
+          initializers.labelled(nn.initializers.ones, ("norm",)),
+          (width,), jnp.float32)
     self.position = st_transformer.GridPosition(self.grid)
     self.stack = st_transformer.STTransformer(**fields)
     self.to_logits = initializers.Projection(
@@ -79,7 +88,7 @@ class Dynamics(nn.Module):
     chex.assert_shape(latent_actions, (tokens.shape[0], tokens.shape[1] - 1))
     incoming = jnp.pad(
         latent_actions, ((0, 0), (1, 0)), constant_values=self.no_action)
-    logits, _ = self._run(tokens, incoming, hidden, None, 0)
+    logits, _ = self._run(tokens, incoming, hidden, None, 0, None)
     return logits
 
   def step(
@@ -87,8 +96,9 @@ class Dynamics(nn.Module):
       tokens: jax.Array,
       incoming: jax.Array,
       hidden: jax.Array,
-      cache: st_transformer.Cache,
-      position: jax.Array,
+      cache: st_transformer.Cache | None,
+      position: jax.Array | int,
+      last: jax.Array | None = None,
   ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Scores frames that follow those in a cache.
 
@@ -99,11 +109,14 @@ class Dynamics(nn.Module):
       hidden: bool [B, T, h, w].
       cache: Keys and values of the frames before.
       position: int32 scalar, the number of the first of these frames.
+      last: int32 [B, h, w], the tokens of the frame before them; None when
+        the first of them is the first of its window. Only used by a model
+        with `last_frame`.
 
     Returns:
       Logits float32 [B, T, h, w, V], and these frames' keys and values.
     """
-    return self._run(tokens, incoming, hidden, cache, position)
+    return self._run(tokens, incoming, hidden, cache, position, last)
 
   @nn.nowrap
   def empty_cache(self, num_clips: int, slots: int) -> st_transformer.Cache:
@@ -113,11 +126,14 @@ class Dynamics(nn.Module):
     return st_transformer.empty_cache(
         self.transformer, num_clips, num_tokens, slots)
 
-  def _run(self, tokens, incoming, hidden, cache, position):
+  def _run(self, tokens, incoming, hidden, cache, position, last):
     b, t = tokens.shape[:2]
-    shown = jnp.take(self.token_embedding, tokens.reshape(b, t, -1), axis=0)
+    flat = tokens.reshape(b, t, -1)  # [B, T, N]
+    embed = lambda z: jnp.take(self.token_embedding, z, axis=0)
     x = jnp.where(
-        hidden.reshape(b, t, -1, 1), self.hidden_token[0], shown)
+        hidden.reshape(b, t, -1, 1), self.hidden_token[0], embed(flat))
+    if self.last_frame:
+      x += self._embed_last(embed, flat, last)
     action = jnp.take(self.action_embedding, incoming, axis=0)[:, :, None]
     x = self.position(x)
     if self.actions_enter == "add":
@@ -128,3 +144,16 @@ class Dynamics(nn.Module):
       x = x[:, :, 1:]
     logits = self.to_logits(x).astype(jnp.float32)
     return logits.reshape(b, t, *self.grid, self.num_codes), own
+
+  def _embed_last(self, embed, flat, last):
+    """Returns embeddings of the frames before, zero where there is none.
+
+    Hidden tokens of a frame before are shown here: every frame before is
+    drawn and known when a frame is played.
+    """
+    if last is None:
+      first = jnp.zeros_like(embed(flat[:, :1]))
+    else:
+      first = embed(last.reshape(flat.shape[0], 1, -1))
+    before = jnp.concatenate([first, embed(flat[:, :-1])], axis=1)
+    return before * self.last_frame_scale

@@ -106,6 +106,11 @@ def load(folder: files.PathLike) -> Saved:
   """
   folder = pathlib.Path(folder)
   config = files.read_json(folder / "config.json")
+  if not isinstance(config, dict) or not isinstance(
+      config.get("parts"), dict):
+    raise errors.UserError(
+        f"{folder}/config.json does not describe saved models; give a folder "
+        "that `genie export` wrote, or a workdir.")
   version = config.get("format_version")
   if version != FORMAT_VERSION:
     raise errors.UserError(

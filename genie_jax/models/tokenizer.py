@@ -5,14 +5,26 @@ Shapes:
   P     pixel values in one patch   V  codes
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from genie_jax.nn import initializers, patches, quantizer, st_transformer
+from genie_jax.nn import (
+    initializers,
+    patches,
+    quantizer,
+    st_transformer,
+    transform,
+)
+
+# A sigmoid of 2.5 x is close to (1 + x) / 2 for most pixel values x in
+# [-1, 1]; its slope alone would say 2.
+_LOGITS_PER_VALUE = 2.5
 
 
 @flax.struct.dataclass
@@ -45,6 +57,12 @@ class Tokenizer(nn.Module):
     encoder: Fields of the encoder's `STTransformer`.
     decoder: Fields of the decoder's.
     unit_norm: Whether codes have length 1.
+    start: "random", or "cosine": embedding and output start as a cosine
+      transform of the patches of which codes keep the coarsest parts, so that
+      the untrained model already is a transform codec. With stacks that start
+      as the identity (`residual_scale=0, final_norm=False`) short runs are
+      spared the first thousand steps. Differs from the paper, which does not
+      state how it starts.
   """
   height: int
   width: int
@@ -55,28 +73,51 @@ class Tokenizer(nn.Module):
   encoder: Any
   decoder: Any
   unit_norm: bool = True
+  start: str = "random"
 
   def setup(self):
     encoder, decoder = dict(self.encoder), dict(self.decoder)
+    cosine = self.start == "cosine"
+    start = lambda part: (
+        functools.partial(self._cosine, part) if cosine else None)
     self.grid = patches.grid(self.height, self.width, self.patch)
     self.patch_values = patches.patch_dim(self.patch, self.channels)
     self.embed = initializers.Projection(
         (encoder["width"],), ("embed",), input_axes=(None,), bias=True,
-        dtype=jnp.dtype(encoder["dtype"]))
+        start=start("embed"), dtype=jnp.dtype(encoder["dtype"]))
     self.encoder_position = st_transformer.GridPosition(self.grid)
     self.encoder_stack = st_transformer.STTransformer(**encoder)
     self.to_code = initializers.Projection(
-        (self.code_dim,), (None,), bias=True, dtype=jnp.float32)
+        (self.code_dim,), (None,), bias=True, start=start("to_code"),
+        dtype=jnp.float32)
     self.codes = quantizer.Codebook(
         self.num_codes, self.code_dim, self.unit_norm)
     self.from_code = initializers.Projection(
         (decoder["width"],), ("embed",), input_axes=(None,), bias=True,
         scale=self.code_dim ** 0.5 if self.unit_norm else 1.0,
-        dtype=jnp.dtype(decoder["dtype"]))
+        start=start("from_code"), dtype=jnp.dtype(decoder["dtype"]))
     self.decoder_position = st_transformer.GridPosition(self.grid)
     self.decoder_stack = st_transformer.STTransformer(**decoder)
     self.to_pixels = initializers.Projection(
-        (self.patch_values,), (None,), bias=True, dtype=jnp.float32)
+        (self.patch_values,), (None,), bias=True, start=start("to_pixels"),
+        dtype=jnp.float32)
+
+  @nn.nowrap
+  def _cosine(self, part: str) -> np.ndarray:
+    """Returns the kernel of one of the four maps of the cosine start."""
+    basis = transform.cosine_basis(self.patch, self.channels)
+    width = dict(self.encoder if part in ("embed", "to_code") else (
+        self.decoder))["width"]
+    if part in ("to_code", "from_code"):
+      shape = (width, self.code_dim)
+      return np.eye(*shape) if part == "to_code" else np.eye(*shape).T
+    kept = np.zeros((len(basis), width), np.float32)
+    count = min(width, len(basis))
+    kept[:, :count] = basis[:, :count]
+    # Divided by the patch's side, coefficients lie in [-1, 1].
+    if part == "embed":
+      return kept / self.patch
+    return kept.T * self.patch * _LOGITS_PER_VALUE
 
   def __call__(self, frames: jax.Array) -> Reconstruction:
     """Encodes and decodes frames: float [B, T, H, W, C] in [0, 1]."""

@@ -29,6 +29,8 @@ class Projection(nn.Module):
     scale: Factor on the standard deviation of the fan-in initialiser; 0 makes
       the layer start as zero.
     bias: Whether to add a bias.
+    start: Hashable function of no arguments that returns the kernel to start
+      from, in place of a random one.
     dtype: Dtype of the product.
   """
   shape: tuple[int, ...]
@@ -37,6 +39,7 @@ class Projection(nn.Module):
   input_axes: tuple[str | None, ...] = ("embed",)
   scale: float = 1.0
   bias: bool = False
+  start: Any = None
   dtype: Any = jnp.bfloat16
 
   @nn.compact
@@ -44,10 +47,11 @@ class Projection(nn.Module):
     """Maps x: [..., *inputs] to [..., *shape]."""
     contracted = x.shape[-self.inputs:]
     deviation = self.scale / np.sqrt(np.prod(contracted))
+    init = nn.initializers.normal(deviation) if self.start is None else (
+        lambda rng, shape, dtype: jnp.asarray(
+            self.start(), dtype).reshape(shape))
     kernel = self.param(
-        "kernel",
-        labelled(
-            nn.initializers.normal(deviation), (*self.input_axes, *self.axes)),
+        "kernel", labelled(init, (*self.input_axes, *self.axes)),
         (*contracted, *self.shape), jnp.float32)
     lead = x.shape[:-self.inputs]
     x = x.astype(self.dtype)

@@ -91,33 +91,88 @@ class CodeStatistics:
 
   Attributes:
     share: float32 [V], a moving average of each code's share of the vectors.
+    mass: float32 [V], a moving average of how many inputs chose each code.
+    total: float32 [V, E], the same of their sum; total / mass is the centre
+      of a code's inputs.
   """
   share: jax.Array
+  mass: jax.Array
+  total: jax.Array
 
   @classmethod
-  def fresh(cls, num_codes: int) -> "CodeStatistics":
-    """Returns statistics in which all codes are used alike."""
-    return cls(jnp.full((num_codes,), 1 / num_codes, jnp.float32))
+  def fresh(cls, num_codes: int, code_dim: int) -> "CodeStatistics":
+    """Returns statistics in which no code has been used.
 
-  def update(self, codes: jax.Array, decay: float) -> "CodeStatistics":
-    """Mixes in the shares of one batch of codes: int32 [...]."""
-    counts = jnp.zeros_like(self.share).at[codes.reshape(-1)].add(1.0)
+    The first batch then finds nearly all codes dead, and `revive` seeds the
+    codebook with its inputs.
+    """
+    zeros = jnp.zeros((num_codes,), jnp.float32)
+    return cls(zeros, zeros, jnp.zeros((num_codes, code_dim), jnp.float32))
+
+  def update(
+      self, quantized: Quantized, decay: float, centre_decay: float
+  ) -> "CodeStatistics":
+    """Mixes in one batch.
+
+    Args:
+      quantized: The batch's quantisation.
+      decay: Of the shares.
+      centre_decay: Of the masses and sums.
+    """
+    codes = quantized.codes.reshape(-1)
+    inputs = jax.lax.stop_gradient(quantized.inputs)
+    counts = jnp.zeros_like(self.mass).at[codes].add(1.0)
+    sums = jnp.zeros_like(self.total).at[codes].add(
+        inputs.reshape(-1, inputs.shape[-1]))
+    mix = lambda rate, old, new: rate * old + (1 - rate) * new
     return CodeStatistics(
-        decay * self.share + (1 - decay) * counts / codes.size)
+        mix(decay, self.share, counts / codes.size),
+        mix(centre_decay, self.mass, counts),
+        mix(centre_decay, self.total, sums))
+
+  def centres(self, codebook: jax.Array) -> jax.Array:
+    """Returns where the inputs of each code lie, or the code if it has none.
+
+    Args:
+      codebook: float32 [V, E], the codes as they are.
+    """
+    mass = self.mass[:, None]
+    return jnp.where(
+        mass > 1e-4, self.total / jnp.maximum(mass, 1e-4), codebook)
 
   def perplexity(self) -> jax.Array:
     """Returns exp(entropy) of the shares: V when all are used alike."""
-    share = self.share / self.share.sum()
+    share = self.share / jnp.maximum(self.share.sum(), 1e-12)
     return jnp.exp(-jnp.sum(share * jnp.log(share + 1e-12)))
 
 
 def candidates(
     quantized: Quantized, rng: jax.Array, count: int
 ) -> jax.Array:
-  """Returns `count` inputs drawn from the batch, [R, E], for `revive`."""
+  """Draws inputs of the batch on which dead codes may be put.
+
+  An input is drawn with a chance in proportion to its squared distance from
+  its code, as k-means++ seeds its centres. Even draws would put most dead
+  codes among the many inputs that are alike and already well served.
+
+  Args:
+    quantized: The batch's quantisation, M vectors in all.
+    rng: Key.
+    count: R.
+
+  Returns:
+    float32 [R, E]; distinct inputs as long as R is at most M.
+  """
   inputs = jax.lax.stop_gradient(quantized.inputs)
   inputs = inputs.reshape(-1, inputs.shape[-1])
-  drawn = jax.random.randint(rng, (count,), 0, inputs.shape[0])
+  log_chance = jnp.log(
+      jax.lax.stop_gradient(quantized.commitment_loss).reshape(-1) + 1e-12)
+  if count > inputs.shape[0]:
+    drawn = jax.random.categorical(rng, log_chance, shape=(count,))
+  else:
+    # The largest of log chance + Gumbel noise are draws without replacement.
+    noisy = log_chance + jax.random.gumbel(rng, log_chance.shape)
+    drawn = jax.lax.top_k(noisy, count)[1]
   return inputs[drawn]
 
 
@@ -147,4 +202,7 @@ def revive(
   dead = statistics.share < threshold * even
   codebook = jnp.where(
       dead[:, None], replacements[:codebook.shape[0]], codebook)
-  return codebook, CodeStatistics(jnp.where(dead, even, statistics.share))
+  return codebook, CodeStatistics(
+      share=jnp.where(dead, even, statistics.share),
+      mass=jnp.where(dead, 1.0, statistics.mass),
+      total=jnp.where(dead[:, None], codebook, statistics.total))

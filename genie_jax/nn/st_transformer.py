@@ -130,6 +130,10 @@ class STTransformer(nn.Module):
     mlp_dim: Width of the MLP's hidden layer.
     window: Frames that attention in time may see, the own one included; 0
       for all.
+    final_norm: Whether the stack ends in a norm; without one its linear path
+      keeps the size of its input.
+    residual_scale: Factor on the initial size of what each layer adds to the
+      stream; 0 makes the untrained stack the identity (but for the norm).
     remat: A name in REMAT_POLICIES: what the backward pass finds saved.
     unroll: Layers in one turn of the scan's loop; all of them makes a small
       model faster on a CPU (a quarter of a training step was seen).
@@ -141,6 +145,8 @@ class STTransformer(nn.Module):
   head_dim: int
   mlp_dim: int
   window: int = 0
+  final_norm: bool = True
+  residual_scale: float = 1.0
   remat: str = "none"
   unroll: int = 1
   dtype: str = "bfloat16"
@@ -157,7 +163,7 @@ class STTransformer(nn.Module):
       first: int32 scalar, the frame number of x[:, 0].
 
     Returns:
-      [B, T, N, D] after a last norm, and the keys and values in time of x,
+      [B, T, N, D], and the keys and values in time of x,
       each [Y, B, T, N, H, K] (dead code unless someone uses them).
     """
     dtype = jnp.dtype(self.dtype)
@@ -175,12 +181,15 @@ class STTransformer(nn.Module):
         metadata_params={nn.PARTITION_NAME: "layers"})(
             self.num_heads, self.head_dim, self.mlp_dim, self.window,
             # Three sums a layer enter the stream; their variance stays 1.
-            (3 * self.num_layers) ** -0.5, dtype, name="layers")
+            self.residual_scale * (3 * self.num_layers) ** -0.5, dtype,
+            name="layers")
     positions = first + jnp.arange(x.shape[1], dtype=jnp.int32)
     pair = None if cache is None else (cache.key, cache.value)
     at = None if cache is None else cache.positions
     x, own = layers(x.astype(dtype), pair, positions, at)
-    return norms.RMSNorm(dtype=dtype, name="norm")(x), own
+    if self.final_norm:
+      x = norms.RMSNorm(dtype=dtype, name="norm")(x)
+    return x, own
 
 
 def empty_cache(
@@ -205,6 +214,7 @@ def empty_cache(
 class GridPosition(nn.Module):
   """Adds a learned vector for the row and one for the column of each token.
 
+  They start at zero: noise here would drown patches that differ by little.
   Frames never change size within a world, so places need not be relative as
   frames do.
   """
@@ -216,7 +226,7 @@ class GridPosition(nn.Module):
     h, w = self.grid
     table = lambda name, count: self.param(
         name, initializers.labelled(
-            nn.initializers.normal(0.02), (None, "embed")),
+            nn.initializers.zeros, (None, "embed")),
         (count, x.shape[-1]), jnp.float32)
     place = (table("row_position", h)[:, None] +
              table("column_position", w)[None])  # [h, w, D]
