@@ -96,7 +96,7 @@ def check_divides(
         f"{what} has shape {tuple(shape)} but {len(axes)} logical axes "
         f"{tuple(axes)}; name every dimension.")
   spec(axes)
-  for dim, (size, name) in enumerate(zip(shape, axes)):
+  for dim, (size, name) in enumerate(zip(shape, axes, strict=True)):
     mesh_axes = RULES[name] if name else ()
     ways = math.prod(sizes[mesh_axis] for mesh_axis in mesh_axes)
     if size % ways:

@@ -1,0 +1,133 @@
+"""The `genie` command: finds a sub-command, turns mistakes into one line.
+
+Exit codes: 0 success; 1 a failure of ours or of the machine; 2 a mistake of
+the user's, with one line that says what, where and how to mend it.
+"""
+
+import argparse
+import importlib
+import logging as std_logging
+import sys
+from collections.abc import Sequence
+
+from absl import logging as absl_logging
+
+from genie_jax.core import errors
+
+# Name -> what `genie --help` says of it. Each is a module of this package, so
+# that one sub-command never pays for the imports of another.
+COMMANDS = {
+    "data": "collect clips, or look at a folder of them",
+    "train": "train one stage; goes on by itself where it was ended",
+    "tokenize": "turn clips into token records",
+    "export": "turn checkpoints into a world folder",
+    "sample": "roll a world out from a picture and a list of actions",
+    "eval": "measure a world: metrics.json and report.html",
+    "scaling": "print the parameter counts of the scaling study",
+}
+
+_EPILOG = """\
+the way to a world:
+  genie data coinrun --out DATA --levels 100
+  genie train --config experiments/coinrun/tokenizer.py:tiny --workdir TOK \\
+      --config.data.path=DATA
+  genie help COMMAND shows an example of each command.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs `genie` with these arguments and returns its exit code."""
+  argv = list(sys.argv[1:] if argv is None else argv)
+  if argv[:1] == ["help"]:
+    argv = [*argv[1:], "--help"]
+  _show_own_log()
+  try:
+    return _run(argv)
+  except errors.UserError as error:
+    return _say(argv, error, 2)
+  except OSError as error:
+    # A full disk or a lost file: the machine's fault, and nothing to debug.
+    return _say(argv, error, 1)
+  except KeyboardInterrupt:
+    return _say(argv, "stopped by the keyboard", 130)
+
+
+class _Parser(argparse.ArgumentParser):
+  """A parser whose complaint is one line, without the usage before it."""
+
+  def error(self, message: str):
+    raise errors.UserError(
+        f"{message[:1].upper()}{message[1:]}; see `{self.prog} --help`.")
+
+
+def _run(argv: list[str]) -> int:
+  parser = _Parser(
+      prog="genie",
+      description="Train, measure and play Genie-style world models.",
+      epilog=_EPILOG,
+      formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--version", action="version", version=_version())
+  commands = parser.add_subparsers(
+      dest="command", metavar="COMMAND", required=True)
+  asked = argv[0] if argv and argv[0] in COMMANDS else None
+  for name, help_ in COMMANDS.items():
+    module = _module(name) if name == asked else None
+    sub = commands.add_parser(
+        name, help=help_, description=(module.__doc__ if module else help_),
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    if module:
+      module.add_arguments(sub)
+  args, rest = parser.parse_known_args(argv)
+  overrides = _overrides(rest)
+  if overrides and not hasattr(args, "config"):
+    raise errors.UserError(
+        f"genie {args.command} takes no config, so not {overrides[0]}.")
+  args.overrides = overrides
+  return _module(args.command).run(args)
+
+
+def _show_own_log() -> None:
+  """Shows this package's log, and of the libraries' only warnings."""
+  absl_logging.set_verbosity(absl_logging.INFO)
+  absl_logging.use_absl_handler()
+  absl_logging.get_absl_handler().addFilter(
+      lambda record: record.levelno >= std_logging.WARNING
+      or "genie_jax" in record.pathname)
+
+
+def _module(name: str):
+  return importlib.import_module(f"genie_jax.cli.{name}")
+
+
+def _overrides(rest: list[str]) -> list[str]:
+  """Returns `--config.a.b=c` flags, also those written `--config.a.b c`."""
+  overrides, words = [], iter(rest)
+  for word in words:
+    if not word.startswith("--config."):
+      known = (f"--{name}" for name in ("config", "workdir", "out"))
+      raise errors.UserError(
+          f"Unknown argument {word!r}{errors.closest(word, known)}; "
+          "`--help` lists those of this command.")
+    if "=" not in word:
+      value = next(words, None)
+      if value is None:
+        raise errors.UserError(f"{word} has no value; write {word}=VALUE.")
+      word = f"{word}={value}"
+    overrides.append(word)
+  return overrides
+
+
+def _version() -> str:
+  import genie_jax  # Read only when asked for.
+  return f"genie_jax {genie_jax.__version__}"
+
+
+def _say(argv: list[str], message: object, code: int) -> int:
+  command = " ".join(["genie", *[a for a in argv[:1] if a in COMMANDS]])
+  text = " ".join(str(message).split())
+  print(f"{command}: {text}", file=sys.stderr)
+  return code
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,120 @@
+"""The device mesh: the same four axes on a laptop and on a pod."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from genie_jax.core import errors
+from genie_jax.sharding import rules
+
+
+def sizes(config: Mapping[str, int], num_devices: int) -> dict[str, int]:
+  """Returns the size of every mesh axis.
+
+  Args:
+    config: `config.mesh`: each of data, fsdp, tensor and frame, of which one
+      may be -1 and takes the devices that are left.
+    num_devices: How many devices the mesh must use.
+
+  Raises:
+    UserError: An axis is unknown or missing, or the sizes do not multiply to
+      the number of devices.
+  """
+  found = dict(config)
+  for name in found:
+    if name not in rules.MESH_AXES:
+      raise errors.UserError(
+          f"config.mesh.{name} is no mesh axis"
+          f"{errors.closest(name, rules.MESH_AXES)}; the axes are "
+          f"{', '.join(rules.MESH_AXES)}.")
+  for name in rules.MESH_AXES:
+    if name not in found:
+      raise errors.UserError(
+          f"config.mesh lacks the axis {name!r}; set it to 1 where unused.")
+    if found[name] < 1 and found[name] != -1:
+      raise errors.UserError(
+          f"config.mesh.{name} is {found[name]}; give a positive size, or -1 "
+          "for all devices that are left.")
+  free = [name for name, size in found.items() if size == -1]
+  fixed = math.prod(size for size in found.values() if size != -1)
+  if len(free) > 1:
+    raise errors.UserError(
+        f"config.mesh has -1 for {' and '.join(free)}; only one axis can take "
+        "the devices that are left.")
+  if free and num_devices % fixed == 0:
+    found[free[0]] = num_devices // fixed
+  if math.prod(found.values()) != num_devices:
+    text = ", ".join(f"{name}={found[name]}" for name in rules.MESH_AXES)
+    raise errors.UserError(
+        f"config.mesh ({text}) needs a multiple of {fixed} devices, but there "
+        f"are {num_devices}; change config.mesh." if free else
+        f"config.mesh ({text}) multiplies to {fixed} devices, but there are "
+        f"{num_devices}; change config.mesh, or set one axis to -1.")
+  return {name: found[name] for name in rules.MESH_AXES}
+
+
+def arrange(devices: Sequence[Any], shape: Mapping[str, int]) -> np.ndarray:
+  """Lays devices out so that talkative axes have the fast links.
+
+  Slices of a pod talk over the data-centre network, chips of a slice over
+  their own interconnect. Only `data` crosses slices: it exchanges gradients
+  once a step, where the other axes exchange in every layer.
+
+  Args:
+    devices: All devices of the mesh.
+    shape: Size of each mesh axis, from `sizes`.
+
+  Returns:
+    Devices as an array [data, fsdp, tensor, frame].
+  """
+  dims = tuple(shape[name] for name in rules.MESH_AXES)
+  # Only devices of multi-slice TPUs carry a slice index.
+  slices = {getattr(device, "slice_index", 0) for device in devices}
+  if len(slices) == 1:
+    return mesh_utils.create_device_mesh(dims, devices=list(devices))
+  if dims[0] % len(slices):
+    raise errors.UserError(
+        f"config.mesh.data is {dims[0]}, which does not split over "
+        f"{len(slices)} slices; make it a multiple.")
+  return mesh_utils.create_hybrid_device_mesh(
+      (dims[0] // len(slices), *dims[1:]), (len(slices), 1, 1, 1),
+      devices=list(devices))
+
+
+def make(
+    config: Mapping[str, int], devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+  """Returns the mesh that `config.mesh` describes.
+
+  The axes are of type Auto: Linen modules do not work with the Explicit type
+  that `jax.make_mesh` would give.
+
+  Args:
+    config: `config.mesh`, see `sizes`.
+    devices: Defaults to all devices of all processes.
+  """
+  devices = jax.devices() if devices is None else devices
+  shape = sizes(config, len(devices))
+  return Mesh(
+      arrange(devices, shape), rules.MESH_AXES,
+      axis_types=(AxisType.Auto,) * len(rules.MESH_AXES))
+
+
+def sharding(mesh: Mesh, axes: Sequence[str | None]) -> NamedSharding:
+  """Returns the layout of an array with these logical axes."""
+  return NamedSharding(mesh, rules.spec(axes))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Returns the layout that keeps a whole copy on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_ways(mesh: Mesh) -> int:
+  """Returns over how many groups of devices the clips of a batch split."""
+  return math.prod(mesh.shape[name] for name in rules.BATCH_AXES)

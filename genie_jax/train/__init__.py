@@ -1,0 +1,1 @@
+"""One train step, one loop and one checkpoint path for all stages."""

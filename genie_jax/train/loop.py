@@ -1,0 +1,267 @@
+"""The one training loop.
+
+Before the first step: mesh, abstract state, restore or create (then a warm
+start), config.json, metrics. The restored state comes before config.json is
+written, so that a refused start changes nothing.
+
+Each step, in this order:
+
+  1. Read a batch and start its transfer, while the device works on the step
+     before. The iterator is never ahead of the state, so a checkpoint needs
+     nothing but both.
+  2. Check it on the host: a wrong shape would compile a second step.
+  3. Start the step. Nothing is fetched; the host only waits for the step
+     before the last, so that batches do not pile up on the device.
+  4. Log, if due: fetch all losses since the last time, stop at the first that
+     is not finite, write the metrics.
+  5. Evaluate, if due: after 4, as a broken model needs no evaluation.
+  6. Save, if due: after 4, so that no broken state is kept, and after 4 and
+     5, so that every line up to a saved step is on disk.
+  7. Stop, if a signal came: after a whole step, with a checkpoint.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import jax
+import ml_collections
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+
+from genie_jax.core import config as config_lib
+from genie_jax.core import errors, files, progress
+from genie_jax.sharding import hosts
+from genie_jax.sharding import mesh as mesh_lib
+from genie_jax.train import (
+  checkpoint,
+  evaluation,
+  failure,
+  interrupt,
+  warm_start,
+)
+from genie_jax.train import metrics as metrics_lib
+from genie_jax.train import optimizer as optimizer_lib
+from genie_jax.train import stage as stage_lib
+from genie_jax.train import state as state_lib
+from genie_jax.train import step as step_lib
+from genie_jax.train import workdir as workdir_lib
+
+# Steps that the host may be ahead of the device.
+_AHEAD = 2
+
+
+class Batches(Iterator[Mapping[str, np.ndarray]], Protocol):
+  """An iterator over a process's rows, as `data.loader.make_iterator` gives."""
+
+  def get_state(self) -> Any:
+    """Returns the position as JSON, equal on all processes."""
+
+  def set_state(self, state: Any) -> None:
+    """Goes back to a position."""
+
+  def close(self) -> None:
+    """Ends threads and workers."""
+
+
+MakeBatches = Callable[[hosts.Share], Batches]
+
+
+class NotFinite(failure.RunFailed):
+  """A loss or a gradient became infinite or NaN."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """How a run ended.
+
+  Attributes:
+    step: Updates made.
+    metrics: The last training and held-out numbers.
+    stopped_by: Number of the signal that ended it, None at the regular end.
+    warm_start: What `config.init_from` loaded, None without.
+  """
+  step: int
+  metrics: dict[str, float | None]
+  stopped_by: int | None
+  warm_start: warm_start.Report | None
+
+
+def train(
+    stage: stage_lib.Stage,
+    config: ml_collections.ConfigDict,
+    workdir: files.PathLike,
+    make_batches: MakeBatches,
+    make_eval_batches: MakeBatches | None = None,
+) -> Result:
+  """Trains a stage until `config.steps`, or goes on where a run was ended.
+
+  Args:
+    stage: What to train.
+    config: The whole config, see `experiments/`.
+    workdir: Gets config.json, checkpoints, metrics.jsonl, tensorboard and
+      previews.
+    make_batches: Share of rows -> endless iterator over training batches.
+    make_eval_batches: The same for held-out clips; called for each
+      evaluation, always with the same first batches. None for no evaluation.
+
+  Raises:
+    UserError: The config, the data or the checkpoint do not fit together.
+    RunFailed: A loss is not finite, or a checkpoint cannot be written.
+  """
+  mesh = mesh_lib.make(config.mesh)
+  optimizer = optimizer_lib.make(
+      config.optimizer, config.steps, stage.no_decay)
+  like = state_lib.abstract(stage, optimizer, mesh)
+  share = hosts.share(mesh)
+  batches = make_batches(share)
+  checkpoints = checkpoint.Checkpoints(workdir, config.keep_checkpoints)
+  resumes = bool(checkpoint.valid_steps(workdir))
+  workdir_lib.check(workdir, config, resumes)
+  restored = checkpoints.restore(like, batches)
+  report = None
+  if restored:
+    state, note = restored
+    clock = note["clock"]
+    logging.info("Going on from step %d of %s.", int(state.step), workdir)
+  else:
+    state = state_lib.create(stage, optimizer, like, config.seed)
+    clock = {"started": time.time(), "productive": 0.0}
+    if config.init_from:
+      state, report = warm_start.apply(
+          state, config.init_from, stage.name, optimizer, like)
+  workdir_lib.write(workdir, config)
+  writer = metrics_lib.open_writers(workdir, int(state.step))
+  try:
+    run = _Run(stage, config, optimizer, mesh, like, share, clock)
+    held_out = evaluation.HeldOut(
+        stage, config, mesh, like, share, workdir, make_eval_batches)
+    step, values, stopped_by = run.go(
+        state, batches, checkpoints, writer, held_out)
+  finally:
+    batches.close()
+    writer.close()
+    checkpoints.close()
+  return Result(step, values, stopped_by, report)
+
+
+class _Run:
+  """The loop and what it needs between steps."""
+
+  def __init__(
+      self, stage: stage_lib.Stage, config: ml_collections.ConfigDict,
+      optimizer: optimizer_lib.Optimizer, mesh: Mesh,
+      like: state_lib.TrainState, share: hosts.Share, clock: dict[str, float],
+  ):
+    self._stage, self._config, self._share = stage, config, share
+    size = config.data.batch_size
+    self._rows = size // share.count
+    self._layout = step_lib.batch_shardings(
+        stage, mesh, size, optimizer.accumulate)
+    self._step = step_lib.make_train_step(stage, optimizer, mesh, like, size)
+    peak = metrics_lib.peak_flops(mesh.devices.flat[0])
+    self._meter = metrics_lib.Meter(
+        size, stage.flops_per_clip, peak and peak * mesh.size, **clock)
+    # (step, metrics on the device) since the last look.
+    self._unseen: list[tuple[int, step_lib.Metrics]] = []
+    self._values: dict[str, float | None] = {}
+
+  def go(self, state, batches, checkpoints, writer, held_out):
+    """Runs the steps; see the module's docstring for their order."""
+    config = self._config
+    number = first = int(state.step)
+    saved = number if number else -1
+    bar = progress.track(
+        total=config.steps, initial=number, unit="steps",
+        description=self._stage.name)
+    with interrupt.Interrupt() as signals, bar:
+      while number < config.steps and not signals.asked(number):
+        number += 1
+        state = self._advance(state, batches, number, compiles=(
+            number == first + 1))
+        bar.update(1)
+        last = number == config.steps
+        if last or number % config.log_every == 0:
+          self._log(number, writer, bar)
+        if last or number % config.eval_every == 0:
+          self._look()
+          with self._meter.aside():
+            self._values |= held_out.run(number, state, writer)
+        if last or number % config.checkpoint_every == 0:
+          self._save(state, batches, checkpoints)
+          saved = number
+      self._look()
+      if number not in (saved, 0):
+        self._save(state, batches, checkpoints)
+      checkpoints.wait()
+      return number, self._values, signals.signal
+
+  def _advance(self, state, batches, number: int, compiles: bool):
+    begin = time.perf_counter()
+    try:
+      batch = next(batches)
+    except StopIteration as error:
+      raise errors.UserError(
+          f"config.data.path has no clips left at step {number} of "
+          f"{self._config.steps}; use a loader that repeats.") from error
+    step_lib.check_batch(self._stage, batch, self._rows)
+    batch = hosts.to_global(batch, self._layout, self._share)
+    waited = time.perf_counter() - begin
+    idle = not self._unseen or self._unseen[-1][1]["loss"].is_ready()
+    if compiles:
+      with self._meter.aside():
+        state, metrics = self._step(state, batch)
+        jax.block_until_ready(metrics)
+        waited = time.perf_counter() - begin
+      logging.info("First step, compiling included: %.1f s.", waited)
+    else:
+      state, metrics = self._step(state, batch)
+      self._meter.step(waited if idle else 0.0)
+    self._unseen.append((number, metrics))
+    if len(self._unseen) > _AHEAD:
+      self._unseen[-1 - _AHEAD][1]["loss"].block_until_ready()
+    return state
+
+  def _look(self) -> None:
+    """Fetches what was not yet seen, and stops at what is not finite."""
+    unseen, self._unseen = self._unseen, []
+    if not unseen:
+      return
+    names = ("loss", "grad_norm")
+    fetched = jax.device_get(
+        [{name: metrics[name] for name in names} for _, metrics in unseen])
+    for (number, _), values in zip(unseen, fetched, strict=True):
+      for name in names:
+        if not math.isfinite(values[name]):
+          raise NotFinite(
+              f"{name} is {values[name]} at step {number}; nothing after the "
+              "last checkpoint was saved. Lower optimizer.peak_lr or set "
+              "optimizer.clip_norm, and start in a new workdir.")
+    # A single step's numbers and not a mean: a mean would differ where a run
+    # was taken up again between two lines.
+    self._values |= {
+        name: float(x) for name, x in jax.device_get(unseen[-1][1]).items()}
+
+  def _log(self, number: int, writer, bar) -> None:
+    self._look()
+    values = self._values | self._meter.read()
+    self._values = values
+    training = {n: x for n, x in values.items() if not n.startswith("eval/")}
+    writer.scalars(number, training)
+    with bar.external_write_mode():
+      logging.info(
+          "%s", metrics_lib.summary(number, self._config.steps, training))
+
+  def _save(self, state, batches, checkpoints) -> None:
+    self._look()
+    with self._meter.aside():
+      checkpoints.save(state, batches, {
+          "stage": self._stage.name,
+          "config": config_lib.to_dict(self._config),
+          "config_fingerprint": config_lib.fingerprint(self._config),
+          "clock": {"started": self._meter.started,
+                    "productive": self._meter.productive},
+      })

@@ -1,0 +1,158 @@
+"""AdamW with a schedule, decay by parameter name, and clipping."""
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from genie_jax.core import errors
+
+SCHEDULES = ("cosine", "wsd", "constant")
+_MU_DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """`config.optimizer`.
+
+  Attributes:
+    name: "adamw".
+    peak_lr: Learning rate after the warm-up.
+    end_lr: Learning rate at the last step (cosine and wsd).
+    warmup_steps: Steps of linear warm-up; the first one already learns.
+    schedule: A name in SCHEDULES; wsd is warm-up, stable, linear decay.
+    decay_steps: Length of the decay at the end of wsd.
+    b1: Decay of the first moment.
+    b2: Decay of the second moment.
+    eps: Added to the root of the second moment.
+    weight_decay: Multiplied by the learning rate, as in AdamW.
+    clip_norm: Largest global norm of a gradient; 0 turns clipping off.
+    accumulate: Microbatches a step; each holds batch_size / accumulate clips.
+    mu_dtype: Dtype of the first moment; bfloat16 halves its memory.
+  """
+  name: str = "adamw"
+  peak_lr: float = 3e-4
+  end_lr: float = 0.0
+  warmup_steps: int = 0
+  schedule: str = "cosine"
+  decay_steps: int = 0
+  b1: float = 0.9
+  b2: float = 0.9
+  eps: float = 1e-8
+  weight_decay: float = 0.0
+  clip_norm: float = 0.0
+  accumulate: int = 1
+  mu_dtype: str = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """An Optax transformation with the facts that a step reports.
+
+  Attributes:
+    transformation: The Optax gradient transformation.
+    learning_rate: Step (from 0) to the learning rate of that update.
+    accumulate: Microbatches a step.
+  """
+  transformation: optax.GradientTransformation
+  learning_rate: Callable[[jax.Array], jax.Array]
+  accumulate: int
+
+
+def settings(config: Mapping[str, Any], steps: int) -> Settings:
+  """Reads and checks `config.optimizer`.
+
+  Raises:
+    UserError: A field is unknown, or a value is out of its range.
+  """
+  known = [field.name for field in dataclasses.fields(Settings)]
+  for name in config:
+    if name not in known:
+      raise errors.UserError(
+          f"config.optimizer.{name} is no field"
+          f"{errors.closest(name, known)}; the fields are {', '.join(known)}.")
+  found = Settings(**config)
+
+  def need(ok: bool, name: str, wanted: str):
+    if not ok:
+      value = dataclasses.asdict(found)[name]
+      raise errors.UserError(
+          f"config.optimizer.{name} is {value!r}; it must be {wanted}.")
+
+  need(found.name == "adamw", "name", "'adamw'")
+  need(found.schedule in SCHEDULES, "schedule", f"one of {SCHEDULES}")
+  need(found.mu_dtype in _MU_DTYPES, "mu_dtype", f"one of {_MU_DTYPES}")
+  need(found.accumulate >= 1, "accumulate", "at least 1")
+  need(found.clip_norm >= 0, "clip_norm", "0 (off) or positive")
+  need(found.warmup_steps >= 0, "warmup_steps", "0 or more")
+  if found.schedule == "wsd":
+    need(0 < found.decay_steps <= steps, "decay_steps",
+         f"between 1 and config.steps ({steps}) for the wsd schedule")
+  return found
+
+
+def schedule(
+    found: Settings, steps: int
+) -> Callable[[jax.Array], jax.Array]:
+  """Returns the learning rate as a function of the step, counted from 0."""
+  peak, end, warmup = found.peak_lr, found.end_lr, found.warmup_steps
+
+  def learning_rate(step):
+    step = jnp.asarray(step, jnp.float32)
+    if found.schedule == "cosine":
+      share = jnp.clip((step - warmup) / max(steps - warmup, 1), 0, 1)
+      value = end + (peak - end) * 0.5 * (1 + jnp.cos(jnp.pi * share))
+    elif found.schedule == "wsd":
+      start = steps - found.decay_steps
+      share = jnp.clip((step - start) / found.decay_steps, 0, 1)
+      value = peak + (end - peak) * share
+    else:
+      value = jnp.float32(peak)
+    # The first step gets 1 / warmup of the peak: at 0 it would be wasted.
+    return jnp.minimum(value, peak * (step + 1) / max(warmup, 1))
+
+  return learning_rate
+
+
+def decay_mask(params: Any, no_decay: Collection[str]) -> Any:
+  """Returns True for each parameter that weight decay pulls to zero.
+
+  By name and never by rank: scanned layers stack norm scales to matrices.
+
+  Args:
+    params: Nested dict of parameters.
+    no_decay: Last path names that are left alone.
+  """
+  return jax.tree_util.tree_map_with_path(
+      lambda path, _: path[-1].key not in no_decay, params)
+
+
+def make(
+    config: Mapping[str, Any], steps: int, no_decay: Collection[str]
+) -> Optimizer:
+  """Builds the optimizer that `config.optimizer` describes.
+
+  Args:
+    config: Fields of `Settings`.
+    steps: `config.steps`, where the schedule ends.
+    no_decay: Last path names of parameters without weight decay.
+
+  Raises:
+    UserError: See `settings`.
+  """
+  found = settings(config, steps)
+  learning_rate = schedule(found, steps)
+  parts = []
+  if found.clip_norm:
+    parts.append(optax.clip_by_global_norm(found.clip_norm))
+  parts += [
+      optax.scale_by_adam(
+          found.b1, found.b2, found.eps, mu_dtype=jnp.dtype(found.mu_dtype)),
+      optax.add_decayed_weights(
+          found.weight_decay, mask=lambda params: decay_mask(params, no_decay)),
+      optax.scale_by_learning_rate(learning_rate),
+  ]
+  return Optimizer(optax.chain(*parts), learning_rate, found.accumulate)

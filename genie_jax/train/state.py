@@ -1,0 +1,139 @@
+"""Everything that a step changes, and its layout on a mesh."""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from genie_jax.sharding import mesh as mesh_lib
+from genie_jax.sharding import rules
+from genie_jax.train import optimizer as optimizer_lib
+from genie_jax.train import stage as stage_lib
+
+Tree = Any
+
+
+@flax.struct.dataclass
+class TrainState:
+  """What a checkpoint holds of a model; a step takes one, gives the next.
+
+  Attributes:
+    step: int32 scalar, how many updates were made.
+    params: Nested dict of parameters, without boxes.
+    extra: The stage's own arrays, for example codebook statistics.
+    opt_state: Optax state, laid out as the parameters.
+    rng: Base key. It never changes: a step folds its number in, so nothing
+      about randomness can be lost or used twice.
+  """
+  step: jax.Array
+  params: Tree
+  extra: Tree
+  opt_state: Tree
+  rng: jax.Array
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+  """Returns a tree path as "a/b"."""
+  return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def abstract(
+    stage: stage_lib.Stage, optimizer: optimizer_lib.Optimizer, mesh: Mesh
+) -> TrainState:
+  """Returns the state's shapes, dtypes and layouts; computes nothing.
+
+  Raises:
+    ValueError: A parameter has no logical axes.
+    UserError: A parameter does not split over the mesh.
+  """
+  boxed, extra = jax.eval_shape(stage.init, jax.random.key(0))
+  params = jax.tree_util.tree_map_with_path(
+      lambda path, box: _place(path, box, mesh), boxed, is_leaf=_is_box)
+  opt_state = jax.eval_shape(optimizer.transformation.init, params)
+  whole = mesh_lib.replicated(mesh)
+  replicate = lambda tree: jax.tree.map(lambda x: _with(x, whole), tree)
+  rng, step = jax.eval_shape(lambda: (jax.random.key(0), jnp.int32(0)))
+  return TrainState(
+      step=replicate(step), params=params, extra=replicate(extra),
+      opt_state=_like_params(opt_state, params, whole), rng=replicate(rng))
+
+
+def shardings(state: TrainState) -> TrainState:
+  """Returns the layout of each array of an abstract or real state."""
+  return jax.tree.map(lambda x: x.sharding, state)
+
+
+def create(
+    stage: stage_lib.Stage,
+    optimizer: optimizer_lib.Optimizer,
+    like: TrainState,
+    seed: int,
+) -> TrainState:
+  """Initialises a state; each device computes and holds only its part.
+
+  Args:
+    stage: Gives the initial parameters.
+    optimizer: Gives the initial optimizer state.
+    like: The abstract state, from `abstract`.
+    seed: The numbers depend on it and not on the mesh.
+  """
+  def init(rng):
+    first, base = jax.random.split(rng)
+    # Unboxed at once: boxes would lengthen every path by one entry.
+    params, extra = stage.init(first)
+    params = nn.unbox(params)
+    return TrainState(
+        step=jnp.int32(0), params=params, extra=extra,
+        opt_state=optimizer.transformation.init(params), rng=base)
+
+  return jax.jit(init, out_shardings=shardings(like))(jax.random.key(seed))
+
+
+def reset_optimizer(
+    state: TrainState, optimizer: optimizer_lib.Optimizer, like: TrainState
+) -> TrainState:
+  """Returns `state` with a fresh optimizer, as after a warm start."""
+  fresh = jax.jit(
+      optimizer.transformation.init,
+      out_shardings=shardings(like).opt_state)(state.params)
+  return state.replace(opt_state=fresh)
+
+
+def _is_box(x: Any) -> bool:
+  return isinstance(x, nn.LogicallyPartitioned)
+
+
+def _with(x: Any, layout: NamedSharding) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout)
+
+
+def _place(path, box, mesh: Mesh) -> jax.ShapeDtypeStruct:
+  name = path_name(path)
+  if not _is_box(box):
+    raise ValueError(
+        f"Parameter {name} has no logical axes; make it with "
+        "nn.with_logical_partitioning.")
+  rules.check_divides(
+      box.value.shape, box.names, mesh.shape, f"parameter {name}")
+  return _with(box.value, mesh_lib.sharding(mesh, box.names))
+
+
+def _like_params(opt_state: Tree, params: Tree, whole: NamedSharding) -> Tree:
+  """Gives each optimizer leaf the layout of the parameter that it belongs to.
+
+  That is the one whose path ends its own and whose shape is the same; others
+  are replicated. Optax's own tree maps lose boxes inside masked transforms.
+  """
+  table = dict(jax.tree_util.tree_leaves_with_path(params))
+
+  def leaf(path, x):
+    for start in range(len(path)):
+      owner = table.get(path[start:])
+      if owner is not None and owner.shape == x.shape:
+        return _with(x, owner.sharding)
+    return _with(x, whole)
+
+  return jax.tree_util.tree_map_with_path(leaf, opt_state)

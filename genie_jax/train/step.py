@@ -1,0 +1,249 @@
+"""The one train step, for every stage and every mesh."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from genie_jax.core import errors
+from genie_jax.sharding import mesh as mesh_lib
+from genie_jax.sharding import rules
+from genie_jax.train import optimizer as optimizer_lib
+from genie_jax.train import stage as stage_lib
+from genie_jax.train import state as state_lib
+
+Metrics = dict[str, jax.Array]
+
+# Purposes of one step's random key.
+_LOSS, _AFTER_UPDATE = 0, 1
+
+
+def batch_shardings(
+    stage: stage_lib.Stage, mesh: Mesh, batch_size: int, accumulate: int = 1
+) -> dict[str, NamedSharding]:
+  """Returns the layout of each array of a batch.
+
+  Args:
+    stage: Names the arrays and their logical axes.
+    mesh: The device mesh.
+    batch_size: Clips of the global batch, over all processes.
+    accumulate: Microbatches that it is cut into.
+
+  Raises:
+    UserError: The batch does not split into microbatches and over devices.
+  """
+  ways = mesh_lib.batch_ways(mesh)
+  if batch_size % (ways * accumulate):
+    raise errors.UserError(
+        f"config.data.batch_size is {batch_size}, which does not split into "
+        f"optimizer.accumulate={accumulate} microbatches over {ways} devices "
+        f"of the mesh axes data x fsdp; use a multiple of {ways * accumulate}.")
+  layouts = {}
+  for name, feature in stage.features.items():
+    axes = ("act_batch", *feature.axes)
+    rules.check_divides(
+        (batch_size, *feature.shape), axes, mesh.shape, f"batch[{name!r}]")
+    layouts[name] = mesh_lib.sharding(mesh, axes)
+  return layouts
+
+
+def check_batch(
+    stage: stage_lib.Stage, batch: Mapping[str, np.ndarray], rows: int
+) -> None:
+  """Raises unless a process's batch is what the stage reads.
+
+  A wrong shape would compile a second step, or fail deep inside a model.
+
+  Args:
+    stage: Names the arrays.
+    batch: Host arrays [rows, ...].
+    rows: Clips that this process reads.
+
+  Raises:
+    UserError: An array is missing, or has another shape or dtype.
+  """
+  for name, feature in stage.features.items():
+    if name not in batch:
+      raise errors.UserError(
+          f"The {stage.name} stage reads {name!r}, but config.data.path "
+          f"delivers only {', '.join(sorted(batch))}; give data that has it.")
+    wanted = (rows, *feature.shape)
+    found = batch[name]
+    if found.shape != wanted or found.dtype != np.dtype(feature.dtype):
+      raise errors.UserError(
+          f"config.data.path delivers {name!r} as {found.dtype}"
+          f"{list(found.shape)}, but the {stage.name} stage needs "
+          f"{np.dtype(feature.dtype)}{list(wanted)}; change config.world and "
+          "config.data, or the data.")
+
+
+def make_train_step(
+    stage: stage_lib.Stage,
+    optimizer: optimizer_lib.Optimizer,
+    mesh: Mesh,
+    like: state_lib.TrainState,
+    batch_size: int,
+) -> Callable[..., tuple[state_lib.TrainState, Metrics]]:
+  """Compiles `(state, batch) -> (state, metrics)` for one mesh.
+
+  The state is donated, so the caller must use the one that comes back. All
+  layouts are pinned: left free, gradients and new states come back laid out
+  as the partitioner likes, and not split over fsdp.
+
+  Args:
+    stage: Loss, its scales, and what happens after the update.
+    optimizer: From `optimizer.make`.
+    mesh: The device mesh; the step sets it for the layouts inside the model.
+    like: The abstract state, from `state.abstract`.
+    batch_size: Clips of the global batch.
+
+  Returns:
+    A jitted function. Its metrics are scalars: "loss", "losses/<name>" before
+    scaling, the stage's own, "grad_norm" before clipping, "learning_rate".
+  """
+  layout = state_lib.shardings(like)
+  batch_layout = batch_shardings(stage, mesh, batch_size, optimizer.accumulate)
+
+  def step(state: state_lib.TrainState, batch: stage_lib.Batch):
+    # Entered here and not by the caller: what a trace has seen is not always
+    # part of jit's cache key.
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return _step(stage, optimizer, state, batch)
+
+  return jax.jit(
+      step, donate_argnums=0, in_shardings=(layout, batch_layout),
+      out_shardings=(layout, mesh_lib.replicated(mesh)))
+
+
+def make_eval_step(
+    stage: stage_lib.Stage,
+    mesh: Mesh,
+    like: state_lib.TrainState,
+    batch_size: int,
+) -> Callable[..., dict[str, stage_lib.Term]]:
+  """Compiles `(params, extra, batch, rng) -> terms` for held-out clips."""
+  layout = state_lib.shardings(like)
+  whole = mesh_lib.replicated(mesh)
+
+  def step(params, extra, batch, rng):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return stage.evaluate(params, extra, batch, rng)
+
+  return jax.jit(
+      step, out_shardings=whole,
+      in_shardings=(layout.params, layout.extra,
+                    batch_shardings(stage, mesh, batch_size), whole))
+
+
+def _step(stage, optimizer, state, batch):
+  rng = jax.random.fold_in(state.rng, state.step)
+  outcome, grads = _gradients(
+      stage, optimizer.accumulate, state, batch, jax.random.fold_in(rng, _LOSS))
+  updates, opt_state = optimizer.transformation.update(
+      grads, state.opt_state, state.params)
+  params, extra = stage.after_update(
+      optax.apply_updates(state.params, updates), outcome.extra, outcome.aux,
+      jax.random.fold_in(rng, _AFTER_UPDATE))
+  scales = _scales(stage, outcome.losses, state.step)
+  metrics = {
+      "loss": sum(scales[name] * term.mean()
+                  for name, term in outcome.losses.items()),
+      "grad_norm": optax.tree.norm(grads),
+      "learning_rate": optimizer.learning_rate(state.step),
+  }
+  metrics |= {f"losses/{n}": term.mean() for n, term in outcome.losses.items()}
+  metrics |= {name: term.mean() for name, term in outcome.metrics.items()}
+  return state_lib.TrainState(
+      step=state.step + 1, params=params, extra=extra, opt_state=opt_state,
+      rng=state.rng), metrics
+
+
+def _scales(stage, losses, step) -> dict[str, Any]:
+  """Returns each loss's weight at `step`; names must match exactly."""
+  for name in losses:
+    if name not in stage.loss_scales:
+      raise errors.UserError(
+          f"The {stage.name} stage computes a loss {name!r} that has no scale"
+          f"{errors.closest(name, stage.loss_scales)}; loss_scales has "
+          f"{', '.join(sorted(stage.loss_scales))}.")
+  for name in stage.loss_scales:
+    if name not in losses:
+      raise errors.UserError(
+          f"The {stage.name} stage has a scale for a loss {name!r} that it "
+          f"does not compute{errors.closest(name, losses)}; it computes "
+          f"{', '.join(sorted(losses))}.")
+  return {name: scale(step) if callable(scale) else scale
+          for name, scale in stage.loss_scales.items()}
+
+
+def _gradients(stage, accumulate, state, batch, rng):
+  """Returns the outcome of a whole batch and the gradient of its loss.
+
+  The loss is a sum of scale * total / count, with totals and counts over the
+  whole batch. A microbatch can only add to the total, and must be divided by
+  a count that the later ones have a share in. So the counts are summed first:
+  they depend on the batch and the key alone, the compiler drops the rest of
+  that pass, and one gradient tree is enough for any number of losses.
+
+  `extra` passes through the microbatches one after the other; `aux` is that
+  of the last.
+  """
+  def objective(params, extra, clips, key, counts):
+    outcome = stage.loss(params, extra, clips, key, state.step)
+    scales = _scales(stage, outcome.losses, state.step)
+    value = 0.0
+    for name, term in outcome.losses.items():
+      count = term.count if counts is None else counts[name]
+      value += scales[name] * term.total / jnp.maximum(
+          jax.lax.stop_gradient(count), 1e-9)
+    return value, outcome
+
+  gradient = jax.grad(objective, has_aux=True)
+  if accumulate == 1:
+    grads, outcome = gradient(
+        state.params, state.extra, batch, jax.random.fold_in(rng, 0), None)
+    return outcome, grads
+
+  micro = {name: _split(x, accumulate, stage.features[name].axes)
+           for name, x in batch.items()}
+  keys = jax.vmap(lambda i: jax.random.fold_in(rng, i))(jnp.arange(accumulate))
+
+  def look(clips, key):
+    return stage.loss(state.params, state.extra, clips, key, state.step)
+
+  def count(clips, key):
+    return {name: term.count for name, term in look(clips, key).losses.items()}
+
+  counts = jax.lax.map(lambda inputs: count(*inputs), (micro, keys))
+  counts = jax.tree.map(lambda x: x.sum(0), counts)
+
+  def body(carry, inputs):
+    total, extra, _ = carry
+    grads, outcome = gradient(state.params, extra, *inputs, counts)
+    carry = jax.tree.map(jnp.add, total, grads), outcome.extra, outcome.aux
+    return carry, (outcome.losses, outcome.metrics)
+
+  zeros = lambda tree: jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), tree)
+  aux = jax.eval_shape(look, *jax.tree.map(lambda x: x[0], (micro, keys))).aux
+  (grads, extra, aux), terms = jax.lax.scan(
+      body, (zeros(state.params), state.extra, zeros(aux)), (micro, keys))
+  losses, metrics = jax.tree.map(lambda x: x.sum(0), terms)
+  return stage_lib.Outcome(losses, metrics, extra, aux), grads
+
+
+def _split(
+    x: jax.Array, accumulate: int, axes: tuple[str | None, ...]
+) -> jax.Array:
+  """Cuts [B, ...] into [accumulate, B / accumulate, ...].
+
+  Microbatch m takes rows m, m + accumulate, ...: contiguous rows would all
+  lie on a few devices and have to travel.
+  """
+  x = x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:])
+  x = x.swapaxes(0, 1)
+  return rules.constrain(x, (None, "act_batch", *axes))

@@ -1,0 +1,47 @@
+"""Tests of what each process reads and holds."""
+
+import types
+
+import numpy as np
+import pytest
+
+from genie_jax.core import errors
+from genie_jax.sharding import hosts
+from genie_jax.sharding import mesh as mesh_lib
+
+
+def fake_mesh(owners, **shape):
+  """A mesh whose devices belong to the processes in `owners`."""
+  shape = dict(data=1, fsdp=1, tensor=1, frame=1) | shape
+  devices = np.empty(len(owners), object)
+  devices[:] = [types.SimpleNamespace(process_index=o) for o in owners]
+  return types.SimpleNamespace(
+      shape=shape, devices=devices.reshape(tuple(shape.values())))
+
+
+def test_one_process_reads_every_row():
+  assert hosts.share(fake_mesh([0] * 8, data=4, frame=2)) == hosts.Share(0, 1)
+
+
+def test_processes_that_split_the_batch_read_different_rows():
+  assert hosts.share(fake_mesh([1, 1, 0, 0], fsdp=4)) == hosts.Share(1, 2)
+
+
+def test_processes_that_split_a_clip_read_the_same_rows():
+  mesh = fake_mesh([0, 1, 0, 1, 2, 3, 2, 3], data=4, tensor=2)
+  assert hosts.share(mesh) == hosts.Share(0, 2)
+
+
+def test_rows_that_are_no_single_run_raise():
+  with pytest.raises(errors.UserError, match="not one aligned run"):
+    hosts.share(fake_mesh([0, 1, 0, 1], data=4))
+
+
+def test_global_batch_has_the_rows_in_order_and_is_split():
+  mesh = mesh_lib.make(dict(data=2, fsdp=2, tensor=1, frame=2))
+  layout = {"x": mesh_lib.sharding(mesh, ("act_batch", "act_time"))}
+  x = np.arange(32).reshape(8, 4)
+  out = hosts.to_global({"x": x, "source": x}, layout, hosts.Share())
+  assert set(out) == {"x"}
+  np.testing.assert_array_equal(out["x"], x)
+  assert out["x"].addressable_shards[0].data.shape == (2, 2)

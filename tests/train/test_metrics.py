@@ -1,0 +1,89 @@
+"""Tests of metric files and of the meter."""
+
+import json
+import time
+import types
+
+import numpy as np
+import pytest
+
+from genie_jax.train import metrics as metrics_lib
+
+
+def read(workdir):
+  return [json.loads(line)
+          for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_lines_are_appended_and_unknown_numbers_are_null(tmp_path):
+  for step in (1, 2):
+    writer = metrics_lib.JsonLines(tmp_path, resumed_step=step - 1)
+    writer.scalars(step, {"loss": 0.5, "mfu": None, "odd": float("nan")})
+    writer.close()
+  first, second = read(tmp_path)
+  assert (first["step"], second["step"]) == (1, 2)
+  assert first["loss"] == 0.5
+  assert first["mfu"] is None and first["odd"] is None
+
+
+def test_resuming_drops_lines_that_will_be_made_again(tmp_path):
+  writer = metrics_lib.JsonLines(tmp_path, resumed_step=0)
+  for step in (1, 2, 3, 4):
+    writer.scalars(step, {"loss": float(step)})
+  writer.close()
+  with open(tmp_path / "metrics.jsonl", "a") as file:
+    file.write('{"step": 2, "lo')  # cut short by a kill
+  metrics_lib.JsonLines(tmp_path, resumed_step=2).close()
+  assert [line["step"] for line in read(tmp_path)] == [1, 2]
+
+
+def test_tensorboard_gets_numbers_and_pictures(tmp_path):
+  writer = metrics_lib.TensorBoard(tmp_path, resumed_step=0)
+  writer.scalars(1, {"loss": 1.0, "mfu": None})
+  writer.image(1, "strip", np.zeros((4, 6, 3), np.uint8))
+  writer.close()
+  content = b"".join(
+      path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
+  assert b"loss" in content and b"PNG" in content and b"mfu" not in content
+
+
+def test_meter_leaves_out_what_is_no_training():
+  meter = metrics_lib.Meter(8, 1e6, 1e9, started=time.time(), productive=0.0)
+  with meter.aside():
+    time.sleep(0.3)
+  for _ in range(4):
+    time.sleep(0.02)
+    meter.step(waited=0.01)
+  found = meter.read()
+  assert 20 < found["steps_per_second"] < 50  # 4 steps in 0.08 s and more
+  np.testing.assert_allclose(
+      found["clips_per_second"], 8 * found["steps_per_second"])
+  np.testing.assert_allclose(
+      found["mfu"], found["clips_per_second"] * 1e6 / 1e9)
+  assert 0.2 < found["data_wait"] <= 0.5
+  assert 0 < found["goodput"] < 0.5  # most of the time was aside
+
+
+def test_mfu_of_a_device_of_unknown_peak_is_null():
+  assert metrics_lib.peak_flops(
+      types.SimpleNamespace(device_kind="cpu")) is None
+  assert metrics_lib.peak_flops(
+      types.SimpleNamespace(device_kind="TPU v4")) == 275e12
+  meter = metrics_lib.Meter(8, 1e6, None, started=time.time(), productive=0.0)
+  meter.step(0.0)
+  found = meter.read()
+  assert found["mfu"] is None and found["model_flops_per_second"] > 0
+
+
+def test_goodput_counts_over_restarts():
+  meter = metrics_lib.Meter(
+      8, 1e6, None, started=time.time() - 100, productive=50.0)
+  assert meter.read()["goodput"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_summary_names_speed_and_mfu():
+  line = metrics_lib.summary(3, 10, {
+      "loss": 1.25, "steps_per_second": 2.0, "clips_per_second": 16.0,
+      "mfu": 0.41})
+  assert line == (
+      "step 3/10, loss 1.25, 2 steps/s, 16 clips/s, MFU 41.0%")

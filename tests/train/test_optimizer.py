@@ -1,0 +1,91 @@
+"""Tests of the optimizer and its schedules."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from genie_jax.core import errors
+from genie_jax.train import optimizer as optimizer_lib
+
+BASE = dict(name="adamw", peak_lr=1.0, end_lr=0.1, warmup_steps=10)
+
+
+def rates(steps=100, **changes):
+  found = optimizer_lib.settings(BASE | changes, steps)
+  return np.array(jax.vmap(optimizer_lib.schedule(found, steps))(
+      jnp.arange(steps)))
+
+
+def test_warm_up_is_linear_and_its_first_step_learns():
+  np.testing.assert_allclose(
+      rates()[:10], np.arange(1, 11) / 10, rtol=1e-6)
+
+
+def test_cosine_falls_from_the_peak_to_the_end():
+  found = rates(schedule="cosine")
+  assert found.max() == found[10] == 1.0
+  np.testing.assert_allclose(found[55], 0.55, rtol=1e-5)  # half way
+  assert 0.1 <= found[-1] < 0.101
+  assert (np.diff(found[10:]) < 0).all()
+
+
+def test_wsd_is_stable_and_then_falls_in_a_line():
+  found = rates(schedule="wsd", decay_steps=20)
+  np.testing.assert_array_equal(found[10:81], np.ones(71, np.float32))
+  np.testing.assert_allclose(np.diff(found[80:]), -0.9 / 20, rtol=1e-4)
+
+
+def test_constant_stays_at_the_peak():
+  assert (rates(schedule="constant")[9:] == 1.0).all()
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(peak_learning_rate=1), "peak_learning_rate is no field"),
+    (dict(schedule="cosin"), "schedule is 'cosin'"),
+    (dict(name="sgd"), "name is 'sgd'"),
+    (dict(schedule="wsd", decay_steps=101), "between 1 and config.steps"),
+    (dict(accumulate=0), "accumulate is 0"),
+])
+def test_a_wrong_field_is_named(changes, message):
+  with pytest.raises(errors.UserError, match=message):
+    optimizer_lib.make(BASE | changes, 100, frozenset())
+
+
+def test_weight_decay_goes_by_name_and_not_by_rank():
+  params = {"block": {"scale": jnp.ones((3, 4)), "kernel": jnp.ones((3, 4)),
+                      "bias": jnp.ones((4,)), "gate": jnp.ones((4,))}}
+  mask = optimizer_lib.decay_mask(params, {"scale", "bias"})
+  assert mask == {"block": {
+      "scale": False, "kernel": True, "bias": False, "gate": True}}
+  made = optimizer_lib.make(
+      dict(name="adamw", peak_lr=0.5, schedule="constant", weight_decay=0.1),
+      10, {"scale", "bias"})
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  updates, _ = made.transformation.update(
+      zeros, made.transformation.init(params), params)
+  # With no gradient only decay moves a parameter: by 0.5 * 0.1.
+  moved = jax.tree.map(lambda x: float(x.ravel()[0]), updates)["block"]
+  np.testing.assert_allclose(
+      [moved["kernel"], moved["gate"], moved["scale"], moved["bias"]],
+      [-0.05, -0.05, 0, 0], rtol=1e-6)
+
+
+def test_clipping_bounds_the_gradient_that_adam_sees():
+  params = {"kernel": jnp.zeros((4,))}
+  make = lambda clip: optimizer_lib.make(
+      dict(name="adamw", peak_lr=1.0, schedule="constant", clip_norm=clip,
+           eps=1.0), 10, frozenset()).transformation
+  grads = {"kernel": jnp.full((4,), 50.0)}  # norm 100
+  size = lambda clip: float(-make(clip).update(
+      grads, make(clip).init(params), params)[0]["kernel"][0])
+  # Adam's first update is g / (|g| + eps), with eps 1 it shows g's size.
+  np.testing.assert_allclose(size(0.0), 50 / 51, rtol=1e-5)
+  np.testing.assert_allclose(size(1.0), 0.5 / 1.5, rtol=1e-5)
+
+
+def test_first_moment_can_be_bfloat16():
+  made = optimizer_lib.make(BASE | dict(mu_dtype="bfloat16"), 10, frozenset())
+  state = made.transformation.init({"kernel": jnp.zeros((4,))})
+  assert state[0].mu["kernel"].dtype == jnp.bfloat16
+  assert state[0].nu["kernel"].dtype == jnp.float32

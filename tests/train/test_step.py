@@ -1,0 +1,150 @@
+"""Tests of the one train step."""
+
+import jax
+import numpy as np
+import pytest
+
+from genie_jax.core import errors
+from genie_jax.sharding import hosts
+from genie_jax.train import state as state_lib
+from genie_jax.train import step as step_lib
+from tests.train import toy
+
+
+def run(fields, steps=3, stage=None, devices=None):
+  """Returns the last state and the metrics of each step."""
+  stage = stage or toy.make_stage()
+  mesh, optimizer, _, state, step = toy.built(fields, stage, devices)
+  size = fields.data.batch_size
+  layout = step_lib.batch_shardings(stage, mesh, size, optimizer.accumulate)
+  seen = []
+  for number in range(steps):
+    batch = hosts.to_global(toy.batch(number, size), layout, hosts.Share())
+    state, metrics = step(state, batch)
+    seen.append(jax.device_get(metrics))
+  return state, seen
+
+
+@pytest.fixture(scope="module")
+def single():
+  return run(toy.config(), devices=jax.devices()[:1])
+
+
+@pytest.mark.parametrize("axes", [
+    dict(data=8), dict(fsdp=8), dict(tensor=8), dict(fsdp=2, frame=4),
+    dict(data=2, fsdp=2, tensor=2), dict(fsdp=2, tensor=2, frame=2)])
+def test_every_mesh_gives_the_same_losses(single, axes):
+  axes = dict(data=1, fsdp=1, tensor=1, frame=1) | axes
+  fields = toy.config(**{f"mesh__{name}": n for name, n in axes.items()})
+  state, seen = run(fields)
+  for mine, other in zip(seen, single[1], strict=True):
+    for name in mine:
+      # Sums in another order: a few units in the last place of float32.
+      np.testing.assert_allclose(
+          mine[name], other[name], rtol=2e-5, err_msg=name)
+  np.testing.assert_allclose(
+      state.params["up"]["kernel"], single[0].params["up"]["kernel"],
+      rtol=1e-3, atol=1e-5)  # Adam divides by small second moments
+
+
+def test_layout_constraints_are_in_the_lowered_step():
+  fields = toy.config(mesh__data=2, mesh__fsdp=2, mesh__frame=2)
+  _, _, like, _, step = toy.built(fields)
+  batch = {
+      name: jax.ShapeDtypeStruct(x.shape, x.dtype)
+      for name, x in toy.batch(0, 16).items() if name != "source"}
+  text = step.lower(like, batch).as_text()
+  assert text.count("sdy.sharding_constraint") >= 2
+
+
+def test_new_state_keeps_its_layout_and_the_old_one_is_gone():
+  fields = toy.config(mesh__fsdp=4, mesh__tensor=2)
+  _, _, like, state, step = toy.built(fields)
+  batch = {n: x for n, x in toy.batch(0, 16).items() if n != "source"}
+  new, _ = step(state, batch)
+  assert state.params["up"]["kernel"].is_deleted()
+  assert state_lib.shardings(new) == state_lib.shardings(like)
+
+
+@pytest.mark.parametrize("fsdp, devices", [(1, 1), (2, 2)])
+def test_accumulation_equals_the_big_batch_with_uneven_counts(fsdp, devices):
+  fields = toy.config(mesh__fsdp=fsdp)
+  parts = toy.config(mesh__fsdp=fsdp, optimizer__accumulate=4)
+  hidden = toy.batch(0, 16)["hidden"].reshape(4, 4, -1).sum((0, 2))
+  assert len(set(hidden)) > 1  # a mean of means would be another number
+  devices = jax.devices()[:devices]
+  whole, seen_whole = run(fields, devices=devices)
+  cut, seen_cut = run(parts, devices=devices)
+  for a, b in zip(seen_whole, seen_cut, strict=True):
+    for name in ("loss", "losses/fit", "losses/size", "grad_norm", "shown"):
+      np.testing.assert_allclose(a[name], b[name], rtol=1e-5, err_msg=name)
+  np.testing.assert_allclose(
+      whole.params["up"]["kernel"], cut.params["up"]["kernel"],
+      rtol=1e-4, atol=1e-6)
+  assert int(whole.extra["seen"]) == int(cut.extra["seen"])
+
+
+def test_counting_before_accumulating_runs_no_part_of_the_model():
+  def products(accumulate):
+    fields = toy.config(optimizer__accumulate=accumulate)
+    _, _, like, _, step = toy.built(fields, devices=jax.devices()[:1])
+    batch = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype)
+        for name, x in toy.batch(0, 16).items() if name != "source"}
+    text = step.lower(like, batch).compile().as_text()
+    return text.count(" dot(") + text.count("__cpu$gemm")
+
+  # The body of the loop stands in the text once, whatever its length.
+  assert products(4) == products(1) > 0
+
+
+def test_after_update_and_extra_run_inside_the_step(single):
+  state, _ = single
+  hidden = sum(toy.batch(n, 16)["hidden"].sum() for n in range(3))
+  assert int(state.extra["seen"]) == hidden
+  assert np.abs(state.extra["codes"].mean).max() > 0
+
+
+def test_each_step_draws_other_random_numbers(single):
+  noise = [float(metrics["noise"]) for metrics in single[1]]
+  assert len(set(noise)) == 3
+
+
+def test_loss_is_the_sum_of_scaled_losses_and_scales_may_be_schedules():
+  stage = toy.make_stage({"fit": lambda step: 2.0 + step, "size": 3.0})
+  _, seen = run(toy.config(), stage=stage)
+  for number, metrics in enumerate(seen):
+    np.testing.assert_allclose(
+        metrics["loss"], (2 + number) * metrics["losses/fit"]
+        + 3 * metrics["losses/size"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("scales, message", [
+    ({"fit": 1.0}, "loss 'size' that has no scale"),
+    ({"fit": 1.0, "size": 1.0, "fitt": 1.0},
+     "scale for a loss 'fitt'.*did you mean 'fit'"),
+])
+def test_loss_names_must_match_their_scales(scales, message):
+  with pytest.raises(errors.UserError, match=message):
+    run(toy.config(), steps=1, stage=toy.make_stage(scales))
+
+
+def test_a_batch_that_does_not_divide_is_one_clear_line():
+  with pytest.raises(errors.UserError, match=r"is 12.*multiple of 8"):
+    toy.built(toy.config(data__batch_size=12))
+  with pytest.raises(errors.UserError, match=r"accumulate=4.*multiple of 32"):
+    toy.built(toy.config(optimizer__accumulate=4))
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda batch: batch.pop("hidden"), "reads 'hidden'.*inputs, source"),
+    (lambda batch: batch.update(inputs=batch["inputs"][:, :3]),
+     r"float32\[4, 3, 8\].*needs float32\[4, 4, 8\]"),
+    (lambda batch: batch.update(hidden=batch["hidden"].astype(np.int32)),
+     r"int32\[4, 4\].*needs bool\[4, 4\]"),
+])
+def test_a_batch_of_another_shape_is_refused(change, message):
+  batch = toy.batch(0, 4)
+  change(batch)
+  with pytest.raises(errors.UserError, match=message):
+    step_lib.check_batch(toy.make_stage(), batch, 4)
