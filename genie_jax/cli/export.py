@@ -1,0 +1,70 @@
+"""`genie export`: checkpoints to a world folder."""
+
+import argparse
+import sys
+
+_EXAMPLE = """\
+example:
+  genie export --workdir runs/tokenizer --workdir runs/joint \\
+      --prompts clips --out world
+
+The tokenizer and the LAM may be left out: the token folder on which the
+dynamics model was trained carries those that made it.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags."""
+  parser.epilog = _EXAMPLE
+  parser.formatter_class = argparse.RawDescriptionHelpFormatter
+  add = parser.add_argument
+  add("--workdir", action="append", required=True, metavar="DIR",
+      dest="workdirs",
+      help="workdir of `genie train`, or a saved model; give one for each "
+      "stage")
+  add("--out", required=True, metavar="DIR",
+      help="world folder to write; an older world there is replaced")
+  add("--prompts", default=None, metavar="DIR",
+      help="clips, or a folder of pictures, to take prompts from (default: "
+      "the clips that a given workdir was trained on)")
+  add("--num-prompts", type=int, default=8, metavar="N",
+      help="how many prompts, at most (default: 8)")
+  add("--dtype", default="bfloat16", choices=("bfloat16", "float32"),
+      help="precision of the weights (default: bfloat16)")
+  add("--name", default="", metavar="NAME",
+      help="name of the world (default: that of the folder)")
+  add("--metrics", default=None, metavar="FILE",
+      help="metrics.json of `genie eval`, to be stated in the world")
+
+
+def run(args: argparse.Namespace) -> int:
+  """Writes the world; returns 0."""
+  # Late imports: JAX takes seconds, which --help need not wait for.
+  from genie_jax.core import errors, files
+  from genie_jax.infer import export
+
+  if args.num_prompts < 0:
+    raise errors.UserError(
+        f"--num-prompts must not be negative, as {args.num_prompts} is.")
+  metrics = files.read_json(args.metrics) if args.metrics else None
+  manifest = export.export(
+      args.workdirs, args.out, prompts=args.prompts,
+      num_prompts=args.num_prompts, dtype=args.dtype, name=args.name,
+      metrics=metrics)
+  size = sum(entry["bytes"] for entry in manifest["files"].values())
+  prompts = sum(name.startswith("prompts/") for name in manifest["files"])
+  print(
+      f"{args.out}: a world of {size / 1e6:.1f} MB with {prompts} prompts, "
+      f"fingerprint {manifest['fingerprint'][:12]}.")
+  return 0
+
+
+def main() -> int:
+  """Entry point of `python -m genie_jax.cli.export`."""
+  from genie_jax.cli import main as cli
+
+  return cli.main(["export", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,143 @@
+"""`genie sample`: rolls a world out from a picture and a list of actions."""
+
+import argparse
+import sys
+
+_EXAMPLE = """\
+example:
+  genie sample --world world --prompt picture.png --actions 0x8,3x8 \\
+      --out rollout.gif
+
+Actions are numbers with commas between them; 3x8 presses 3 eight times, and
+random:32 presses 32 random ones. A picture of any size is cut to the world's
+aspect ratio around its centre and resized.
+"""
+_MAX_FRAMES = 100_000  # A longer list is a slip of the keyboard.
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags."""
+  parser.epilog = _EXAMPLE
+  parser.formatter_class = argparse.RawDescriptionHelpFormatter
+  add = parser.add_argument
+  add("--world", required=True, metavar="DIR",
+      help="world folder that `genie export` wrote")
+  add("--prompt", action="append", default=None, metavar="IMG",
+      dest="prompts",
+      help="picture to start from; give several for several frames (default: "
+      "the world's first prompt)")
+  add("--actions", required=True, metavar="LIST",
+      help="for example 0,3,3,1 or 0x8,3x8 or random:32")
+  add("--out", default="rollout.gif", metavar="FILE",
+      help="ends in .gif or .mp4 (default: rollout.gif)")
+  add("--seed", type=int, default=0, metavar="N",
+      help="fixes all noise (default: 0)")
+  add("--temperature", type=float, default=None, metavar="X",
+      help="0 takes the most likely token (default: the world's)")
+  add("--refinements", type=int, default=None, metavar="N",
+      help="MaskGIT steps a frame (default: the world's)")
+  add("--order", default=None, metavar="ORDER",
+      help="random or confidence (default: the world's)")
+  add("--schedule", default=None, metavar="NAME",
+      help="cosine, linear or square_root (default: the world's)")
+  add("--fps", type=float, default=None, metavar="X",
+      help="frames a second of the film (default: the world's)")
+  add("--scale", type=int, default=4, metavar="N",
+      help="enlargement of each pixel (default: 4)")
+
+
+def run(args: argparse.Namespace) -> int:
+  """Writes the film; returns 0."""
+  # Late imports: JAX takes seconds, which --help need not wait for.
+  import pathlib
+  import time
+
+  import numpy as np
+
+  from genie_jax.core import errors, images
+  from genie_jax.infer import bundle
+  from genie_jax.sampling import maskgit
+
+  if pathlib.Path(args.out).suffix not in (".gif", ".mp4"):
+    raise errors.UserError(f"--out {args.out}: give a .gif or .mp4 file.")
+  if args.scale < 1 or (args.fps is not None and not 0 < args.fps <= 1000):
+    raise errors.UserError(
+        f"--scale {args.scale} --fps {args.fps}: the scale is a whole number "
+        "from 1 on, and fps above 0.")
+  if not 0 <= args.seed < 1 << 32:
+    raise errors.UserError(
+        f"--seed {args.seed}: give a number from 0 to {(1 << 32) - 1}.")
+  found = bundle.load(args.world)
+  world = found.world
+  actions = world.check_actions(
+      parse_actions(args.actions, world.num_actions, args.seed))
+  changed = {
+      name: getattr(args, name)
+      for name in ("temperature", "refinements", "order", "schedule")
+      if getattr(args, name) is not None}
+  sampling = maskgit.make_sampling(
+      {**vars(world.sampling), **changed})
+  pictures = args.prompts or [str(path) for path in found.prompts[:1]]
+  if not pictures:
+    raise errors.UserError(
+        f"{args.world} holds no prompts; give a picture with --prompt.")
+  prompt = np.stack([
+      images.load_prompt(path, *world.frame_shape[:2]) for path in pictures])
+  began = time.monotonic()
+  frames = world.rollout(prompt, actions, seed=args.seed, sampling=sampling)
+  seconds = time.monotonic() - began
+  images.save_video(args.out, frames, args.fps or world.fps, args.scale)
+  print(
+      f"{args.out}: {len(frames)} frames, {len(actions)} of them drawn in "
+      f"{seconds:.1f} s, compilation included.")
+  return 0
+
+
+def parse_actions(text: str, num_actions: int, seed: int) -> list[int]:
+  """Returns the actions that a list such as "0,3x4,random:8" names.
+
+  Args:
+    text: The list.
+    num_actions: Random actions are drawn from 0 to this, exclusive.
+    seed: Of the random ones.
+
+  Raises:
+    UserError: It is not such a list, or an empty or absurdly long one.
+  """
+  import random
+
+  from genie_jax.core import errors
+
+  generator, actions = random.Random(seed), []
+  for item in text.split(","):
+    word, _, count = item.strip().partition("random:")
+    try:
+      if count and not word:
+        actions += [
+            generator.randrange(num_actions) for _ in range(_count(count))]
+      else:
+        action, _, count = item.strip().partition("x")
+        actions += [int(action)] * (_count(count) if count else 1)
+    except ValueError as error:
+      raise errors.UserError(
+          f"--actions {text[:40]!r}: {item.strip()[:20]!r} is neither a "
+          "number nor like 3x8 or random:32.") from error
+  return actions
+
+
+def _count(text: str) -> int:
+  count = int(text)
+  if not 1 <= count <= _MAX_FRAMES:
+    raise ValueError(f"{count} frames")
+  return count
+
+
+def main() -> int:
+  """Entry point of `python -m genie_jax.cli.sample`."""
+  from genie_jax.cli import main as cli
+
+  return cli.main(["sample", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,51 @@
+"""`genie scaling`: the sizes of the scaling study."""
+
+import argparse
+import sys
+
+_EXAMPLE = """\
+example:
+  genie scaling table --json table.json
+
+Counts come from shapes alone: the 10.1B model is counted in a second and in
+no memory.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the sub-command `table`."""
+  parser.epilog = _EXAMPLE
+  commands = parser.add_subparsers(
+      dest="scaling_command", metavar="COMMAND", required=True)
+  table = commands.add_parser(
+      "table", help="our parameter counts beside the paper's",
+      description="Prints every model of the paper's scaling study (tables "
+      "10 and 11), of its batch size study and its final one.",
+      epilog=_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
+  table.add_argument(
+      "--json", default=None, metavar="FILE", help="also write the table there")
+
+
+def run(args: argparse.Namespace) -> int:
+  """Prints the table; returns 0."""
+  # Late imports: JAX takes seconds, which --help need not wait for.
+  from genie_jax.core import files
+  from genie_jax.scaling import table
+
+  rows = table.rows()
+  print(table.render(rows))
+  if args.json:
+    files.write_json(args.json, rows)
+    print(f"wrote {args.json}")
+  return 0
+
+
+def main() -> int:
+  """Entry point of `python -m genie_jax.cli.scaling`."""
+  from genie_jax.cli import main as cli
+
+  return cli.main(["scaling", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,1 @@
+"""World bundles and what loads them."""

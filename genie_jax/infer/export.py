@@ -1,0 +1,218 @@
+"""Checkpoints to a world folder."""
+
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from genie_jax.core import errors, files, images
+from genie_jax.data import manifest as manifests
+from genie_jax.data import sources
+from genie_jax.infer import bundle, resolve
+from genie_jax.models import saved
+from genie_jax.sampling import maskgit
+
+_PROMPTS = 8
+# Held-out frames first: a prompt seen in training would flatter the world.
+_SPLITS = ("test", "validation", "train")
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
+
+
+def export(
+    workdirs: Sequence[files.PathLike],
+    out: files.PathLike,
+    *,
+    prompts: files.PathLike | None = None,
+    num_prompts: int = _PROMPTS,
+    dtype: str = "bfloat16",
+    name: str = "",
+    metrics: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+  """Writes a world folder from what `genie train` left.
+
+  The tokenizer and the LAM need not be named: the token folder that the
+  dynamics model was trained on carries those that made it.
+
+  Args:
+    workdirs: Workdirs of `genie train`, or saved models; one of them holds
+      the dynamics model.
+    out: The folder to write; an older world there is replaced.
+    prompts: Clips folder, or folder of pictures, to take prompts from; None
+      for the clips that a given workdir was trained on.
+    num_prompts: How many, at most.
+    dtype: "bfloat16" or "float32".
+    name: Name of the world; that of the folder when empty.
+    metrics: Figures to state, for example those of `genie eval`.
+
+  Returns:
+    The manifest.
+
+  Raises:
+    UserError: Models are missing or do not fit, or `out` holds other things.
+  """
+  out = pathlib.Path(out)
+  _check_out(out)
+  parts, origins = _gather(workdirs)
+  if "dynamics" not in parts:
+    raise errors.UserError(
+        f"No dynamics model is in {', '.join(map(str, workdirs))}; add the "
+        "workdir of a dynamics or joint stage.")
+  config = origins["dynamics"].config
+  if "actions" not in config:
+    raise errors.UserError(
+        "The dynamics model given is a saved model that does not say what its "
+        "buttons are; give the workdir that trained it, or a world.")
+  actions = config["actions"]
+  if actions == "true" and "lam" in parts:
+    raise errors.UserError(
+        "The dynamics model was trained on true actions, which need no LAM; "
+        "leave the LAM's workdir out.")
+  if origins["dynamics"].trained:
+    _complete(parts, config)
+  world = parts["dynamics"].config["world"]
+  frames = _prompts(prompts, origins, world, num_prompts)
+  temporary = files.temporary_sibling(out)
+  temporary.parent.mkdir(parents=True, exist_ok=True)
+  try:
+    manifest = bundle.write(
+        temporary, {key: parts[key] for key in sorted(parts)},
+        name=name or out.name, actions=actions,
+        sampling=_sampling(config), prompts=frames, dtype=dtype,
+        metrics=metrics or {}, made_by=_made_by(origins))
+    _replace(temporary, out)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+  return manifest
+
+
+def _check_out(out: pathlib.Path) -> None:
+  if out.is_dir() and any(out.iterdir()):
+    try:
+      bundle.read_manifest(out)
+    except errors.UserError as error:
+      raise errors.UserError(
+          f"--out {out} is not empty and holds no world; give a new folder, "
+          "or remove this one.") from error
+  elif out.exists() and not out.is_dir():
+    raise errors.UserError(f"--out {out} is a file; give a folder.")
+
+
+def _replace(new: pathlib.Path, out: pathlib.Path) -> None:
+  """Puts a whole folder in the place of an older one."""
+  if out.exists():
+    old = files.temporary_sibling(out)
+    os.replace(out, old)
+    os.replace(new, out)
+    shutil.rmtree(old)
+  else:
+    os.replace(new, out)
+
+
+def _gather(
+    workdirs: Sequence[files.PathLike],
+) -> tuple[dict[str, saved.Part], dict[str, resolve.Found]]:
+  """Returns the models of all folders, and what each model came from."""
+  parts, origins, folders = {}, {}, {}
+  for folder in workdirs:
+    found = resolve.read(folder)
+    for name, part in found.parts.items():
+      if name in parts:
+        raise errors.UserError(
+            f"Both {folders[name]} and {folder} hold a {name}; give one of "
+            "them.")
+      parts[name], origins[name], folders[name] = part, found, folder
+  return parts, origins
+
+
+def _complete(
+    parts: dict[str, saved.Part], config: Mapping[str, Any]
+) -> None:
+  """Adds tokenizer and LAM from the token folder, or checks those given."""
+  folder = pathlib.Path(config["data"]["path"])
+  if not (folder / manifests.FILE_NAME).is_file():
+    logging.warning(
+        "%s, on which the dynamics model was trained, is gone: whether the "
+        "tokenizer fits cannot be checked.", folder)
+    return  # What is missing is named by `world.check_parts`.
+  manifest = manifests.Manifest.read(folder)
+  wanted = {"tokenizer": manifest.tokenizer_fingerprint}
+  # A joint stage trains its own LAM; true actions need none.
+  if config["stage"] == "dynamics" and config["actions"] == "latent":
+    wanted["lam"] = manifest.lam_fingerprint
+  for name, fingerprint in wanted.items():
+    if name not in parts:
+      parts[name], _ = resolve.part(folder / name, name)
+    elif (found := resolve.fingerprint(name, parts[name])) != fingerprint:
+      raise errors.UserError(
+          f"The dynamics model was trained on {folder}, made by the {name} "
+          f"{fingerprint[:12]}, but the {name} given is {found[:12]}; leave "
+          f"it out (the folder carries its own) or train on new tokens.")
+
+
+def _sampling(config: Mapping[str, Any]) -> dict[str, Any]:
+  fields = dict(config["sampling"])
+  maskgit.make_sampling(fields)  # Refused now rather than when it is played.
+  return fields
+
+
+def _made_by(origins: Mapping[str, resolve.Found]) -> dict[str, Any]:
+  """Returns an account of the training, without paths of this machine."""
+  return {
+      name: {key: found.config[key]
+             for key in ("stage", "seed", "steps", "optimizer")}
+      for name, found in origins.items() if found.trained}
+
+
+def _prompts(
+    given: files.PathLike | None,
+    origins: Mapping[str, resolve.Found],
+    world: Mapping[str, Any],
+    count: int,
+) -> np.ndarray:
+  """Returns uint8 [n, H, W, C], n at most `count`."""
+  shape = (world["height"], world["width"], world["channels"])
+  if given is not None:
+    folder = pathlib.Path(given)
+    if (folder / manifests.FILE_NAME).is_file():
+      return _first_frames(folder, shape, count)
+    if not folder.is_dir():
+      raise errors.UserError(
+          f"--prompts {folder} does not exist; give a clips folder or a "
+          "folder of pictures.")
+    pictures = sorted(
+        path for path in folder.iterdir()
+        if path.suffix.lower() in _PICTURES)[:count]
+    if not pictures:
+      raise errors.UserError(
+          f"--prompts {folder} holds neither clips nor pictures; give a "
+          "folder of either.")
+    return np.stack([
+        images.load_prompt(path, *shape[:2]) for path in pictures])
+  for found in origins.values():
+    if found.trained:
+      path = pathlib.Path(found.config["data"]["path"])
+      if (path / manifests.FILE_NAME).is_file() and (
+          manifests.Manifest.read(path).kind == "clips"):
+        return _first_frames(path, shape, count)
+  return np.zeros((0, *shape), np.uint8)
+
+
+def _first_frames(
+    folder: pathlib.Path, shape: tuple[int, int, int], count: int
+) -> np.ndarray:
+  """Returns first frames of windows from as many sources as there are."""
+  manifest = manifests.Manifest.read(folder)
+  manifest.check({"kind": "clips", "frame_shape": list(shape)})
+  split = next(
+      (name for name in _SPLITS
+       if name in manifest.splits and manifest.splits[name]["shards"]), None)
+  if split is None:
+    raise errors.UserError(
+        f"{folder} holds no clips; collect some, or give --prompts.")
+  source = sources.WindowSource(folder, split, 1, keys=("frames",))
+  places = np.linspace(0, len(source), count, endpoint=False).astype(int)
+  return source.gather(np.unique(places))["frames"][:, 0]

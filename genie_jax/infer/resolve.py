@@ -1,0 +1,84 @@
+"""Trained models, whether they lie in a workdir or in a saved folder."""
+
+import dataclasses
+import pathlib
+import tempfile
+from typing import Any
+
+from genie_jax.core import errors, files
+from genie_jax.models import saved
+from genie_jax.train import checkpoint
+
+_WEIGHTS = "model.safetensors"
+# Stages that train several models at once, and which.
+_JOINT = {"joint": ("lam", "dynamics")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """The models of one folder.
+
+  Attributes:
+    parts: Name -> model.
+    config: The training config of a workdir; config.json of a saved folder.
+    trained: True for a workdir.
+  """
+  parts: dict[str, saved.Part]
+  config: dict[str, Any]
+  trained: bool
+
+
+def read(folder: files.PathLike) -> Found:
+  """Reads all models of a workdir or of a folder that `saved.save` wrote.
+
+  Raises:
+    UserError: It is neither, or it is damaged.
+  """
+  folder = pathlib.Path(folder)
+  if (folder / _WEIGHTS).is_file():
+    found = saved.load(folder)
+    return Found(found.parts, found.config, False)
+  if not folder.is_dir() or not checkpoint.valid_steps(folder):
+    raise errors.UserError(
+        f"{folder} is neither a workdir with a finished checkpoint nor the "
+        f"folder of a saved model (no {_WEIGHTS}); give a folder that `genie "
+        "train`, `genie tokenize` or `genie export` wrote.")
+  params, _, config = checkpoint.load_params(folder)
+  stage, world = config["stage"], config["world"]
+  if stage in _JOINT:
+    parts = {
+        name: saved.part(
+            name, {"world": world, "model": config["model"][name]},
+            params[name])
+        for name in _JOINT[stage]}
+  else:
+    parts = {stage: saved.part(stage, config, params)}
+  return Found(parts, config, True)
+
+
+def part(folder: files.PathLike, name: str) -> tuple[saved.Part, str]:
+  """Reads one model.
+
+  Args:
+    folder: A workdir, a saved model, or a world.
+    name: "tokenizer", "lam" or "dynamics".
+
+  Returns:
+    The model and its fingerprint, which does not depend on what else the
+    folder holds.
+
+  Raises:
+    UserError: There is no such model there.
+  """
+  found = read(folder)
+  if name not in found.parts:
+    raise errors.UserError(
+        f"{folder} holds {', '.join(found.parts)} and no {name}; give a "
+        f"folder of a trained {name}.")
+  return found.parts[name], fingerprint(name, found.parts[name])
+
+
+def fingerprint(name: str, model: saved.Part) -> str:
+  """Returns the fingerprint of a model saved alone, in full precision."""
+  with tempfile.TemporaryDirectory() as folder:
+    return saved.save(folder, {name: model})

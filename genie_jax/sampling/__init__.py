@@ -1,0 +1,1 @@
+"""MaskGIT refinement and rollouts over a sliding window."""

@@ -1,0 +1,193 @@
+"""MaskGIT: a frame's tokens drawn in a few parallel refinement steps.
+
+Chang et al. 2022, section 3.2; Genie, section 2 and appendix F. Nothing here
+knows a model: it needs a function from a half-drawn frame to logits.
+
+Shapes:
+  N  tokens in one frame (h * w)    R  refinement steps
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import chex
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from genie_jax.core import errors
+from genie_jax.sampling import schedule as schedules
+
+ORDERS = ("random", "confidence")
+
+# `logits_of(frame_tokens [B, h, w], hidden [B, h, w]) -> [B, h, w, V]`
+LogitsOf = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+@flax.struct.dataclass
+class Sampling:
+  """How frames are drawn.
+
+  The two temperatures are array leaves: changing them recompiles nothing.
+
+  Attributes:
+    refinements: MaskGIT steps a frame.
+    schedule: One of `schedule.SCHEDULES`.
+    order: "random" reveals positions in random order; "confidence" reveals
+      those whose drawn token the model finds most likely.
+    temperature: Divides the logits before a token is drawn; 0 takes the most
+      likely token.
+    choice_temperature: Scale of the Gumbel noise on the confidences, falling
+      linearly to 0 at the last step; only with order "confidence".
+  """
+  refinements: int = flax.struct.field(pytree_node=False, default=25)
+  schedule: str = flax.struct.field(pytree_node=False, default="cosine")
+  order: str = flax.struct.field(pytree_node=False, default="random")
+  temperature: float = 1.0
+  choice_temperature: float = 4.5
+
+
+def make_sampling(fields: Mapping[str, Any]) -> Sampling:
+  """Returns the `Sampling` of a config's `sampling` group, checked.
+
+  Args:
+    fields: Any of the attributes of `Sampling`.
+
+  Raises:
+    UserError: An unknown field, or a value out of range.
+  """
+  known = list(Sampling.__dataclass_fields__)
+  for name in fields:
+    if name not in known:
+      raise errors.UserError(
+          f"Unknown field sampling.{name}{errors.closest(name, known)}; the "
+          f"fields are {', '.join(known)}.")
+  sampling = Sampling(**dict(fields))
+  schedules.hidden_counts(1, sampling.refinements, sampling.schedule)
+  if sampling.order not in ORDERS:
+    raise errors.UserError(
+        f"sampling.order is {sampling.order!r}"
+        f"{errors.closest(sampling.order, ORDERS)}; use one of "
+        f"{', '.join(ORDERS)}.")
+  for name in ("temperature", "choice_temperature"):
+    value = fields.get(name, 1.0)
+    if not 0 <= value < float("inf"):
+      raise errors.UserError(
+          f"sampling.{name} is {value}; it must be 0 or more.")
+  return sampling
+
+
+def refine(
+    logits: jax.Array,
+    tokens: jax.Array,
+    hidden: jax.Array,
+    num_hidden: jax.Array | int,
+    token_noise: jax.Array,
+    order_noise: jax.Array,
+    sampling: Sampling,
+) -> tuple[jax.Array, jax.Array]:
+  """Runs one refinement step on one frame of each clip, given its noise.
+
+  A token is drawn for every hidden position; those with the highest scores are
+  kept for good, the others are hidden again.
+
+  Args:
+    logits: float32 [B, N, V] given the frame so far.
+    tokens: int32 [B, N]; values at hidden positions are ignored.
+    hidden: bool [B, N].
+    num_hidden: int32 scalar, how many positions stay hidden, below the
+      present number.
+    token_noise: float32 [B, N, V], Gumbel noise.
+    order_noise: float32 [B, N], the score with order "random"; added to the
+      log probability of the drawn token with order "confidence".
+    sampling: Order and temperature.
+
+  Returns:
+    tokens int32 [B, N] and hidden bool [B, N] after the step.
+  """
+  chex.assert_rank(
+      [logits, tokens, hidden, token_noise, order_noise], [3, 2, 2, 3, 2])
+  # argmax(logits + t * Gumbel) draws from softmax(logits / t), also at t = 0.
+  drawn = jnp.argmax(logits + sampling.temperature * token_noise, -1)
+  score = order_noise
+  if sampling.order == "confidence":
+    log_probs = jax.nn.log_softmax(logits, -1)
+    score += jnp.take_along_axis(log_probs, drawn[..., None], -1)[..., 0]
+  score = jnp.where(hidden, score, jnp.inf)
+  # Ranks by two stable sorts: ties never change how many are revealed.
+  rank = jnp.argsort(jnp.argsort(score, axis=-1), axis=-1)
+  still_hidden = rank < num_hidden
+  tokens = jnp.where(hidden & ~still_hidden, drawn.astype(tokens.dtype), tokens)
+  return tokens, still_hidden
+
+
+def draw_frame(
+    logits_of: LogitsOf,
+    grid: tuple[int, int],
+    keys: jax.Array,
+    sampling: Sampling,
+) -> jax.Array:
+  """Draws one frame of each clip, all tokens hidden at first.
+
+  Each clip's noise comes from its own key alone, so a draw does not depend on
+  what else is in the batch, and two draws with the same key differ only by
+  what `logits_of` says.
+
+  Args:
+    logits_of: Called in each refinement step with int32 tokens and bool
+      hidden, both [B, h, w]; returns logits [B, h, w, V].
+    grid: (h, w).
+    keys: One random key a clip, [B].
+    sampling: How to draw.
+
+  Returns:
+    int32 [B, h, w].
+  """
+  batch, num_tokens = keys.shape[0], grid[0] * grid[1]
+  counts = schedules.hidden_counts(
+      num_tokens, sampling.refinements, sampling.schedule)
+  blank = jnp.zeros((batch, num_tokens), jnp.int32)
+  all_hidden = jnp.ones((batch, num_tokens), bool)
+
+  def logits_at(tokens, hidden):
+    logits = logits_of(
+        tokens.reshape(batch, *grid), hidden.reshape(batch, *grid))
+    return logits.reshape(batch, num_tokens, -1).astype(jnp.float32)
+
+  vocab = jax.eval_shape(logits_at, blank, all_hidden).shape[-1]
+  order_keys = _fold(keys, 0)
+  if sampling.order == "random":
+    # A position's draw counts only in the step that reveals it, and that step
+    # does not depend on the draw: one set of noise serves the whole frame.
+    # By confidence, a draw thrown away must be followed by a fresh one.
+    frame_noise = _gumbel(_fold(keys, 1), (num_tokens, vocab))
+    frame_order = jax.vmap(
+        lambda key: jax.random.uniform(key, (num_tokens,)))(order_keys)
+
+  def step(carry, inputs):
+    number, num_hidden = inputs
+    if sampling.order == "random":
+      token_noise, order_noise = frame_noise, frame_order
+    else:
+      token_noise = _gumbel(_fold(keys, number), (num_tokens, vocab))
+      falling = 1.0 - number / len(counts)
+      order_noise = sampling.choice_temperature * falling * _gumbel(
+          _fold(order_keys, number), (num_tokens,))
+    return refine(
+        logits_at(*carry), *carry, num_hidden, token_noise, order_noise,
+        sampling), None
+
+  steps = jnp.arange(1, len(counts) + 1)
+  (tokens, _), _ = jax.lax.scan(
+      step, (blank, all_hidden), (steps, jnp.asarray(counts)))
+  return tokens.reshape(batch, *grid)
+
+
+def _fold(keys: jax.Array, number: jax.Array | int) -> jax.Array:
+  """Returns keys [B] with a number mixed into each."""
+  return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+
+
+def _gumbel(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """Returns Gumbel noise [B, *shape], each clip's from its own key."""
+  return jax.vmap(lambda key: jax.random.gumbel(key, shape))(keys)

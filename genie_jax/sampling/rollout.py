@@ -1,0 +1,260 @@
+"""Autoregressive rollouts of a dynamics model over a sliding window.
+
+Past frames never depend on the frame being drawn or on its action, so their
+keys and values are computed once and each refinement step runs over one frame.
+That is exact while no frame has left the window, provided a finished frame is
+passed once more with its final tokens. After a slide the kept states would
+still carry the dropped frame, so the kept frames are computed anew, once a
+frame, with no action leading into the first of them.
+
+Shapes:
+  P  prompt frames      F  frames drawn      W  frames in the window
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from genie_jax.models import dynamics
+from genie_jax.nn import st_transformer
+from genie_jax.sampling import maskgit, static
+
+# `step(tokens, incoming, hidden, cache, position) -> (logits, keys and values)`
+_Step = Callable[..., tuple[jax.Array, tuple[jax.Array, jax.Array]]]
+
+
+def clip_keys(rng: jax.Array, clip_ids: jax.Array) -> jax.Array:
+  """Returns one key a clip that depends only on `rng` and the clip's id.
+
+  Args:
+    rng: A key.
+    clip_ids: int32 [B].
+
+  Returns:
+    Keys [B].
+  """
+  return jax.vmap(jax.random.fold_in, (None, 0))(rng, clip_ids)
+
+
+def rollout(
+    model: dynamics.Dynamics,
+    params: Any,
+    prompt_tokens: jax.Array,
+    latent_actions: jax.Array,
+    rng: jax.Array,
+    *,
+    num_frames: int,
+    window: int,
+    sampling: maskgit.Sampling,
+    clip_ids: jax.Array | None = None,
+) -> jax.Array:
+  """Continues clips frame by frame, in one compiled program.
+
+  The noise of a frame depends on `rng`, the clip's id and the frame's number
+  only: rollouts with the same key and other actions are paired draws, and a
+  clip's result does not depend on its neighbours in the batch.
+
+  Args:
+    model: The dynamics model.
+    params: Its parameters.
+    prompt_tokens: int32 [B, P, h, w], P at least 1.
+    latent_actions: int32 [B, P - 1 + F]; action t leads from frame t to t + 1.
+    rng: A key.
+    num_frames: F.
+    window: W, the frames that the model was trained on, at least 2.
+    sampling: How to draw.
+    clip_ids: int32 [B], 0 to B - 1 when left out.
+
+  Returns:
+    int32 [B, P + F, h, w], the prompt first.
+  """
+  chex.assert_rank([prompt_tokens, latent_actions], [4, 2])
+  batch, prompt = prompt_tokens.shape[:2]
+  chex.assert_shape(latent_actions, (batch, prompt - 1 + num_frames))
+  if window < 2:
+    raise ValueError(f"window={window}; a frame needs one before it, so 2.")
+  keys = clip_keys(rng, jnp.arange(batch) if clip_ids is None else clip_ids)
+  return _rollout(
+      static.hashable(model), params, prompt_tokens, latent_actions, keys,
+      sampling, num_frames, window)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("model", "num_frames", "window"))
+def _rollout(
+    model, params, prompt_tokens, latent_actions, keys, sampling, num_frames,
+    window,
+):
+  prompt, *grid = prompt_tokens.shape[1:]
+  total = prompt + num_frames
+  incoming = _incoming(model, latent_actions)  # [B, P + F]
+  step = functools.partial(model.apply, {"params": params}, method="step")
+
+  def draw(cache, action, position, number, last):
+    return maskgit.draw_frame(
+        _logits_of(step, cache, action, position, last), tuple(grid),
+        _fold(keys, number), sampling)
+
+  def grow(carry, number):
+    cache, last = carry
+    action = jax.lax.dynamic_slice_in_dim(incoming, number, 1, 1)
+    frame = draw(cache, action, number, number, last)
+    _, own = step(
+        frame[:, None], action, jnp.zeros_like(frame[:, None], bool), cache,
+        number, last)
+    return (cache.write(own, number, number), frame), frame
+
+  def slide(kept, number):
+    kept_incoming = jax.lax.dynamic_slice_in_dim(
+        incoming, number - window + 1, window - 1, 1)
+    kept_incoming = kept_incoming.at[:, 0].set(model.no_action)
+    cache = _cache_of(step, kept, kept_incoming)
+    action = jax.lax.dynamic_slice_in_dim(incoming, number, 1, 1)
+    frame = draw(cache, action, window - 1, number, kept[:, -1])
+    return jnp.concatenate([kept[:, 1:], frame[:, None]], 1), frame
+
+  tokens = prompt_tokens.astype(jnp.int32)
+  grown = min(total, window)  # Frames there are when the window is full.
+  if prompt < grown:
+    cache = _cache_of(step, tokens, incoming[:, :prompt], slots=grown)
+    _, frames = jax.lax.scan(
+        grow, (cache, tokens[:, -1]), jnp.arange(prompt, grown))
+    tokens = jnp.concatenate([tokens, frames.swapaxes(0, 1)], 1)
+  if tokens.shape[1] < total:
+    _, frames = jax.lax.scan(
+        slide, tokens[:, -(window - 1):],
+        jnp.arange(tokens.shape[1], total))
+    tokens = jnp.concatenate([tokens, frames.swapaxes(0, 1)], 1)
+  return tokens
+
+
+def next_frames(
+    model: dynamics.Dynamics,
+    params: Any,
+    tokens: jax.Array,
+    latent_actions: jax.Array,
+    rng: jax.Array,
+    *,
+    sampling: maskgit.Sampling,
+    targets: tuple[int, ...] | None = None,
+    clip_ids: jax.Array | None = None,
+) -> jax.Array:
+  """Draws frames of clips, each given the true frames before it.
+
+  The same draws as `rollout` with the true frames as its prompt and one frame
+  to draw, but the true frames are passed only once: it costs one pass over the
+  clip and, for each target, one frame a refinement step.
+
+  Args:
+    model: The dynamics model.
+    params: Its parameters.
+    tokens: int32 [B, T, h, w], true tokens; T at most the model's window.
+    latent_actions: int32 [B, T-1].
+    rng: A key.
+    sampling: How to draw.
+    targets: Frame numbers to draw, from 1 to T - 1; all when left out.
+    clip_ids: int32 [B], 0 to B - 1 when left out.
+
+  Returns:
+    int32 [B, len(targets), h, w].
+  """
+  chex.assert_rank([tokens, latent_actions], [4, 2])
+  batch, total = tokens.shape[:2]
+  chex.assert_shape(latent_actions, (batch, total - 1))
+  if targets is None:
+    targets = tuple(range(1, total))
+  if not all(1 <= target < total for target in targets):
+    raise ValueError(
+        f"targets={targets}; clips of {total} frames have targets 1 to "
+        f"{total - 1}.")
+  keys = clip_keys(rng, jnp.arange(batch) if clip_ids is None else clip_ids)
+  return _next_frames(
+      static.hashable(model), params, tokens, latent_actions, keys, sampling,
+      jnp.asarray(targets))
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def _next_frames(
+    model, params, tokens, latent_actions, keys, sampling, targets
+):
+  grid = tokens.shape[2:]
+  incoming = _incoming(model, latent_actions)
+  step = functools.partial(model.apply, {"params": params}, method="step")
+  cache = _cache_of(step, tokens, incoming)
+
+  def draw(target):
+    # A frame's own true tokens are in the cache too; only earlier ones count.
+    past = cache.replace(positions=jnp.where(
+        cache.positions < target, cache.positions, -1))
+    action = jax.lax.dynamic_slice_in_dim(incoming, target, 1, 1)
+    last = jax.lax.dynamic_index_in_dim(tokens, target - 1, 1, False)
+    return maskgit.draw_frame(
+        _logits_of(step, past, action, target, last), grid,
+        _fold(keys, target), sampling)
+
+  return jax.lax.map(draw, targets).swapaxes(0, 1)
+
+
+def _incoming(
+    model: dynamics.Dynamics, latent_actions: jax.Array
+) -> jax.Array:
+  """Returns the action that leads to each frame, [B, T]."""
+  return jnp.pad(
+      latent_actions.astype(jnp.int32), ((0, 0), (1, 0)),
+      constant_values=model.no_action)
+
+
+def _logits_of(
+    step: _Step,
+    cache: st_transformer.Cache,
+    action: jax.Array,
+    position: jax.Array | int,
+    last: jax.Array,
+) -> maskgit.LogitsOf:
+  """Returns the scores of one frame given all before it.
+
+  Args:
+    step: The model's step.
+    cache: Frames before.
+    action: int32 [B, 1], leads to this frame.
+    position: Its number in the cache's count.
+    last: int32 [B, h, w], the frame before it.
+  """
+  def logits_of(frame_tokens, hidden):
+    logits, _ = step(
+        frame_tokens[:, None], action, hidden[:, None], cache, position, last)
+    return logits[:, 0]
+  return logits_of
+
+
+def _cache_of(
+    step: _Step,
+    tokens: jax.Array,
+    incoming: jax.Array,
+    slots: int | None = None,
+) -> st_transformer.Cache:
+  """Returns keys and values of finished frames [B, T, h, w], numbered from 0.
+
+  Args:
+    step: The model's step.
+    tokens: int32 [B, T, h, w].
+    incoming: int32 [B, T].
+    slots: Frames that the cache shall have room for; T when left out.
+  """
+  num_frames = tokens.shape[1]
+  spare = (slots or num_frames) - num_frames
+  _, own = step(tokens, incoming, jnp.zeros_like(tokens, bool), None, 0)
+  widths = [(0, 0)] * 2 + [(0, spare)] + [(0, 0)] * 3  # [Y, B, Tc, N, H, K]
+  key, value = (jnp.pad(x, widths) for x in own)
+  positions = jnp.pad(
+      jnp.arange(num_frames, dtype=jnp.int32), (0, spare), constant_values=-1)
+  return st_transformer.Cache(key, value, positions)
+
+
+def _fold(keys: jax.Array, number: jax.Array | int) -> jax.Array:
+  """Returns each clip's key for the frame of this number."""
+  return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
