@@ -1,0 +1,1 @@
+"""Configs, each with its command, source and measured result."""

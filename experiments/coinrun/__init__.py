@@ -1,0 +1,1 @@
+"""CoinRun: the case study of Genie (appendix F), and sizes for a laptop."""

@@ -1,0 +1,105 @@
+"""What the CoinRun configs share: worlds, loops and optimizers by mode.
+
+Modes:
+  ""     the paper's case study in full (Genie, appendix F, tables 15 to 17)
+  smoke  a few steps in seconds, to see that everything runs
+  tiny   `make demo`: all stages within 25 minutes on two CPU cores
+  small  within 75 minutes on two CPU cores
+"""
+
+import ml_collections
+
+MODES = ("", "smoke", "tiny", "small")
+
+
+def check(mode: str) -> None:
+  """Raises unless a config has this mode."""
+  if mode not in MODES:
+    raise ValueError(
+        f"Unknown mode {mode!r}; use one of {', '.join(map(repr, MODES))}.")
+
+
+def pick(mode: str, **values):
+  """Returns the value of a mode: `full`, `smoke`, `tiny` or `small`."""
+  return values[mode or "full"]
+
+
+def base(stage: str, mode: str) -> ml_collections.ConfigDict:
+  """Returns the fields that all stages have, at their defaults for a mode."""
+  check(mode)
+  config = ml_collections.ConfigDict()
+  config.stage = stage
+  config.seed = 0
+  config.actions = "latent"
+  config.init_from = ""
+  laptop = dict(
+      num_frames=8, height=64, width=64, channels=3, fps=15, token_patch=8,
+      num_codes=1024, num_latent_actions=6)
+  # 15 frames a second is procgen's own rate; the paper states none.
+  config.world = pick(
+      mode,
+      full=dict(
+          num_frames=16, height=64, width=64, channels=3, fps=15,
+          token_patch=4, num_codes=1024, num_latent_actions=6),
+      smoke=dict(laptop, num_frames=4, token_patch=16, num_codes=64),
+      tiny=laptop,
+      small=laptop)
+  config.data = dict(
+      path="", split="train", eval_split="validation", batch_size=4,
+      num_frames=config.world.num_frames, stride=1, num_workers=0,
+      num_threads=1)
+  config.mesh = dict(data=1, fsdp=-1, tensor=1, frame=1)
+  config.steps = 4
+  config.log_every = pick(mode, full=100, smoke=1, tiny=25, small=50)
+  config.eval_every = pick(mode, full=5000, smoke=2, tiny=400, small=1000)
+  config.eval_batches = pick(mode, full=16, smoke=1, tiny=4, small=8)
+  config.checkpoint_every = pick(
+      mode, full=1000, smoke=2, tiny=200, small=500)
+  config.keep_checkpoints = 2
+  return config
+
+
+def adamw(**changes) -> dict:
+  """Returns the paper's optimizer (appendix F) with some fields changed."""
+  fields = dict(
+      name="adamw", peak_lr=3e-4, end_lr=3e-4, warmup_steps=10_000,
+      schedule="cosine", decay_steps=0, b1=0.9, b2=0.9, eps=1e-8,
+      weight_decay=1e-4, clip_norm=0.0, accumulate=1, mu_dtype="float32")
+  unknown = set(changes) - set(fields)
+  if unknown:
+    raise ValueError(f"The optimizer has no field {sorted(unknown)}.")
+  return dict(fields, **changes)
+
+
+def laptop_adamw(peak_lr: float, steps: int) -> dict:
+  """Returns an optimizer for short runs on a CPU."""
+  return adamw(
+      peak_lr=peak_lr, end_lr=peak_lr / 20, warmup_steps=min(50, steps // 4),
+      b2=0.95, clip_norm=1.0)
+
+
+def stack(mode: str, *, layers: int, width: int, heads: int) -> dict:
+  """Returns a space-time transformer of 4 times its width in the MLP.
+
+  On CPUs float32 is faster than bfloat16, memory allows to keep everything
+  for the backward pass, and unrolled layers save a quarter of a step.
+  """
+  laptop = mode != ""
+  return dict(
+      num_layers=layers, width=width, num_heads=heads,
+      head_dim=width // heads, mlp_dim=4 * width,
+      remat="none" if laptop else "full",
+      dtype="float32" if laptop else "bfloat16",
+      unroll=layers if laptop else 1)
+
+
+def codebook() -> dict:
+  """Returns how codebooks learn and when a code counts as dead.
+
+  The paper has the plain objective and no remedy ("gradient", 0.0). Here the
+  codes are moving averages of their inputs and dead ones are put back on
+  inputs: after 300 steps of the tiny tokenizer that was worth 0.3 dB and
+  half as many codes again.
+  """
+  return dict(
+      learn_by="average", share_decay=0.9, centre_decay=0.9, dead_below=0.2)

@@ -1,0 +1,73 @@
+r"""CoinRun dynamics: MaskGIT over 16 frames of 16 x 16 tokens.
+
+After:   experiments/coinrun/tokenizer.py and lam.py, then `genie tokenize`
+Run:     genie train --config experiments/coinrun/dynamics.py \
+             --workdir RUN/dynamics --config.data.path=TOKENS
+Try it:  add `:smoke` (seconds), `:tiny` (the demo's) or `:small`; add
+         --config.actions=true --config.world.num_latent_actions=15 for the
+         same model on true actions
+Source:  Genie (arXiv:2402.15391), appendix F, table 17
+Result:  full size not measured; tiny and small: see the README
+"""
+
+import ml_collections
+
+from experiments.coinrun import common
+
+
+def get_config(mode: str = "") -> ml_collections.ConfigDict:
+  """Returns the configuration; `mode` is one of `common.MODES`."""
+  config = common.base("dynamics", mode)
+  pick = lambda **values: common.pick(mode, **values)
+  config.model = model(mode)
+  config.mask, config.sampling = mask(mode), sampling(mode)
+  config.start = pick(
+      full="random", smoke="codebook", tiny="codebook", small="codebook")
+  config.data.batch_size = pick(full=36, smoke=4, tiny=8, small=8)
+  config.steps = pick(full=200_000, smoke=4, tiny=600, small=3000)
+  config.optimizer = optimizer(mode, config.steps)
+  return config
+
+
+def model(mode: str) -> dict:
+  """Returns the model's fields, also for the joint config."""
+  return dict(
+      actions_enter="add",
+      last_frame=mode != "",
+      transformer=common.stack(mode, **common.pick(
+          mode,
+          full=dict(layers=12, width=512, heads=8),
+          smoke=dict(layers=1, width=32, heads=2),
+          tiny=dict(layers=4, width=128, heads=4),
+          small=dict(layers=6, width=160, heads=5))))
+
+
+def mask(mode: str) -> dict:
+  """Returns how training hides tokens.
+
+  The paper's one uniform rate a clip never shows a clean past, which is all
+  that the player's world ever sees; short runs cannot afford that gap.
+  """
+  if mode == "":
+    return dict(
+        per="clip", rate="uniform", low=0.5, high=1.0, clean_frame=0.0,
+        clean_past=0.0)
+  return dict(
+      per="frame", rate="cosine", low=0.0, high=1.0, clean_frame=0.2,
+      clean_past=0.0)
+
+
+def sampling(mode: str) -> dict:
+  """Returns how frames are drawn (Genie, appendix F: 25 steps at 1.0)."""
+  return dict(
+      refinements=common.pick(mode, full=25, smoke=2, tiny=8, small=8),
+      schedule="cosine", order="random",
+      temperature=common.pick(mode, full=1.0, smoke=1.0, tiny=0.5, small=0.5),
+      choice_temperature=4.5)
+
+
+def optimizer(mode: str, steps: int) -> dict:
+  """Returns the optimizer, also for the joint config."""
+  if mode == "":
+    return common.adamw(peak_lr=3e-5, end_lr=3e-6, warmup_steps=5_000)
+  return common.laptop_adamw(2e-3, steps)

@@ -1,0 +1,60 @@
+r"""CoinRun latent action model: six buttons from video alone.
+
+After:   genie data coinrun --out DATA
+Run:     genie train --config experiments/coinrun/lam.py \
+             --workdir RUN/lam --config.data.path=DATA
+Try it:  add `:smoke` (seconds), `:tiny` (the demo's) or `:small`
+Source:  Genie (arXiv:2402.15391), appendix F, table 16
+Result:  full size not measured; tiny and small: see the README
+"""
+
+import ml_collections
+
+from experiments.coinrun import common
+
+
+def get_config(mode: str = "") -> ml_collections.ConfigDict:
+  """Returns the configuration; `mode` is one of `common.MODES`."""
+  config = common.base("lam", mode)
+  pick = lambda **values: common.pick(mode, **values)
+  config.model = model(mode)
+  config.loss, config.codebook = loss(), common.codebook()
+  # Short clips hold as many transitions for a third of the attention.
+  config.data.batch_size = pick(full=36, smoke=4, tiny=32, small=32)
+  config.data.num_frames = pick(full=16, smoke=4, tiny=4, small=4)
+  config.steps = pick(full=200_000, smoke=4, tiny=500, small=1500)
+  config.optimizer = pick(
+      full=common.adamw(
+          peak_lr=3e-5, end_lr=3e-6, warmup_steps=5_000),
+      smoke=common.laptop_adamw(1e-3, 4),
+      tiny=common.laptop_adamw(1e-3, 500),
+      small=common.laptop_adamw(1e-3, 1500))
+  return config
+
+
+def model(mode: str) -> dict:
+  """Returns the model's fields, also for the joint config."""
+  pick = lambda **values: common.pick(mode, **values)
+  stack = common.stack(mode, **pick(
+      full=dict(layers=8, width=512, heads=8),
+      smoke=dict(layers=1, width=32, heads=2),
+      tiny=dict(layers=2, width=96, heads=3),
+      small=dict(layers=3, width=128, heads=4)))
+  full = mode == ""
+  return dict(
+      patch=16 if full else 8,
+      # On small budgets a plain LAM ignores its actions for long. Three
+      # things cure that within 200 steps: a coarser picture, a decoder that
+      # sees only the last frame, and predicting the change from it.
+      shrink=1 if full else 2,
+      predict="frame" if full else "change",
+      code_dim=pick(full=32, smoke=8, tiny=16, small=16),
+      unit_norm=True,
+      actions_enter="add",
+      encoder=stack,
+      decoder=dict(stack, window=0 if full else 1))
+
+
+def loss() -> dict:
+  """Returns the weights of the VQ-VAE's losses; the paper states none."""
+  return dict(squared_error=100.0, codebook=1.0, commitment=0.25)

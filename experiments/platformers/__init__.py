@@ -1,0 +1,1 @@
+"""Platformers: the final model of Genie (section 3)."""

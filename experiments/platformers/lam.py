@@ -1,0 +1,36 @@
+r"""Platformers latent action model: eight buttons from video alone.
+
+The paper trains it together with the dynamics model (joint.py); trained first
+and frozen it gives the dynamics model the same objective.
+
+After:   a clips folder of 90 x 160 frames at 10 a second
+Run:     genie train --config experiments/platformers/lam.py \
+             --workdir RUN/lam --config.data.path=CLIPS
+Try it:  add `:smoke` (seconds)
+Source:  Genie (arXiv:2402.15391), section 2.1
+Size:    370M parameters, about 300M in the paper; its attentions alone have
+         336M
+Result:  not measured
+"""
+
+import ml_collections
+
+from experiments.coinrun import lam as coinrun
+from experiments.platformers import common, dynamics
+
+
+def get_config(mode: str = "") -> ml_collections.ConfigDict:
+  """Returns the configuration; `mode` is one of `common.MODES`."""
+  common.check(mode)
+  config = coinrun.get_config(mode)
+  common.set_world(config, mode)
+  if mode == "":
+    set_size(config.model)
+    config.data.batch_size, config.steps = dynamics.BATCH_SIZE, dynamics.STEPS
+  return config
+
+
+def set_size(model: ml_collections.ConfigDict) -> None:
+  """Gives a LAM its final size, also in the joint config."""
+  stack = common.stack(layers=20, width=1024, heads=16)
+  model.encoder, model.decoder = stack, dict(stack, window=0)

@@ -1,0 +1,1 @@
+"""The scaling study (Genie, section 3.1 and appendix C)."""

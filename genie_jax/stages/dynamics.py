@@ -1,0 +1,166 @@
+"""The dynamics stage: MaskGIT on token records (Genie, section 2.1)."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from genie_jax.core import errors
+from genie_jax.models import build
+from genie_jax.models import dynamics as dynamics_lib
+from genie_jax.nn import flops
+from genie_jax.stages import masking, rollouts
+from genie_jax.train import stage
+
+ACTIONS = {"latent": "latent_actions", "true": "actions"}
+STARTS = ("random", "codebook")
+
+
+def make(config: ml_collections.ConfigDict) -> stage.Stage:
+  """Builds the stage that `experiments/*/dynamics.py` configures."""
+  if config.actions not in ACTIONS:
+    raise errors.UserError(
+        f"config.actions={config.actions!r} is unknown; use one of "
+        f"{', '.join(ACTIONS)}.")
+  masking.check(config.mask)
+  if config.start not in STARTS:
+    raise errors.UserError(
+        f"config.start={config.start!r} is unknown; use one of "
+        f"{', '.join(STARTS)}.")
+  frames, grid = config.data.num_frames, build.token_grid(config.world)
+  model = build.dynamics(config)
+  which = ACTIONS[config.actions]
+
+  def init(rng):
+    tokens = jnp.zeros((1, frames, *grid), jnp.int32)
+    actions = jnp.zeros((1, frames - 1), jnp.int32)
+    params = model.init(rng, tokens, actions, tokens > 0)["params"]
+    return start(config, params), {}
+
+  def loss(params, extra, batch, rng, step):
+    del step
+    losses, metrics = token_terms(
+        model, params, batch["tokens"], batch[which], rng, config.mask)
+    return stage.Outcome(
+        losses=losses, metrics=metrics, extra=extra, aux=())
+
+  def evaluate(params, extra, batch, rng):
+    del extra
+    return next_frame_terms(
+        model, params, batch["tokens"], batch[which], rng)
+
+  preview = rollouts.Preview(config, model)
+
+  return stage.Stage(
+      name="dynamics",
+      features={
+          "tokens": stage.Feature(
+              (frames, *grid), jnp.int32, ("act_time", None, None)),
+          # T - 1 is odd, so the frame axis never splits actions.
+          which: stage.Feature((frames - 1,), jnp.int32, (None,)),
+      },
+      loss_scales={"cross_entropy": 1.0},
+      init=init, loss=loss, evaluate=evaluate,
+      preview=lambda params, extra, batch, rng: preview(
+          params, batch["tokens"], batch[which], rng),
+      flops_per_clip=training_flops(config))
+
+
+def start(config: ml_collections.ConfigDict, params: Any) -> Any:
+  """Returns fresh parameters, with the codebook's geometry if asked for.
+
+  With `config.start="codebook"` the embedding of a token is a random rotation
+  of its code, and logits are products with the same vectors: tokens that look
+  alike are alike from the first step, where a random table has to learn all
+  V of them apart. Differs from the paper, which does not say; only the start
+  differs, all parameters are trained.
+
+  Args:
+    config: A dynamics or joint config.
+    params: Boxed parameters of the dynamics model.
+  """
+  if config.start == "random":
+    return params
+  tokenizer = rollouts.tokenizer_of(config.data.path)
+  codes = np.asarray(tokenizer.params["codes"]["codebook"], np.float32)
+  codes = (codes - codes.mean(0)) / codes.std()  # [V, E]
+  table = params["token_embedding"]
+  kernel = params["to_logits"]["kernel"]
+  width = nn.unbox(table).shape[1]
+  turn = np.random.default_rng(config.seed).standard_normal(
+      (codes.shape[1], width)) / np.sqrt(codes.shape[1])
+  embedding = jnp.asarray(codes @ turn, jnp.float32)  # [V, D], variance 1
+  refill = lambda box, value: box.replace_boxed(value)
+  return {
+      **params,
+      "token_embedding": refill(table, embedding),
+      "to_logits": {
+          **params["to_logits"],
+          "kernel": refill(kernel, embedding.T * width ** -0.5)},
+  }
+
+
+def token_terms(
+    model: dynamics_lib.Dynamics,
+    params: Any,
+    tokens: jax.Array,
+    actions: jax.Array,
+    rng: jax.Array,
+    mask: Any,
+) -> tuple[dict[str, stage.Term], dict[str, stage.Term]]:
+  """Returns the training loss and metrics of a batch.
+
+  Args:
+    model: The dynamics model.
+    params: Its parameters.
+    tokens: int32 [B, T, h, w].
+    actions: int32 [B, T-1].
+    rng: Key of the mask.
+    mask: `config.mask`.
+  """
+  hidden, judged = masking.draw(rng, tokens.shape, mask)
+  logits = model.apply({"params": params}, tokens, actions, hidden)
+  entropy = optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
+  return (
+      {"cross_entropy": stage.Term.of(entropy, judged)},
+      {"accuracy": stage.Term.of(logits.argmax(-1) == tokens, judged),
+       "hidden_share": stage.Term.of(hidden[:, 1:])})
+
+
+def next_frame_terms(
+    model: dynamics_lib.Dynamics,
+    params: Any,
+    tokens: jax.Array,
+    actions: jax.Array,
+    rng: jax.Array,
+) -> dict[str, stage.Term]:
+  """Returns one-pass scores of a whole hidden frame after a clean past.
+
+  Copying the last frame stands beside the model's argmax, over all tokens
+  and over those that changed.
+  """
+  hidden, judged = masking.next_frame(rng, tokens.shape)
+  logits = model.apply({"params": params}, tokens, actions, hidden)
+  entropy = optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
+  last = jnp.roll(tokens, 1, axis=1)
+  changed = judged & (last != tokens)
+  right = logits.argmax(-1) == tokens
+  return {
+      "cross_entropy": stage.Term.of(entropy, judged),
+      "accuracy": stage.Term.of(right, judged),
+      "copy_accuracy": stage.Term.of(last == tokens, judged),
+      "changed_token_accuracy": stage.Term.of(right, changed),
+  }
+
+
+def training_flops(config: ml_collections.ConfigDict) -> float:
+  """Returns a clip's forward and backward FLOPs (three forward passes)."""
+  h, w = build.token_grid(config.world)
+  fields, frames = config.model.transformer, config.data.num_frames
+  return 3 * (
+      flops.st_transformer(fields, frames, h * w)
+      + flops.linear(fields.width, config.world.num_codes, frames * h * w))

@@ -1,0 +1,124 @@
+"""The latent action stage: buttons from video alone (Genie, section 2.1)."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from genie_jax.core import images
+from genie_jax.models import build
+from genie_jax.models import lam as lam_lib
+from genie_jax.nn import flops, patches, quantizer
+from genie_jax.stages import autoencoding
+from genie_jax.train import stage
+
+
+def make(config: ml_collections.ConfigDict) -> stage.Stage:
+  """Builds the stage that `experiments/*/lam.py` configures."""
+  autoencoding.check(config.codebook)
+  world, frames = config.world, config.data.num_frames
+  model = build.lam(config)
+  shape = (frames, world.height, world.width, world.channels)
+
+  def init(rng):
+    clip = jnp.zeros((1, *shape), jnp.float32)
+    params = model.init(rng, clip)["params"]
+    return params, {
+        "codes": quantizer.CodeStatistics.fresh(
+            world.num_latent_actions, model.code_dim)}
+
+  def loss(params, extra, batch, rng, step):
+    del step
+    made = model.apply(
+        {"params": params}, autoencoding.as_float(batch["frames"]))
+    statistics, aux = autoencoding.update_statistics(
+        extra["codes"], made.quantized, rng, config.codebook)
+    return stage.Outcome(
+        losses=autoencoding.losses(made.frames, made.targets, made.quantized),
+        metrics=autoencoding.code_metrics(statistics),
+        extra={"codes": statistics},
+        aux=aux)
+
+  def after_update(params, extra, aux, rng):
+    del rng
+    params, statistics = autoencoding.after_update(
+        params, extra["codes"], aux, config.codebook)
+    return params, {"codes": statistics}
+
+  def evaluate(params, extra, batch, rng):
+    del extra
+    return button_terms(
+        model, params, autoencoding.as_float(batch["frames"]), rng)
+
+  def preview(params, extra, batch, rng):
+    del extra
+    truth = autoencoding.as_float(batch["frames"][:1])
+    return {"next_frames": next_frame_rows(model, params, truth, rng)}
+
+  return stage.Stage(
+      name="lam",
+      features={"frames": stage.Feature(
+          shape, jnp.uint8, ("act_time", None, None, None))},
+      loss_scales=dict(config.loss),
+      init=init, loss=loss, after_update=after_update, evaluate=evaluate,
+      preview=preview, flops_per_clip=training_flops(config))
+
+
+def button_terms(
+    model: lam_lib.Lam, params, frames: jax.Array, rng: jax.Array
+) -> dict[str, stage.Term]:
+  """Returns how much the buttons matter on held-out clips.
+
+  A LAM that ignores its actions predicts equally well with random ones; one
+  that learnt nothing predicts as well as copying the frame before.
+
+  Args:
+    model: The LAM.
+    params: Its parameters.
+    frames: float [B, T, H, W, C].
+    rng: Key of the random actions.
+
+  Returns:
+    Squared errors with inferred actions, with random ones and of copying.
+  """
+  made = model.apply({"params": params}, frames)
+  random = jax.random.randint(
+      rng, made.latent_actions.shape, 0, model.num_latent_actions)
+  other = model.apply(
+      {"params": params}, frames[:, :-1], random, method="decode")
+  copied = patches.shrink(frames, model.shrink)[:, :-1]
+  error = lambda x: stage.Term.of(jnp.square(x - made.targets))
+  return {
+      "squared_error": error(made.frames),
+      "random_action_squared_error": error(other),
+      "copy_squared_error": error(copied),
+  }
+
+
+def next_frame_rows(model: lam_lib.Lam, params, frames, rng):
+  """Returns rows of pictures: truth, prediction, random action, error."""
+  made = model.apply({"params": params}, frames)
+  random = jax.random.randint(
+      rng, made.latent_actions.shape, 0, model.num_latent_actions)
+  other = model.apply(
+      {"params": params}, frames[:, :-1], random, method="decode")
+  return {
+      "truth": images.to_uint8(made.targets[0]),
+      "prediction": images.to_uint8(made.frames[0]),
+      "random actions": images.to_uint8(other[0]),
+      "error": autoencoding.error_frames(made.targets[0], made.frames[0]),
+  }
+
+
+def training_flops(config: ml_collections.ConfigDict) -> float:
+  """Returns a clip's forward and backward FLOPs (three forward passes)."""
+  world, frames, model = config.world, config.data.num_frames, config.model
+  factor = model.get("shrink", 1)
+  h, w = patches.grid(
+      world.height // factor, world.width // factor, model.patch)
+  values = patches.patch_dim(model.patch, world.channels)
+  tokens = h * w
+  return 3 * (
+      flops.st_transformer(model.encoder, frames, tokens + 1)
+      + flops.st_transformer(model.decoder, frames - 1, tokens)
+      + flops.linear(values, model.encoder.width, frames * tokens)
+      + flops.linear(values, 2 * model.decoder.width, (frames - 1) * tokens))

@@ -1,0 +1,87 @@
+"""The tokenizer stage: frames -> tokens -> frames (Genie, section 2.1)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from genie_jax.core import images
+from genie_jax.models import build
+from genie_jax.nn import flops, patches, quantizer
+from genie_jax.stages import autoencoding
+from genie_jax.train import stage
+
+
+def make(config: ml_collections.ConfigDict) -> stage.Stage:
+  """Builds the stage that `experiments/*/tokenizer.py` configures."""
+  autoencoding.check(config.codebook)
+  world, frames = config.world, config.data.num_frames
+  model = build.tokenizer(config)
+  shape = (frames, world.height, world.width, world.channels)
+
+  def init(rng):
+    clip = jnp.zeros((1, *shape), jnp.float32)
+    params = model.init(rng, clip)["params"]
+    return params, {"codes": quantizer.CodeStatistics.fresh(
+        world.num_codes, model.code_dim)}
+
+  def loss(params, extra, batch, rng, step):
+    del step
+    truth = autoencoding.as_float(batch["frames"])
+    made = model.apply({"params": params}, truth)
+    statistics, aux = autoencoding.update_statistics(
+        extra["codes"], made.quantized, rng, config.codebook)
+    return stage.Outcome(
+        losses=autoencoding.losses(made.frames, truth, made.quantized),
+        metrics=autoencoding.code_metrics(statistics),
+        extra={"codes": statistics},
+        aux=aux)
+
+  def after_update(params, extra, aux, rng):
+    del rng
+    params, statistics = autoencoding.after_update(
+        params, extra["codes"], aux, config.codebook)
+    return params, {"codes": statistics}
+
+  def evaluate(params, extra, batch, rng):
+    del extra, rng
+    truth = autoencoding.as_float(batch["frames"])
+    made = model.apply({"params": params}, truth)
+    return {"squared_error": stage.Term.of(
+        jnp.square(made.frames - truth))}
+
+  @jax.jit
+  def reconstruct(params, truth):
+    return model.apply({"params": params}, truth).frames
+
+  def preview(params, extra, batch, rng):
+    del extra, rng
+    truth = autoencoding.as_float(batch["frames"][:1])
+    made = reconstruct(params, truth)
+    return {"reconstruction": {
+        "truth": images.to_uint8(truth[0]),
+        "reconstruction": images.to_uint8(made[0]),
+        "error": autoencoding.error_frames(truth[0], made[0])}}
+
+  return stage.Stage(
+      name="tokenizer",
+      features={"frames": stage.Feature(
+          shape, jnp.uint8, ("act_time", None, None, None))},
+      loss_scales=dict(config.loss),
+      init=init, loss=loss, after_update=after_update, evaluate=evaluate,
+      preview=preview, flops_per_clip=_flops(config))
+
+
+def _flops(config: ml_collections.ConfigDict) -> float:
+  """Returns a clip's forward and backward FLOPs (three forward passes)."""
+  world, frames, model = config.world, config.data.num_frames, config.model
+  h, w = build.token_grid(world)
+  tokens = frames * h * w
+  values = patches.patch_dim(world.token_patch, world.channels)
+  return 3 * (
+      flops.st_transformer(model.encoder, frames, h * w)
+      + flops.st_transformer(model.decoder, frames, h * w)
+      + flops.linear(values, model.encoder.width + model.decoder.width, tokens)
+      + flops.linear(
+          model.code_dim, model.encoder.width + model.decoder.width, tokens)
+      + flops.linear(model.code_dim, world.num_codes, tokens) / 3)
