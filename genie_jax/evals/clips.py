@@ -1,0 +1,118 @@
+"""Clips to judge a world on: the same number from each of many levels.
+
+Shapes:
+  L  levels     T  frames of a clip     n  clips
+"""
+
+import dataclasses
+
+import numpy as np
+
+from genie_jax.core import errors, files
+from genie_jax.data import sources
+
+
+@dataclasses.dataclass(frozen=True)
+class Clips:
+  """Clips in memory.
+
+  Attributes:
+    frames: uint8 [n, T, H, W, C].
+    actions: int32 [n, T-1], the true ones; None where they are not known.
+    levels: int32 [n], the level (source) of each clip.
+  """
+  frames: np.ndarray
+  actions: np.ndarray | None
+  levels: np.ndarray
+
+
+def pick(
+    folder: files.PathLike,
+    split: str,
+    *,
+    num_frames: int,
+    num_clips: int,
+    num_levels: int,
+    with_actions: bool,
+    seed: int,
+) -> Clips:
+  """Draws clips evenly from levels, in turns: one of each, then the next.
+
+  Args:
+    folder: A clips folder.
+    split: Which split of it.
+    num_frames: T.
+    num_clips: n.
+    num_levels: L, drawn by chance from the split's levels.
+    with_actions: Whether to read true actions.
+    seed: Seed of the draws.
+
+  Raises:
+    UserError: The split has fewer levels, or a level has too few windows.
+  """
+  keys = ("frames", "actions") if with_actions else ("frames",)
+  source = sources.WindowSource(folder, split, num_frames, keys=keys)
+  windows = _windows_by_level(source, split, num_frames)
+  if len(windows) < num_levels:
+    raise errors.UserError(
+        f"Split {split!r} of {folder} has {len(windows)} levels with a clip "
+        f"of {num_frames} frames, but {num_levels} are asked for; collect "
+        f"more, or give --levels {len(windows)}.")
+  rng = np.random.default_rng(seed)
+  chosen = np.sort(
+      rng.choice(sorted(windows), num_levels, replace=False))
+  per_level = -(-num_clips // num_levels)
+  drawn = []
+  for level in chosen:
+    if len(windows[level]) < per_level:
+      raise errors.UserError(
+          f"Level {level} of split {split!r} of {folder} has "
+          f"{len(windows[level])} windows, but {per_level} are needed for "
+          f"{num_clips} clips of {num_levels} levels; collect longer levels, "
+          "or ask for fewer with --num-clips.")
+    drawn.append(rng.choice(windows[level], per_level, replace=False))
+  order = np.stack(drawn, 1).ravel()[:num_clips]
+  found = source.gather(order)
+  return Clips(found["frames"], found.get("actions"), found["source"])
+
+
+def _windows_by_level(
+    source: sources.WindowSource, split: str, num_frames: int
+) -> dict[int, np.ndarray]:
+  """Returns the numbers of each level's windows, of a source of stride 1."""
+  ranges: dict[int, list[np.ndarray]] = {}
+  start = 0
+  for _, entry in source.manifest.shards(split):
+    for level, _, _, length in entry["episodes"]:
+      count = max(length - num_frames + 1, 0)
+      ranges.setdefault(level, []).append(np.arange(start, start + count))
+      start += count
+  assert start == len(source), (start, len(source))
+  joined = {level: np.concatenate(parts) for level, parts in ranges.items()}
+  return {level: numbers for level, numbers in joined.items() if len(numbers)}
+
+
+def random_clips(
+    folder: files.PathLike,
+    split: str,
+    *,
+    num_frames: int,
+    num_clips: int,
+    seed: int,
+) -> np.ndarray:
+  """Draws clips by chance from all levels of a split.
+
+  Args:
+    folder: A clips folder.
+    split: Which split of it.
+    num_frames: T, from 1.
+    num_clips: How many; all windows there are where there are fewer.
+    seed: Seed of the draw.
+
+  Returns:
+    uint8 [n, T, H, W, C].
+  """
+  source = sources.WindowSource(folder, split, num_frames, keys=("frames",))
+  order = np.random.default_rng(seed).choice(
+      len(source), min(num_clips, len(source)), replace=False)
+  return source.gather(np.sort(order))["frames"]

@@ -1,0 +1,132 @@
+import dataclasses
+import html.parser
+import json
+import re
+
+import grey_game
+import pytest
+from PIL import Image
+
+from genie_jax.core import errors
+from genie_jax.evals import curves, report, run
+
+ORIGIN = report.Origin(
+    name="Grey <block>", command="genie eval --world w", commit="c" * 40,
+    date="2026-01-01T00:00:00+00:00", fps=10,
+    seconds_by_stage={"tokenizer": 61.0})
+
+
+def write_workdir(folder):
+  folder.mkdir()
+  lines = [{"step": s, "time": 1.0, "loss": 10 / s} for s in range(1, 300)]
+  lines += [{"step": s, "eval/squared_error": 0.01,
+             "eval/copy_squared_error": 0.02} for s in (100, 200)]
+  (folder / "metrics.jsonl").write_text(
+      "".join(json.dumps(line) + "\n" for line in lines))
+  (folder / "config.json").write_text('{"stage": "lam"}')
+  return folder
+
+
+@pytest.fixture(scope="module")
+def written(clips, tmp_path_factory):
+  out = tmp_path_factory.mktemp("report")
+  results = run.evaluate(
+      grey_game.world(True), clips, grey_game.OPTIONS,
+      true_actions=grey_game.true_world())
+  training = report.read_curves([write_workdir(out / "lam")])
+  return out, report.write(out, results, ORIGIN, training)
+
+
+def test_metrics_hold_every_key(written):
+  out, metrics = written
+  stored = json.loads((out / "metrics.json").read_text())
+  assert stored == json.loads(json.dumps(metrics))
+  for key in report.KEYS:
+    assert stored[key] is not None, key
+  assert stored["seconds_by_stage"]["tokenizer"] == 61.0
+  assert stored["seconds_total"] == pytest.approx(
+      sum(stored["seconds_by_stage"].values()), abs=0.01)
+
+
+class _Page(html.parser.HTMLParser):
+
+  def __init__(self):
+    super().__init__()
+    self.seen, self.open = [], []
+
+  def handle_starttag(self, tag, attrs):
+    self.seen.append((tag, dict(attrs)))
+
+
+def test_the_page_fetches_nothing_and_describes_its_pictures(written):
+  out, _ = written
+  text = (out / "report.html").read_text()
+  assert not re.search(r"https?://|//cdn|@import", text)
+  page = _Page()
+  page.feed(text)
+  for tag, attributes in page.seen:
+    assert tag not in ("script", "link", "iframe")
+    for name in ("src", "srcset", "href"):
+      value = attributes.get(name) or "data:"
+      assert value.startswith(("data:", "#")), (tag, name, value[:40])
+    if tag == "img":
+      assert attributes["alt"]
+    if tag == "svg":
+      assert attributes["aria-label"]
+  assert sum(tag == "img" for tag, _ in page.seen) > 10
+  assert sum(tag == "svg" for tag, _ in page.seen) == 6
+
+
+def test_the_page_states_figures_protocol_and_origin(written):
+  out, metrics = written
+  text = (out / "report.html").read_text()
+  assert "Grey &lt;block&gt;" in text
+  assert f"{metrics['tokenizer_psnr']:.2f} dB" in text
+  assert f"{metrics['delta_psnr']:+.2f} dB" in text
+  for fact in (metrics["commit"], metrics["data_fingerprint"],
+               "fourth frame drawn", "true actions, another world",
+               "A short check, not a measurement", "It cannot"):
+    assert fact in text
+
+
+def test_svg_names_are_unique_on_the_page(written):
+  out, _ = written
+  names = re.findall(r'\sid="([^"]+)"', (out / "report.html").read_text())
+  assert len(names) == len(set(names))
+
+
+def test_the_rollout_is_an_animation(written):
+  out, _ = written
+  with Image.open(out / "rollout.gif") as picture:
+    assert picture.n_frames > 1
+
+
+def test_a_world_of_unknown_actions_is_reported_too(clips, tmp_path):
+  results = run.evaluate(grey_game.true_world(), clips, grey_game.OPTIONS)
+  metrics = report.write(
+      tmp_path, results, dataclasses.replace(ORIGIN, commit=None))
+  assert metrics["action_nmi"] is None
+  assert "trained with true actions" in (
+      tmp_path / "report.html").read_text()
+
+
+def test_curves_hold_training_loss_and_held_out_psnr(tmp_path):
+  found = curves.read(write_workdir(tmp_path / "w"))
+  assert found.stage == "lam"
+  steps, losses = found.panels["Training loss"]["loss"]
+  assert len(steps) == len(losses) <= 120
+  assert found.panels["Held-out PSNR, dB"]["prediction"][1] == pytest.approx(
+      [20.0, 20.0])
+  assert set(found.panels["Held-out PSNR, dB"]) == {"prediction", "copy"}
+
+
+def test_a_workdir_without_metrics_is_refused(tmp_path):
+  with pytest.raises(errors.UserError, match="genie train"):
+    curves.read(tmp_path)
+
+
+def test_timings_must_be_numbers_by_stage(tmp_path):
+  path = tmp_path / "t.json"
+  path.write_text('{"tokenizer": "long"}')
+  with pytest.raises(errors.UserError, match="stage -> seconds"):
+    report.read_seconds(path)
