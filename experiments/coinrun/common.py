@@ -102,4 +102,4 @@ def codebook() -> dict:
   half as many codes again.
   """
   return dict(
-      learn_by="average", share_decay=0.9, centre_decay=0.9, dead_below=0.2)
+      learn_by="average", share_decay=0.99, centre_decay=0.99, dead_below=0.05)

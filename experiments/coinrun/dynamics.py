@@ -24,7 +24,7 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   config.start = pick(
       full="random", smoke="codebook", tiny="codebook", small="codebook")
   config.data.batch_size = pick(full=36, smoke=4, tiny=8, small=8)
-  config.steps = pick(full=200_000, smoke=4, tiny=600, small=3000)
+  config.steps = pick(full=200_000, smoke=4, tiny=700, small=3000)
   config.optimizer = optimizer(mode, config.steps)
   return config
 

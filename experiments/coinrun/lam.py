@@ -23,12 +23,10 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   config.data.batch_size = pick(full=36, smoke=4, tiny=32, small=32)
   config.data.num_frames = pick(full=16, smoke=4, tiny=4, small=4)
   config.steps = pick(full=200_000, smoke=4, tiny=500, small=1500)
-  config.optimizer = pick(
-      full=common.adamw(
-          peak_lr=3e-5, end_lr=3e-6, warmup_steps=5_000),
-      smoke=common.laptop_adamw(1e-3, 4),
-      tiny=common.laptop_adamw(1e-3, 500),
-      small=common.laptop_adamw(1e-3, 1500))
+  config.optimizer = common.laptop_adamw(1e-3, config.steps)
+  if mode == "":
+    config.optimizer = common.adamw(
+        peak_lr=3e-5, end_lr=3e-6, warmup_steps=5_000)
   return config
 
 

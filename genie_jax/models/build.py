@@ -27,6 +27,7 @@ def tokenizer(config: Config) -> tokenizer_lib.Tokenizer:
   """
   world, model = _read(config, ("encoder", "decoder"))
   _one_of(model, "start", ("random", "cosine"))
+  _one_of(model, "output", ("sigmoid", "linear"))
   return _make(tokenizer_lib.Tokenizer, dict(
       height=world["height"], width=world["width"],
       channels=world["channels"], patch=world["token_patch"],

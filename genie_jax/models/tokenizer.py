@@ -22,17 +22,14 @@ from genie_jax.nn import (
     transform,
 )
 
-# A sigmoid of 2.5 x is close to (1 + x) / 2 for most pixel values x in
-# [-1, 1]; its slope alone would say 2.
-_LOGITS_PER_VALUE = 2.5
-
 
 @flax.struct.dataclass
 class Reconstruction:
   """Frames after a round trip through tokens.
 
   Attributes:
-    frames: float32 [B, T, H, W, C] in [0, 1].
+    frames: float32 [B, T, H, W, C] in [0, 1]; with a linear output they
+      may lie outside, where the loss still pulls on them.
     tokens: int32 [B, T, h, w].
     quantized: The quantizer's losses and inputs.
   """
@@ -63,6 +60,10 @@ class Tokenizer(nn.Module):
       as the identity (`residual_scale=0, final_norm=False`) short runs are
       spared the first thousand steps. Differs from the paper, which does not
       state how it starts.
+    output: "sigmoid", the paper's, or "linear": pixels are (1 + x) / 2, cut
+      to [0, 1] where tokens are decoded. With a cosine start it makes the
+      untrained model an exact transform codec; a sigmoid alone costs it a
+      decibel.
   """
   height: int
   width: int
@@ -74,6 +75,7 @@ class Tokenizer(nn.Module):
   decoder: Any
   unit_norm: bool = True
   start: str = "random"
+  output: str = "sigmoid"
 
   def setup(self):
     encoder, decoder = dict(self.encoder), dict(self.decoder)
@@ -114,10 +116,7 @@ class Tokenizer(nn.Module):
     kept = np.zeros((len(basis), width), np.float32)
     count = min(width, len(basis))
     kept[:, :count] = basis[:, :count]
-    # Divided by the patch's side, coefficients lie in [-1, 1].
-    if part == "embed":
-      return kept / self.patch
-    return kept.T * self.patch * _LOGITS_PER_VALUE
+    return kept if part == "embed" else kept.T
 
   def __call__(self, frames: jax.Array) -> Reconstruction:
     """Encodes and decodes frames: float [B, T, H, W, C] in [0, 1]."""
@@ -134,7 +133,8 @@ class Tokenizer(nn.Module):
   def decode(self, tokens: jax.Array) -> jax.Array:
     """Returns frames, float32 [B, T, H, W, C], of tokens [B, T, h, w]."""
     b, t = tokens.shape[:2]
-    return self._decode(self.codes.lookup(tokens.reshape(b, t, -1)))
+    frames = self._decode(self.codes.lookup(tokens.reshape(b, t, -1)))
+    return frames.clip(0, 1)
 
   def _encode(self, frames: jax.Array) -> jax.Array:
     x = patches.patchify(frames, self.patch)  # [B, T, N, P]
@@ -145,7 +145,11 @@ class Tokenizer(nn.Module):
   def _decode(self, vectors: jax.Array) -> jax.Array:
     x = self.decoder_position(self.from_code(vectors))
     x, _ = self.decoder_stack(x)
-    pixels = jax.nn.sigmoid(self.to_pixels(x))  # [B, T, N, P]
+    pixels = self.to_pixels(x)  # [B, T, N, P]
+    if self.output == "sigmoid":
+      pixels = jax.nn.sigmoid(pixels)
+    else:
+      pixels = 0.5 + 0.5 * pixels
     return patches.unpatchify(pixels, self.height, self.width, self.patch)
 
   def _to_grid(self, codes: jax.Array) -> jax.Array:

@@ -94,10 +94,12 @@ class CodeStatistics:
     mass: float32 [V], a moving average of how many inputs chose each code.
     total: float32 [V, E], the same of their sum; total / mass is the centre
       of a code's inputs.
+    age: float32 scalar, batches seen.
   """
   share: jax.Array
   mass: jax.Array
   total: jax.Array
+  age: jax.Array
 
   @classmethod
   def fresh(cls, num_codes: int, code_dim: int) -> "CodeStatistics":
@@ -107,18 +109,27 @@ class CodeStatistics:
     codebook with its inputs.
     """
     zeros = jnp.zeros((num_codes,), jnp.float32)
-    return cls(zeros, zeros, jnp.zeros((num_codes, code_dim), jnp.float32))
+    return cls(
+        zeros, zeros, jnp.zeros((num_codes, code_dim), jnp.float32),
+        jnp.zeros((), jnp.float32))
 
   def update(
       self, quantized: Quantized, decay: float, centre_decay: float
   ) -> "CodeStatistics":
     """Mixes in one batch.
 
+    Averages are short at first, so that codes that the first batch seeded
+    badly move on quickly, and long later: a rare code is not a dead one, and
+    the centre of few inputs is a noisy one.
+
     Args:
       quantized: The batch's quantisation.
-      decay: Of the shares.
-      centre_decay: Of the masses and sums.
+      decay: Of the shares, after some hundred batches.
+      centre_decay: Of the masses and sums, likewise.
     """
+    young = (1 + self.age) / (10 + self.age)
+    decay = jnp.minimum(decay, young)
+    centre_decay = jnp.minimum(centre_decay, young)
     codes = quantized.codes.reshape(-1)
     inputs = jax.lax.stop_gradient(quantized.inputs)
     counts = jnp.zeros_like(self.mass).at[codes].add(1.0)
@@ -128,7 +139,8 @@ class CodeStatistics:
     return CodeStatistics(
         mix(decay, self.share, counts / codes.size),
         mix(centre_decay, self.mass, counts),
-        mix(centre_decay, self.total, sums))
+        mix(centre_decay, self.total, sums),
+        self.age + 1)
 
   def centres(self, codebook: jax.Array) -> jax.Array:
     """Returns where the inputs of each code lie, or the code if it has none.
@@ -205,4 +217,5 @@ def revive(
   return codebook, CodeStatistics(
       share=jnp.where(dead, even, statistics.share),
       mass=jnp.where(dead, 1.0, statistics.mass),
-      total=jnp.where(dead[:, None], codebook, statistics.total))
+      total=jnp.where(dead[:, None], codebook, statistics.total),
+      age=statistics.age)

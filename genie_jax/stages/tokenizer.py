@@ -48,7 +48,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
     truth = autoencoding.as_float(batch["frames"])
     made = model.apply({"params": params}, truth)
     return {"squared_error": stage.Term.of(
-        jnp.square(made.frames - truth))}
+        jnp.square(made.frames.clip(0, 1) - truth))}
 
   @jax.jit
   def reconstruct(params, truth):

@@ -19,6 +19,7 @@ from genie_jax.train import state as state_lib
 from genie_jax.train import step as step_lib
 
 # Fixed, so that evaluations of a run, and of runs, hide the same tokens.
+_SQUARED = "squared_error"
 _SEED = 0
 
 
@@ -99,9 +100,17 @@ class HeldOut:
 
 
 def _means(terms: list[dict[str, stage_lib.Term]]) -> dict[str, float]:
-  """Returns sum of totals / sum of counts for each name."""
-  return {
+  """Returns sum of totals / sum of counts for each name.
+
+  A squared error of pixels in [0, 1] also comes as PSNR in dB, of the error
+  pooled over all batches.
+  """
+  means = {
       f"eval/{name}": float(
           np.sum([batch[name].total for batch in terms], dtype=np.float64)
           / max(np.sum([batch[name].count for batch in terms]), 1e-9))
       for name in terms[0]}
+  return means | {
+      name.removesuffix(_SQUARED) + "psnr": float(
+          -10 * np.log10(max(error, 1e-12)))
+      for name, error in means.items() if name.endswith(_SQUARED)}
