@@ -5,7 +5,7 @@ import pathlib
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-import jax  # noqa: E402  (the platform is chosen before JAX starts)
+import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update(

@@ -24,7 +24,7 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   config.start = pick(
       full="random", smoke="codebook", tiny="codebook", small="codebook")
   config.data.batch_size = pick(full=36, smoke=4, tiny=8, small=8)
-  config.steps = pick(full=200_000, smoke=4, tiny=700, small=3000)
+  config.steps = pick(full=200_000, smoke=4, tiny=700, small=2400)
   config.optimizer = optimizer(mode, config.steps)
   return config
 
@@ -39,7 +39,7 @@ def model(mode: str) -> dict:
           full=dict(layers=12, width=512, heads=8),
           smoke=dict(layers=1, width=32, heads=2),
           tiny=dict(layers=4, width=128, heads=4),
-          small=dict(layers=6, width=160, heads=5))))
+          small=dict(layers=4, width=128, heads=4))))
 
 
 def mask(mode: str) -> dict:

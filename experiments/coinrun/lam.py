@@ -22,7 +22,7 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   # Short clips hold as many transitions for a third of the attention.
   config.data.batch_size = pick(full=36, smoke=4, tiny=32, small=32)
   config.data.num_frames = pick(full=16, smoke=4, tiny=4, small=4)
-  config.steps = pick(full=200_000, smoke=4, tiny=500, small=1500)
+  config.steps = pick(full=200_000, smoke=4, tiny=500, small=1000)
   config.optimizer = common.laptop_adamw(1e-3, config.steps)
   if mode == "":
     config.optimizer = common.adamw(
@@ -37,7 +37,7 @@ def model(mode: str) -> dict:
       full=dict(layers=8, width=512, heads=8),
       smoke=dict(layers=1, width=32, heads=2),
       tiny=dict(layers=2, width=96, heads=3),
-      small=dict(layers=3, width=128, heads=4)))
+      small=dict(layers=2, width=96, heads=3)))
   full = mode == ""
   return dict(
       patch=16 if full else 8,

@@ -40,7 +40,7 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   config.codebook = common.codebook()
   config.data.batch_size = pick(full=48, smoke=4, tiny=4, small=4)
   config.data.num_frames = config.world.num_frames
-  config.steps = pick(full=300_000, smoke=4, tiny=1800, small=5000)
+  config.steps = pick(full=300_000, smoke=4, tiny=1800, small=4500)
   config.optimizer = common.adamw() if mode == "" else (
       common.laptop_adamw(1e-3, config.steps))
   return config

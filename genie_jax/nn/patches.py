@@ -12,7 +12,7 @@ import numpy as np
 
 
 def grid(height: int, width: int, patch: int) -> tuple[int, int]:
-  """Returns (h, w), the patches that cover a frame: 90 x 160 by 4 is 23 x 40."""
+  """Returns (h, w), the patches that cover a frame; 90 x 160 by 4: 23 x 40."""
   return -(-height // patch), -(-width // patch)
 
 

@@ -1,5 +1,6 @@
 """What the two VQ-VAE stages share: losses, code statistics, revival."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,7 +10,6 @@ import numpy as np
 from genie_jax.core import errors, images
 from genie_jax.nn import quantizer
 from genie_jax.train import stage
-
 
 # How a codebook learns: by the gradient of its loss (the paper's plain
 # VQ-VAE), or as the moving average of the inputs that chose each code.
@@ -81,27 +81,26 @@ def update_statistics(
   return statistics, quantizer.candidates(quantized, rng, count)
 
 
-def after_update(
-    params: Any,
-    statistics: quantizer.CodeStatistics,
-    replacements: jax.Array,
+def codebook_update(
     config: Any,
-) -> tuple[Any, quantizer.CodeStatistics]:
-  """Returns params after the codebook's own update, and its statistics.
+) -> Callable[[Any, Any, jax.Array, jax.Array], tuple[Any, Any]]:
+  """Returns the `after_update` of a stage whose model has one codebook.
 
   Args:
-    params: Of a model with a codebook.
-    statistics: The running use.
-    replacements: Inputs on which dead codes may be put.
     config: `config.codebook`: `learn_by` "gradient" or "average", and
       `dead_below`, the part of an even share below which a code is dead.
   """
-  codebook = params["codes"]["codebook"]
-  if config.learn_by == "average":
-    codebook = statistics.centres(codebook)
-  codebook, statistics = quantizer.revive(
-      codebook, statistics, replacements, config.dead_below)
-  return {**params, "codes": {"codebook": codebook}}, statistics
+  def after_update(params, extra, replacements, rng):
+    del rng
+    codebook, statistics = params["codes"]["codebook"], extra["codes"]
+    if config.learn_by == "average":
+      codebook = statistics.centres(codebook)
+    codebook, statistics = quantizer.revive(
+        codebook, statistics, replacements, config.dead_below)
+    return ({**params, "codes": {"codebook": codebook}},
+            {"codes": statistics})
+
+  return after_update
 
 
 def as_float(frames: jax.Array) -> jax.Array:

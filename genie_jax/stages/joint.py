@@ -74,11 +74,11 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
     return stage.Outcome(
         losses=losses, metrics=metrics, extra={"codes": statistics}, aux=aux)
 
+  update_lam = autoencoding.codebook_update(config.codebook)
+
   def after_update(params, extra, aux, rng):
-    del rng
-    revived, statistics = autoencoding.after_update(
-        params["lam"], extra["codes"], aux, config.codebook)
-    return {**params, "lam": revived}, {"codes": statistics}
+    updated, extra = update_lam(params["lam"], extra, aux, rng)
+    return {**params, "lam": updated}, extra
 
   def infer(params, batch):
     return lam.apply(

@@ -38,12 +38,6 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
         extra={"codes": statistics},
         aux=aux)
 
-  def after_update(params, extra, aux, rng):
-    del rng
-    params, statistics = autoencoding.after_update(
-        params, extra["codes"], aux, config.codebook)
-    return params, {"codes": statistics}
-
   def evaluate(params, extra, batch, rng):
     del extra
     return button_terms(
@@ -59,8 +53,9 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
       features={"frames": stage.Feature(
           shape, jnp.uint8, ("act_time", None, None, None))},
       loss_scales=dict(config.loss),
-      init=init, loss=loss, after_update=after_update, evaluate=evaluate,
-      preview=preview, flops_per_clip=training_flops(config))
+      init=init, loss=loss, evaluate=evaluate, preview=preview,
+      after_update=autoencoding.codebook_update(config.codebook),
+      flops_per_clip=training_flops(config))
 
 
 def button_terms(

@@ -57,7 +57,7 @@ def draw(
     hidden: bool [B, T, h, w]; the first frame is never hidden.
     judged: bool [B, T, h, w], the hidden tokens that enter the loss.
   """
-  b, t, h, w = shape
+  b, t = shape[:2]
   keys = jax.random.split(rng, 6)
   draws = (b, 1) if config.per == "clip" else (b, t)
   uniform = jax.random.uniform(keys[0], draws)

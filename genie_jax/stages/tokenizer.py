@@ -1,6 +1,5 @@
 """The tokenizer stage: frames -> tokens -> frames (Genie, section 2.1)."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -37,12 +36,6 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
         extra={"codes": statistics},
         aux=aux)
 
-  def after_update(params, extra, aux, rng):
-    del rng
-    params, statistics = autoencoding.after_update(
-        params, extra["codes"], aux, config.codebook)
-    return params, {"codes": statistics}
-
   def evaluate(params, extra, batch, rng):
     del extra, rng
     truth = autoencoding.as_float(batch["frames"])
@@ -68,8 +61,9 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
       features={"frames": stage.Feature(
           shape, jnp.uint8, ("act_time", None, None, None))},
       loss_scales=dict(config.loss),
-      init=init, loss=loss, after_update=after_update, evaluate=evaluate,
-      preview=preview, flops_per_clip=_flops(config))
+      init=init, loss=loss, evaluate=evaluate, preview=preview,
+      after_update=autoencoding.codebook_update(config.codebook),
+      flops_per_clip=_flops(config))
 
 
 def _flops(config: ml_collections.ConfigDict) -> float:
