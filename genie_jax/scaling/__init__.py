@@ -1,0 +1,1 @@
+"""Parameter counts of the scaling study."""

@@ -1,0 +1,86 @@
+"""Tests that every array of every model has axes the sharding table knows."""
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+
+from genie_jax.models import saved
+from genie_jax.nn import st_transformer
+from genie_jax.sharding import rules
+from tests.models import tiny
+
+VARIANTS = [
+    ("tokenizer", {}), ("lam", {"actions_enter": "add"}),
+    ("lam", {"actions_enter": "prepend", "predict": "change"}),
+    ("dynamics", {"actions_enter": "add"}),
+    ("dynamics", {"actions_enter": "prepend"})]
+
+
+def inputs(name):
+  if name == "dynamics":
+    return tiny.tokens(), tiny.actions(3), tiny.tokens() > 5
+  return (tiny.clip(),)
+
+
+@pytest.mark.parametrize("name, changes", VARIANTS)
+def test_every_parameter_names_each_axis_by_the_table(name, changes):
+  boxed = saved.abstract_params(name, tiny.fields(name, **changes))
+  leaves = jax.tree_util.tree_leaves_with_path(
+      boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+  assert len(leaves) > 10
+  for path, leaf in leaves:
+    assert isinstance(leaf, nn.LogicallyPartitioned), path
+    assert len(leaf.names) == leaf.value.ndim, (path, leaf.names)
+    rules.spec(leaf.names)  # Raises for unknown and for colliding names.
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "lam", "dynamics"])
+def test_scanned_layers_carry_the_layers_axis_first(name):
+  boxed = saved.abstract_params(name, tiny.fields(name))
+  stacks = [boxed[key] for key in boxed if "stack" in key]
+  assert stacks
+  for stack in stacks:
+    for leaf in jax.tree.leaves(stack["layers"], is_leaf=lambda x: isinstance(
+        x, nn.LogicallyPartitioned)):
+      assert leaf.names[0] == "layers"
+      assert leaf.value.shape[0] == tiny.STACK["num_layers"]
+
+
+@pytest.mark.parametrize("name, changes", VARIANTS)
+def test_every_activation_is_constrained_by_names_of_the_table(
+    name, changes, monkeypatch
+):
+  seen = set()
+  real = rules.constrain
+
+  def record(x, axes):
+    seen.add(tuple(axes))
+    assert len(axes) == x.ndim
+    return real(x, axes)
+
+  monkeypatch.setattr(rules, "constrain", record)
+  part = tiny.part(name, **changes)
+  jax.eval_shape(
+      lambda: part.module.apply({"params": part.params}, *inputs(name)))
+  assert seen == {
+      st_transformer._BY_FRAME, st_transformer._BY_PLACE,
+      ("act_batch", None, "act_space", "act_mlp")}
+
+
+@pytest.mark.parametrize("name, frame", [
+    ("tokenizer", 2), ("dynamics", 2), ("lam", 1)])
+def test_models_trace_on_a_mesh_that_splits_every_axis(name, frame):
+  # A LAM has T - 1 predictions and an action token beside the patches, both
+  # odd in the paper's sizes, so it does without the frame axis.
+  mesh = AbstractMesh(
+      (1, 2, 2, frame), rules.MESH_AXES, axis_types=(AxisType.Auto,) * 4)
+  part = tiny.part(name)
+
+  def forward():
+    with jax.sharding.use_abstract_mesh(mesh):
+      return part.module.apply({"params": part.params}, *inputs(name))
+
+  shapes = jax.tree.leaves(jax.eval_shape(forward))
+  assert all(np.prod(shape.shape) > 0 for shape in shapes)
