@@ -98,6 +98,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
     return terms
 
   rollout = rollouts.Preview(config, dynamics)
+  next_frames = lam_stage.next_frame_preview(lam)
 
   def preview(params, extra, batch, rng):
     del extra
@@ -105,8 +106,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
     return {
         **rollout(
             params["dynamics"], batch["tokens"], infer(params, batch), rng),
-        "next_frames": lam_stage.next_frame_rows(
-            lam, params["lam"], clip, rng)}
+        "next_frames": next_frames(params["lam"], clip, rng)}
 
   return stage.Stage(
       name="joint",

@@ -43,10 +43,12 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
     return button_terms(
         model, params, autoencoding.as_float(batch["frames"]), rng)
 
+  next_frames = next_frame_preview(model)
+
   def preview(params, extra, batch, rng):
     del extra
     truth = autoencoding.as_float(batch["frames"][:1])
-    return {"next_frames": next_frame_rows(model, params, truth, rng)}
+    return {"next_frames": next_frames(params, truth, rng)}
 
   return stage.Stage(
       name="lam",
@@ -89,19 +91,30 @@ def button_terms(
   }
 
 
-def next_frame_rows(model: lam_lib.Lam, params, frames, rng):
-  """Returns rows of pictures: truth, prediction, random action, error."""
-  made = model.apply({"params": params}, frames)
-  random = jax.random.randint(
-      rng, made.latent_actions.shape, 0, model.num_latent_actions)
-  other = model.apply(
-      {"params": params}, frames[:, :-1], random, method="decode")
-  return {
-      "truth": images.to_uint8(made.targets[0]),
-      "prediction": images.to_uint8(made.frames[0]),
-      "random actions": images.to_uint8(other[0]),
-      "error": autoencoding.error_frames(made.targets[0], made.frames[0]),
-  }
+def next_frame_preview(model: lam_lib.Lam):
+  """Returns `(params, frames, rng) -> rows` of pictures of the first clip.
+
+  The rows are truth, prediction, prediction under random actions, and error.
+  """
+  @jax.jit
+  def draw(params, frames, rng):
+    made = model.apply({"params": params}, frames)
+    random = jax.random.randint(
+        rng, made.latent_actions.shape, 0, model.num_latent_actions)
+    other = model.apply(
+        {"params": params}, frames[:, :-1], random, method="decode")
+    return made.targets[0], made.frames[0], other[0]
+
+  def rows(params, frames, rng):
+    truth, prediction, other = draw(params, frames, rng)
+    return {
+        "truth": images.to_uint8(truth),
+        "prediction": images.to_uint8(prediction),
+        "random actions": images.to_uint8(other),
+        "error": autoencoding.error_frames(truth, prediction),
+    }
+
+  return rows
 
 
 def training_flops(config: ml_collections.ConfigDict) -> float:
