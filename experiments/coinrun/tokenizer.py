@@ -37,7 +37,7 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   config.loss = dict(
       squared_error=100.0, codebook=1.0 if mode == "" else 0.0,
       commitment=0.25 if mode == "" else 0.02)
-  config.codebook = common.codebook()
+  config.codebook = common.codebook(mode)
   config.data.batch_size = pick(full=48, smoke=4, tiny=4, small=4)
   config.data.num_frames = config.world.num_frames
   config.steps = pick(full=300_000, smoke=4, tiny=1800, small=4500)
