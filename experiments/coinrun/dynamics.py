@@ -7,7 +7,8 @@ Try it:  add `:smoke` (seconds), `:tiny` (the demo's) or `:small`; add
          --config.actions=true --config.world.num_latent_actions=15 for the
          same model on true actions
 Source:  Genie (arXiv:2402.15391), appendix F, table 17
-Result:  full size not measured; tiny and small: see the README
+Result:  tiny: delta_4 PSNR 1.59 dB (1.31 to 1.86) after 4.6 minutes;
+         small and full size: not measured (results/tiny.json)
 """
 
 import ml_collections

