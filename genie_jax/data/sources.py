@@ -5,6 +5,7 @@ Shapes:
   h w  token grid             n      rows that are gathered at once
 """
 
+import abc
 import bisect
 import itertools
 import pathlib
@@ -23,18 +24,19 @@ Batch = dict[str, np.ndarray]
 _BETWEEN_FRAMES = ("actions", "latent_actions")
 
 
-class Source:
+class Source(abc.ABC):
   """A finite list of equal elements, read by number."""
 
+  @abc.abstractmethod
   def __len__(self) -> int:
-    raise NotImplementedError
+    """Returns how many elements there are."""
 
   def __getitem__(self, index: int) -> Batch:
     return {name: array[0] for name, array in self.gather([index]).items()}
 
+  @abc.abstractmethod
   def gather(self, indices: Sequence[int]) -> Batch:
     """Returns the elements at `indices`, stacked along a new first axis."""
-    raise NotImplementedError
 
 
 def _readers(

@@ -49,8 +49,10 @@ def test_a_prompt_of_any_size_and_mode_is_played(
 
 
 def test_the_worlds_own_prompt_serves_where_none_is_given(folder, tmp_path):
-  run(folder, tmp_path, "--actions", "random:3", "--temperature", "0",
+  frames, _ = run(
+      folder, tmp_path, "--actions", "random:3", "--temperature", "0",
       "--refinements", "3")
+  assert frames == 4  # The prompt and one frame an action.
 
 
 @pytest.mark.parametrize("flags, message", (
