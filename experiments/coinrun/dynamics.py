@@ -25,7 +25,7 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   config.start = pick(
       full="random", smoke="codebook", tiny="codebook", small="codebook")
   config.data.batch_size = pick(full=36, smoke=4, tiny=8, small=8)
-  config.steps = pick(full=200_000, smoke=4, tiny=700, small=2400)
+  config.steps = pick(full=200_000, smoke=4, tiny=700, small=1800)
   config.optimizer = optimizer(mode, config.steps)
   return config
 
@@ -71,4 +71,4 @@ def optimizer(mode: str, steps: int) -> dict:
   """Returns the optimizer, also for the joint config."""
   if mode == "":
     return common.adamw(peak_lr=3e-5, end_lr=3e-6, warmup_steps=5_000)
-  return common.laptop_adamw(2e-3, steps)
+  return common.laptop_muon(8e-3, steps)

@@ -6,13 +6,14 @@ Run:     python -m experiments.coinrun.pipeline --mode tiny --out runs/demo
 Each step is a `genie` command that is printed before it runs, takes up an
 interrupted run by itself, and leaves a folder:
 
-  OUT/clips          real game frames, with levels apart for validation, test
-  OUT/tokenizer      frames <-> tokens
-  OUT/lam            latent actions
-  OUT/tokens         clips as tokens and latent actions
-  OUT/dynamics       next frame from tokens and latent actions
-  OUT/dynamics_true  the same model on true actions, for comparison
-  OUT/world          what is played; OUT/world_true likewise
+  OUT/clips             real game frames, with levels apart for validation, test
+  OUT/tokenizer_images  frames <-> tokens, learnt on single frames
+  OUT/tokenizer         the same, going on with clips
+  OUT/lam               latent actions
+  OUT/tokens            clips as tokens and latent actions
+  OUT/dynamics          next frame from tokens and latent actions
+  OUT/dynamics_true     the same model on true actions, for comparison
+  OUT/world             what is played; OUT/world_true likewise
   OUT/metrics.json, OUT/report.html, OUT/rollout.gif, OUT/buttons.gif
 """
 
@@ -72,8 +73,13 @@ def commands(mode: str, out: pathlib.Path) -> dict[str, list[str]]:
           "--test-levels", str(size.test),
           "--frames-per-level", str(size.frames),
           "--levels-per-shard", "20"],
+      "tokenizer_images": [
+          "train", *config("tokenizer_images"),
+          "--workdir", workdir("tokenizer_images"),
+          f"--config.data.path={clips}"],
       "tokenizer": [
           "train", *config("tokenizer"), "--workdir", workdir("tokenizer"),
+          "--init-from", workdir("tokenizer_images"),
           f"--config.data.path={clips}"],
       "lam": [
           "train", *config("lam"), "--workdir", workdir("lam"),
@@ -96,6 +102,7 @@ def commands(mode: str, out: pathlib.Path) -> dict[str, list[str]]:
       "eval": [
           "eval", "--world", workdir("world"), "--clips", clips,
           "--out", str(out), "--true-actions-world", workdir("world_true"),
+          "--levels", str(size.test),
           "--num-clips", str(size.clips), "--timings",
           str(out / "seconds.json"),
           *(arg for name in ("tokenizer", "lam", "dynamics")

@@ -3,6 +3,8 @@ r"""CoinRun tokenizer: space-time VQ-VAE on 64 x 64 frames.
 After:   genie data coinrun --out DATA
 Run:     genie train --config experiments/coinrun/tokenizer.py \
              --workdir RUN/tokenizer --config.data.path=DATA
+         The tiny and small modes go on from experiments/coinrun/
+         tokenizer_images.py: add --init-from RUN/tokenizer_images
 Try it:  add `:smoke` (seconds), `:tiny` (the demo's) or `:small`
 Source:  Genie (arXiv:2402.15391), appendix F, table 15
 Result:  tiny: 25.5 dB on held-out levels after 5.7 minutes of two CPU
@@ -41,7 +43,7 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   config.codebook = common.codebook(mode)
   config.data.batch_size = pick(full=48, smoke=4, tiny=4, small=4)
   config.data.num_frames = config.world.num_frames
-  config.steps = pick(full=300_000, smoke=4, tiny=1800, small=4500)
+  config.steps = pick(full=300_000, smoke=4, tiny=400, small=1200)
   config.optimizer = common.adamw() if mode == "" else (
       common.laptop_adamw(1e-3, config.steps))
   return config

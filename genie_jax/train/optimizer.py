@@ -1,4 +1,4 @@
-"""AdamW with a schedule, decay by parameter name, and clipping."""
+"""AdamW or Muon with a schedule, decay by parameter name, and clipping."""
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
@@ -7,9 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from genie_jax.core import errors
 
+NAMES = ("adamw", "muon")
 SCHEDULES = ("cosine", "wsd", "constant")
 _MU_DTYPES = ("float32", "bfloat16")
 
@@ -19,14 +21,17 @@ class Settings:
   """`config.optimizer`.
 
   Attributes:
-    name: "adamw".
+    name: A name in NAMES. "muon" (Jordan et al., 2024) orthogonalises the
+      momentum of the matrices inside the layers and scales it to the size of
+      Adam's updates (arXiv:2502.16982); all else learns by AdamW.
     peak_lr: Learning rate after the warm-up.
     end_lr: Learning rate at the last step (cosine and wsd).
     warmup_steps: Steps of linear warm-up; the first one already learns.
     schedule: A name in SCHEDULES; wsd is warm-up, stable, linear decay.
     decay_steps: Length of the decay at the end of wsd.
-    b1: Decay of the first moment.
-    b2: Decay of the second moment.
+    momentum: Decay of Muon's momentum.
+    b1: Decay of Adam's first moment.
+    b2: Decay of Adam's second moment.
     eps: Added to the root of the second moment.
     weight_decay: Multiplied by the learning rate, as in AdamW.
     clip_norm: Largest global norm of a gradient; 0 turns clipping off.
@@ -39,6 +44,7 @@ class Settings:
   warmup_steps: int = 0
   schedule: str = "cosine"
   decay_steps: int = 0
+  momentum: float = 0.95
   b1: float = 0.9
   b2: float = 0.9
   eps: float = 1e-8
@@ -82,7 +88,7 @@ def settings(config: Mapping[str, Any], steps: int) -> Settings:
       raise errors.UserError(
           f"config.optimizer.{name} is {value!r}; it must be {wanted}.")
 
-  need(found.name == "adamw", "name", "'adamw'")
+  need(found.name in NAMES, "name", f"one of {NAMES}")
   need(found.schedule in SCHEDULES, "schedule", f"one of {SCHEDULES}")
   need(found.mu_dtype in _MU_DTYPES, "mu_dtype", f"one of {_MU_DTYPES}")
   need(found.accumulate >= 1, "accumulate", "at least 1")
@@ -130,6 +136,48 @@ def decay_mask(params: Any, no_decay: Collection[str]) -> Any:
       lambda path, _: path[-1].key not in no_decay, params)
 
 
+def matrix_dimensions(params: Any) -> Any:
+  """Returns which dimensions make a matrix of each kernel inside the layers.
+
+  Scanned layers and the three kinds of a joint query, key and value kernel
+  are matrices of their own. By name and never by rank, as decay is.
+
+  Args:
+    params: Nested dict of parameters.
+
+  Returns:
+    The same tree of `optax.contrib.MuonDimensionNumbers`, None where a
+    parameter is no such matrix.
+  """
+  dimensions = {
+      "qkv": ((1,), (3, 4)),  # [layers, embed, 3, heads, head_dim]
+      "out": ((1, 2), (3,)),  # [layers, heads, head_dim, embed]
+      "mlp_in": ((1,), (2,)),
+      "mlp_out": ((1,), (2,)),
+  }
+
+  def leaf(path, _):
+    names = [key.key for key in path]
+    if "layers" not in names or names[-1] != "kernel":
+      return None
+    return optax.contrib.MuonDimensionNumbers(*dimensions[names[-2]])
+
+  return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def _direction(found: Settings) -> optax.GradientTransformation:
+  """Returns the update before decay and learning rate."""
+  if found.name == "adamw":
+    return optax.scale_by_adam(
+        found.b1, found.b2, found.eps, mu_dtype=jnp.dtype(found.mu_dtype))
+  # A rate of -1 undoes the sign that a rate brings along: what is left is
+  # the direction, to which decay and schedule come below.
+  return optax.contrib.muon(
+      learning_rate=-1.0, beta=found.momentum, eps=found.eps,
+      mu_dtype=jnp.dtype(found.mu_dtype), adam_b1=found.b1, adam_b2=found.b2,
+      muon_weight_dimension_numbers=matrix_dimensions, consistent_rms=0.2)
+
+
 def make(
     config: Mapping[str, Any], steps: int, no_decay: Collection[str]
 ) -> Optimizer:
@@ -149,8 +197,7 @@ def make(
   if found.clip_norm:
     parts.append(optax.clip_by_global_norm(found.clip_norm))
   parts += [
-      optax.scale_by_adam(
-          found.b1, found.b2, found.eps, mu_dtype=jnp.dtype(found.mu_dtype)),
+      _direction(found),
       optax.add_decayed_weights(
           found.weight_decay, mask=lambda params: decay_mask(params, no_decay)),
       optax.scale_by_learning_rate(learning_rate),

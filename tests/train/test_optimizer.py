@@ -89,3 +89,68 @@ def test_first_moment_can_be_bfloat16():
   state = made.transformation.init({"kernel": jnp.zeros((4,))})
   assert state[0].mu["kernel"].dtype == jnp.bfloat16
   assert state[0].nu["kernel"].dtype == jnp.float32
+
+
+def stacked():
+  """Returns parameters named as a scanned stack of two layers is."""
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  return {"layers": {
+      "space": {"qkv": {"kernel": draw(2, 12, 3, 2, 4)},
+                "out": {"kernel": draw(2, 2, 4, 12)}},
+      "mlp_in": {"kernel": draw(2, 12, 24)},
+      "mlp_out": {"kernel": draw(2, 24, 12)},
+      "mlp_norm": {"scale": draw(2, 12)}},
+          "embed": {"kernel": draw(12, 12)}}
+
+
+def test_muon_makes_each_matrix_of_a_layer_nearly_orthogonal():
+  params = stacked()
+  made = optimizer_lib.make(
+      dict(name="muon", peak_lr=1.0, schedule="constant"), 10, {"scale"})
+  updates, _ = made.transformation.update(
+      params, made.transformation.init(params), params)
+  layers = updates["layers"]
+  matrices = {
+      "query": layers["space"]["qkv"]["kernel"][1, :, 0].reshape(12, 8),
+      "value": layers["space"]["qkv"]["kernel"][1, :, 2].reshape(12, 8),
+      "out": layers["space"]["out"]["kernel"][0].reshape(8, 12),
+      "mlp_in": layers["mlp_in"]["kernel"][0],
+      "mlp_out": layers["mlp_out"]["kernel"][1]}
+  for name, matrix in matrices.items():
+    size = np.linalg.svd(matrix, compute_uv=False)
+    # Five Newton-Schulz turns bring singular values to 0.7 to 1.2 of one.
+    assert size.max() / size.min() < 2, name
+    # An update is as large as Adam's: 0.2 root mean square of its entries.
+    rms = np.sqrt(np.mean(np.square(matrix)))
+    np.testing.assert_allclose(rms, 0.2, rtol=0.3, err_msg=name)
+
+
+def test_muon_leaves_all_but_layer_matrices_to_adam():
+  params = stacked()
+  make = lambda name: optimizer_lib.make(
+      dict(name=name, peak_lr=1.0, schedule="constant", b1=0.0), 10,
+      {"scale"}).transformation
+  first = lambda name: make(name).update(
+      params, make(name).init(params), params)[0]
+  muon, adam = first("muon"), first("adamw")
+  for get in (lambda tree: tree["embed"]["kernel"],
+              lambda tree: tree["layers"]["mlp_norm"]["scale"]):
+    np.testing.assert_allclose(get(muon), get(adam), rtol=1e-5)
+
+
+def test_muon_descends_and_decays_by_name():
+  params = stacked()
+  made = optimizer_lib.make(
+      dict(name="muon", peak_lr=0.5, schedule="constant", weight_decay=0.1),
+      10, {"scale"})
+  state = made.transformation.init(params)
+  updates, _ = made.transformation.update(params, state, params)
+  up, down = jax.tree.leaves(params), jax.tree.leaves(updates)
+  assert all(jnp.vdot(a, b) < 0 for a, b in zip(up, down, strict=True))
+  still = jax.tree.map(jnp.zeros_like, params)
+  decayed, _ = made.transformation.update(still, state, params)
+  np.testing.assert_allclose(
+      decayed["layers"]["mlp_in"]["kernel"],
+      -0.05 * params["layers"]["mlp_in"]["kernel"], rtol=1e-5)
+  assert not decayed["layers"]["mlp_norm"]["scale"].any()

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from genie_jax.core import config as config_lib
 from genie_jax.core import errors
 from genie_jax.sharding import mesh as mesh_lib
+from genie_jax.stages import registry
 from genie_jax.train import optimizer as optimizer_lib
 from genie_jax.train import state as state_lib
 from tests.train import toy
@@ -26,6 +28,22 @@ def test_optimizer_state_is_laid_out_as_its_parameters():
     assert tree["up"]["kernel"].addressable_shards[0].data.shape == (4, 8)
     assert tree["down"]["kernel"].sharding.spec == P("tensor", "fsdp")
   assert state_lib.shardings(like) == state_lib.shardings(state)
+
+
+def test_muons_momentum_is_laid_out_as_its_parameters():
+  config = config_lib.load("experiments/coinrun/tokenizer.py:smoke")
+  mesh = mesh_lib.make(dict(data=2, fsdp=2, tensor=2, frame=1))
+  stage = registry.make(config)
+  optimizer = optimizer_lib.make(
+      dict(name="muon", peak_lr=1.0), 1, stage.no_decay)
+  like = state_lib.abstract(stage, optimizer, mesh)
+  moments = {
+      state_lib.path_name(path).split("mu/")[-1]: x.sharding.spec
+      for path, x in jax.tree_util.tree_leaves_with_path(like.opt_state)
+      if "/mu/" in state_lib.path_name(path)}
+  specs = {state_lib.path_name(path): x.sharding.spec
+           for path, x in jax.tree_util.tree_leaves_with_path(like.params)}
+  assert moments == specs
 
 
 def test_initial_numbers_do_not_depend_on_the_mesh():

@@ -1,0 +1,32 @@
+r"""CoinRun tokenizer on single frames, before it learns on clips.
+
+After:   genie data coinrun --out DATA
+Run:     genie train --config experiments/coinrun/tokenizer_images.py:tiny \
+             --workdir RUN/tokenizer_images --config.data.path=DATA
+Try it:  `:smoke` (seconds), `:tiny` (the demo's) or `:small`
+Source:  Differs from the paper, which trains on clips from the start: the 32
+         frames of four clips are nearly four pictures, 32 frames of 32
+         clips are 32. Video tokenizers were started from pictures before
+         (Phenaki, arXiv:2210.02399; MAGVIT, arXiv:2212.05199).
+Result:  see experiments/coinrun/tokenizer.py, which goes on from here
+"""
+
+import ml_collections
+
+from experiments.coinrun import common, tokenizer
+
+MODES = ("tiny", "smoke", "small")
+
+
+def get_config(mode: str = "tiny") -> ml_collections.ConfigDict:
+  """Returns the configuration; `mode` is one of MODES."""
+  if mode not in MODES:
+    raise ValueError(
+        f"Unknown mode {mode!r}; use one of {', '.join(map(repr, MODES))}.")
+  config = tokenizer.get_config(mode)
+  config.data.num_frames = 1
+  config.data.batch_size = common.pick(
+      mode, full=0, smoke=8, tiny=32, small=32)
+  config.steps = common.pick(mode, full=0, smoke=4, tiny=1200, small=4000)
+  config.optimizer = common.laptop_muon(4e-3, config.steps)
+  return config
