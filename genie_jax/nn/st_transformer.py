@@ -65,12 +65,18 @@ class STBlock(nn.Module):
 
   One MLP after both attentions, not one after each: Genie (section 2) drops
   the post-spatial MLP to spend those parameters elsewhere.
+
+  Attributes:
+    num_valid: How many of the N tokens of a frame are real, the first ones;
+      None for all. For the others see `STTransformer`.
   """
   num_heads: int
   head_dim: int
   mlp_dim: int
   window: int = 0
   output_scale: float = 1.0
+  attention: str = "auto"
+  num_valid: int | None = None
   dtype: Any = jnp.bfloat16
 
   @nn.compact
@@ -92,12 +98,13 @@ class STBlock(nn.Module):
     norm = lambda name: norms.RMSNorm(dtype=self.dtype, name=name)
     attend = lambda causal, name: attention.Attention(
         self.num_heads, self.head_dim, causal, self.window if causal else 0,
-        self.output_scale, self.dtype, name=name)
+        self.output_scale, self.attention, self.dtype, name=name)
 
     # Frames are split among chips for attention in space, places for
     # attention in time: one all-to-all each way.
     x = rules.constrain(x, _BY_FRAME)
-    mixed, _ = attend(False, "space")(norm("space_norm")(x))
+    mixed, _ = attend(False, "space")(
+        norm("space_norm")(x), num_valid=self.num_valid)
     x = rules.constrain(x + mixed, _BY_PLACE)
     mixed, own = attend(True, "time")(
         norm("time_norm")(x), positions, cache, cached_positions)
@@ -135,6 +142,7 @@ class STTransformer(nn.Module):
     residual_scale: Factor on the initial size of what each layer adds to the
       stream; 0 makes the untrained stack the identity (but for the norm).
     remat: A name in REMAT_POLICIES: what the backward pass finds saved.
+    attention: "auto" for the kernels of the chip, "plain" for none.
     unroll: Layers in one turn of the scan's loop; all of them makes a small
       model faster on a CPU (a quarter of a training step was seen).
     dtype: Name of the dtype of the activations.
@@ -148,6 +156,7 @@ class STTransformer(nn.Module):
   final_norm: bool = True
   residual_scale: float = 1.0
   remat: str = "none"
+  attention: str = "auto"
   unroll: int = 1
   dtype: str = "bfloat16"
 
@@ -171,6 +180,12 @@ class STTransformer(nn.Module):
     if self.remat != "none":
       block = nn.remat(
           block, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+    frames, tokens = x.shape[1:3]
+    # Sizes that the frame axis does not divide are filled up: frames at the
+    # end, which causality hides, and tokens, which attention in space masks.
+    share = rules.ways("act_time")
+    x = jnp.pad(x, ((0, 0), (0, -frames % share), (0, -tokens % share), (0, 0)))
+    num_valid = None if x.shape[2] == tokens else tokens
     layers = nn.scan(
         block,
         variable_axes={"params": 0},
@@ -181,12 +196,14 @@ class STTransformer(nn.Module):
         metadata_params={nn.PARTITION_NAME: "layers"})(
             self.num_heads, self.head_dim, self.mlp_dim, self.window,
             # Three sums a layer enter the stream; their variance stays 1.
-            self.residual_scale * (3 * self.num_layers) ** -0.5, dtype,
-            name="layers")
+            self.residual_scale * (3 * self.num_layers) ** -0.5,
+            self.attention, num_valid, dtype, name="layers")
     positions = first + jnp.arange(x.shape[1], dtype=jnp.int32)
     pair = None if cache is None else (cache.key, cache.value)
     at = None if cache is None else cache.positions
     x, own = layers(x.astype(dtype), pair, positions, at)
+    x = x[:, :frames, :tokens]
+    own = jax.tree.map(lambda y: y[:, :, :frames, :tokens], own)
     if self.final_norm:
       x = norms.RMSNorm(dtype=dtype, name="norm")(x)
     return x, own

@@ -11,7 +11,7 @@ one edit of this table lays every model out anew. The four mesh axes are
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 from jax.sharding import PartitionSpec
@@ -135,3 +135,55 @@ def is_split() -> bool:
   """
   mesh = jax.sharding.get_abstract_mesh()
   return not mesh.empty and mesh.size > 1
+
+
+def ways(axis: str) -> int:
+  """Returns over how many devices the mesh in force splits a logical axis."""
+  spec((axis,))
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return 1
+  return math.prod(mesh.shape[name] for name in RULES[axis])
+
+
+def platform() -> str:
+  """Returns for what a function is being traced: "tpu", "gpu" or "cpu".
+
+  That of the mesh in force, which may be of chips that are not there (see
+  `genie plan`), or of the default device.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if not mesh.empty and mesh.abstract_device is not None:
+    name = mesh.abstract_device.platform
+  else:
+    name = jax.default_backend()
+  return "gpu" if name in ("cuda", "rocm") else name
+
+
+def per_device(
+    function: Callable[..., jax.Array],
+    inputs: Sequence[Sequence[str | None]],
+    output: Sequence[str | None],
+) -> Callable[..., jax.Array]:
+  """Returns `function` run by each device on its own part of the arrays.
+
+  For kernels that the compiler cannot split. The arrays are laid out as the
+  table says first; nothing is exchanged while `function` runs.
+
+  Args:
+    function: Takes and returns local arrays.
+    inputs: Logical axes of each argument.
+    output: Logical axes of the result.
+  """
+  if not is_split():
+    return function
+  mesh = jax.sharding.get_abstract_mesh()
+
+  def mapped(*arrays):
+    for x, axes in zip(arrays, inputs, strict=True):
+      check_divides(x.shape, axes, mesh.shape, "an argument of a kernel")
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=tuple(spec(axes) for axes in inputs),
+        out_specs=spec(output), check_vma=False)(*arrays)
+
+  return mapped
