@@ -5,6 +5,7 @@ Shapes:
   D  width of the residual      K  width of one head
 """
 
+import dataclasses
 import functools
 
 import chex
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import ad_checkpoint
 
-from genie_jax.nn import initializers, norms, splash, time_kernel
+from genie_jax.nn import fused, initializers, norms, splash
 from genie_jax.sharding import rules
 
 # Wavelengths of the rotary pairs run from 2 pi to about this many frames; a
@@ -24,7 +25,9 @@ _ROTARY_BASE = 100.0
 _MASKED = -1e30
 
 
-IMPLEMENTATIONS = ("auto", "plain")
+# What attention is computed by: "auto" takes the kernels of the chip, "plain"
+# none, "interpreted" those of a TPU on any device, slowly, for tests.
+IMPLEMENTATIONS = ("auto", "plain", "interpreted")
 
 # Shorter sequences than this are not worth a fused kernel on a GPU.
 _CUDNN_MIN_TOKENS = 128
@@ -42,14 +45,15 @@ def space_attention(
   """Softmax attention of all tokens of a frame to one another.
 
   Scores of 920 tokens and 36 heads take 2 GB a clip, so chips with fused
-  kernels never write them: splash attention on a TPU, cuDNN on a GPU.
+  kernels never write them: splash attention on a TPU (where `fused_attention`
+  does not fit), cuDNN on a GPU.
 
   Args:
     query: [B, T, N, H, K].
     key: [B, T, N, H, K].
     value: [B, T, N, H, K].
     num_valid: Tokens that may be seen, the first ones; None for all.
-    implementation: "auto", or "plain" for `plain_space_attention` anywhere.
+    implementation: A name in IMPLEMENTATIONS.
 
   Returns:
     [B, T, N, H, K] in the dtype of `value`.
@@ -59,7 +63,8 @@ def space_attention(
   platform = _platform(implementation)
   if platform == "tpu" and splash.fits(n, k):
     attend = functools.partial(
-        splash.attend, num_valid=num_valid, checkpoint_name="attention")
+        splash.attend, num_valid=num_valid, checkpoint_name="attention",
+        interpret=implementation == "interpreted")
     return rules.per_device(attend, (_BY_FRAME,) * 3, _BY_FRAME)(
         query, key, value)
   if platform == "gpu" and n >= _CUDNN_MIN_TOKENS and k % 8 == 0 and (
@@ -70,47 +75,15 @@ def space_attention(
   return plain_space_attention(query, key, value, num_valid)
 
 
-def causal_attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    window: int = 0,
-    implementation: str = "auto",
-) -> jax.Array:
-  """Softmax attention of consecutive frames to those before them.
-
-  Args:
-    query: [B, T, N, H, K].
-    key: [B, T, N, H, K].
-    value: [B, T, N, H, K].
-    window: Frames seen, the own one included; 0 for all.
-    implementation: "auto", or "plain" for `time_attention` anywhere.
-
-  Returns:
-    [B, T, N, H, K] in the dtype of `value`.
-  """
-  b, t, n, h, k = query.shape
-  if _platform(implementation) == "tpu" and time_kernel.fits(t, k):
-    ways = rules.ways("act_heads")
-
-    def attend(*arrays):
-      return time_kernel.attend(*arrays, h // ways, window, False)
-
-    flat = [x.reshape(b, t, n, h * k) for x in (query, key, value)]
-    out = rules.per_device(attend, (_BY_PLACE,) * 3, _BY_PLACE)(*flat)
-    return out.reshape(b, t, n, h, k)
-  positions = jnp.arange(t)
-  return time_attention(
-      query, key, value, causal_mask(positions, positions, window))
-
-
 def _platform(implementation: str) -> str:
   """Returns what to choose a kernel for: "tpu", "gpu" or "cpu"."""
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(
         f"attention={implementation!r} is unknown; use one of "
         f"{', '.join(IMPLEMENTATIONS)}.")
-  return "cpu" if implementation == "plain" else rules.platform()
+  if implementation == "auto":
+    return rules.platform()
+  return {"plain": "cpu", "interpreted": "tpu"}[implementation]
 
 
 def _cudnn_attention(query, key, value, num_valid):
@@ -170,6 +143,48 @@ def time_attention(
   return jnp.einsum("bnhqt,btnhk->bqnhk", weights, value)
 
 
+def fused_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    scales: jax.Array,
+    positions: jax.Array | None,
+    options: fused.Options,
+) -> jax.Array:
+  """Norm, rotation and attention in one kernel; see `fused`.
+
+  Args:
+    query: [B, T, N, C], as projected.
+    key: [B, T, N, C].
+    value: [B, T, N, C].
+    scales: float32 [2, K], of the norms of queries and keys.
+    positions: [T] frame numbers; None in space.
+    options: With the number of heads of all devices together.
+
+  Returns:
+    [B, T, N, C].
+  """
+  head_dim = scales.shape[-1]
+  if positions is None:
+    axes, turns = _BY_FRAME[:4], jnp.zeros((2, 1, 1, head_dim), jnp.float32)
+  else:
+    axes, turns = _BY_PLACE[:4], fused.tables(*_angles(positions, head_dim))
+  local = dataclasses.replace(
+      options, num_heads=options.num_heads // rules.ways("act_heads"))
+  attend = functools.partial(fused.attend, local)
+  whole = ((None,) * 2, (None,) * 4)
+  return rules.per_device(attend, (axes,) * 3 + whole, axes)(
+      query, key, value, scales, turns)
+
+
+def _angles(positions: jax.Array, head_dim: int) -> tuple[jax.Array, jax.Array]:
+  """Returns cosine and sine, float32 [L, K / 2], of the rotary angles."""
+  half = head_dim // 2
+  frequency = _ROTARY_BASE ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  angle = positions.astype(jnp.float32)[:, None] * frequency
+  return jnp.cos(angle), jnp.sin(angle)
+
+
 def rotate(x: jax.Array, positions: jax.Array) -> jax.Array:
   """Turns pairs of channels by an angle proportional to the position.
 
@@ -184,10 +199,8 @@ def rotate(x: jax.Array, positions: jax.Array) -> jax.Array:
   Returns:
     [B, L, N, H, K], same dtype.
   """
-  half = x.shape[-1] // 2
-  frequency = _ROTARY_BASE ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle = positions.astype(jnp.float32)[:, None, None, None] * frequency
-  sin, cos = jnp.sin(angle), jnp.cos(angle)
+  cos, sin = (
+      table[:, None, None] for table in _angles(positions, x.shape[-1]))
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   turned = jnp.concatenate(
       [first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -260,30 +273,63 @@ class Attention(nn.Module):
       [B, T, N, H, K] for a cache (None in space).
     """
     shape = (self.num_heads, self.head_dim)
+    fuses = cache is None and _platform(self.implementation) == "tpu" and (
+        fused.fits(*x.shape[1:3], self.head_dim, self.causal))
     qkv = initializers.Projection(
         (3, *shape), (None, "heads", "head_dim"), dtype=self.dtype,
-        name="qkv")(x)  # [B, T, N, 3, H, K]
-    query, key, value = (qkv[..., i, :, :] for i in range(3))
-    query = norms.RMSNorm(dtype=self.dtype, name="query_norm")(query)
-    key = norms.RMSNorm(dtype=self.dtype, name="key_norm")(key)
-    own = None
-    if self.causal:
-      query, key = rotate(query, positions), rotate(key, positions)
-      own = (key, value)
-      if cache is None:
-        mixed = causal_attention(
-            query, key, value, self.window, self.implementation)
+        apart=fuses, name="qkv")(x)
+    scales = [norms.Scale(name=name)(self.head_dim)
+              for name in ("query_norm", "key_norm")]
+    if fuses:
+      mixed = self._fused(qkv, scales, positions, num_valid)
+      own = None
+      if self.causal:
+        # Normalised and turned once more, for a cache: dead code in training.
+        heads = [part.reshape(*part.shape[:-1], *shape) for part in qkv]
+        _, key, value = self._prepare(heads, scales, positions)
+        own = (key, value)
+    else:
+      heads = [qkv[..., i, :, :] for i in range(3)]  # [B, T, N, H, K]
+      query, key, value = self._prepare(
+          [ad_checkpoint.checkpoint_name(part, "qkv") for part in heads],
+          scales, positions)
+      own = (key, value) if self.causal else None
+      if not self.causal:
+        mixed = space_attention(
+            query, key, value, num_valid, self.implementation)
       else:
-        key = jnp.concatenate([cache[0], key], axis=1)
-        value = jnp.concatenate([cache[1], value], axis=1)
-        keys_at = jnp.concatenate([cached_positions, positions])
+        keys_at = positions
+        if cache is not None:
+          key = jnp.concatenate([cache[0], key], axis=1)
+          value = jnp.concatenate([cache[1], value], axis=1)
+          keys_at = jnp.concatenate([cached_positions, positions])
         mixed = time_attention(
             query, key, value, causal_mask(positions, keys_at, self.window))
-    else:
-      mixed = space_attention(
-          query, key, value, num_valid, self.implementation)
     mixed = ad_checkpoint.checkpoint_name(mixed, "attention")
     out = initializers.Projection(
         (x.shape[-1],), ("embed",), inputs=2, input_axes=("heads", "head_dim"),
         scale=self.output_scale, dtype=self.dtype, name="out")(mixed)
     return out, own
+
+  def _prepare(self, heads, scales, positions):
+    """Normalises queries and keys and, in time, turns them."""
+    query, key, value = heads
+    query, key = (
+        norms.normalise(part, scale, self.dtype)
+        for part, scale in zip((query, key), scales, strict=True))
+    if self.causal:
+      query, key = rotate(query, positions), rotate(key, positions)
+    return query, key, value
+
+  def _fused(self, qkv, scales, positions, num_valid):
+    """Returns [B, T, N, H, K] by the kernel that also normalises."""
+    options = fused.Options(
+        num_heads=self.num_heads, in_time=self.causal, window=self.window,
+        num_valid=num_valid or 0, epsilon=norms.EPSILON,
+        interpret=self.implementation == "interpreted")
+    query, key, value = (
+        ad_checkpoint.checkpoint_name(part, "qkv") for part in qkv)
+    mixed = fused_attention(
+        query, key, value, jnp.stack(scales),
+        positions if self.causal else None, options)
+    return mixed.reshape(*mixed.shape[:-1], self.num_heads, self.head_dim)

@@ -29,6 +29,9 @@ class Projection(nn.Module):
     scale: Factor on the standard deviation of the fan-in initialiser; 0 makes
       the layer start as zero.
     bias: Whether to add a bias.
+    apart: Whether to return one array for each entry of the first output
+      axis, with the other output axes merged. One product that is cut up
+      afterwards writes everything twice.
     start: Hashable function of no arguments that returns the kernel to start
       from, in place of a random one.
     dtype: Dtype of the product.
@@ -39,12 +42,13 @@ class Projection(nn.Module):
   input_axes: tuple[str | None, ...] = ("embed",)
   scale: float = 1.0
   bias: bool = False
+  apart: bool = False
   start: Any = None
   dtype: Any = jnp.bfloat16
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps x: [..., *inputs] to [..., *shape]."""
+  def __call__(self, x: jax.Array) -> jax.Array | list[jax.Array]:
+    """Maps x: [..., *inputs] to [..., *shape], or to parts of it."""
     contracted = x.shape[-self.inputs:]
     deviation = self.scale / np.sqrt(np.prod(contracted))
     init = nn.initializers.normal(deviation) if self.start is None else (
@@ -56,6 +60,11 @@ class Projection(nn.Module):
     lead = x.shape[:-self.inputs]
     x = x.astype(self.dtype)
     kernel = kernel.astype(self.dtype)
+    if self.apart:
+      parts = jnp.moveaxis(kernel, self.inputs, 0)  # [parts, *inputs, ...]
+      return [
+          jnp.tensordot(x, part.reshape(*contracted, -1), self.inputs)
+          for part in parts]
     if rules.is_split():
       y = jnp.tensordot(x, kernel, self.inputs)
     else:

@@ -24,6 +24,9 @@ REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "attention": jax.checkpoint_policies.save_only_these_names("attention"),
+    # Every product but the logits: nothing large is computed again.
+    "products": jax.checkpoint_policies.save_only_these_names(
+        "qkv", "attention", "stream", "mlp_hidden"),
     "attention_mlp": jax.checkpoint_policies.save_only_these_names(
         "attention", "mlp_hidden"),
 }
@@ -105,19 +108,20 @@ class STBlock(nn.Module):
     x = rules.constrain(x, _BY_FRAME)
     mixed, _ = attend(False, "space")(
         norm("space_norm")(x), num_valid=self.num_valid)
-    x = rules.constrain(x + mixed, _BY_PLACE)
+    x = ad_checkpoint.checkpoint_name(x + mixed, "stream")
+    x = rules.constrain(x, _BY_PLACE)
     mixed, own = attend(True, "time")(
         norm("time_norm")(x), positions, cache, cached_positions)
-    x += mixed
+    x = ad_checkpoint.checkpoint_name(x + mixed, "stream")
     return x + self._mlp(norm("mlp_norm")(x)), own
 
   def _mlp(self, x: jax.Array) -> jax.Array:
     hidden = initializers.Projection(
         (self.mlp_dim,), ("mlp",), dtype=self.dtype, name="mlp_in")(x)
-    hidden = jax.nn.gelu(hidden)
     hidden = rules.constrain(
         hidden, ("act_batch", None, "act_space", "act_mlp"))
     hidden = ad_checkpoint.checkpoint_name(hidden, "mlp_hidden")
+    hidden = jax.nn.gelu(hidden)
     return initializers.Projection(
         (x.shape[-1],), ("embed",), input_axes=("mlp",),
         scale=self.output_scale, dtype=self.dtype, name="mlp_out")(hidden)

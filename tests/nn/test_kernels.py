@@ -2,12 +2,14 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genie_jax.nn import attention, splash, time_kernel
+from genie_jax.nn import attention, fused, splash
+from genie_jax.sharding import mesh as mesh_lib
 
 # float32 sums of a few hundred terms in another order.
 TOLERANCE = dict(rtol=2e-4, atol=2e-5)
@@ -33,34 +35,77 @@ def compare(found, wanted, inputs, **tolerance):
     np.testing.assert_allclose(a, b, err_msg=name, **tolerance)
 
 
-@pytest.mark.parametrize("num_places", [16, 20])  # 20: a block half empty.
-@pytest.mark.parametrize("window", [0, 3])
-def test_time_kernel_equals_plain_attention(num_places, window):
-  b, t, h, k = 2, 6, 2, 128
-  inputs = [draw(i, b, t, num_places, h, k) for i in range(3)]
-  positions = np.arange(t)
-
-  def kernel(*arrays):
-    flat = [x.reshape(b, t, num_places, h * k) for x in arrays]
-    return time_kernel.attend(*flat, h, window, True).reshape(
-        arrays[0].shape)
-
-  def plain(*arrays):
-    return attention.time_attention(
-        *arrays, attention.causal_mask(positions, positions, window))
-
-  compare(kernel, plain, inputs, **TOLERANCE)
+def attentions(in_time, window, **shape):
+  """Returns an attention layer twice, plain and by kernel, and its inputs."""
+  sizes = dict(b=2, t=6, n=20, d=32) | shape
+  x = draw(0, sizes["b"], sizes["t"], sizes["n"], sizes["d"])
+  make = lambda implementation: attention.Attention(
+      num_heads=2, head_dim=128, causal=in_time, window=window,
+      implementation=implementation, dtype=jnp.float32)
+  params = nn.unbox(make("plain").init(
+      jax.random.key(0), x, jnp.arange(sizes["t"])))
+  # Scales of 1 would hide that they, or their gradients, are left out.
+  params = jax.tree.map(
+      lambda y: y * (1 + 0.3 * draw(1, *y.shape)), params)
+  return make("plain"), make("interpreted"), params, x
 
 
-def test_time_kernel_of_bfloat16_differs_by_its_rounding():
-  b, t, n, h, k = 1, 16, 16, 1, 128
-  inputs = [draw(i, b, t, n, h * k).astype(jnp.bfloat16) for i in range(3)]
-  found = time_kernel.attend(*inputs, h, 0, True).astype(jnp.float32)
-  wide = [x.astype(np.float32) for x in inputs]
-  wanted = time_kernel.attend(*wide, h, 0, True)
-  assert found.dtype == jnp.float32
-  # Weights and results carry 8 bits: two roundings of 2**-9 of values near 1.
-  assert float(jnp.abs(found - wanted).max()) < 0.03
+@pytest.mark.parametrize("in_time, window, n, num_valid", [
+    (True, 0, 16, None), (True, 0, 20, None),  # 20: a block a quarter full.
+    (True, 3, 20, None), (False, 0, 20, None), (False, 0, 20, 13)])
+def test_fused_attention_equals_plain_attention(in_time, window, n, num_valid):
+  plain, kernel, params, x = attentions(in_time, window, n=n)
+  weights = draw(2, *x.shape)
+  if num_valid:
+    weights[:, :, num_valid:] = 0
+
+  def both(module):
+    def weighed(params, x):
+      out, own = module.apply(
+          params, x, jnp.arange(3, 9), num_valid=num_valid)
+      return jnp.vdot(out, weights), (out[:, :, :num_valid], own)
+    return jax.jit(jax.grad(weighed, (0, 1), has_aux=True))(params, x)
+
+  found, wanted = both(kernel), both(plain)
+  for (path, a), b in zip(
+      jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(wanted),
+      strict=True):
+    # Gradients of the scales sum thousands of terms.
+    np.testing.assert_allclose(
+        a, b, rtol=1e-3, atol=1e-3 * np.abs(b).max(),
+        err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+def test_fused_attention_is_the_same_on_a_split_mesh(in_time):
+  _, kernel, params, x = attentions(in_time, 0, b=2, t=4, n=32)
+  grad = jax.grad(lambda params, x: jnp.square(
+      kernel.apply(params, x, jnp.arange(4))[0]).sum(), (0, 1))
+  wanted = jax.jit(grad)(params, x)
+  mesh = mesh_lib.make(dict(data=1, fsdp=2, tensor=2, frame=2))
+
+  def split(params, x):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return grad(params, x)
+
+  whole = mesh_lib.replicated(mesh)
+  found = jax.jit(split, in_shardings=whole, out_shardings=whole)(params, x)
+  for a, b in zip(
+      jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max())
+
+
+def test_fused_attention_of_bfloat16_differs_by_its_rounding():
+  inputs = [draw(i, 1, 16, 16, 128) for i in range(3)]
+  options = fused.Options(num_heads=1, in_time=True, interpret=True)
+  turns = fused.tables(jnp.ones((16, 64)), jnp.zeros((16, 64)))
+  run = lambda arrays: fused.attend(
+      options, *arrays, jnp.ones((2, 128)), turns)
+  low = [x.astype(jnp.bfloat16) for x in inputs]
+  found, wanted = run(low), run([x.astype(jnp.float32) for x in low])
+  assert found.dtype == jnp.bfloat16
+  # Queries, keys, weights and results carry 8 bits; values are near 1.
+  assert float(jnp.abs(found - wanted).max()) < 0.05
 
 
 @pytest.mark.parametrize("num_valid", [None, 290])
