@@ -30,4 +30,9 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   if mode == "":
     config.model = table.model(SIZE)
     config.data.batch_size, config.steps = BATCH_SIZE, STEPS
+    # One clip a chip at a time leaves room on 256 TPU v5p to keep what the
+    # backward pass needs: recomputing it would take a quarter of a step, the
+    # second gathering of the weights takes a fiftieth.
+    config.model.transformer.remat = "products"
+    config.optimizer.accumulate = 2
   return config

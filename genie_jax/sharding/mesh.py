@@ -76,14 +76,16 @@ def arrange(devices: Sequence[Any], shape: Mapping[str, int]) -> np.ndarray:
   # Only devices of multi-slice TPUs carry a slice index.
   slices = {getattr(device, "slice_index", 0) for device in devices}
   if len(slices) == 1:
-    return mesh_utils.create_device_mesh(dims, devices=list(devices))
+    # An axis may take part of a torus dimension: 2 of the 8 chips of one.
+    return mesh_utils.create_device_mesh(
+        dims, devices=list(devices), allow_split_physical_axes=True)
   if dims[0] % len(slices):
     raise errors.UserError(
         f"config.mesh.data is {dims[0]}, which does not split over "
         f"{len(slices)} slices; make it a multiple.")
   return mesh_utils.create_hybrid_device_mesh(
       (dims[0] // len(slices), *dims[1:]), (len(slices), 1, 1, 1),
-      devices=list(devices))
+      devices=list(devices), allow_split_physical_axes=True)
 
 
 def make(
