@@ -19,6 +19,10 @@ from genie_jax.scaling import table
 TEMPERATURE = 2.0  # Of the 25 refinements (Genie, section 3).
 SIZE = table.find("10.1B")
 BATCH_SIZE, STEPS = SIZE.batch_size, SIZE.steps
+# One clip a chip at a time leaves room on 256 TPU v5p to keep what the
+# backward pass needs: recomputing it would take a quarter of a step, the
+# second gathering of the weights takes a fiftieth.
+REMAT, ACCUMULATE = "products", 2
 
 
 def get_config(mode: str = "") -> ml_collections.ConfigDict:
@@ -30,9 +34,6 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   if mode == "":
     config.model = table.model(SIZE)
     config.data.batch_size, config.steps = BATCH_SIZE, STEPS
-    # One clip a chip at a time leaves room on 256 TPU v5p to keep what the
-    # backward pass needs: recomputing it would take a quarter of a step, the
-    # second gathering of the weights takes a fiftieth.
-    config.model.transformer.remat = "products"
-    config.optimizer.accumulate = 2
+    config.model.transformer.remat = REMAT
+    config.optimizer.accumulate = ACCUMULATE
   return config

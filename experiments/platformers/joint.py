@@ -26,5 +26,7 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   if mode == "":
     lam.set_size(config.model.lam)
     config.model.dynamics = table.model(dynamics.SIZE)
+    config.model.dynamics.transformer.remat = dynamics.REMAT
+    config.optimizer.accumulate = dynamics.ACCUMULATE
     config.data.batch_size, config.steps = dynamics.BATCH_SIZE, dynamics.STEPS
   return config

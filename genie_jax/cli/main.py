@@ -23,6 +23,7 @@ COMMANDS = {
     "export": "turn checkpoints into a world folder",
     "sample": "roll a world out from a picture and a list of actions",
     "eval": "measure a world: metrics.json and report.html",
+    "plan": "estimate memory, time and cost of a run before renting chips",
     "scaling": "print the parameter counts of the scaling study",
 }
 

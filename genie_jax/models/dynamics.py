@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from genie_jax.nn import initializers, st_transformer
+from genie_jax.sharding import rules
 
 
 class Dynamics(nn.Module):
@@ -129,12 +130,16 @@ class Dynamics(nn.Module):
   def _run(self, tokens, incoming, hidden, cache, position, last):
     b, t = tokens.shape[:2]
     flat = tokens.reshape(b, t, -1)  # [B, T, N]
-    embed = lambda z: jnp.take(self.token_embedding, z, axis=0)
+    # Gathered first: rows of a split table are looked up by copying it, or
+    # what was looked up, from device to device.
+    whole = lambda table: rules.constrain(table, (None, None))
+    embed = lambda z: jnp.take(whole(self.token_embedding), z, axis=0)
     x = jnp.where(
         hidden.reshape(b, t, -1, 1), self.hidden_token[0], embed(flat))
     if self.last_frame:
       x += self._embed_last(embed, flat, last)
-    action = jnp.take(self.action_embedding, incoming, axis=0)[:, :, None]
+    action = jnp.take(
+        whole(self.action_embedding), incoming, axis=0)[:, :, None]
     x = self.position(x)
     if self.actions_enter == "add":
       x, own = self.stack(x + action, cache, position)

@@ -93,12 +93,11 @@ def test_the_frame_axis_exchanges_in_every_block_and_gathers_nothing_whole():
               and "while/body" in line]
   assert len(in_loops) >= 6
   assert " all-to-all" not in whole.as_text()
-  # An activation of a whole clip: its frames, its tokens and its width.
-  frames, width = config.data.num_frames, config.model.transformer.width
+  # An activation of whole clips is [B, T, N, ...].
   for line in text.splitlines():
     if re.search(r" all-gather(-start)?\(", line):
-      shape = re.search(r"= \(?\w+\[([\d,]+)\]", line)[1].split(",")
-      assert math.prod(map(int, shape)) < frames * 16 * width, line
+      shape = re.search(r"= \(?\w+\[([\d,]*)\]", line)[1].split(",")
+      assert shape[1:3] != [str(config.data.num_frames), "16"], line
   # 4 of the 8 devices' work on a clip: activations fall, parameters stay.
   assert split.memory_analysis().temp_size_in_bytes < (
       0.6 * whole.memory_analysis().temp_size_in_bytes)

@@ -1,0 +1,162 @@
+"""`genie plan`: memory, step time, MFU, days and cost, before renting a chip.
+
+The train step is compiled by the real TPU compiler for chips that need not be
+here; no TPU is needed.
+"""
+
+import argparse
+import os
+import sys
+
+_EXAMPLE = """\
+example:
+  genie plan --config experiments/platformers/dynamics.py \\
+      --topology v5p:4x8x8 --json plan.json
+
+Needs libtpu: pip install 'genie_jax[plan]'; see docs/plan.md. Exit code 2 when
+the run does not fit the chips; the JSON is written all the same.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags; `--config.*` overrides come as `args.overrides`."""
+  parser.epilog = _EXAMPLE
+  parser.formatter_class = argparse.RawDescriptionHelpFormatter
+  add = parser.add_argument
+  add("--config", required=True, metavar="FILE.py[:MODE]",
+      help="what would be trained")
+  what = parser.add_mutually_exclusive_group(required=True)
+  what.add_argument(
+      "--topology", metavar="CHIP:AxBxC",
+      help="chips of one slice, for example v5p:4x8x8 or v5e:16x16")
+  what.add_argument(
+      "--scaling-table", metavar="all|ROW,ROW",
+      help="plan rows of the paper's scaling table on the paper's chips; "
+      "--config is experiments/scaling/dynamics.py")
+  add("--slices", type=int, default=1, metavar="N",
+      help="how many such slices (default 1)")
+  add("--price", type=float, default=None, metavar="MONEY",
+      help="price of a chip for an hour")
+  add("--json", default=None, metavar="FILE", help="also write the plan there")
+  add("--breakdown", action="store_true",
+      help="also print seconds by part of the model")
+  add("--search", action="store_true",
+      help="try meshes, remat policies and batch splits; rank them")
+  add("--limit", type=int, default=8, metavar="N",
+      help="how many --search compiles at most (default 8)")
+  add("--fixes", type=int, default=2, metavar="N",
+      help="how many changes to compile when the run does not fit (default 2)")
+  add("--hlo", default=None, metavar="FILE",
+      help="also write the compiled program's text there")
+  add("--option", action="append", default=[], metavar="NAME=VALUE",
+      help="option of the TPU compiler, for example "
+      "xla_tpu_scoped_vmem_limit_kib=98304; may be given many times")
+
+
+def run(args: argparse.Namespace) -> int:
+  """Prints the plan; returns 0, or 2 when it does not fit."""
+  # Before JAX is imported: a plan never uses a device of this machine.
+  os.environ["JAX_PLATFORMS"] = "cpu"
+  # The cache cannot read back what is compiled for chips that are not here.
+  os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+  from genie_jax.scaling import aot
+
+  options = _options(args.option)
+  if args.scaling_table:
+    return _scaling_table(args, options)
+  from genie_jax.core import config as config_lib
+  from genie_jax.scaling import topology
+
+  found = topology.parse(args.topology, args.slices)
+  config = config_lib.load(args.config, args.overrides)
+  aot.prepare()
+  if args.search:
+    return _search(args, config, found, options)
+  return _one(args, config, found, options)
+
+
+def _one(args, config, topology, options) -> int:
+  from genie_jax.core import errors, files
+  from genie_jax.scaling import advice, isolated, plan
+
+  report, text = isolated.make(config, topology, args.price, options)
+  report |= {"config": args.config, "overrides": list(args.overrides)}
+  if not report["fits"]:
+    report["changes_tried"] = advice.try_changes(
+        config, topology, args.fixes,
+        lambda *words: isolated.make(*words, args.price, options),
+        say=lambda line: print(f"genie plan: {line}", file=sys.stderr))
+  if args.hlo and text:
+    files.write_atomic(args.hlo, text)
+  if args.json:
+    files.write_json(args.json, report)
+  print(plan.render(report, args.breakdown))
+  if not report["fits"]:
+    raise errors.UserError(f"{args.config} {advice.verdict(report)}")
+  return 0
+
+
+def _search(args, config, topology, options) -> int:
+  from genie_jax.core import errors, files, progress
+  from genie_jax.scaling import isolated, search
+
+  rows = search.run(
+      config, topology, args.limit,
+      lambda *words: isolated.make(*words, args.price, options),
+      lambda items: progress.track(
+          items, unit="plans", description="search"))
+  if args.json:
+    files.write_json(args.json, {
+        "config": args.config, "topology": topology.name, "search": rows})
+  print(search.render(rows))
+  if not any(row["fits"] for row in rows):
+    raise errors.UserError(
+        f"{args.config}: none of the {len(rows)} layouts that were tried fits "
+        f"{topology.slices} x {topology.name}; raise --limit, or use more "
+        "chips.")
+  print(f"best: {rows[0]['flags']}, remat {rows[0]['remat']}")
+  return 0
+
+
+def _scaling_table(args, options) -> int:
+  from genie_jax.core import config as config_lib
+  from genie_jax.core import files, progress
+  from genie_jax.scaling import aot, isolated, paper, topology
+
+  runs = paper.find(args.scaling_table)
+  aot.prepare()
+  rows = []
+  for run_ in progress.track(runs, unit="rows", description="plans"):
+    config = config_lib.load(f"{args.config}:{run_.size}", args.overrides)
+    report, _ = isolated.make(
+        paper.lay_out(config, run_), topology.parse(run_.topology), args.price,
+        options)
+    rows.append(paper.row(run_, report))
+    if args.json:  # After each row: a whole table takes an hour.
+      files.write_json(args.json, rows)
+  print(paper.render(rows))
+  return 0
+
+
+def _options(words: list[str]) -> dict[str, str]:
+  from genie_jax.core import errors
+
+  options = {}
+  for word in words:
+    name, equals, value = word.partition("=")
+    if not equals:
+      raise errors.UserError(
+          f"--option {word!r} has no value; write --option NAME=VALUE.")
+    options[name] = value
+  return options
+
+
+def main() -> int:
+  """Entry point of `python -m genie_jax.cli.plan`."""
+  from genie_jax.cli import main as cli
+
+  return cli.main(["plan", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+  sys.exit(main())

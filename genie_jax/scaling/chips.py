@@ -1,0 +1,168 @@
+"""TPU chips by name: memory, peaks, links, each number with its source.
+
+Sources, by the letter behind a number:
+  [a] the vendor's page of the chip, cloud.google.com/tpu/docs/<chip>, and
+      its comparison table at .../tpu7x (read in 2026)
+  [b] Jouppi et al., A domain-specific supercomputer for training deep neural
+      networks, CACM 63(7), 2020 (v2 and v3)
+  [c] Jouppi et al., TPU v4 (arXiv:2304.01433)
+  [d] Austin et al., How to scale your model (the scaling book), chapter TPUs
+  [e] libtpu 0.0.42.1: the memory that it says there is when a program is too
+      large, and whether it compiles kernels
+  [?] an assumption, said so in the output of a plan
+"""
+
+import dataclasses
+
+from genie_jax.core import errors
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """What a plan needs to know of one chip.
+
+  Attributes:
+    name: As users and the cloud's documents call it.
+    library_name: As libtpu calls it in a topology's name.
+    hbm_gib: Memory that a program can have, GiB.
+    hbm_bandwidth: Bytes a second.
+    peak_flops: bfloat16 FLOPs a second.
+    clock: Cycles a second, for the compiler's cycle estimates.
+    vector_rate: Elementwise float32 operations a second.
+    link_bandwidth: Bytes a second over one link in one direction.
+    torus_dims: Dimensions of the interconnect; two links each.
+    wraps_from: Length from which a dimension closes to a ring.
+    dcn_bandwidth: Bytes a second to other slices.
+    devices: What JAX calls devices on one chip.
+    matrix_tile: Rows and columns of the matrix unit.
+    max_chips: The largest slice that can be asked for.
+    assumptions: What of this no vendor's page states.
+    kernels: Whether Pallas kernels with bfloat16 products compile for it.
+  """
+  name: str
+  library_name: str
+  hbm_gib: float
+  hbm_bandwidth: float
+  peak_flops: float
+  clock: float
+  vector_rate: float
+  link_bandwidth: float
+  torus_dims: int
+  wraps_from: int
+  dcn_bandwidth: float
+  devices: int
+  matrix_tile: int
+  max_chips: int
+  assumptions: tuple[str, ...] = ()
+  kernels: bool = True
+
+  @property
+  def link_count(self) -> int:
+    return 2 * self.torus_dims
+
+
+def _vector(cores: int, clock: float, units: int) -> float:
+  """Returns operations a second of 8 x 128 lanes with `units` adders each."""
+  return cores * clock * 8 * 128 * units
+
+
+_DCN = "DCN bandwidth: the pod's, divided by its chips"
+_OLD_DCN = "DCN bandwidth: one 25 Gb/s card a host of four chips"
+_TWO_UNITS = "vector rate: two operations a lane and cycle"
+_FOUR_UNITS = "vector rate: four operations a lane and cycle"
+
+CHIPS = {chip.name: chip for chip in (
+    Chip(
+        "v2", "v2", hbm_gib=14.96,  # [e]; [a] says 16 GiB
+        hbm_bandwidth=700e9,  # [b]
+        peak_flops=46e12, clock=0.70e9,  # [b]
+        vector_rate=_vector(2, 0.70e9, 2),  # [?]
+        link_bandwidth=496e9 / 8, torus_dims=2,  # [b]
+        wraps_from=16,  # [b]: only the whole pod of 16 x 16 is a torus
+        dcn_bandwidth=25e9 / 8 / 4,  # [?]
+        devices=2, matrix_tile=128, max_chips=256,  # [a]
+        assumptions=(_OLD_DCN, _TWO_UNITS), kernels=False),  # [e]
+    Chip(
+        "v3", "v3", hbm_gib=30.96,  # [e]; [a] says 32 GiB
+        hbm_bandwidth=900e9,  # [a]
+        peak_flops=123e12,  # [a]
+        clock=0.94e9,  # [b]
+        vector_rate=_vector(2, 0.94e9, 2),  # [?]
+        link_bandwidth=656e9 / 8, torus_dims=2,  # [b]
+        wraps_from=32,  # [b]: only the whole pod of 32 x 32 is a torus
+        dcn_bandwidth=25e9 / 8 / 4,  # [?]
+        devices=2, matrix_tile=128, max_chips=1024,  # [a]
+        assumptions=(_OLD_DCN, _TWO_UNITS), kernels=False),  # [e]
+    Chip(
+        "v4", "v4", hbm_gib=30.75,  # [e]; [a] says 32 GiB
+        hbm_bandwidth=1228e9,  # [a]
+        peak_flops=275e12,  # [a]
+        clock=1.05e9,  # [c]
+        vector_rate=_vector(2, 1.05e9, 2),  # [?]
+        link_bandwidth=50e9, torus_dims=3,  # [c]
+        wraps_from=4,  # [c]: cubes of 4 x 4 x 4 joined by optical switches
+        dcn_bandwidth=6.25e9,  # [?] as v5p
+        devices=1,  # both cores as one ("megacore")
+        matrix_tile=128, max_chips=4096,  # [a]
+        assumptions=("DCN bandwidth: that of v5p", _TWO_UNITS)),
+    Chip(
+        "v5e", "v5e", hbm_gib=15.75,  # [e]; [a] says 16 GB
+        hbm_bandwidth=819e9, peak_flops=197e12,  # [a]
+        clock=1.5e9,  # [d]
+        vector_rate=_vector(1, 1.5e9, 4),  # [d]
+        link_bandwidth=50e9, torus_dims=2,  # [a]: 400 GB/s on 4 links, 2 ways
+        wraps_from=16,  # [a]: only 16 in a row close to a ring
+        dcn_bandwidth=6.4e12 / 8 / 256,  # [a] for a pod of 256
+        devices=1, matrix_tile=128, max_chips=256,  # [a]
+        assumptions=(_DCN,)),
+    Chip(
+        "v5p", "v5p", hbm_gib=95.74,  # [e]; [a] says 95 GiB
+        hbm_bandwidth=2765e9,  # [a]
+        peak_flops=459e12,  # [a]
+        clock=1.75e9,  # [d]
+        vector_rate=_vector(2, 1.75e9, 4),  # [d]
+        link_bandwidth=100e9, torus_dims=3,  # [a]: 1200 GB/s on 6 links, 2 ways
+        wraps_from=4,  # [a]: cubes of 4 x 4 x 4
+        dcn_bandwidth=50e9 / 8,  # [a]
+        devices=1, matrix_tile=128, max_chips=6144),  # [a]
+    Chip(
+        "v6e", "v6e", hbm_gib=31.25,  # [e]; [a] says 32 GB
+        hbm_bandwidth=1638e9, peak_flops=918e12,  # [a]
+        clock=1.75e9,  # [?]
+        vector_rate=_vector(1, 1.75e9, 4),  # [?]
+        link_bandwidth=100e9, torus_dims=2,  # [a]: 800 GB/s on 4 links, 2 ways
+        wraps_from=16,  # [a]: as v5e
+        dcn_bandwidth=100e9 / 8,  # [a]
+        devices=1, matrix_tile=256, max_chips=256,  # [a]
+        assumptions=("clock: 1.75 GHz", _FOUR_UNITS)),
+    Chip(
+        "v7x", "tpu7x", hbm_gib=189.5,  # [e]; [a] says 192 GiB
+        hbm_bandwidth=7380e9,  # [a]
+        peak_flops=2307e12,  # [a]
+        clock=2.2e9,  # [?]: four 256 x 256 units, two products a cycle
+        vector_rate=_vector(2, 2.2e9, 4),  # [?]
+        link_bandwidth=100e9, torus_dims=3,  # [a]: 1200 GB/s on 6 links, 2 ways
+        wraps_from=4,  # [a]
+        dcn_bandwidth=100e9 / 8,  # [a]
+        devices=2, matrix_tile=256, max_chips=9216,  # [a]
+        assumptions=("clock: 2.2 GHz", _FOUR_UNITS)),
+)}
+
+# Other names under which people know a chip.
+ALIASES = {"tpu7x": "v7x", "v7": "v7x", "v5": "v5p", "v5litepod": "v5e",
+           "v5lite": "v5e", "trillium": "v6e", "ironwood": "v7x"}
+
+
+def find(name: str) -> Chip:
+  """Returns the chip of a name.
+
+  Raises:
+    UserError: There is none.
+  """
+  key = name.lower()
+  key = ALIASES.get(key, key)
+  if key not in CHIPS:
+    raise errors.UserError(
+        f"Unknown chip {name!r}{errors.closest(key, CHIPS)}; the known ones "
+        f"are {', '.join(CHIPS)}.")
+  return CHIPS[key]

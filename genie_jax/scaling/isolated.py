@@ -1,0 +1,48 @@
+"""Plans in a process of their own.
+
+The TPU compiler ends its process where one of its own checks fails; a search
+must go on, and a user must get one line.
+"""
+
+import concurrent.futures
+import multiprocessing
+from collections.abc import Mapping
+from concurrent.futures import process
+from typing import Any
+
+import ml_collections
+
+from genie_jax.core import errors
+from genie_jax.scaling import aot, plan
+from genie_jax.scaling import topology as topology_lib
+
+
+def make(
+    config: ml_collections.ConfigDict,
+    topology: topology_lib.Topology,
+    price: float | None = None,
+    options: Mapping[str, str] | None = None,
+) -> tuple[dict[str, Any], str]:
+  """Does what `plan.make` does; see there.
+
+  Raises:
+    UserError: As there, or the compiler crashed.
+  """
+  # Spawned and not forked: JAX's threads would not live on in a fork.
+  pool = concurrent.futures.ProcessPoolExecutor(
+      1, mp_context=multiprocessing.get_context("spawn"))
+  with pool:
+    try:
+      return pool.submit(
+          _make, config.to_dict(), topology, price, options).result()
+    except process.BrokenProcessPool as error:
+      raise errors.UserError(
+          "The TPU compiler crashed (its own words stand above); a dimension "
+          "that splits into odd pieces was seen to cause it, so try another "
+          "config.mesh.") from error
+
+
+def _make(config, topology, price, options):
+  aot.prepare()
+  return plan.make(
+      ml_collections.ConfigDict(config), topology, price, options)

@@ -1,0 +1,59 @@
+"""Tests of the scaling table on the paper's chips; nothing is compiled."""
+
+import math
+import pathlib
+
+import pytest
+
+from genie_jax.core import config as config_lib
+from genie_jax.core import errors
+from genie_jax.scaling import paper, table, topology
+
+FILE = pathlib.Path(__file__).parents[2] / "experiments/scaling/dynamics.py"
+
+
+def test_rows_have_the_papers_chips_and_days():
+  found = {run.size: (topology.parse(run.topology).num_chips,
+                      run.topology[:2], run.days)
+           for run in paper.RUNS.values() if run.days}
+  assert found == {
+      "41M": (64, "v2", 3), "96M": (64, "v2", 6), "192M": (64, "v2", 9),
+      "404M": (64, "v2", 18), "811M": (128, "v3", 7),
+      "1.6B": (128, "v3", 12), "2.7B": (256, "v3", 16)}
+  assert topology.parse(paper.RUNS["10.1B"].topology).num_chips == 256
+
+
+@pytest.mark.parametrize("name", paper.RUNS)
+def test_layouts_use_all_devices_and_leave_room(name):
+  run = paper.RUNS[name]
+  place = topology.parse(run.topology)
+  mesh = dict(paper.lay_out(
+      config_lib.load(f"{FILE}:{name}"), run).mesh)
+  fixed = math.prod(size for size in mesh.values() if size > 0)
+  assert place.num_devices % fixed == 0
+  data = place.num_devices // fixed
+  assert table.find(name).batch_size % (data * mesh["fsdp"]) == 0
+  state = 16 * table.find(name).paper_parameters / mesh["fsdp"]
+  assert state <= place.chip.hbm_gib * 2**30 / place.chip.devices / 4
+
+
+def test_rows_are_named_or_all():
+  assert [x.size for x in paper.find("all")] == list(paper.RUNS)
+  assert [x.size for x in paper.find("811M,41M")] == ["811M", "41M"]
+  with pytest.raises(errors.UserError, match="did you mean '811M'"):
+    paper.find("812M")
+
+
+def test_the_ratio_is_ours_over_the_papers():
+  report = dict.fromkeys((
+      "fits", "hbm_gib_per_chip", "hbm_limit_gib", "step_seconds", "mfu",
+      "mesh", "remat", "accumulate", "compile_seconds"), 1.0) | {
+          "days": 1.5, "steps": 100, "model_flops_per_step": 4.1e18}
+  row = paper.row(paper.RUNS["41M"], report)
+  assert row["ratio"] == 0.5
+  assert row["flops_ratio"] == pytest.approx(2.0)  # 2.05e20 in the paper.
+  assert paper.row(paper.RUNS["10.1B"], report)["ratio"] is None
+  nothing = paper.row(paper.RUNS["41M"], report | {"days": None})
+  assert nothing["ratio"] is None
+  lines = paper.render([row, nothing]).splitlines()
+  assert len(lines) == 4 and max(map(len, lines)) <= 80

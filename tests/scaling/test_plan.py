@@ -1,0 +1,234 @@
+"""Tests of plans with the real TPU compiler, on a small model."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import ml_collections
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from genie_jax.cli import main
+from genie_jax.core import config as config_lib
+from genie_jax.core import errors
+from genie_jax.scaling import (
+  aot,
+  estimate,
+  isolated,
+  links,
+  plan,
+  topology,
+)
+from tests.cli.test_main import CONFIGS, refused
+from tests.scaling import compiler
+from tests.train import toy
+
+SMOKE = f"{CONFIGS / 'dynamics.py'}:smoke"
+PLACE = topology.parse("v5e:2x2")
+KEYS = {
+    "fits", "hbm_gib_per_chip", "hbm_limit_gib", "params",
+    "model_flops_per_step", "step_seconds", "step_seconds_compute",
+    "step_seconds_kernels", "step_seconds_exposed_comm", "mfu",
+    "mfu_kernels_twice_as_slow", "tokens_per_day", "days", "chip_hours",
+    "mesh", "remat", "compile_seconds"}
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+  """Leaves the environment as it was."""
+  for name in (*aot.ENVIRONMENT, "JAX_ENABLE_COMPILATION_CACHE"):
+    monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(name, "1")
+  monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+
+
+@pytest.fixture
+def library():
+  """Makes ready for compiling here; the cache cannot read such programs."""
+  aot.prepare()
+  jax.config.update("jax_enable_compilation_cache", False)
+  compilation_cache.reset_cache()
+  yield
+  jax.config.update("jax_enable_compilation_cache", True)
+  compilation_cache.reset_cache()
+
+
+def compiled(stage):
+  """Compiles a toy stage and returns it with its estimate."""
+  step = aot.assemble(stage, toy.config(data__batch_size=65536), PLACE)
+  found = aot.compile_step(step)
+  network = links.network(
+      step.mesh.devices.flat, PLACE.dims, PLACE.wrap, PLACE.chip)
+  return found, estimate.of(found.text, network)
+
+
+def with_longer_loss(stage):
+  """Returns the stage with a loss that also judges the negated inputs."""
+  def loss(params, extra, batch, rng, step):
+    outcome = stage.loss(params, extra, batch, rng, step)
+    other = stage.loss(
+        params, extra, {**batch, "inputs": -batch["inputs"]}, rng, step)
+    fit = outcome.losses["fit"]
+    total = fit.total + 0.5 * other.losses["fit"].total
+    return outcome.replace(
+        losses={**outcome.losses, "fit": fit.replace(total=total)})
+
+  return dataclasses.replace(stage, loss=loss)
+
+
+@compiler.needed
+def test_memory_and_seconds_move_with_the_model_and_the_loss(library):
+  narrow, fast = compiled(toy.make_stage(hidden=256))
+  wide, slow = compiled(toy.make_stage(hidden=1024))
+  assert wide.memory.peak > 1.5 * narrow.memory.peak
+  assert wide.memory.params == pytest.approx(4 * narrow.memory.params, rel=0.1)
+  assert slow.compute > 1.5 * fast.compute
+  more, later = compiled(with_longer_loss(toy.make_stage(hidden=256)))
+  assert more.memory.params == narrow.memory.params
+  assert more.memory.temporaries > 1.2 * narrow.memory.temporaries
+  assert later.compute > 1.2 * fast.compute
+
+
+@compiler.needed
+def test_the_compiled_function_is_the_one_that_training_calls(
+    library, monkeypatch
+):
+  made = []
+  real = aot.step_lib.make_train_step
+  monkeypatch.setattr(
+      aot.step_lib, "make_train_step",
+      lambda *words: made.append(real(*words)) or made[-1])
+  step = aot.assemble(toy.make_stage(), toy.config(), PLACE)
+  assert made == [step.function]
+  from genie_jax.train import loop
+
+  assert loop.step_lib is aot.step_lib
+
+
+@compiler.needed
+def test_a_plan_of_a_config_is_printed_and_written(tmp_path):
+  path = tmp_path / "plan.json"
+  done = subprocess.run(
+      [sys.executable, "-m", "genie_jax.cli.plan", "--config", SMOKE,
+       "--topology", "v5e:2x2", "--json", str(path), "--price", "2",
+       "--breakdown", "--config.steps=100"],
+      capture_output=True, text=True, timeout=900, check=False,
+      env={k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"})
+  assert done.returncode == 0, done.stderr[-2000:]
+  assert done.stderr == ""  # Nothing of the TPU library's chatter.
+  report = json.loads(path.read_text())
+  assert report.keys() >= KEYS
+  assert report["fits"] and report["mesh"]["fsdp"] == 4
+  assert report["hbm_limit_gib"] == 15.75
+  assert 0 < report["step_seconds"] == pytest.approx(
+      report["step_seconds_compute"] + report["step_seconds_kernels"]
+      + report["step_seconds_exposed_comm"])
+  assert report["mfu"] == pytest.approx(
+      report["model_flops_per_step"]
+      / (report["step_seconds"] * 4 * 197e12))
+  assert report["days"] == pytest.approx(report["step_seconds"] * 100 / 86400)
+  assert report["cost"] == pytest.approx(2 * report["chip_hours"])
+  assert report["loops_of_unknown_length"] == []
+  assert report["collectives"]
+  for word in ("MFU", "hidden comm", "optimizer", "twice as slow"):
+    assert word in done.stdout
+
+
+@compiler.needed
+@pytest.mark.slow
+def test_a_plan_that_does_not_fit_says_what_would(tmp_path, capsys):
+  path = tmp_path / "plan.json"
+  err = refused_plan(
+      capsys, "--topology", "v5e:2x2", "--json", str(path), "--fixes", "1",
+      "--config.data.batch_size=262144",
+      "--config.model.transformer.remat=full")
+  report = json.loads(path.read_text())
+  assert not report["fits"]
+  over = report["hbm_gib_per_chip"] - report["hbm_limit_gib"]
+  assert over > 0 and f"{over:.2f} GiB more" in err
+  assert "accumulate=2" in err
+  assert len(report["changes_tried"]) == 1
+
+
+def refused_plan(capsys, *argv):
+  code = main.main(["plan", "--config", SMOKE, *argv])
+  assert code == 2
+  return capsys.readouterr().err
+
+
+def test_bad_topologies_and_meshes_are_one_line(capsys):
+  line = lambda *argv: refused(capsys, "plan", "--config", SMOKE, *argv)
+  assert "v2, v3, v4, v5e, v5p, v6e, v7x" in line("--topology", "v9:4x4")
+  assert "largest v5e" in line("--topology", "v5e:64x64")
+  assert "--slices=0" in line("--topology", "v5e:2x2", "--slices", "0")
+  assert "NAME=VALUE" in line("--topology", "v5e:2x2", "--option", "x")
+  assert "--topology" in line()
+  assert "did you mean" in line("--scaling-table", "812M")
+
+
+@compiler.needed
+def test_a_mesh_that_does_not_multiply_or_divide_is_refused(library):
+  def refuse(override):
+    with pytest.raises(errors.UserError) as raised:
+      plan.make(config_lib.load(SMOKE, [override]), PLACE)
+    return str(raised.value)
+
+  assert "multiplies to 3 devices" in refuse("--config.mesh.fsdp=3")
+  assert "does not split" in refuse("--config.data.batch_size=6")
+
+
+def test_a_missing_compiler_is_one_line_with_what_to_install(
+    capsys, monkeypatch, tmp_path
+):
+  monkeypatch.setenv("TPU_LIBRARY_PATH", str(tmp_path / "none.so"))
+  err = refused(
+      capsys, "plan", "--config", SMOKE, "--topology", "v5e:2x2")
+  assert "none.so is not a file" in err and "libtpu==" in err
+  monkeypatch.delenv("TPU_LIBRARY_PATH")
+  monkeypatch.setattr(
+      aot.importlib.util, "find_spec", lambda name: None)
+  err = refused(
+      capsys, "plan", "--config", SMOKE, "--topology", "v5e:2x2")
+  assert "genie_jax[plan]" in err and aot.library_requirement() in err
+
+
+def test_what_the_compiler_says_of_memory_is_read():
+  message = ("RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory "
+             "required for HLO temporaries (23.30G) exceeds available HBM "
+             "(15.75G).")
+  assert aot._too_large(message) == (23.30 * 2**30, 15.75 * 2**30)
+  message = "Used 98.94G of 95.74G hbm. Exceeded hbm capacity by 3.20G."
+  assert aot._too_large(message) == (98.94 * 2**30, 95.74 * 2**30)
+  assert aot._too_large("RESOURCE_EXHAUSTED: vmem") == (None, None)
+
+
+def test_a_plan_that_does_not_fit_is_still_whole():
+  place = topology.parse("v3:2x2")
+  step = {"topology": place.name}
+  report = step | plan._too_large(
+      aot.OutOfMemory(20 * 2**30, 15.5 * 2**30, 3.0), place)
+  # Two devices a chip.
+  assert report["hbm_gib_per_chip"] == 40.0
+  assert report["hbm_limit_gib"] == 31.0
+  assert not report["fits"] and report["step_seconds"] is None
+  missing = KEYS - report.keys()
+  assert missing == {"params", "model_flops_per_step", "mesh", "remat"}
+
+
+def test_a_crash_of_the_compiler_is_one_line(monkeypatch):
+  monkeypatch.setattr(isolated, "_make", _crash)
+  with pytest.raises(errors.UserError, match="crashed"):
+    isolated.make(ml_collections.ConfigDict(), PLACE)
+
+
+def _crash(*words):
+  del words
+  os.abort()
+
+
+def test_the_library_belongs_to_the_installed_jax():
+  assert aot.library_requirement().startswith("libtpu==0.0.")
+  assert issubclass(errors.UserError, ValueError)
