@@ -4,13 +4,12 @@ import os
 import pathlib
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Also of the processes that tests start, which would use the home folder.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
+    "GENIE_TEST_CACHE",
+    str(pathlib.Path(__file__).parent.parent / ".cache" / "jax"))
 
 import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update(
-    "jax_compilation_cache_dir",
-    os.environ.get(
-        "GENIE_TEST_CACHE",
-        str(pathlib.Path(__file__).parent.parent / ".cache" / "jax")))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

@@ -3,7 +3,13 @@
 import argparse
 import signal
 import sys
+import time
+import traceback
 
+from genie_jax.core import cache, errors
+
+# Later imports are the rule here: JAX takes seconds, which --help need not
+# wait for.
 _EXAMPLE = """\
 example:
   genie train --config experiments/coinrun/tokenizer.py:tiny \\
@@ -11,6 +17,20 @@ example:
 
 Run the same line again to go on after a kill, a Ctrl-C or a full disk.
 Any field of the config is set as --config.group.field=value.
+
+many hosts:
+  The same line on each. TPU pods (GKE, XPK, queued resources), Slurm's srun
+  and Open MPI say by themselves which hosts belong together; elsewhere:
+  genie train ... --coordinator 10.0.0.1:8476 --num-processes 2 --process-id 0
+
+exit codes:
+  0    trained to config.steps
+  1    a failure, or another process of the run was lost
+  2    a mistake in what was given, also a host that is missing or differs
+  143  stopped by SIGTERM (a preemption) after saving
+  130  stopped by Ctrl-C, on a single host after saving
+  134  ended by JAX, as another process fell silent
+Run the same line again after every code but 0 and 2.
 """
 
 
@@ -22,50 +42,158 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add("--config", required=True, metavar="FILE.py[:MODE]",
       help="what to train, for example experiments/coinrun/lam.py:tiny")
   add("--workdir", required=True, metavar="DIR",
-      help="checkpoints, metrics and previews go here; a run that is there "
-      "goes on")
+      help="checkpoints, metrics and previews go here, a folder, gs://... or "
+      "s3://...; a run that is there goes on")
   add("--init-from", default="", metavar="DIR",
       help="workdir or saved model whose weights to start from; the same as "
       "--config.init_from")
   add("--compilation-cache", default="", metavar="DIR",
-      help="folder that keeps compiled steps for the next start")
-  add("--distributed", action="store_true",
-      help="one process of many: find the others through the cluster's "
-      "environment (TPU pods, Slurm) or JAX_COORDINATOR_ADDRESS")
+      help="folder that keeps compiled steps for the next start, or off "
+      "(default: JAX_COMPILATION_CACHE_DIR, else genie_jax in "
+      "XDG_CACHE_HOME or ~/.cache)")
+  add("--profile-steps", default="", metavar="N-M",
+      help="trace these steps on process 0 into WORKDIR/profile")
+  add("--distributed", choices=("auto", "on", "off"), default="auto",
+      nargs="?", const="on",
+      help="auto: join the other processes where a launcher names some; on: "
+      "fail where none does; off: train on this host alone")
+  add("--coordinator", metavar="HOST:PORT",
+      help="where process 0 listens")
+  add("--num-processes", type=int, metavar="N",
+      help="how many processes the run has")
+  add("--process-id", type=int, metavar="I",
+      help="which of them this is, from 0")
+  add("--initialization-timeout", type=int, default=300, metavar="SECONDS",
+      help="how long to wait for the other processes (default: 300)")
+  add("--heartbeat-timeout", type=int, default=60, metavar="SECONDS",
+      help="silence after which a process counts as dead, which ends the run "
+      "(default: 60)")
 
 
 def run(args: argparse.Namespace) -> int:
   """Trains; returns 0 at the end, 1 on a failure, 128 + signal if stopped."""
-  # Late imports: JAX and Orbax take seconds, which --help need not wait for.
-  import jax
-
+  began = time.time()
   from genie_jax.core import config as config_lib
-  from genie_jax.train import failure, loop
+  from genie_jax.sharding import cluster as cluster_lib
+  from genie_jax.train import profile
 
   overrides = list(args.overrides)
   if args.init_from:
     overrides.append(f"--config.init_from={args.init_from}")
   config = config_lib.load(args.config, overrides)
-  if args.distributed:
-    jax.distributed.initialize()
-  if args.compilation_cache:
-    jax.config.update("jax_compilation_cache_dir", args.compilation_cache)
-  stage, make_batches, make_eval_batches = _build(config)
+  steps = profile.parse(args.profile_steps)
+  found = _find_others(args)
+  _keep_compiled(args.compilation_cache)
+  if found is None:
+    return _train(args, config, steps, began)
+  _join(args, config, found)
+  # The one place of the program that leaves without unwinding: Python's own
+  # end would wait for processes that wait for this one.
+  try:
+    code = _train(args, config, steps, began)
+  except errors.UserError as error:
+    _say(error)
+    cluster_lib.leave(2)
+  except KeyboardInterrupt:
+    _say("stopped by the keyboard, without saving")
+    cluster_lib.leave(130)
+  except BaseException:
+    traceback.print_exc()
+    cluster_lib.leave(1)
+  if code == 1:
+    cluster_lib.leave(1)
+  cluster_lib.part()
+  return code
+
+
+def _find_others(args: argparse.Namespace):
+  """Returns the cluster that this process is of, None where it is alone."""
+  from genie_jax.sharding import cluster as cluster_lib
+
+  flags = (args.coordinator, args.num_processes, args.process_id)
+  if args.distributed == "off":
+    if any(flag is not None for flag in flags):
+      raise errors.UserError(
+          "--distributed off trains on this host alone, so leave out "
+          "--coordinator, --num-processes and --process-id.")
+    return None
+  found = cluster_lib.detect(*flags)
+  if found is None and args.distributed == "on":
+    raise errors.UserError(
+        "--distributed on, but no launcher names other processes (TPU_*, "
+        "SLURM_*, OMPI_* or JAX_* variables); give --coordinator, "
+        "--num-processes and --process-id.")
+  return found
+
+
+def _join(args: argparse.Namespace, config, found) -> None:
+  """Meets the other processes and leaves the log to process 0."""
+  import jax
+  from absl import logging
+
+  import genie_jax
+  from genie_jax.core import config as config_lib
+  from genie_jax.sharding import cluster as cluster_lib
+
+  logging.info(
+      "Process %d of %d (by %s), process 0 at %s.", found.process_id,
+      found.num_processes, found.found_by, found.coordinator)
+  card = {
+      "the config's fingerprint": config_lib.fingerprint(config)[:12],
+      "the version of genie_jax": genie_jax.__version__,
+      "the version of jax": jax.__version__,
+      "--workdir": args.workdir,
+  }
+  cluster_lib.start(
+      found, card, initialization_timeout=args.initialization_timeout,
+      heartbeat_timeout=args.heartbeat_timeout)
+  if found.process_id:
+    logging.set_verbosity(logging.WARNING)
+
+
+def _keep_compiled(folder: str) -> None:
+  """Sets where compiled programs are kept for the next start."""
+  import jax
+
+  if folder == "off":
+    jax.config.update("jax_enable_compilation_cache", False)
+    return
+  # JAX has read JAX_COMPILATION_CACHE_DIR, or whoever calls has set it.
+  if folder or not jax.config.jax_compilation_cache_dir:
+    jax.config.update(
+        "jax_compilation_cache_dir", folder or str(cache.default_folder()))
+
+
+def _train(args: argparse.Namespace, config, profile_steps, began) -> int:
+  """Builds what the config names and trains it."""
+  import jax
+
+  from genie_jax.sharding import hosts
+  from genie_jax.train import failure, loop
+
+  stage, make_batches, make_eval_batches = hosts.together(
+      lambda: _build(config))
   try:
     result = loop.train(
-        stage, config, args.workdir, make_batches, make_eval_batches)
+        stage, config, args.workdir, make_batches, make_eval_batches,
+        profile_steps=profile_steps, began=began)
   except failure.RunFailed as error:
-    print(f"genie train: {error}", file=sys.stderr)
+    _say(error)
     return 1
+  first = jax.process_index() == 0
   if result.stopped_by is not None:
-    name = signal.Signals(result.stopped_by).name
-    print(
-        f"Stopped by {name} at step {result.step} of {config.steps}, which is "
-        f"saved in {args.workdir}; run the same line again to go on.",
-        file=sys.stderr)
+    if first:
+      name = signal.Signals(result.stopped_by).name
+      _say(f"stopped by {name} at step {result.step} of {config.steps}, which "
+           f"is saved in {args.workdir}; run the same line again to go on.")
     return 128 + result.stopped_by
-  print(f"{args.workdir}: trained to step {result.step}.")
+  if first:
+    print(f"{args.workdir}: trained to step {result.step}.")
   return 0
+
+
+def _say(message: object) -> None:
+  print(f"genie train: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _build(config):

@@ -17,6 +17,7 @@ def track(
     initial: int = 0,
     unit: str = "it",
     description: str = "",
+    disable: bool = False,
 ) -> tqdm.tqdm:
   """Returns a tqdm bar with rate and time left.
 
@@ -26,6 +27,7 @@ def track(
     initial: How many were done before, when work is taken up again.
     unit: What is counted, for example "frames".
     description: Short text before the bar.
+    disable: Show nothing, as on all processes of a run but one.
 
   Returns:
     The bar, also a context manager. Off a terminal it prints a line at most
@@ -39,6 +41,7 @@ def track(
       unit=f" {unit}",
       unit_scale=False,
       desc=description,
+      disable=disable,
       file=sys.stderr if terminal else _Lines(),
       mininterval=0.2 if terminal else _LINE_SECONDS,
       maxinterval=_LINE_SECONDS,

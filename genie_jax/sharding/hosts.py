@@ -1,8 +1,8 @@
 """Many processes: which rows each reads, and local batches made global."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -11,6 +11,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from genie_jax.core import errors
 from genie_jax.sharding import mesh as mesh_lib
+
+_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,3 +106,45 @@ def agree(everywhere: bool) -> bool:
   if jax.process_count() == 1:
     return everywhere
   return bool(multihost_utils.process_allgather(np.array(everywhere)).all())
+
+
+def together(make: Callable[[], _T]) -> _T:
+  """Returns `make()` where it succeeds on every process.
+
+  Where one process cannot read what it needs, the others would wait for it
+  until they take it for dead.
+
+  Raises:
+    UserError: That of `make`, or where only other processes raised one.
+  """
+  made, mistake = None, None
+  try:
+    made = make()
+  except errors.UserError as error:
+    mistake = error
+  if agree(mistake is None):
+    return made
+  raise mistake or errors.UserError(
+      "Another process of this run could not start; the last line of its log "
+      "says why.")
+
+
+def check_same(number: int, what: str, remedy: str) -> None:
+  """Raises where processes do not have the same number.
+
+  Args:
+    number: For example the newest checkpoint that this process sees.
+    what: What it is, for the message.
+    remedy: What to do, for the message.
+
+  Raises:
+    UserError: The numbers differ; on every process.
+  """
+  if jax.process_count() == 1:
+    return
+  found = multihost_utils.process_allgather(np.array(number, np.int32))
+  if (found != found[0]).any():
+    other = int(np.argmax(found != found[0]))
+    raise errors.UserError(
+        f"{what} is {int(found[0])} on process 0, but {int(found[other])} on "
+        f"process {other}; {remedy}")

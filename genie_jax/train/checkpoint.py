@@ -9,8 +9,6 @@ array data without an error; the fingerprints are what notices.
 import dataclasses
 import hashlib
 import json
-import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,15 +16,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from genie_jax.core import arrays, errors
 from genie_jax.sharding import hosts
-from genie_jax.train import failure, fingerprint
+from genie_jax.train import explain, failure, fingerprint, storage
 from genie_jax.train import state as state_lib
 
 Tree = Any
-PathLike = str | os.PathLike[str]
+PathLike = storage.PathLike
 
 FOLDER = "checkpoints"
 _STATE = "state"
@@ -43,7 +42,7 @@ def valid_steps(workdir: PathLike) -> list[int]:
 
   Orbax counts any folder with a number for a name, also an empty one.
   """
-  folder = pathlib.Path(workdir) / FOLDER
+  folder = storage.folder(workdir) / FOLDER
   if not folder.is_dir():
     return []
   return sorted(
@@ -58,27 +57,35 @@ class Checkpoints:
   All processes must call each method together.
   """
 
-  def __init__(self, workdir: PathLike, keep: int):
+  def __init__(self, workdir: PathLike, keep: int, keep_every: int = 0):
     """Opens `workdir`, and moves unfinished checkpoints out of the way.
 
     Args:
       workdir: Checkpoints lie in its folder "checkpoints".
       keep: How many of the newest to keep; 2 or more leave something to fall
         back to.
+      keep_every: Also keeps for good each checkpoint whose step is a multiple
+        of this; 0 for none.
     """
     if keep < 1:
       raise errors.UserError(
           f"config.keep_checkpoints is {keep}; it must be at least 1.")
-    self._workdir = pathlib.Path(workdir).absolute()
+    if keep_every < 0:
+      raise errors.UserError(
+          f"config.keep_every is {keep_every}; give a number of steps, or 0 "
+          "to keep only the newest.")
+    self._workdir = storage.folder(workdir)
     self._folder = self._workdir / FOLDER
-    self._keep = keep
+    self._keep, self._keep_every = keep, keep_every
     self._pending: tuple[int, Any] | None = None
     self._orbax: ocp.training.Checkpointer | None = None
-    finished = valid_steps(self._workdir)
-    if self._folder.is_dir():
+    # By one process: another may look when it is half done.
+    if jax.process_index() == 0 and self._folder.is_dir():
+      finished = valid_steps(self._workdir)
       for path in sorted(self._folder.iterdir()):
         if path.name.isdecimal() and int(path.name) not in finished:
           self._set_aside(int(path.name), "is unfinished")
+    hosts.barrier("unfinished checkpoints")
 
   def save(
       self, state: state_lib.TrainState, data: Any, note: Mapping[str, Any]
@@ -105,7 +112,7 @@ class Checkpoints:
         "arrays": _signatures(_fields(state)),
         "fingerprints": fingerprint.arrays(_fields(state)),
     })
-    with _Explain(_cannot_write, step, self._workdir):
+    with explain.Explain(_cannot_write, step, self._workdir):
       response = self._open().save_checkpointables_async(
           step, {_STATE: _fields(state)}, custom_metadata=note)
     if response is None:
@@ -123,7 +130,7 @@ class Checkpoints:
     if self._pending is not None:
       step, response = self._pending
       self._pending = None
-      with _Explain(_cannot_write, step, self._workdir):
+      with explain.Explain(_cannot_write, step, self._workdir):
         response.result()
 
   def restore(
@@ -146,6 +153,9 @@ class Checkpoints:
       UserError: The checkpoint is of another model, or all are damaged.
     """
     steps = valid_steps(self._workdir)
+    hosts.check_same(
+        steps[-1] if steps else -1, f"The newest checkpoint in {self._workdir}",
+        "--workdir must be on storage that all hosts share (-1 for none).")
     damaged = []
     for step in reversed(steps):
       found, error = None, None
@@ -156,8 +166,10 @@ class Checkpoints:
       if hosts.agree(error is None):
         fields, note = found
         # Only now: where none can be read, all are left as they are.
-        for bad in damaged:
-          self._set_aside(bad, "is damaged")
+        if jax.process_index() == 0:
+          for bad in damaged:
+            self._set_aside(bad, "is damaged")
+        hosts.barrier("damaged checkpoints")
         data.set_state(note["iterator"])
         return state_lib.TrainState(**fields), note
       logging.warning(
@@ -186,24 +198,30 @@ class Checkpoints:
           self._folder,
           save_decision_policy=(
               training.save_decision_policies.FixedIntervalPolicy(1)),
-          preservation_policy=(
-              training.preservation_policies.LatestN(self._keep)),
+          preservation_policy=self._policy(),
           cleanup_tmp_directories=True)
     return self._orbax
 
+  def _policy(self) -> Any:
+    """Returns which checkpoints Orbax must not delete."""
+    policies = ocp.training.preservation_policies
+    newest = policies.LatestN(self._keep)
+    if not self._keep_every:
+      return newest
+    return policies.AnyPreservationPolicy(
+        [newest, policies.EveryNSteps(self._keep_every)])
+
   def _set_aside(self, step: int, why: str) -> None:
     """Moves a step out of the way, so that it can be written again."""
-    if jax.process_index() == 0:
-      target = self._workdir / "damaged" / str(step)
-      target.parent.mkdir(exist_ok=True)
-      number = 0
-      while target.exists():
-        number += 1
-        target = target.with_name(f"{step}.{number}")
-      os.replace(self._folder / str(step), target)
-      logging.warning(
-          "Checkpoint of step %d %s; it was moved to %s.", step, why, target)
-    hosts.barrier(f"set aside {step}")
+    target = self._workdir / "damaged" / str(step)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    number = 0
+    while target.exists():
+      number += 1
+      target = target.with_name(f"{step}.{number}")
+    (self._folder / str(step)).rename(target)
+    logging.warning(
+        "Checkpoint of step %d %s; it was moved to %s.", step, why, target)
 
 
 def load_params(
@@ -224,7 +242,7 @@ def load_params(
     UserError: There is no such checkpoint, or it is damaged.
   """
   steps = valid_steps(workdir)
-  folder = pathlib.Path(workdir).absolute() / FOLDER
+  folder = storage.folder(workdir) / FOLDER
   if not steps or (step is not None and step not in steps):
     which = "" if step is None else f" of step {step}"
     raise errors.UserError(
@@ -258,7 +276,7 @@ def seal(note: Mapping[str, Any]) -> dict[str, Any]:
   return {**note, "seal": _checksum(note)}
 
 
-def _load(path: pathlib.Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
+def _load(path: epath.Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
   """Loads and checks those arrays of a checkpoint that `like` has."""
   note = _note(path)
   # Parameters first: the optimizer's moments only repeat what is wrong there.
@@ -271,7 +289,7 @@ def _load(path: pathlib.Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
           "use the config that made it, or another workdir.")
   context = ocp.Context()
   context.pytree.loading.partial_load = True  # `like` may lack the optimizer
-  with context, _Explain(_cannot_read):
+  with context, explain.Explain(_cannot_read):
     fields = ocp.load_checkpointables(path, {_STATE: like})[_STATE]
   found = fingerprint.arrays(fields)
   wrong = [name for name, digits in found.items()
@@ -281,9 +299,9 @@ def _load(path: pathlib.Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
   return fields, note
 
 
-def _note(path: pathlib.Path) -> dict[str, Any]:
+def _note(path: epath.Path) -> dict[str, Any]:
   """Returns the sealed note of a checkpoint."""
-  with _Explain(_cannot_read):
+  with explain.Explain(_cannot_read):
     note = dict(ocp.checkpointables_metadata(path).custom_metadata)
   if note.pop("seal", None) != _checksum(note):
     raise Damaged("its note has changed")
@@ -314,41 +332,15 @@ def _abstract_array(signature: str) -> np.ndarray:
   return np.broadcast_to(np.zeros((), jnp.dtype(dtype)), shape)
 
 
-class _Explain:
-  """Turns whatever Orbax raises of files into one error of ours.
-
-  Truncated arrays raise a bare Exception, damaged indices ValueError, a full
-  disk one of several: only what tells of the program can be told apart.
-  """
-  _PASS = (
-      AssertionError, AttributeError, MemoryError, PermissionError,
-      RuntimeError, TypeError)
-
-  def __init__(self, explain, *details):
-    self._explain, self._details = explain, details
-
-  def __enter__(self):
-    pass
-
-  def __exit__(self, kind, error, traceback):
-    del kind, traceback
-    if isinstance(error, Exception) and not isinstance(error, self._PASS):
-      raise self._explain(error, *self._details) from error
-
-
-def _one_line(error: Exception) -> str:
-  return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
 def _cannot_read(error: Exception) -> Damaged:
-  return Damaged(f"it cannot be read, {_one_line(error)}")
+  return Damaged(f"it cannot be read, {explain.one_line(error)}")
 
 
 def _cannot_write(
-    error: Exception, step: int, workdir: pathlib.Path
+    error: Exception, step: int, workdir: epath.Path
 ) -> failure.RunFailed:
   steps = valid_steps(workdir)
   return failure.RunFailed(
       f"The checkpoint of step {step} could not be written to {workdir} "
-      f"({_one_line(error)}); free some space and run the same command, which "
-      f"goes on from step {steps[-1] if steps else 0}.")
+      f"({explain.one_line(error)}); free some space and run the same command, "
+      f"which goes on from step {steps[-1] if steps else 0}.")

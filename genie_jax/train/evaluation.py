@@ -1,7 +1,7 @@
 """Held-out loss and pictures while a run goes on."""
 
+import io
 import itertools
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,13 +10,15 @@ import ml_collections
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
+from PIL import Image
 
-from genie_jax.core import errors, files, images
+from genie_jax.core import errors, images
 from genie_jax.sharding import hosts
 from genie_jax.train import metrics as metrics_lib
 from genie_jax.train import stage as stage_lib
 from genie_jax.train import state as state_lib
 from genie_jax.train import step as step_lib
+from genie_jax.train import storage
 
 # Fixed, so that evaluations of a run, and of runs, hide the same tokens.
 _SQUARED = "squared_error"
@@ -33,7 +35,7 @@ class HeldOut:
       mesh: Mesh,
       like: state_lib.TrainState,
       share: hosts.Share,
-      workdir: files.PathLike,
+      workdir: storage.PathLike,
       make_batches: Callable[[hosts.Share], Any] | None,
   ):
     """Prepares the compiled step; nothing is read yet.
@@ -50,7 +52,7 @@ class HeldOut:
     self._stage, self._share = stage, share
     self._make_batches = make_batches
     self._count = config.eval_batches
-    self._folder = pathlib.Path(workdir) / "previews"
+    self._folder = storage.folder(workdir) / "previews"
     size = config.data.batch_size
     self._rows = size // share.count
     self._layout = step_lib.batch_shardings(stage, mesh, size)
@@ -92,11 +94,19 @@ class HeldOut:
       # Pictures are drawn outside of any compiled function, where arrays that
       # lie partly elsewhere cannot be touched.
       params, extra, batch = hosts.fetch((params, extra, batch))
+    if jax.process_index() != 0:
+      return
     for name, rows in self._stage.preview(params, extra, batch, rng).items():
-      if jax.process_index() == 0:
-        picture = images.strip(rows)
-        images.save_png(self._folder / f"{name}_{step:08d}.png", picture)
-        writer.image(step, name, picture)
+      picture = images.strip(rows)
+      _save_png(self._folder / f"{name}_{step:08d}.png", picture)
+      writer.image(step, name, picture)
+
+
+def _save_png(path: storage.PathLike, picture: np.ndarray) -> None:
+  """Writes uint8 [H, W, 3] to a disk or a bucket."""
+  buffer = io.BytesIO()
+  Image.fromarray(picture).save(buffer, "PNG")
+  storage.write(path, buffer.getvalue())
 
 
 def _means(terms: list[dict[str, stage_lib.Term]]) -> dict[str, float]:

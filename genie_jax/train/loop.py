@@ -33,14 +33,17 @@ from absl import logging
 from jax.sharding import Mesh
 
 from genie_jax.core import config as config_lib
-from genie_jax.core import errors, files, progress
+from genie_jax.core import errors, progress
 from genie_jax.sharding import hosts
 from genie_jax.sharding import mesh as mesh_lib
 from genie_jax.train import (
   checkpoint,
   evaluation,
   failure,
+  goodput,
   interrupt,
+  profile,
+  storage,
   warm_start,
 )
 from genie_jax.train import metrics as metrics_lib
@@ -93,9 +96,12 @@ class Result:
 def train(
     stage: stage_lib.Stage,
     config: ml_collections.ConfigDict,
-    workdir: files.PathLike,
+    workdir: storage.PathLike,
     make_batches: MakeBatches,
     make_eval_batches: MakeBatches | None = None,
+    *,
+    profile_steps: tuple[int, int] | None = None,
+    began: float | None = None,
 ) -> Result:
   """Trains a stage until `config.steps`, or goes on where a run was ended.
 
@@ -103,15 +109,20 @@ def train(
     stage: What to train.
     config: The whole config, see `experiments/`.
     workdir: Gets config.json, checkpoints, metrics.jsonl, tensorboard and
-      previews.
+      previews. May be in a bucket.
     make_batches: Share of rows -> endless iterator over training batches.
     make_eval_batches: The same for held-out clips; called for each
       evaluation, always with the same first batches. None for no evaluation.
+    profile_steps: First and last step to trace, see `profile`.
+    began: `time.time()` at which this start began, for goodput; now when left
+      out.
 
   Raises:
     UserError: The config, the data or the checkpoint do not fit together.
     RunFailed: A loss is not finite, or a checkpoint cannot be written.
   """
+  began = time.time() if began is None else began
+  storage.check_driver(workdir)
   mesh = mesh_lib.make(config.mesh)
   optimizer = optimizer_lib.make(
       config.optimizer, config.steps, stage.no_decay)
@@ -123,28 +134,36 @@ def train(
   workdir_lib.check(workdir, config, resumes)
   restored = checkpoints.restore(like, batches)
   report = None
+  clock = goodput.Clock(min(began, workdir_lib.first_start(workdir)))
   if restored:
     state, note = restored
-    clock = note["clock"]
+    clock.go_on(note["clock"])
     logging.info("Going on from step %d of %s.", int(state.step), workdir)
   else:
     state = state_lib.create(stage, optimizer, like, config.seed)
-    clock = {"started": time.time(), "productive": 0.0}
     if config.init_from:
       state, report = warm_start.apply(
           state, config.init_from, stage.name, optimizer, like)
   workdir_lib.write(workdir, config)
   writer = metrics_lib.open_writers(workdir, int(state.step))
+  profiler = profile.Profiler(workdir, profile_steps)
+  failed = True
   try:
-    run = _Run(stage, config, optimizer, mesh, like, share, clock)
+    run = _Run(stage, config, optimizer, mesh, like, share, clock, profiler)
     held_out = evaluation.HeldOut(
         stage, config, mesh, like, share, workdir, make_eval_batches)
+    clock.lost["start"] += time.time() - began
     step, values, stopped_by = run.go(
         state, batches, checkpoints, writer, held_out)
+    failed = False
   finally:
+    profiler.close()
     batches.close()
     writer.close()
-    checkpoints.close()
+    # After a failure of one process this would wait for the others, which
+    # wait for that one.
+    if not failed or jax.process_count() == 1:
+      checkpoints.close()
   return Result(step, values, stopped_by, report)
 
 
@@ -154,9 +173,11 @@ class _Run:
   def __init__(
       self, stage: stage_lib.Stage, config: ml_collections.ConfigDict,
       optimizer: optimizer_lib.Optimizer, mesh: Mesh,
-      like: state_lib.TrainState, share: hosts.Share, clock: dict[str, float],
+      like: state_lib.TrainState, share: hosts.Share, clock: goodput.Clock,
+      profiler: profile.Profiler,
   ):
     self._stage, self._config, self._share = stage, config, share
+    self._profiler = profiler
     size = config.data.batch_size
     self._rows = size // share.count
     self._layout = step_lib.batch_shardings(
@@ -164,7 +185,7 @@ class _Run:
     self._step = step_lib.make_train_step(stage, optimizer, mesh, like, size)
     peak = metrics_lib.peak_flops(mesh.devices.flat[0])
     self._meter = metrics_lib.Meter(
-        size, stage.flops_per_clip, peak and peak * mesh.size, **clock)
+        size, stage.flops_per_clip, peak and peak * mesh.size, clock)
     # (step, metrics on the device) since the last look.
     self._unseen: list[tuple[int, step_lib.Metrics]] = []
     self._values: dict[str, float | None] = {}
@@ -176,19 +197,21 @@ class _Run:
     saved = number if number else -1
     bar = progress.track(
         total=config.steps, initial=number, unit="steps",
-        description=self._stage.name)
+        description=self._stage.name, disable=jax.process_index() != 0)
     with interrupt.Interrupt() as signals, bar:
       while number < config.steps and not signals.asked(number):
         number += 1
-        state = self._advance(state, batches, number, compiles=(
-            number == first + 1))
+        with self._profiler.step(number):
+          state = self._advance(state, batches, number, compiles=(
+              number == first + 1))
+        self._profiler.after(number, self._unseen[-1][1])
         bar.update(1)
         last = number == config.steps
         if last or number % config.log_every == 0:
           self._log(number, writer, bar)
         if last or number % config.eval_every == 0:
           self._look()
-          with self._meter.aside():
+          with self._meter.aside("evaluation"):
             self._values |= held_out.run(number, state, writer)
         if last or number % config.checkpoint_every == 0:
           self._save(state, batches, checkpoints)
@@ -201,6 +224,27 @@ class _Run:
 
   def _advance(self, state, batches, number: int, compiles: bool):
     begin = time.perf_counter()
+    if compiles:
+      with self._meter.aside("start"):
+        batch = self._read(batches, number)
+      with self._meter.aside("compile"):
+        state, metrics = self._step(state, batch)
+        jax.block_until_ready(metrics)
+      logging.info("First step, compiling included: %.1f s.",
+                   time.perf_counter() - begin)
+    else:
+      batch = self._read(batches, number)
+      waited = time.perf_counter() - begin
+      idle = not self._unseen or self._unseen[-1][1]["loss"].is_ready()
+      state, metrics = self._step(state, batch)
+      self._meter.step(waited if idle else 0.0)
+    self._unseen.append((number, metrics))
+    if len(self._unseen) > _AHEAD:
+      self._unseen[-1 - _AHEAD][1]["loss"].block_until_ready()
+    return state
+
+  def _read(self, batches, number: int):
+    """Returns the next batch as global arrays on their way to the devices."""
     try:
       batch = next(batches)
     except StopIteration as error:
@@ -208,22 +252,7 @@ class _Run:
           f"config.data.path has no clips left at step {number} of "
           f"{self._config.steps}; use a loader that repeats.") from error
     step_lib.check_batch(self._stage, batch, self._rows)
-    batch = hosts.to_global(batch, self._layout, self._share)
-    waited = time.perf_counter() - begin
-    idle = not self._unseen or self._unseen[-1][1]["loss"].is_ready()
-    if compiles:
-      with self._meter.aside():
-        state, metrics = self._step(state, batch)
-        jax.block_until_ready(metrics)
-        waited = time.perf_counter() - begin
-      logging.info("First step, compiling included: %.1f s.", waited)
-    else:
-      state, metrics = self._step(state, batch)
-      self._meter.step(waited if idle else 0.0)
-    self._unseen.append((number, metrics))
-    if len(self._unseen) > _AHEAD:
-      self._unseen[-1 - _AHEAD][1]["loss"].block_until_ready()
-    return state
+    return hosts.to_global(batch, self._layout, self._share)
 
   def _look(self) -> None:
     """Fetches what was not yet seen, and stops at what is not finite."""
@@ -257,11 +286,11 @@ class _Run:
 
   def _save(self, state, batches, checkpoints) -> None:
     self._look()
-    with self._meter.aside():
+    clock = self._meter.note()
+    with self._meter.aside("checkpoint"):
       checkpoints.save(state, batches, {
           "stage": self._stage.name,
           "config": config_lib.to_dict(self._config),
           "config_fingerprint": config_lib.fingerprint(self._config),
-          "clock": {"started": self._meter.started,
-                    "productive": self._meter.productive},
+          "clock": clock,
       })

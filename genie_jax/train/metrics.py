@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import pathlib
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
@@ -12,7 +11,8 @@ import jax
 import numpy as np
 import tensorboardX
 
-from genie_jax.core import files
+from genie_jax.core import errors
+from genie_jax.train import goodput, storage
 
 FILE = "metrics.jsonl"
 
@@ -60,28 +60,45 @@ class Writer(Protocol):
 class JsonLines:
   """One JSON object a line: step, time, and the numbers."""
 
-  def __init__(self, workdir: files.PathLike, resumed_step: int):
+  def __init__(self, workdir: storage.PathLike, resumed_step: int):
     """Opens the file, and drops lines of steps that will be made again.
 
     Args:
       workdir: Folder of metrics.jsonl.
       resumed_step: Last step whose line stays.
     """
-    path = pathlib.Path(workdir) / FILE
-    if path.exists():
-      lines = path.read_text().splitlines()
-      kept = [line for line in lines if _step_of(line) <= resumed_step]
-      if len(kept) != len(lines):
-        files.write_atomic(path, "".join(line + "\n" for line in kept))
+    self._path = storage.folder(workdir) / FILE
+    lines = []
+    if self._path.exists():
+      lines = self._path.read_text().splitlines()
+    self._kept = [line for line in lines if _step_of(line) <= resumed_step]
+    self._file = None
+    if storage.is_remote(self._path):
+      # Objects cannot be appended to: each line writes all of them, which is
+      # a megabyte after some thousands.
+      self._write_all()
+      return
+    if len(self._kept) != len(lines):
+      self._write_all()
+    self._path.parent.mkdir(parents=True, exist_ok=True)
     # Open as long as the run; `close` ends it.
-    self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+    self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
+
+  def _write_all(self) -> None:
+    storage.write(self._path, "".join(line + "\n" for line in self._kept))
 
   def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
     finite = {
         name: value if value is not None and math.isfinite(value) else None
         for name, value in values.items()}
-    line = {"step": step, "time": round(time.time(), 3), **finite}
-    self._file.write(json.dumps(line, allow_nan=False) + "\n")
+    line = json.dumps(
+        {"step": step, "time": round(time.time(), 3), **finite},
+        allow_nan=False)
+    if self._file is None:
+      self._kept.append(line)
+      self._write_all()
+      return
+    self._file.write(line + "\n")
     # A killed run keeps its lines; they come a few times a minute.
     self._file.flush()
 
@@ -89,7 +106,8 @@ class JsonLines:
     """Pictures have files of their own."""
 
   def close(self) -> None:
-    self._file.close()
+    if self._file is not None:
+      self._file.close()
 
 
 def _step_of(line: str) -> float:
@@ -103,10 +121,16 @@ def _step_of(line: str) -> float:
 class TensorBoard:
   """Event files for TensorBoard."""
 
-  def __init__(self, workdir: files.PathLike, resumed_step: int):
-    self._writer = tensorboardX.SummaryWriter(
-        str(pathlib.Path(workdir) / "tensorboard"),
-        purge_step=resumed_step + 1)
+  def __init__(self, workdir: storage.PathLike, resumed_step: int):
+    folder = storage.folder(workdir) / "tensorboard"
+    try:
+      self._writer = tensorboardX.SummaryWriter(
+          str(folder), purge_step=resumed_step + 1)
+    except ImportError as error:
+      # tensorboardX has drivers of its own for buckets.
+      raise errors.UserError(
+          f"TensorBoard cannot write to {folder} ({error}); install "
+          "google-cloud-storage for gs:// or boto3 for s3://.") from error
 
   def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
     for name, value in values.items():
@@ -139,7 +163,7 @@ class Many:
       writer.close()
 
 
-def open_writers(workdir: files.PathLike, resumed_step: int) -> Writer:
+def open_writers(workdir: storage.PathLike, resumed_step: int) -> Writer:
   """Returns the writers of a run; only process 0 writes."""
   if jax.process_index() != 0:
     return Many([])
@@ -148,41 +172,33 @@ def open_writers(workdir: files.PathLike, resumed_step: int) -> Writer:
 
 
 class Meter:
-  """Speed of a run, without what is no training.
-
-  Attributes:
-    started: Unix time when the run's first process began, over restarts.
-    productive: Seconds of training that are in the present state; steps lost
-      by a kill are not among them.
-  """
+  """Speed of a run, without what is no training."""
 
   def __init__(
       self,
       clips_per_step: int,
       flops_per_clip: float,
       peak: float | None,
-      started: float,
-      productive: float,
+      clock: goodput.Clock,
   ):
-    """Starts the clock.
+    """Starts to measure.
 
     Args:
       clips_per_step: Clips of the global batch.
       flops_per_clip: Model FLOPs of a clip, forward and backward.
       peak: Peak FLOPs a second of all devices together, None when unknown.
-      started: See the attribute.
-      productive: See the attribute.
+      clock: Gets the seconds of steps and of what is aside.
     """
-    self.started = started
-    self.productive = productive
     self._clips = clips_per_step
     self._flops = flops_per_clip
     self._peak = peak
+    self._clock = clock
     self._reset()
 
   def _reset(self) -> None:
     self._begin = time.perf_counter()
     self._steps, self._aside, self._waited = 0, 0.0, 0.0
+    self._settled = 0.0, 0.0
 
   def step(self, waited: float) -> None:
     """Counts a step; `waited` seconds of it the device had no data."""
@@ -190,13 +206,29 @@ class Meter:
     self._waited += waited
 
   @contextlib.contextmanager
-  def aside(self) -> Iterator[None]:
-    """Leaves out what runs inside: compiling, evaluation, saving."""
+  def aside(self, kind: str) -> Iterator[None]:
+    """Leaves out what runs inside and counts it as lost, see `goodput`."""
     begin = time.perf_counter()
     try:
-      yield
+      with self._clock.losing(kind):
+        yield
     finally:
       self._aside += time.perf_counter() - begin
+
+  def _settle(self) -> float:
+    """Brings the clock up to now; returns the seconds since the reading."""
+    seconds = time.perf_counter() - self._begin - self._aside
+    if self._steps:
+      worked = max(seconds - self._waited, 0.0), self._waited
+      before, self._settled = self._settled, worked
+      self._clock.productive += worked[0] - before[0]
+      self._clock.lost["data_wait"] += worked[1] - before[1]
+    return seconds
+
+  def note(self) -> dict[str, Any]:
+    """Returns the clock for a checkpoint; call it when steps are done."""
+    self._settle()
+    return self._clock.note()
 
   def read(self) -> dict[str, float | None]:
     """Returns the speed since the last reading; call it when steps are done.
@@ -205,20 +237,19 @@ class Meter:
       steps_per_second, clips_per_second, model_flops_per_second; mfu, the
       share of the devices' peak, None where that is unknown; data_wait, the
       share of time in which the device had nothing to do as the next batch
-      was not there (at most, as seen by the host); goodput, the share of the
-      time since `started` that went into steps that were kept.
+      was not there (at most, as seen by the host); and, of the whole run,
+      goodput and lost_seconds/<kind> as `goodput` has them.
     """
-    seconds = time.perf_counter() - self._begin - self._aside
+    seconds = self._settle()
     rate = self._steps / seconds if self._steps else None
     flops = rate and rate * self._clips * self._flops
-    self.productive += seconds if self._steps else 0.0
     values = {
         "steps_per_second": rate,
         "clips_per_second": rate and rate * self._clips,
         "model_flops_per_second": flops,
         "mfu": flops / self._peak if flops and self._peak else None,
         "data_wait": self._waited / seconds if self._steps else None,
-        "goodput": self.productive / max(time.time() - self.started, 1e-9),
+        **self._clock.read(),
     }
     self._reset()
     return values
@@ -231,7 +262,7 @@ def summary(step: int, steps: int, values: Mapping[str, Any]) -> str:
       ("loss", "loss {:.5g}"), ("learning_rate", "lr {:.3g}"),
       ("steps_per_second", "{:.3g} steps/s"),
       ("clips_per_second", "{:.3g} clips/s"), ("mfu", "MFU {:.1%}"),
-      ("data_wait", "data wait {:.0%}")):
+      ("data_wait", "data wait {:.0%}"), ("goodput", "goodput {:.0%}")):
     value = values.get(name)
     if value is not None:
       parts.append(text.format(value))

@@ -1,14 +1,13 @@
 """Starting from the weights of another model: `config.init_from`."""
 
 import dataclasses
-import pathlib
 from typing import Any
 
 import jax
 from absl import logging
 
 from genie_jax.core import arrays, errors
-from genie_jax.train import checkpoint
+from genie_jax.train import checkpoint, storage
 from genie_jax.train import optimizer as optimizer_lib
 from genie_jax.train import state as state_lib
 
@@ -91,7 +90,7 @@ def apply(
 
 def _read(source: str) -> tuple[dict[str, tuple[Any, str]], set[str]]:
   """Returns name -> (array, own name) with aliases, and the own names."""
-  folder = pathlib.Path(source)
+  folder = storage.folder(source)
   if (folder / _WEIGHTS).is_file():
     tree, _ = arrays.load(folder / _WEIGHTS)
     flat = {f"params/{n}": x for n, x in arrays.flatten(tree).items()}

@@ -1,6 +1,6 @@
 """The config of a workdir, and what of it may change when a run goes on."""
 
-import pathlib
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,20 +8,22 @@ import jax
 from absl import logging
 
 from genie_jax.core import config as config_lib
-from genie_jax.core import errors, files
+from genie_jax.core import errors
+from genie_jax.train import storage
 
 FILE = "config.json"
+STARTED = "started.json"
 
 # What changes neither the model nor the meaning of its state. A new `steps`
 # lengthens or shortens the schedule of the learning rate from here on.
 _MAY_CHANGE = frozenset({
     "steps", "log_every", "eval_every", "eval_batches", "checkpoint_every",
-    "keep_checkpoints", "data.num_workers", "data.num_threads"})
+    "keep_checkpoints", "keep_every", "data.num_workers", "data.num_threads"})
 _MAY_CHANGE_GROUPS = ("mesh.",)
 
 
 def check(
-    workdir: files.PathLike, config: Mapping[str, Any], resumes: bool
+    workdir: storage.PathLike, config: Mapping[str, Any], resumes: bool
 ) -> None:
   """Compares a config with that of a run that is to go on.
 
@@ -33,16 +35,31 @@ def check(
   Raises:
     UserError: A field differs that the checkpoint depends on.
   """
-  path = pathlib.Path(workdir) / FILE
+  path = storage.folder(workdir) / FILE
   if resumes and path.exists():
-    _compare(workdir, files.read_json(path), config_lib.to_dict(config))
+    _compare(workdir, storage.read_json(path), config_lib.to_dict(config))
 
 
-def write(workdir: files.PathLike, config: Mapping[str, Any]) -> None:
+def write(workdir: storage.PathLike, config: Mapping[str, Any]) -> None:
   """Writes `config.json`."""
   if jax.process_index() == 0:
-    files.write_json(
-        pathlib.Path(workdir) / FILE, config_lib.to_dict(config))
+    storage.write_json(
+        storage.folder(workdir) / FILE, config_lib.to_dict(config))
+
+
+def first_start(workdir: storage.PathLike) -> float:
+  """Returns the Unix time at which this run first started.
+
+  It is kept in a file, as a run may end before its first checkpoint. Process
+  0's answer is the one that counts.
+  """
+  path = storage.folder(workdir) / STARTED
+  if not path.exists():
+    now = time.time()
+    if jax.process_index() == 0:
+      storage.write_json(path, {"started": now})
+    return now
+  return storage.read_json(path)["started"]
 
 
 def _compare(workdir, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

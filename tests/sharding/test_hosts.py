@@ -45,3 +45,14 @@ def test_global_batch_has_the_rows_in_order_and_is_split():
   assert set(out) == {"x"}
   np.testing.assert_array_equal(out["x"], x)
   assert out["x"].addressable_shards[0].data.shape == (2, 2)
+
+
+def test_alone_what_is_made_together_is_made_and_mistakes_pass():
+  assert hosts.together(lambda: 3) == 3
+  hosts.check_same(1, "It", "mend it.")
+
+  def fail():
+    raise errors.UserError("no data")
+
+  with pytest.raises(errors.UserError, match="no data"):
+    hosts.together(fail)

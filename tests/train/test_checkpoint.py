@@ -131,6 +131,23 @@ def test_keeps_only_the_newest(tmp_path):
   assert checkpoint.valid_steps(tmp_path) == [2, 3]
 
 
+def test_every_nth_is_kept_for_good_beside_the_newest(tmp_path):
+  _, _, _, state, _ = toy.built(toy.config())
+  checkpoints = checkpoint.Checkpoints(tmp_path, keep=2, keep_every=3)
+  for number in (1, 2, 3, 4, 5, 6, 7, 8):
+    checkpoints.save(
+        state.replace(step=jnp.int32(number)), toy.Batches(16, hosts.Share()),
+        NOTE)
+  checkpoints.close()
+  assert checkpoint.valid_steps(tmp_path) == [3, 6, 7, 8]
+
+
+@pytest.mark.parametrize("keep, every", [(0, 0), (1, -1)])
+def test_a_policy_that_cannot_be_is_one_clear_line(tmp_path, keep, every):
+  with pytest.raises(errors.UserError, match=r"config\.keep_"):
+    checkpoint.Checkpoints(tmp_path, keep, every)
+
+
 @pytest.mark.parametrize("damage", [flip, truncate, edit_note, lose_files])
 def test_damage_falls_back_to_the_step_before_and_says_so(
     copy, damage, caplog):

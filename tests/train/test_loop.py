@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 
 from genie_jax.core import errors
 from genie_jax.train import checkpoint, fingerprint, loop
+from genie_jax.train import workdir as workdir_lib
 from tests.train import toy, worker
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -53,7 +55,8 @@ def finish(process):
 def lines(workdir):
   """Returns the metric lines without what depends on the clock."""
   return [
-      {name: x for name, x in json.loads(line).items() if name not in TIMES}
+      {name: x for name, x in json.loads(line).items()
+       if name not in TIMES and not name.startswith("lost_seconds/")}
       for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -113,6 +116,52 @@ def test_sigterm_saves_and_stops_where_a_restart_goes_on(straight, tmp_path):
   assert checkpoint.valid_steps(tmp_path) == [2, 3]
   train(tmp_path)
   assert prints(tmp_path, 4) == prints(straight[0], 4)
+
+
+def test_goodput_and_losses_are_in_every_line_and_go_on(tmp_path):
+  begin = time.time()
+  for steps in (2, 4):
+    train(tmp_path, steps=steps, checkpoint_every=1)
+    time.sleep(0.5)
+  wall = time.time() - begin
+  found = [json.loads(line) for line in (
+      tmp_path / "metrics.jsonl").read_text().splitlines()]
+  found = [line for line in found if "loss" in line]
+  assert len(found) == 4
+  for line in found:
+    lost = [x for name, x in line.items() if name.startswith("lost_seconds/")]
+    assert len(lost) == 6 and min(lost) >= 0
+    assert 0 <= line["goodput"] < 1 and sum(lost) <= wall
+  first, last = found[0], found[-1]
+  for kind in ("start", "compile"):
+    # Two starts, each of which builds and compiles.
+    name = f"lost_seconds/{kind}"
+    assert 0 < first[name] < last[name]
+  assert last["lost_seconds/evaluation"] > 0
+  assert found[1]["lost_seconds/checkpoint"] > 0
+  # Between the two starts nothing ran.
+  assert last["lost_seconds/down"] >= 0.5 > first["lost_seconds/down"]
+
+
+def test_the_first_start_counts_although_it_left_no_checkpoint(tmp_path):
+  workdir_lib.first_start(tmp_path)
+  (tmp_path / "started.json").write_text(
+      json.dumps({"started": time.time() - 1000}))
+  train(tmp_path, steps=1)
+  line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+  assert line["lost_seconds/down"] >= 900 and line["goodput"] < 0.1
+
+
+def test_asked_for_steps_are_traced(tmp_path):
+  fields = toy.config()
+  loop.train(toy.make_stage(), fields, tmp_path, *toy.makers(fields),
+             profile_steps=(2, 3))
+  trace, = (tmp_path / "profile").rglob("*.xplane.pb")
+  data = jax.profiler.ProfileData.from_file(str(trace))
+  steps = {dict(event.stats)["step_num"]
+           for plane in data.planes for line in plane.lines
+           for event in line.events if event.name == "train"}
+  assert steps == {2, 3}
 
 
 def test_a_finished_run_started_again_does_nothing(straight):

@@ -7,6 +7,7 @@ import types
 import numpy as np
 import pytest
 
+from genie_jax.train import goodput
 from genie_jax.train import metrics as metrics_lib
 
 
@@ -48,8 +49,9 @@ def test_tensorboard_gets_numbers_and_pictures(tmp_path):
 
 
 def test_meter_leaves_out_what_is_no_training():
-  meter = metrics_lib.Meter(8, 1e6, 1e9, started=time.time(), productive=0.0)
-  with meter.aside():
+  clock = goodput.Clock(time.time())
+  meter = metrics_lib.Meter(8, 1e6, 1e9, clock)
+  with meter.aside("compile"):
     time.sleep(0.3)
   for _ in range(4):
     time.sleep(0.02)
@@ -62,6 +64,8 @@ def test_meter_leaves_out_what_is_no_training():
       found["mfu"], found["clips_per_second"] * 1e6 / 1e9)
   assert 0.2 < found["data_wait"] <= 0.5
   assert 0 < found["goodput"] < 0.5  # most of the time was aside
+  assert 0.3 <= found["lost_seconds/compile"] < 0.6
+  assert found["lost_seconds/data_wait"] == pytest.approx(0.04)
 
 
 def test_mfu_of_a_device_of_unknown_peak_is_null():
@@ -69,21 +73,30 @@ def test_mfu_of_a_device_of_unknown_peak_is_null():
       types.SimpleNamespace(device_kind="cpu")) is None
   assert metrics_lib.peak_flops(
       types.SimpleNamespace(device_kind="TPU v4")) == 275e12
-  meter = metrics_lib.Meter(8, 1e6, None, started=time.time(), productive=0.0)
+  meter = metrics_lib.Meter(8, 1e6, None, goodput.Clock(time.time()))
   meter.step(0.0)
   found = meter.read()
   assert found["mfu"] is None and found["model_flops_per_second"] > 0
 
 
-def test_goodput_counts_over_restarts():
-  meter = metrics_lib.Meter(
-      8, 1e6, None, started=time.time() - 100, productive=50.0)
-  assert meter.read()["goodput"] == pytest.approx(0.5, abs=0.01)
+def test_a_checkpoint_between_two_lines_loses_no_seconds():
+  clock = goodput.Clock(time.time())
+  meter = metrics_lib.Meter(8, 1e6, None, clock)
+  time.sleep(0.1)
+  meter.step(waited=0.04)
+  note = meter.note()
+  assert 0.06 <= note["productive"] < 0.2
+  assert note["lost"]["data_wait"] == pytest.approx(0.04)
+  time.sleep(0.1)
+  meter.step(waited=0.0)
+  meter.read()  # counts the first step once, not twice
+  assert 0.16 <= clock.productive < 0.4
+  assert clock.lost["data_wait"] == pytest.approx(0.04)
 
 
 def test_summary_names_speed_and_mfu():
   line = metrics_lib.summary(3, 10, {
       "loss": 1.25, "steps_per_second": 2.0, "clips_per_second": 16.0,
-      "mfu": 0.41})
+      "mfu": 0.41, "goodput": 0.934})
   assert line == (
-      "step 3/10, loss 1.25, 2 steps/s, 16 clips/s, MFU 41.0%")
+      "step 3/10, loss 1.25, 2 steps/s, 16 clips/s, MFU 41.0%, goodput 93%")

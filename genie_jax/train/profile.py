@@ -1,0 +1,94 @@
+"""Traces of a few steps, for `xprof` or TensorBoard's profile page."""
+
+import contextlib
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from absl import logging
+
+from genie_jax.core import errors
+from genie_jax.train import storage
+
+FOLDER = "profile"
+
+
+def parse(text: str) -> tuple[int, int] | None:
+  """Returns the first and last step of "10-15" or "10"; None for "".
+
+  Raises:
+    UserError: It is neither.
+  """
+  if not text:
+    return None
+  first, _, last = text.partition("-")
+  last = last or first
+  if not (first.isdecimal() and last.isdecimal()) or not (
+      1 <= int(first) <= int(last)):
+    raise errors.UserError(
+        f"--profile-steps={text} is no range of steps; give for example "
+        "10-15.")
+  return int(first), int(last)
+
+
+class Profiler:
+  """Traces a range of steps on process 0 into WORKDIR/profile."""
+
+  def __init__(
+      self, workdir: storage.PathLike, steps: tuple[int, int] | None
+  ):
+    """Prepares; `steps` are the first and the last, None for no trace."""
+    self._target = storage.folder(workdir) / FOLDER
+    self._steps = steps if jax.process_index() == 0 else None
+    self._local: contextlib.ExitStack | None = None
+
+  @contextlib.contextmanager
+  def step(self, number: int) -> Iterator[None]:
+    """Traces what runs inside where `number` is in the range."""
+    if self._steps is None:
+      yield
+      return
+    first, last = self._steps
+    # A run that goes on within the range traces what is left of it.
+    if first <= number <= last and self._local is None:
+      self._start()
+    with jax.profiler.StepTraceAnnotation("train", step_num=number):
+      yield
+
+  def after(self, number: int, metrics: Any) -> None:
+    """Ends the trace after its last step; waits for that step's metrics."""
+    if self._local is not None and number >= self._steps[1]:
+      jax.block_until_ready(metrics)
+      self.close()
+
+  def close(self) -> None:
+    """Ends a trace that is under way."""
+    if self._local is None:
+      return
+    local, self._local = self._local, None
+    self._steps = None
+    jax.profiler.stop_trace()
+    with local:
+      self._deliver()
+    logging.info("The trace of steps lies in %s; open it with `xprof` or "
+                 "TensorBoard.", self._target)
+
+  def _start(self) -> None:
+    # The tracer of jaxlib writes to disks only.
+    self._local = contextlib.ExitStack()
+    self._folder = pathlib.Path(os.fspath(self._target))
+    if storage.is_remote(self._target):
+      self._folder = pathlib.Path(
+          self._local.enter_context(tempfile.TemporaryDirectory()))
+    jax.profiler.start_trace(self._folder)
+
+  def _deliver(self) -> None:
+    if not storage.is_remote(self._target):
+      return
+    for path in sorted(self._folder.rglob("*")):
+      if path.is_file():
+        name = path.relative_to(self._folder).as_posix()
+        storage.write(self._target / name, path.read_bytes())

@@ -1,0 +1,131 @@
+"""Real processes on this machine that train together by the command line."""
+
+import contextlib
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+import jax
+
+ROOT = pathlib.Path(__file__).parents[2]
+# No claim, only an end: these tests share their cores with others.
+LONG = 900.0
+_TAKEN = ("listen on port", "Address already in use", "Failed to bind")
+
+
+class Fleet:
+  """Processes and what they print, each into a file."""
+
+  def __init__(self, folder: pathlib.Path, commands: Sequence[Sequence[str]],
+               devices: int, folders: Sequence[pathlib.Path] | None = None):
+    """Starts one process a command, with so many CPU devices each.
+
+    Args:
+      folder: Gets what they print.
+      commands: Arguments of each.
+      devices: CPU devices of each.
+      folders: Where each starts.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    env = {name: value for name, value in os.environ.items()
+           if not name.lower().endswith("_proxy") and name != "XLA_FLAGS"}
+    env |= {
+        "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices),
+        "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": "1",
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+    self.begin = time.monotonic()
+    self.seconds: list[float | None] = [None] * len(commands)
+    self.logs = [folder / f"{index}.log" for index in range(len(commands))]
+    self.processes = []
+    folders = folders or [ROOT] * len(commands)
+    for log, command, here in zip(self.logs, commands, folders, strict=True):
+      # A file and not a pipe: a full pipe would stop the process.
+      with open(log, "w") as out:
+        self.processes.append(subprocess.Popen(
+            [sys.executable, "-m", "genie_jax", "train", *command], env=env,
+            cwd=here, stdout=out, stderr=subprocess.STDOUT,
+            start_new_session=True))
+
+  def text(self, index: int) -> str:
+    return self.logs[index].read_text()
+
+  def wait_for(self, index: int, text: str, timeout: float = LONG) -> None:
+    """Waits until a process has printed something."""
+    end = time.monotonic() + timeout
+    while text not in self.text(index):
+      assert self.processes[index].poll() is None, self.text(index)[-3000:]
+      assert time.monotonic() < end, self.text(index)[-3000:]
+      time.sleep(0.05)
+
+  def codes(self, timeout: float = LONG, without=()) -> list[int | None]:
+    """Waits for all but `without`; returns exit codes."""
+    end = time.monotonic() + timeout
+    waited = [n for n in range(len(self.processes)) if n not in without]
+    while time.monotonic() < end and any(
+        self.seconds[n] is None for n in waited):
+      for n in waited:
+        if self.seconds[n] is None and self.processes[n].poll() is not None:
+          self.seconds[n] = time.monotonic() - self.begin
+      time.sleep(0.05)
+    return [process.poll() for process in self.processes]
+
+  def kill(self) -> None:
+    """Ends what is left."""
+    for process in self.processes:
+      if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@contextlib.contextmanager
+def running(
+    folder: pathlib.Path, count: int, *args: str, devices: int = 4,
+    extra: Sequence[Sequence[str]] | None = None,
+    folders: Sequence[pathlib.Path] | None = None,
+) -> Iterator[Fleet]:
+  """Runs `genie train ARGS` as `count` processes, killed at the end.
+
+  Args:
+    folder: Gets the logs.
+    count: How many.
+    *args: Arguments of all.
+    devices: CPU devices of each.
+    extra: Further arguments, one list a process.
+    folders: Where each starts.
+  """
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  commands = [
+      [*args, "--coordinator", f"127.0.0.1:{port}", "--num-processes",
+       str(count), "--process-id", str(index), *(extra[index] if extra else ())]
+      for index in range(count)]
+  fleet = Fleet(folder, commands, devices, folders)
+  try:
+    yield fleet
+  finally:
+    fleet.kill()
+
+
+def train(folder: pathlib.Path, count: int, *args: str, devices: int) -> Fleet:
+  """Trains to the end; returns the ended fleet.
+
+  Another program may take the port between its choice and its use: then all
+  is started once more.
+  """
+  for attempt in range(3):
+    with running(folder / str(attempt), count, *args, devices=devices) as fleet:
+      codes = fleet.codes()
+    said = "".join(fleet.text(index) for index in range(count))
+    if codes != [0] * count and any(text in said for text in _TAKEN):
+      continue
+    assert codes == [0] * count, (codes, said[-4000:])
+    return fleet
+  raise AssertionError("No port stayed free.")
