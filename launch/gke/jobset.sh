@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Runs launch/gke/jobset.yaml: the 10.1B dynamics model on GKE, on one TPU v5p
+# slice of 256 chips (topology 4x8x8, 64 hosts).
+#
+# Needs   kubectl; the cluster, node pool and bucket of docs/launch.md
+# Set     RUN     name of the run, for example platformers-1
+#         IMAGE   what launch/Dockerfile.tpu made, with its registry and tag
+#         BUCKET  has tokens/, gets RUN/ and cache/; without gs://
+#
+# Start   launch/gke/jobset.sh start
+# Watch   launch/gke/jobset.sh watch
+# Resume  launch/gke/jobset.sh resume   ends what is left and starts again, from
+#                                       the last checkpoint
+# Delete  launch/gke/jobset.sh delete   the bucket keeps the run
+#
+# Preempted or lost hosts need nothing: the JobSet starts all of them again. The
+# hosts find each other through the variables that GKE sets.
+set -euo pipefail
+
+for name in RUN IMAGE BUCKET; do
+  if [[ -z "${!name:-}" ]]; then
+    echo "$0: $name is not set; see the first lines of this file." >&2
+    exit 2
+  fi
+done
+if [[ ! "$RUN" =~ ^[a-z]([-a-z0-9]{0,37}[a-z0-9])?$ ]]; then
+  echo "$0: RUN=$RUN names Kubernetes objects; use a-z, 0-9 and -." >&2
+  exit 2
+fi
+
+manifest() {
+  sed -e "s|\${RUN}|$RUN|g" -e "s|\${IMAGE}|$IMAGE|g" \
+    -e "s|\${BUCKET}|$BUCKET|g" "$(dirname "$0")/jobset.yaml"
+}
+
+case "${1:-}" in
+  start)
+    manifest | kubectl create --filename -
+    ;;
+  watch)
+    kubectl get jobset "$RUN"
+    host=jobset.sigs.k8s.io/jobset-name=$RUN
+    host+=,jobset.sigs.k8s.io/job-index=0
+    host+=,batch.kubernetes.io/job-completion-index=0
+    kubectl logs --follow --tail 50 --selector "$host" --container genie
+    ;;
+  resume)
+    kubectl delete jobset "$RUN" --ignore-not-found --wait
+    manifest | kubectl create --filename -
+    ;;
+  delete)
+    kubectl delete jobset "$RUN" --wait
+    ;;
+  *)
+    echo "$0: say start, watch, resume or delete." >&2
+    exit 2
+    ;;
+esac

