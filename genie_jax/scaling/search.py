@@ -143,6 +143,6 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
         f"{mesh['data']:>4} {mesh['fsdp']:>5} {mesh['tensor']:>6} "
         f"{mesh['frame']:>5} {row['remat']!s:14.14} {row['accumulate']:>5} "
         f"{number(row['hbm_gib_per_chip'], '7.2f'):>7} "
-        f"{number(row['step_seconds'], '8.3f'):>8} "
+        f"{number(row['step_seconds'], '8.4g'):>8} "
         f"{number(row['mfu'], '6.1%'):>6}{note}")
   return "\n".join(lines)
