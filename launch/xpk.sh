@@ -3,7 +3,8 @@
 # slice of 256 chips (topology 4x8x8, 64 hosts).
 #
 # Needs   xpk and kubectl; a cluster made by `xpk cluster create --tpu-type
-#         v5p-4x8x8`; the bucket as a storage of it:
+#         v5p-4x8x8 --enable-gcsfuse-csi-driver`, whose nodes' and pods'
+#         service accounts read and write the bucket, and the bucket in it:
 #           xpk storage attach bucket --type gcsfuse --bucket $BUCKET \
 #             --mount-point /bucket --readonly true --auto-mount false \
 #             --cluster $CLUSTER --project $PROJECT --zone $ZONE

@@ -35,4 +35,9 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   config = dynamics.get_config()
   config.model = table.model(size)
   config.data.batch_size, config.steps = size.batch_size, size.steps
+  if size.name != dynamics.SIZE.name:
+    # How the final model uses 256 TPU v5p suits no other row's chips.
+    config.optimizer.accumulate = 1
+  else:
+    config.model.transformer.remat = dynamics.REMAT
   return config

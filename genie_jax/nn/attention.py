@@ -72,7 +72,10 @@ def space_attention(
     return rules.per_device(
         functools.partial(_cudnn_attention, num_valid=num_valid),
         (_BY_FRAME,) * 3, _BY_FRAME)(query, key, value)
-  return plain_space_attention(query, key, value, num_valid)
+  # Left to itself the partitioner gathers all frames in the backward pass.
+  return rules.per_device(
+      functools.partial(plain_space_attention, num_valid=num_valid),
+      (_BY_FRAME,) * 3, _BY_FRAME)(query, key, value)
 
 
 def _platform(implementation: str) -> str:
@@ -303,8 +306,11 @@ class Attention(nn.Module):
           key = jnp.concatenate([cache[0], key], axis=1)
           value = jnp.concatenate([cache[1], value], axis=1)
           keys_at = jnp.concatenate([cached_positions, positions])
-        mixed = time_attention(
-            query, key, value, causal_mask(positions, keys_at, self.window))
+        by_place = (*_BY_PLACE, None)
+        mixed = rules.per_device(
+            time_attention, (by_place,) * 3 + ((None, None),), by_place)(
+                query, key, value,
+                causal_mask(positions, keys_at, self.window))
     mixed = ad_checkpoint.checkpoint_name(mixed, "attention")
     out = initializers.Projection(
         (x.shape[-1],), ("embed",), inputs=2, input_axes=("heads", "head_dim"),

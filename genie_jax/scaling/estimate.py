@@ -9,6 +9,7 @@ A clock walks through it:
                places runs beside what is scheduled between them, one after
                the other on the links; the clock waits for what is left at
                its end ("exposed"). One without a start and an end is exposed.
+  slices       talk by sends and receives of their hosts, likewise
   copies       between HBM and the chip's fast memory, likewise
   loops        the body's time, times its trip count
   branches     the longest
@@ -22,7 +23,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 
-from genie_jax.scaling import breakdown, chips, hlo, kernels, links
+from genie_jax.scaling import breakdown, hlo, kernels, links
 
 # Instructions that are names for what exists, or are done by the scalar unit
 # beside everything else.
@@ -33,7 +34,7 @@ _FREE = frozenset({
 _FREE_TARGETS = frozenset({
     "AllocateBuffer", "AssumeGatherIndicesInBound", "AsyncCollectiveStart",
     "AsyncCollectiveDone", "GatherScatterIndicesBitpacked", "Sharding",
-    "SPMDFullToShardShape", "SPMDShardToFullShape"})
+    "SPMDFullToShardShape", "SPMDShardToFullShape", "SliceId"})
 # Bytes that the fixed cost of an instruction hides.
 _SMALL = 4096
 
@@ -166,6 +167,9 @@ class _Walk:
 
   def _transfer(self, where, x, total, free, under_way) -> bool:
     """Deals with collectives and copies; False if `x` is neither."""
+    if x.opcode in ("send", "recv", "send-done", "recv-done"):
+      self._between_slices(where, x, total, free, under_way)
+      return True
     if x.opcode.endswith("-done") and x.operands:
       transfer = under_way.pop(x.operands[0], None)
       if transfer:
@@ -195,6 +199,27 @@ class _Walk:
       under_way[x.name] = _Transfer("copy", start + seconds)
       return True
     return False
+
+  def _between_slices(self, where, x, total, free, under_way) -> None:
+    """Runs a transfer from its send to the end of its receive."""
+    if x.opcode == "send":
+      kind, name = links.between_slices(x.attributes) or ("", x.name)
+      sent = sum(array.bytes for array in self._module.operands(where, x))
+      moved, seconds = self._network.between_slices(kind, sent)
+      start = max(total.total, free["slices"])
+      free["slices"] = start + seconds
+      kind = f"between slices: {kind.lower().replace('_', '-')}"
+      found = total.collectives[kind]
+      found.count += 1
+      found.bytes += moved
+      found.seconds += seconds
+      under_way[f"slices {name}"] = _Transfer(kind, start + seconds)
+    elif x.opcode == "recv-done":
+      receive = self._module.table(where).get(x.operands[0])
+      found = receive and links.between_slices(receive.attributes)
+      transfer = found and under_way.pop(f"slices {found[1]}", None)
+      if transfer:
+        self._wait(transfer, total)
 
   def _collective(self, where, x):
     """Returns a collective's role (start, done, whole), itself, its place."""
@@ -303,11 +328,6 @@ def step_seconds(
 ) -> float:
   """Returns the seconds of a step with every kernel so many times slower."""
   return found.compute + kernel_factor * found.kernels + found.exposed
-
-
-def peak(chip: chips.Chip, num_chips: int) -> float:
-  """Returns the FLOPs a second of all chips together."""
-  return chip.peak_flops * num_chips
 
 
 def summary(found: Estimate) -> Mapping[str, dict[str, float]]:

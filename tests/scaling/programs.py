@@ -22,6 +22,9 @@ TYPES = {
              "bf16[4096,4096]{1,0:T(8,128)(2,1)}, u32[]{:S(2)})",
     "small": "bf16[64,128]{1,0:T(8,128)(2,1)}",
     "state": "(s32[]{:T(128)}, bf16[64,128]{1,0:T(8,128)(2,1)})",
+    "slices": "frontend_attributes={"
+              '_xla_host_transfer_rendezvous="all-reduce.2_0",'
+              '_xla_megascale_transfer_type="ALL_REDUCE"}',
     "gather": "channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}",
 }
 
@@ -183,6 +186,22 @@ ENTRY %main (a: bf16[1024,4096], b: f32[8]) -> bf16[4096,4096] {{
   %begin = <began> all-gather-start(%a), <gather>
   %work = <x> copy(%b)@{between}
   ROOT %end = <whole> all-gather-done(%begin)
+}}
+""")
+
+
+def sent(between):
+  """Returns a sum over slices that runs beside `between` cycles."""
+  return program(f"""\
+ENTRY %main (a: bf16[4096,4096], b: f32[8]) -> bf16[4096,4096] {{
+  %a = <whole> parameter(0)
+  %b = <x> parameter(1)
+  %token = token[] after-all()
+  %s = (<whole>, u32[], token[]) send(%a, %token), <slices>
+  %r = (<whole>, u32[], token[]) recv(%token), <slices>
+  %sd = token[] send-done(%s), <slices>
+  %work = <x> copy(%b)@{between}
+  ROOT %end = (<whole>, token[]) recv-done(%r), <slices>
 }}
 """)
 

@@ -69,6 +69,18 @@ def test_a_plain_start_and_done_are_read_alike():
   assert estimate.of(programs.plain_gather(10_000_000), RING).exposed == 0
 
 
+def test_a_transfer_between_slices_hides_behind_work():
+  two = programs.ring(4, slices=2)
+  seconds = programs.GATHERED_BYTES / CHIP.dcn_bandwidth  # Half, both ways.
+  cycles = 1_000_000
+  found = estimate.of(programs.sent(cycles), two)
+  row = found.collectives["between slices: all-reduce"]
+  assert row.count == 1 and row.seconds == pytest.approx(seconds)
+  assert found.compute == pytest.approx(cycles / CHIP.clock)
+  assert found.exposed == pytest.approx(seconds - cycles / CHIP.clock)
+  assert estimate.of(programs.sent(10**9), two).exposed == 0
+
+
 def test_a_copy_from_hbm_is_waited_for_as_compute():
   seconds = programs.GATHERED_BYTES / CHIP.hbm_bandwidth
   found = estimate.of(programs.copied(10), RING)

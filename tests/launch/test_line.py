@@ -1,0 +1,127 @@
+"""Tests of the line that every recipe starts, and of how it gets there."""
+
+import argparse
+import os
+import re
+
+import pytest
+
+from genie_jax.cli import plan as plan_command
+from genie_jax.cli import train as train_command
+from genie_jax.core import config as config_lib
+from tests.launch import known, recipes
+from tests.multihost import fleet
+from tests.stages import folders
+
+JOBSET, XPK, QUEUED, SLURM = recipes.SHELL
+VERBS = [(script, verb) for script in (JOBSET, XPK, QUEUED)
+         for verb in ("start", "watch", "resume", "delete")]
+UNSET = [(script, name) for script in recipes.SHELL
+         for name in recipes.VARIABLES[script.name]]
+name_of = lambda value: getattr(value, "name", None)
+
+
+@pytest.mark.parametrize("script, name", UNSET, ids=name_of)
+def test_an_unset_variable_stops_with_one_line_that_names_it(
+    script, name, tmp_path
+):
+  ended = recipes.start(tmp_path, script, "start", without=name)
+  assert ended.code == 2 and len(ended.err.splitlines()) == 1
+  assert f"{name} is not set" in ended.err
+  assert not ended.calls
+  # The header of the file says what it is.
+  header = script.read_text().partition("set -euo")[0]
+  assert re.search(rf"^#.*\b{name}\b", header, re.M)
+
+
+@pytest.mark.parametrize("script", [JOBSET, XPK, QUEUED], ids=name_of)
+def test_an_unknown_verb_stops_with_the_known_ones(script, tmp_path):
+  for verb in ((), ("strat",)):
+    ended = recipes.start(tmp_path, script, *verb)
+    assert ended.code == 2 and not ended.calls
+    assert "say start, watch, resume or delete" in ended.err
+
+
+@pytest.mark.parametrize("script, verb", VERBS, ids=name_of)
+def test_every_verb_calls_commands_and_flags_that_there_are(
+    script, verb, tmp_path
+):
+  ended = recipes.start(
+      tmp_path, script, verb, answers={recipes.STATE: [("ACTIVE\n", 0)] * 3})
+  assert ended.code == 0, ended.err
+  assert ended.calls
+  for call in ended.calls:
+    known.assert_known(call.tool, call.argv)
+
+
+def test_every_recipe_starts_the_same_line(tmp_path):
+  lines = {script.name: recipes.genie(tmp_path / script.name, script)
+           for script in recipes.SHELL}
+  assert lines["jobset.sh"] == [
+      "train", "--config", "experiments/platformers/dynamics.py",
+      "--workdir", f"gs://{recipes.BUCKET}/{recipes.RUN}",
+      "--config.data.path=/bucket/tokens",
+      "--compilation-cache", f"gs://{recipes.BUCKET}/cache",
+      "--initialization-timeout", "1800"]
+  # Slurm has a disk where the cloud has a bucket.
+  lines["slurm.sbatch"] = [
+      word.replace("/disk/tokens", "/bucket/tokens")
+      for word in lines["slurm.sbatch"]]
+  for name, line in lines.items():
+    assert line == lines["jobset.sh"], name
+
+
+def test_the_line_is_one_that_genie_train_takes(tmp_path, monkeypatch):
+  monkeypatch.chdir(recipes.ROOT)
+  line = recipes.genie(tmp_path, JOBSET)
+  parser = argparse.ArgumentParser(prog="genie train")
+  train_command.add_arguments(parser)
+  args, overrides = parser.parse_known_args(line[1:])
+  assert args.distributed == "auto" and args.coordinator is None
+  config = config_lib.load(args.config, overrides)
+  assert config.data.path == "/bucket/tokens" and config.stage == "dynamics"
+
+
+@pytest.mark.slow
+def test_two_processes_run_the_line_in_its_smoke_mode_and_go_on(tmp_path):
+  tokens = folders.write_tokens(
+      tmp_path / "tokens", (90, 160, 3), grid=(6, 10), num_codes=64,
+      tokenizer=folders.random_part("tokenizer", config_lib.load(
+          str(recipes.ROOT / "experiments/platformers/tokenizer.py:smoke"))))
+  line = recipes.genie(tmp_path / "recipe", JOBSET)
+  local = {
+      "experiments/platformers/dynamics.py":
+          "experiments/platformers/dynamics.py:smoke",
+      f"gs://{recipes.BUCKET}/{recipes.RUN}": str(tmp_path / "run"),
+      "--config.data.path=/bucket/tokens": f"--config.data.path={tokens}",
+      f"gs://{recipes.BUCKET}/cache": os.environ.get(
+          "GENIE_TEST_CACHE", str(recipes.ROOT / ".cache" / "jax"))}
+  assert set(local) < set(line)
+  line = [local.get(word, word) for word in line[1:]] + [
+      # As the records of the tests are.
+      "--config.world.num_latent_actions=6", "--config.world.fps=15",
+      # What takes long to compile and is no part of the line.
+      "--config.eval_batches=0", "--config.optimizer.name=adamw"]
+  fleet.train(tmp_path / "first", 2, *line, "--config.steps=2", devices=1)
+  ended = fleet.train(tmp_path / "again", 2, *line, devices=1)
+  assert "Going on from step 2" in ended.text(0)
+  assert "trained to step 4" in ended.text(0)
+  assert "trained to step" not in ended.text(1)
+
+
+def test_the_walk_through_uses_flags_that_there_are():
+  text = (recipes.ROOT / "docs" / "launch.md").read_text()
+  lines = re.sub(r"\\\n\s*", "", text).splitlines()
+  found = {"train": train_command, "plan": plan_command}
+  plans = 0
+  for line in lines:
+    words = line.split()
+    if words[:1] == ["genie"] and len(words) > 1 and words[1] in found:
+      parser = argparse.ArgumentParser()
+      found[words[1]].add_arguments(parser)
+      _, rest = parser.parse_known_args(words[2:])
+      assert all(word.startswith("--config.") for word in rest), line
+      plans += words[1] == "plan"
+  assert plans >= 1
+  for path in re.findall(r"`((?:launch|docs|experiments)/[\w./]+)`", text):
+    assert (recipes.ROOT / path).exists(), path

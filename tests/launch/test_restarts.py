@@ -1,0 +1,211 @@
+"""Tests of what each launcher does when a run ends or is to end."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.launch import known, recipes
+
+JOBSET, XPK, QUEUED, SLURM = recipes.SHELL
+
+
+# Kubernetes
+
+
+def pods(tmp_path):
+  """Returns the JobSet and the template of its pods."""
+  made = recipes.jobset(recipes.start(tmp_path, JOBSET, "start"))
+  return made, made["spec"]["replicatedJobs"][0]["template"]["spec"]
+
+
+def test_the_jobset_fills_its_slice(tmp_path):
+  _, job = pods(tmp_path)
+  pod = job["template"]["spec"]
+  chips = pod["containers"][0]["resources"]["limits"]["google.com/tpu"]
+  sides = [int(side) for side in pod["nodeSelector"][
+      "cloud.google.com/gke-tpu-topology"].split("x")]
+  assert sides == sorted(sides) == [4, 8, 8]  # as the cloud spells it
+  assert job["parallelism"] == job["completions"] == 4 * 8 * 8 / chips == 64
+
+
+def test_the_jobset_restarts_after_all_codes_but_0_and_2(tmp_path):
+  made, job = pods(tmp_path)
+  assert job["backoffLimit"] == 0  # so that no host comes back alone
+  rule, = job["podFailurePolicy"]["rules"]
+  container, = job["template"]["spec"]["containers"]
+  assert rule == {"action": "FailJob", "onExitCodes": {
+      "containerName": container["name"], "operator": "In", "values": [2]}}
+  policy = made["spec"]["failurePolicy"]
+  assert policy["maxRestarts"] > 0
+  only, = policy["rules"]
+  assert only["action"] == "FailJobSet"
+  assert only["onJobFailureReasons"] == ["PodFailurePolicy"]
+  assert job["template"]["spec"]["restartPolicy"] == "Never"
+
+
+def test_sigterm_reaches_genie_in_the_pod(tmp_path):
+  _, job = pods(tmp_path)
+  container, = job["template"]["spec"]["containers"]
+  assert_stops_with_143(
+      tmp_path / "pod", [*container["command"], *container["args"]])
+
+
+def test_sigterm_reaches_genie_below_xpk(tmp_path):
+  created, = recipes.start(tmp_path, XPK, "start").of("xpk")
+  # The frame that XPK 1.16 puts around a command.
+  frame = (
+      "_sigterm() (kill -SIGTERM $! 2>/dev/null;); trap _sigterm SIGTERM; "
+      f"({recipes.value_of(created, '--command')}) & PID=$!; "
+      "while kill -0 $PID 2>/dev/null; do sleep 0.1; done; wait $PID")
+  assert_stops_with_143(tmp_path / "pod", ["bash", "-c", frame])
+
+
+def assert_stops_with_143(folder, command):
+  """Sends SIGTERM to a command whose genie exits with 143 when it gets it."""
+  folder.mkdir()
+  ready = folder / "ready"
+  genie = folder / "genie"
+  genie.write_text(
+      f"#!{sys.executable} -IS\n"
+      "import pathlib, signal, sys, time\n"
+      "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+      f"pathlib.Path({str(ready)!r}).touch()\n"
+      "time.sleep(60)\n")
+  genie.chmod(0o755)
+  process = subprocess.Popen(
+      command, env={"PATH": f"{folder}:{os.defpath}"},
+      stderr=subprocess.DEVNULL, start_new_session=True)
+  try:
+    wait_for(ready)
+    process.terminate()
+    assert process.wait(timeout=30) == 143
+  finally:
+    if process.poll() is None:
+      os.killpg(process.pid, signal.SIGKILL)
+      process.wait()
+
+
+def wait_for(path: pathlib.Path) -> None:
+  end = time.monotonic() + 60
+  while not path.exists():
+    assert time.monotonic() < end, f"{path} did not come"
+    time.sleep(0.05)
+
+
+def test_resume_on_kubernetes_ends_the_old_one_first(tmp_path):
+  for script, tool in ((JOBSET, "kubectl"), (XPK, "xpk")):
+    calls = recipes.start(tmp_path / tool, script, "resume").of(tool)
+    assert ["delete" in call for call in calls] == [True, False], script
+    assert "create" in calls[1]
+
+
+def test_a_name_that_kubernetes_refuses_stops_before_it(tmp_path):
+  for name in ("Run_1", "1run", "a" * 40, "run-"):
+    ended = recipes.start(
+        tmp_path, JOBSET, "start", variables={"RUN": name})
+    assert ended.code == 2 and not ended.calls
+    assert f"RUN={name}" in ended.err
+
+
+# Queued resources
+
+
+def test_start_waits_in_the_queue_and_then_starts_every_host(tmp_path):
+  ended = recipes.start(tmp_path, QUEUED, "start", "--spot", answers={
+      recipes.STATE: [("WAITING_FOR_RESOURCES\n", 0), ("PROVISIONING\n", 0),
+              ("ACTIVE\n", 0)]})
+  assert ended.code == 0, ended.err
+  create, *described, ssh = ended.of("gcloud")
+  assert "--spot" in create and len(described) == 3
+  assert recipes.value_of(create, "--accelerator-type") == "v5p-512"
+  assert "--worker=all" in ssh
+  assert len(ended.of("sleep")) == 2
+
+
+@pytest.mark.parametrize("state, deletes", [
+    ("ACTIVE", False), ("PROVISIONING", False), ("SUSPENDED", True),
+    ("FAILED", True)])
+def test_resume_gives_up_only_machines_that_are_gone(
+    state, deletes, tmp_path
+):
+  ended = recipes.start(tmp_path, QUEUED, "resume", answers={
+      recipes.STATE: [(f"{state}\n", 0), ("ACTIVE\n", 0)]})
+  assert ended.code == 0, ended.err
+  verbs = [call[3] for call in ended.of("gcloud")]
+  assert ("delete" in verbs) == ("create" in verbs) == deletes
+  assert "--worker=all" in ended.of("gcloud")[-1]
+
+
+def test_a_lost_connection_deletes_nothing(tmp_path):
+  for verb in ("resume", "delete"):
+    ended = recipes.start(
+        tmp_path / verb, QUEUED, verb, answers={recipes.STATE: [("", 1)]})
+    assert ended.code == 1
+    assert [call[3] for call in ended.of("gcloud")] == ["describe"]
+
+
+def test_a_request_that_failed_ends_the_wait(tmp_path):
+  ended = recipes.start(tmp_path, QUEUED, "start", answers={
+      recipes.STATE: [("FAILED\n", 0)]})
+  assert ended.code == 1 and "FAILED" in ended.err
+  assert "ssh" not in [call[3] for call in ended.of("gcloud")]
+
+
+def test_a_host_saves_before_its_container_is_replaced(tmp_path):
+  ended = recipes.start(tmp_path, QUEUED, "resume", answers={
+      recipes.STATE: [("ACTIVE\n", 0)] * 2})
+  script = recipes.value_of(ended.of("gcloud")[-1], "--command")
+  docker = [call for call in recipes.run(
+      tmp_path / "host", ["bash", "-c", script], {}).of("sudo")
+            if call[0] == "docker"]
+  assert [call[1] for call in docker] == ["container", "stop", "rm", "run"]
+  known.assert_known("docker", docker[-1][1:docker[-1].index(recipes.IMAGE)])
+  assert recipes.value_of(docker[-1], "--restart") == "on-failure:100"
+  fresh = recipes.run(
+      tmp_path / "fresh", ["bash", "-c", script], {},
+      answers={"sudo docker container inspect": [("", 1)]})
+  assert [call[1] for call in fresh.of("sudo")
+          if call[0] == "docker"] == ["container", "run"]
+
+
+# Slurm
+
+
+@pytest.mark.parametrize("code, restarts, back", [
+    (0, "0", False), (1, "", True), (2, "0", False), (134, "3", True),
+    (143, "99", True), (143, "100", False)])
+def test_slurm_goes_back_into_the_queue_after_all_codes_but_0_and_2(
+    code, restarts, back, tmp_path
+):
+  ended = recipes.start(
+      tmp_path, SLURM, answers={"srun": [("", code)]},
+      variables={"SLURM_RESTART_COUNT": restarts})
+  assert ended.of("scontrol") == ([["requeue", "7"]] if back else [])
+  assert ended.code == (0 if back else code)
+  known.assert_known("srun", ended.of("srun")[0][:2])
+
+
+def test_slurm_does_not_start_again_what_was_told_to_end(tmp_path):
+  folder = tmp_path / "tools"
+  recipes.run(folder, ["true"], {})  # puts the stand-ins there
+  ready, go = tmp_path / "ready", tmp_path / "go"
+  (folder / "srun").write_text(
+      f"#!/bin/sh\ntouch {ready}\n"
+      f"while [ ! -e {go} ]; do /bin/sleep 0.05; done\nexit 143\n")
+  env = recipes.VARIABLES[SLURM.name] | recipes.SLURM | {
+      "PATH": f"{folder}:{os.defpath}"}
+  process = subprocess.Popen(["bash", str(SLURM)], env=env)
+  try:
+    wait_for(ready)
+    process.terminate()  # the batch shell only, as `scancel --batch` does
+    go.touch()
+    assert process.wait(timeout=30) == 143
+  finally:
+    go.touch()
+    process.wait()
+  assert (folder / "calls").read_text() == ""
