@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Trains the 10.1B dynamics model with XPK (tried with 1.16), on one TPU v5p
-# slice of 256 chips (topology 4x8x8, 64 hosts).
+# Trains the 10.1B dynamics model with XPK (checked by the dry run of 1.16) on
+# one TPU v5p slice of 256 chips (topology 4x8x8, 64 hosts).
 #
 # Needs   xpk and kubectl; a cluster made by `xpk cluster create --tpu-type
 #         v5p-4x8x8 --enable-gcsfuse-csi-driver`, whose nodes' and pods'
 #         service accounts read and write the bucket, and the bucket in it:
 #           xpk storage attach bucket --type gcsfuse --bucket $BUCKET \
-#             --mount-point /bucket --readonly true --auto-mount false \
+#             --size 1000 --mount-point /bucket --readonly true \
+#             --auto-mount false \
 #             --cluster $CLUSTER --project $PROJECT --zone $ZONE
 #         an image whose user is root, as XPK's pods set none:
 #           docker build -f launch/Dockerfile.tpu --build-arg RUN_AS=0 .
