@@ -56,6 +56,8 @@ def base(stage: str, mode: str) -> ml_collections.ConfigDict:
   config.checkpoint_every = pick(
       mode, full=1000, smoke=2, tiny=200, small=500)
   config.keep_checkpoints = 2
+  # Kept for good, to look at what a run was like: 0 for none.
+  config.keep_every = pick(mode, full=25_000, smoke=0, tiny=0, small=0)
   return config
 
 

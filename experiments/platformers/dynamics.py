@@ -23,6 +23,10 @@ BATCH_SIZE, STEPS = SIZE.batch_size, SIZE.steps
 # backward pass needs: recomputing it would take a quarter of a step, the
 # second gathering of the weights takes a fiftieth.
 REMAT, ACCUMULATE = "products", 2
+# 5120 rows over 64 chips are whole tiles of 16; over 256 chips each gathering
+# of weights and scattering of gradients would copy to fill tiles. What 64
+# chips hold of parameters and optimizer, 1.8 GiB each, the others repeat.
+MESH = dict(data=-1, fsdp=64, tensor=1, frame=1)
 
 
 def get_config(mode: str = "") -> ml_collections.ConfigDict:
@@ -36,4 +40,5 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
     config.data.batch_size, config.steps = BATCH_SIZE, STEPS
     config.model.transformer.remat = REMAT
     config.optimizer.accumulate = ACCUMULATE
+    config.mesh.update(MESH)
   return config

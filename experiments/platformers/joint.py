@@ -28,5 +28,6 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
     config.model.dynamics = table.model(dynamics.SIZE)
     config.model.dynamics.transformer.remat = dynamics.REMAT
     config.optimizer.accumulate = dynamics.ACCUMULATE
+    config.mesh.update(dynamics.MESH)
     config.data.batch_size, config.steps = dynamics.BATCH_SIZE, dynamics.STEPS
   return config

@@ -38,6 +38,7 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   if size.name != dynamics.SIZE.name:
     # How the final model uses 256 TPU v5p suits no other row's chips.
     config.optimizer.accumulate = 1
+    config.mesh.update(data=1, fsdp=-1)
   else:
     config.model.transformer.remat = dynamics.REMAT
   return config

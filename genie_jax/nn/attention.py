@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import ad_checkpoint
 
+from genie_jax.core import chips
 from genie_jax.nn import fused, initializers, norms, splash
 from genie_jax.sharding import rules
 
@@ -85,7 +86,8 @@ def _platform(implementation: str) -> str:
         f"attention={implementation!r} is unknown; use one of "
         f"{', '.join(IMPLEMENTATIONS)}.")
   if implementation == "auto":
-    return rules.platform()
+    chip = chips.of_device(rules.device_kind())
+    return rules.platform() if chip is None or chip.kernels else "cpu"
   return {"plain": "cpu", "interpreted": "tpu"}[implementation]
 
 
@@ -277,7 +279,9 @@ class Attention(nn.Module):
     """
     shape = (self.num_heads, self.head_dim)
     fuses = cache is None and _platform(self.implementation) == "tpu" and (
-        fused.fits(*x.shape[1:3], self.head_dim, self.causal))
+        fused.fits(
+            *x.shape[1:3], self.num_heads // rules.ways("act_heads"),
+            self.head_dim, self.causal))
     qkv = initializers.Projection(
         (3, *shape), (None, "heads", "head_dim"), dtype=self.dtype,
         apart=fuses, name="qkv")(x)

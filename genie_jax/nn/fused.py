@@ -10,9 +10,14 @@ Queries and keys are normalised (and in time turned) inside: as operations of
 their own they read and write each array several times. Scores never leave the
 chip's fast memory, and the backward kernel computes them again.
 
+The lanes of a register are 128. Narrower heads share a block: each head sees
+the others' channels as zeros, in products that would have filled up with
+zeros anyway.
+
 Shapes:
   P  places in a block            C  channels of all heads, H * K
-  R  rows of a block, N or T * P  K  width of one head, a multiple of 128
+  R  rows of a block, N or T * P  K  width of one head
+  G  heads of a block             L  channels of a block, G * K
 """
 
 import dataclasses
@@ -57,11 +62,28 @@ class Options:
 
 
 def fits(
-    num_frames: int, num_tokens: int, head_dim: int, in_time: bool
+    num_frames: int, num_tokens: int, num_heads: int, head_dim: int,
+    in_time: bool,
 ) -> bool:
-  """Returns whether the kernel takes arrays of this size."""
+  """Returns whether the kernel takes arrays of this size.
+
+  Args:
+    num_frames: T.
+    num_tokens: N.
+    num_heads: H, on one device.
+    head_dim: K.
+    in_time: Whether attention is over frames or within one.
+  """
   rows = num_frames * PLACES if in_time else num_tokens
-  return head_dim % LANES == 0 and rows <= MAX_ROWS
+  whole = head_dim % LANES == 0 or (
+      LANES % head_dim == 0 and head_dim >= 32
+      and num_heads % (LANES // head_dim) == 0)
+  return whole and rows <= MAX_ROWS
+
+
+def heads_together(head_dim: int) -> int:
+  """Returns G, how many heads of this width share a block."""
+  return max(1, LANES // head_dim)
 
 
 def tables(cos: jax.Array, sin: jax.Array) -> jax.Array:
@@ -73,7 +95,7 @@ def tables(cos: jax.Array, sin: jax.Array) -> jax.Array:
 
   Returns:
     float32 [2, T, P, K]: what multiplies a row, and what multiplies the row
-    with its halves exchanged.
+    with the halves of each head exchanged.
   """
   both = jnp.stack([
       jnp.concatenate([cos, cos], axis=-1),
@@ -120,7 +142,9 @@ def _attend_backward(options, saved, cotangent):
   *grads, scales_grad = _call(
       options, _backward_kernel, "backward", (*inputs, cotangent), scales,
       turns, 3, True)
-  return (*grads, scales_grad.sum((0, 1, 2)), jnp.zeros_like(turns))
+  scales_grad = scales_grad.sum((0, 1, 2))  # [2, L]
+  scales_grad = scales_grad.reshape(2, -1, scales.shape[-1]).sum(1)
+  return (*grads, scales_grad, jnp.zeros_like(turns))
 
 
 attend.defvjp(_attend_forward, _attend_backward)
@@ -129,34 +153,41 @@ attend.defvjp(_attend_forward, _attend_backward)
 def _call(options, kernel, name, arrays, scales, turns, outputs, sums):
   """Runs a kernel on every block of rows of every head."""
   b, t, n, c = arrays[0].shape
-  head_dim = c // options.num_heads
+  together = heads_together(c // options.num_heads)
+  blocks = options.num_heads // together
+  channels = c // blocks
   if options.in_time:
-    grid = (b, pl.cdiv(n, PLACES), options.num_heads)
+    grid = (b, pl.cdiv(n, PLACES), blocks)
     block = pl.BlockSpec(
-        (1, t, PLACES, head_dim), lambda i, place, head: (i, 0, place, head))
+        (1, t, PLACES, channels), lambda i, place, head: (i, 0, place, head))
   else:
-    grid = (b, t, options.num_heads)
+    grid = (b, t, blocks)
     block = pl.BlockSpec(
-        (1, 1, n, head_dim), lambda i, frame, head: (i, frame, 0, head))
+        (1, 1, n, channels), lambda i, frame, head: (i, frame, 0, head))
   whole = lambda x: pl.BlockSpec(x.shape, lambda *_: (0,) * x.ndim)
   small = (scales, turns) if options.in_time else (scales,)
+  # Heads of a block have the same scales and angles.
+  small = [jnp.concatenate([x] * together, axis=-1) for x in small]
   out_specs = [block] * outputs
   out_shape = [jax.ShapeDtypeStruct(arrays[0].shape, arrays[0].dtype)] * outputs
   if sums:
     # Each block's own share of the scales' gradients: blocks run in any order.
     out_specs.append(pl.BlockSpec(
-        (1, 1, 1, 2, head_dim), lambda i, j, head: (i, j, head, 0, 0)))
-    out_shape.append(jax.ShapeDtypeStruct((*grid, 2, head_dim), jnp.float32))
+        (1, 1, 1, 2, channels), lambda i, j, head: (i, j, head, 0, 0)))
+    out_shape.append(jax.ShapeDtypeStruct((*grid, 2, channels), jnp.float32))
   place = "time" if options.in_time else "space"
+  name = f"{place}_attention_{name}"
+  if together > 1:
+    name += f"_of_{together}"
   return pl.pallas_call(
-      functools.partial(kernel, options, n),
+      functools.partial(kernel, options, n, channels // together),
       grid=grid,
       in_specs=[block] * len(arrays) + [whole(x) for x in small],
       out_specs=out_specs,
       out_shape=out_shape,
       compiler_params=pltpu.CompilerParams(vmem_limit_bytes=_VMEM_BYTES),
       interpret=options.interpret,
-      name=f"{place}_attention_{name}")(*arrays, *small)
+      name=name)(*arrays, *small)
 
 
 def _rows(options, num_tokens, ref):
@@ -173,33 +204,61 @@ def _rows(options, num_tokens, ref):
   return block.reshape(-1, block.shape[-1])
 
 
-def _turn(x, turns):
+def _lanes(x, head_dim, head):
+  """Returns x with zeros in the channels of other heads."""
+  if head_dim == x.shape[-1]:
+    return x
+  lane = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
+  return jnp.where(lane // head_dim == head, x, jnp.zeros_like(x))
+
+
+def _mean(x, head_dim):
+  """Returns the mean over each head's channels, as wide as x or of width 1."""
+  channels = x.shape[-1]
+  if head_dim == channels:
+    return jnp.mean(x, axis=-1, keepdims=True)
+  return sum(
+      _lanes(jnp.broadcast_to(
+          jnp.sum(_lanes(x, head_dim, head), axis=-1, keepdims=True)
+          / head_dim, x.shape), head_dim, head)
+      for head in range(channels // head_dim))
+
+
+def _exchange(x, head_dim):
+  """Returns x with the halves of each head exchanged."""
+  half, channels = head_dim // 2, x.shape[-1]
+  after = pltpu.roll(x, half, 1)
+  if head_dim == channels:
+    return after
+  before = pltpu.roll(x, channels - half, 1)
+  lane = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
+  return jnp.where(lane % head_dim < half, before, after)
+
+
+def _turn(x, turns, head_dim):
   """Turns pairs of channels; `turns` is None in space."""
   if turns is None:
     return x
-  return x * turns[0] + pltpu.roll(x, x.shape[-1] // 2, 1) * turns[1]
+  return x * turns[0] + _exchange(x, head_dim) * turns[1]
 
 
-def _turn_back(grad, turns):
+def _turn_back(grad, turns, head_dim):
   """Returns the gradient of what `_turn` took."""
   if turns is None:
     return grad
-  return grad * turns[0] + pltpu.roll(
-      grad * turns[1], grad.shape[-1] // 2, 1)
+  return grad * turns[0] + _exchange(grad * turns[1], head_dim)
 
 
-def _normal(options, x):
+def _normal(options, x, head_dim):
   """Returns rows of root mean square 1, and what they were multiplied by."""
   x = x.astype(jnp.float32)
-  factor = jax.lax.rsqrt(
-      jnp.mean(x * x, axis=-1, keepdims=True) + options.epsilon)
+  factor = jax.lax.rsqrt(_mean(x * x, head_dim) + options.epsilon)
   return x * factor, factor
 
 
-def _normal_back(normal, factor, grad):
+def _normal_back(normal, factor, grad, head_dim):
   """Returns the gradient of what `_normal` took."""
-  return factor * (
-      grad - normal * jnp.mean(grad * normal, axis=-1, keepdims=True))
+  return factor * (grad - normal * _mean(grad * normal, head_dim))
 
 
 def _product(a, b, contract_a, contract_b):
@@ -225,17 +284,17 @@ def _weights(options, query, key):
   return weights / weights.sum(-1, keepdims=True)
 
 
-def _prepare(options, num_tokens, refs, scales_ref, turns_ref):
+def _prepare(options, num_tokens, head_dim, refs, scales_ref, turns_ref):
   """Returns the rows of each array, normalised queries and keys, and turns."""
   turns = None
   if turns_ref is not None:
     turns = turns_ref[...].reshape(2, -1, turns_ref.shape[-1])
   rows = [_rows(options, num_tokens, ref) for ref in refs]
-  normal = [_normal(options, x) for x in rows[:2]]
+  normal = [_normal(options, x, head_dim) for x in rows[:2]]
   # Queries carry the factor of the scores.
-  factors = (rows[0].shape[-1] ** -0.5, 1.0)
+  factors = (head_dim ** -0.5, 1.0)
   turned = [
-      _turn(x * (scales_ref[i:i + 1] * factors[i]), turns).astype(
+      _turn(x * (scales_ref[i:i + 1] * factors[i]), turns, head_dim).astype(
           rows[i].dtype)
       for i, (x, _) in enumerate(normal)]
   return rows, normal, turned, turns, factors
@@ -249,32 +308,41 @@ def _split(options, refs, inputs):
   return arrays, rest[0], None, rest[1:]
 
 
-def _forward_kernel(options, num_tokens, *refs):
+def _forward_kernel(options, num_tokens, head_dim, *refs):
   arrays, scales_ref, turns_ref, (out_ref,) = _split(options, refs, 3)
   rows, _, (query, key), _, _ = _prepare(
-      options, num_tokens, arrays, scales_ref, turns_ref)
+      options, num_tokens, head_dim, arrays, scales_ref, turns_ref)
   value = rows[2]
-  weights = _weights(options, query, key).astype(value.dtype)
-  out = _product(weights, value, 1, 0)
+  out = 0.0
+  for head in range(value.shape[-1] // head_dim):
+    weights = _weights(options, _lanes(query, head_dim, head), key)
+    mixed = _product(weights.astype(value.dtype), value, 1, 0)
+    out += _lanes(mixed, head_dim, head)
   out_ref[0] = out.astype(out_ref.dtype).reshape(out_ref.shape[1:])
 
 
-def _backward_kernel(options, num_tokens, *refs):
+def _backward_kernel(options, num_tokens, head_dim, *refs):
   arrays, scales_ref, turns_ref, outs = _split(options, refs, 4)
   rows, normal, turned, turns, factors = _prepare(
-      options, num_tokens, arrays, scales_ref, turns_ref)
+      options, num_tokens, head_dim, arrays, scales_ref, turns_ref)
   (query, key), (_, _, value, cotangent) = turned, rows
-  weights = _weights(options, query, key)
-  value_grad = _product(weights.astype(value.dtype), cotangent, 0, 0)
-  weights_grad = _product(cotangent, value, 1, 1)
-  mean = jnp.sum(weights_grad * weights, axis=-1, keepdims=True)
-  scores_grad = (weights * (weights_grad - mean)).astype(query.dtype)
-  grads = [_product(scores_grad, key, 1, 0), _product(scores_grad, query, 0, 0)]
-  sums = []
+  query_grad = key_grad = value_grad = 0.0
+  for head in range(value.shape[-1] // head_dim):
+    only = lambda x: _lanes(x, head_dim, head)  # noqa: B023
+    weights = _weights(options, only(query), key)
+    value_grad += _product(
+        weights.astype(value.dtype), only(cotangent), 0, 0)
+    weights_grad = _product(only(cotangent), value, 1, 1)
+    mean = jnp.sum(weights_grad * weights, axis=-1, keepdims=True)
+    scores_grad = (weights * (weights_grad - mean)).astype(query.dtype)
+    query_grad += only(_product(scores_grad, key, 1, 0))
+    key_grad += _product(scores_grad, only(query), 0, 0)
+  grads, sums = [query_grad, key_grad], []
   for i, (x, factor) in enumerate(normal):
-    grad = _turn_back(grads[i], turns) * factors[i]
+    grad = _turn_back(grads[i], turns, head_dim) * factors[i]
     sums.append(jnp.sum(grad * x, axis=0, keepdims=True))
-    grads[i] = _normal_back(x, factor, grad * scales_ref[i:i + 1])
+    grads[i] = _normal_back(
+        x, factor, grad * scales_ref[i:i + 1], head_dim)
   for ref, grad in zip(outs[:3], (*grads, value_grad), strict=True):
     ref[0] = grad.astype(ref.dtype).reshape(ref.shape[1:])
   outs[3][0, 0, 0] = jnp.concatenate(sums, axis=0)

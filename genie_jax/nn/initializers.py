@@ -60,6 +60,10 @@ class Projection(nn.Module):
     lead = x.shape[:-self.inputs]
     x = x.astype(self.dtype)
     kernel = kernel.astype(self.dtype)
+    if not any(self.input_axes) or not any(self.axes):
+      # To or from pixels or codes. Layers in a stack are left alone: there the
+      # partitioner gathers a few weights at once.
+      kernel = rules.gather(kernel, (*self.input_axes, *self.axes))
     if self.apart:
       parts = jnp.moveaxis(kernel, self.inputs, 0)  # [parts, *inputs, ...]
       return [

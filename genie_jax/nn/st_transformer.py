@@ -29,10 +29,30 @@ REMAT_POLICIES = {
         "qkv", "attention", "stream", "mlp_hidden"),
     "attention_mlp": jax.checkpoint_policies.save_only_these_names(
         "attention", "mlp_hidden"),
+    # As "attention", kept in the host's memory until the backward pass.
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=["attention"],
+        offload_src="device", offload_dst="pinned_host"),
 }
 
 _BY_FRAME = ("act_batch", "act_time", None, "act_embed")
 _BY_PLACE = ("act_batch", None, "act_space", "act_embed")
+
+
+# Rows of a TPU's tile. A part of a frame that is no multiple would be copied
+# wherever frames and places are merged for a product.
+_ROWS = 8
+
+
+def _exchange(x, source, target):
+  """Returns x laid out as `target`, of which both sides are pinned.
+
+  Where no frame is split they are the same, and the compiler is left alone.
+  """
+  if rules.ways("act_time") == 1:
+    return x
+  return rules.constrain(rules.constrain(x, source), target)
 
 
 @flax.struct.dataclass
@@ -104,16 +124,20 @@ class STBlock(nn.Module):
         self.output_scale, self.attention, self.dtype, name=name)
 
     # Frames are split among chips for attention in space, places for
-    # attention in time: one all-to-all each way.
+    # attention in time: one all-to-all each way. Both sides of an exchange
+    # are said, or each part of a sum is moved by itself; and it ends a layer,
+    # so that what the backward pass keeps of it has been moved already.
     x = rules.constrain(x, _BY_FRAME)
     mixed, _ = attend(False, "space")(
         norm("space_norm")(x), num_valid=self.num_valid)
-    x = ad_checkpoint.checkpoint_name(x + mixed, "stream")
-    x = rules.constrain(x, _BY_PLACE)
+    x = _exchange(x + mixed, _BY_FRAME, _BY_PLACE)
+    x = ad_checkpoint.checkpoint_name(x, "stream")
     mixed, own = attend(True, "time")(
         norm("time_norm")(x), positions, cache, cached_positions)
-    x = ad_checkpoint.checkpoint_name(x + mixed, "stream")
-    return x + self._mlp(norm("mlp_norm")(x)), own
+    x = _exchange(x + mixed, _BY_PLACE, _BY_PLACE)
+    x = ad_checkpoint.checkpoint_name(x, "stream")
+    x += self._mlp(norm("mlp_norm")(x))
+    return _exchange(x, _BY_PLACE, _BY_FRAME), own
 
   def _mlp(self, x: jax.Array) -> jax.Array:
     hidden = initializers.Projection(
@@ -188,7 +212,8 @@ class STTransformer(nn.Module):
     # Sizes that the frame axis does not divide are filled up: frames at the
     # end, which causality hides, and tokens, which attention in space masks.
     share = rules.ways("act_time")
-    x = jnp.pad(x, ((0, 0), (0, -frames % share), (0, -tokens % share), (0, 0)))
+    unit = share * _ROWS if share > 1 and rules.platform() == "tpu" else share
+    x = jnp.pad(x, ((0, 0), (0, -frames % share), (0, -tokens % unit), (0, 0)))
     num_valid = None if x.shape[2] == tokens else tokens
     layers = nn.scan(
         block,

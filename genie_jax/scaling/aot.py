@@ -9,6 +9,7 @@ import importlib.util
 import math
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -27,21 +28,6 @@ from genie_jax.train import state as state_lib
 from genie_jax.train import step as step_lib
 
 GIB = 2 ** 30
-
-# Collectives beside the compute that does not need them (MaxText's set for
-# v5p). Every name is compiled with in a test: they vanish between versions.
-COMPILER_OPTIONS: dict[str, str] = {
-    "xla_tpu_enable_async_collective_fusion": "true",
-    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
-    "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
-    "xla_tpu_overlap_compute_collective_tc": "true",
-    "xla_enable_async_all_gather": "true",
-    "xla_enable_async_collective_permute": "true",
-    "xla_tpu_enable_ag_backward_pipelining": "true",
-    "xla_tpu_enable_data_parallel_all_reduce_opt": "true",
-    "xla_tpu_data_parallel_opt_different_sized_ops": "true",
-    "xla_tpu_megacore_fusion_allow_ags": "false",
-}
 
 # With these libtpu asks no metadata server which machine it is on, and logs
 # nothing; several programs may load it at once.
@@ -132,10 +118,17 @@ class OutOfMemory(Exception):
 def prepare() -> None:
   """Makes ready for compiling; call it before JAX is first used.
 
+  The library is looked for at TPU_LIBRARY_PATH, then in the folder libtpu of
+  the environment (where `make test` puts it: among the packages every start
+  of JAX would look for TPUs), then among the packages.
+
   Raises:
     UserError: There is no libtpu.
   """
   os.environ.update(ENVIRONMENT)
+  beside = os.path.join(sys.prefix, "libtpu", "libtpu", "libtpu.so")
+  if "TPU_LIBRARY_PATH" not in os.environ and os.path.isfile(beside):
+    os.environ["TPU_LIBRARY_PATH"] = beside
   path = os.environ.get("TPU_LIBRARY_PATH")
   wanted = library_requirement()
   if path is not None:
@@ -145,9 +138,8 @@ def prepare() -> None:
           f"`pip install --target DIR '{wanted}'`.")
   elif importlib.util.find_spec("libtpu") is None:
     raise errors.UserError(
-        "genie plan needs the TPU compiler: `pip install 'genie_jax[plan]'`, "
-        f"or `pip install --target DIR '{wanted}'` and set "
-        "TPU_LIBRARY_PATH=DIR/libtpu/libtpu.so.")
+        "genie plan needs the TPU compiler: `pip install --no-deps --target "
+        f"{os.path.join(sys.prefix, 'libtpu')} '{wanted}'`.")
 
 
 def library_requirement() -> str:
@@ -174,9 +166,6 @@ def build(
   if "start" in config:
     # Other starts read the tokenizer of a token folder; only values differ.
     config.start = "random"
-  if not topology.chip.kernels:
-    for _, stack in transformers(config.model):
-      stack.attention = "plain"
   return assemble(registry.make(config), config, topology)
 
 
@@ -224,7 +213,7 @@ def compile_step(
 
   Args:
     step: From `build`.
-    options: For the compiler, beside COMPILER_OPTIONS and before them.
+    options: For the compiler, beside those of `genie train` and before them.
 
   Raises:
     OutOfMemory: It does not fit the chip.
@@ -233,13 +222,12 @@ def compile_step(
   begin = time.perf_counter()
   lowered = step.function.lower(step.like, step.batch)
   try:
-    compiled = lowered.compile(
-        compiler_options={**COMPILER_OPTIONS, **(options or {})})
+    compiled = lowered.compile(compiler_options=dict(options or {}))
   except jax.errors.JaxRuntimeError as error:
+    too_large = out_of_memory(error, time.perf_counter() - begin)
+    if too_large is not None:
+      raise too_large from error
     message = str(error)
-    if "RESOURCE_EXHAUSTED" in message:
-      raise OutOfMemory(
-          *_too_large(message), time.perf_counter() - begin) from error
     if "No such compile option" in message:
       raise errors.UserError(
           f"The TPU compiler: {message.splitlines()[0]}; mend --option."
@@ -247,7 +235,9 @@ def compile_step(
     raise
   seconds = time.perf_counter() - begin
   return Compiled(
-      compiled.as_text(), _memory(step, compiled.memory_analysis()),
+      compiled.as_text(), memory_of(
+          compiled.memory_analysis(), device_bytes(step.like.params),
+          device_bytes(step.like.opt_state)),
       float(compiled.cost_analysis().get("flops", 0.0)), seconds)
 
 
@@ -258,7 +248,29 @@ def device_bytes(tree: Any) -> float:
       for leaf in jax.tree.leaves(tree))
 
 
-def _memory(step: Step, stats: Any) -> Memory:
+def out_of_memory(
+    error: Exception, seconds: float
+) -> OutOfMemory | None:
+  """Returns what the compiler's error says, None where it is another one.
+
+  Args:
+    error: What compiling raised.
+    seconds: That it took to find out.
+  """
+  message = str(error)
+  if "RESOURCE_EXHAUSTED" not in message:
+    return None
+  return OutOfMemory(*_too_large(message), seconds)
+
+
+def memory_of(stats: Any, params: float, optimizer: float) -> Memory:
+  """Returns a program's memory.
+
+  Args:
+    stats: Its `memory_analysis()`.
+    params: Bytes of the parameters on one device.
+    optimizer: Bytes of the optimizer state.
+  """
   arguments = stats.argument_size_in_bytes
   temporaries = stats.temp_size_in_bytes
   code = stats.generated_code_size_in_bytes
@@ -266,9 +278,7 @@ def _memory(step: Step, stats: Any) -> Memory:
            - stats.alias_size_in_bytes)
   # The compiler's own peak was seen above and below the sum.
   peak = max(whole, getattr(stats, "peak_memory_in_bytes", 0) + code)
-  return Memory(
-      device_bytes(step.like.params), device_bytes(step.like.opt_state),
-      arguments, temporaries, code, peak)
+  return Memory(params, optimizer, arguments, temporaries, code, peak)
 
 
 def _too_large(message: str) -> tuple[float | None, float | None]:

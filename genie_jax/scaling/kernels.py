@@ -21,8 +21,9 @@ import dataclasses
 import re
 from collections.abc import Callable, Sequence
 
+from genie_jax.core import chips
 from genie_jax.nn import fused
-from genie_jax.scaling import chips, hlo
+from genie_jax.scaling import hlo
 
 # Softmax of one score: scale, mask, maximum, subtract, exponential, sum,
 # divide, cast; the exponential counted as four.
@@ -97,12 +98,13 @@ def _whole_frames(count: float, products: int, softmaxes: int, grads: int):
   return cost
 
 
-def _fused(products: int, grads: int):
-  """Cost of `nn.fused`: all rows of a block of one head meet each other.
+def _fused(products: int, grads: int, heads: int = 1):
+  """Cost of `nn.fused`: all rows of a block meet each other, for each head.
 
   Args:
-    products: Matrix products of scores' size.
+    products: Matrix products of scores' size, for each head.
     grads: Times that the gradients of softmax and norms are computed.
+    heads: How many share a block.
   """
   def cost(operands: Shapes, results: Shapes, tile: int):
     del results
@@ -114,10 +116,14 @@ def _fused(products: int, grads: int):
         (b * -(-n // fused.PLACES), t * fused.PLACES) if in_time
         else (b * t, n))
     blocks *= c // k
-    each = rows * rows * (SOFTMAX_OPERATIONS + grads * SOFTMAX_GRAD_OPERATIONS)
-    # Queries and keys are normalised and, in time, turned.
-    each += 2 * rows * k * _NORM_OPERATIONS * (1 + 2 * grads)
-    return (blocks * products * product(rows, k, rows, tile), blocks * each)
+    each = heads * rows * rows * (
+        SOFTMAX_OPERATIONS + grads * SOFTMAX_GRAD_OPERATIONS)
+    # Queries and keys are normalised and, in time, turned; the channels of
+    # other heads are set to zero.
+    each += 2 * rows * k * _NORM_OPERATIONS * heads * (1 + 2 * grads)
+    return (
+        blocks * heads * products * product(rows, k, rows, tile),
+        blocks * each)
 
   return cost
 
@@ -125,8 +131,12 @@ def _fused(products: int, grads: int):
 # Pattern of a kernel's name -> (operands, results, tile) to (FLOPs, vector
 # operations). The first that matches the whole name counts.
 COSTS: dict[str, Callable[[Shapes, Shapes, int], tuple[float, float]]] = {
-    r"(time|space)_attention_forward.*": _fused(products=2, grads=0),
-    r"(time|space)_attention_backward.*": _fused(products=5, grads=1),
+    r"(time|space)_attention_forward": _fused(products=2, grads=0),
+    r"(time|space)_attention_backward": _fused(products=5, grads=1),
+    **{rf"(time|space)_attention_{way}_of_{heads}": _fused(
+        products, grads, heads)
+       for way, products, grads in (("forward", 2, 0), ("backward", 5, 1))
+       for heads in (2, 4)},
     # Splash attention (jax.experimental.pallas.ops.tpu.splash_attention): the
     # forward pass; both gradients in one pass; each by itself.
     r"splash_m[hq]a_fwd.*": _whole_frames(1, products=2, softmaxes=1, grads=0),

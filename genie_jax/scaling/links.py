@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from genie_jax.scaling import chips
+from genie_jax.core import chips
 
 HOP_SECONDS = 1e-6
 

@@ -52,8 +52,8 @@ def make(
   try:
     compiled = aot.compile_step(step, options)
   except aot.OutOfMemory as error:
-    return report | _too_large(error, topology), ""
-  report |= _memory(compiled.memory, topology)
+    return report | too_large(error, topology), ""
+  report |= memory(compiled.memory, topology)
   found = estimate.of(compiled.text, links.network(
       step.mesh.devices.flat, topology.dims, topology.wrap, topology.chip))
   report["compile_seconds"] = round(compiled.seconds, 1)
@@ -105,25 +105,31 @@ def _facts(step: aot.Step, topology: topology_lib.Topology) -> dict[str, Any]:
   }
 
 
-def _memory(memory: aot.Memory, topology) -> dict[str, Any]:
+def memory(
+    found: aot.Memory, topology: topology_lib.Topology
+) -> dict[str, Any]:
+  """Returns the memory of a chip by its use, as a plan's JSON has it."""
   gib = lambda num_bytes: round(
       num_bytes * topology.chip.devices / aot.GIB, 3)
-  used = gib(memory.peak)
+  used = gib(found.peak)
   return {
       "fits": used <= topology.chip.hbm_gib,
       "hbm_gib_per_chip": used,
       "hbm_gib_by_use": {
-          "parameters": gib(memory.params),
-          "optimizer": gib(memory.optimizer),
+          "parameters": gib(found.params),
+          "optimizer": gib(found.optimizer),
           "other_arguments": gib(
-              memory.arguments - memory.params - memory.optimizer),
-          "temporaries": gib(memory.temporaries),
-          "program": gib(memory.code),
+              found.arguments - found.params - found.optimizer),
+          "temporaries": gib(found.temporaries),
+          "program": gib(found.code),
       },
   }
 
 
-def _too_large(error: aot.OutOfMemory, topology) -> dict[str, Any]:
+def too_large(
+    error: aot.OutOfMemory, topology: topology_lib.Topology
+) -> dict[str, Any]:
+  """Returns what a plan's JSON says of a program that does not fit."""
   devices = topology.chip.devices
   gib = lambda x: None if x is None else round(x * devices / aot.GIB, 3)
   return {
@@ -182,7 +188,7 @@ def render(report: Mapping[str, Any], with_breakdown: bool = False) -> str:
       f"{report['accumulate']}",
       f"remat {report['remat']}",
       "",
-      *_memory_lines(report)]
+      *memory_lines(report)]
   if report["step_seconds"] is not None:
     lines += ["", *_time_lines(report)]
     if with_breakdown:
@@ -195,7 +201,8 @@ def render(report: Mapping[str, Any], with_breakdown: bool = False) -> str:
   return "\n".join(lines)
 
 
-def _memory_lines(report) -> list[str]:
+def memory_lines(report: Mapping[str, Any]) -> list[str]:
+  """Returns a plan's memory as lines of text."""
   used, limit = report["hbm_gib_per_chip"], report["hbm_limit_gib"]
   if used is None:
     return [f"memory: does not fit the chip's {limit:g} GiB"]

@@ -10,8 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from genie_jax.core import errors
-from genie_jax.scaling import chips
+from genie_jax.core import chips, errors
 
 _EXAMPLES = {2: "4x4, 8x8 or 16x16", 3: "2x2x1, 4x4x4 or 4x8x8"}
 

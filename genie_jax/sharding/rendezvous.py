@@ -108,6 +108,8 @@ def _receive_all(
       with contextlib.suppress(TimeoutError):
         end = stack.enter_context(server.accept()[0])
         verdict = _hear(end, num_processes, cards, ends)
+      if len(cards) == num_processes and not verdict:
+        _forget_gone(cards, ends)
     verdict = verdict or differences(cards)
     for end in ends.values():
       with contextlib.suppress(OSError):  # It may be gone by now.
@@ -142,6 +144,18 @@ def _hear(
     return (f"Two processes call themselves number {number} of {total}; give "
             "each its own --process-id.")
   return ""
+
+
+def _forget_gone(
+    cards: dict[int, Card], ends: dict[int, socket.socket]
+) -> None:
+  """Drops the processes that have ended since they came.
+
+  A launcher starts each of them again; to count the ended one would leave the
+  new one without an answer.
+  """
+  for number in [n for n, end in ends.items() if _is_closed(end)]:
+    del cards[number], ends[number]
 
 
 def _is_closed(end: socket.socket) -> bool:

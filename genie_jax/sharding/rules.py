@@ -26,7 +26,8 @@ BATCH_AXES = ("data", "fsdp")
 RULES: dict[str, tuple[str, ...]] = {
     # Weights.
     "layers": (),  # scanned: every device runs every layer
-    "embed": ("fsdp",),
+    # Chips that share a clip would hold the same weights: they split them too.
+    "embed": ("fsdp", "frame"),
     "mlp": ("tensor",),
     "heads": ("tensor",),
     "head_dim": (),
@@ -127,6 +128,30 @@ def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, layout)
 
 
+def gather(weight: jax.Array, axes: Sequence[str | None]) -> jax.Array:
+  """Returns a weight whole but for what the axis tensor splits (ZeRO-3).
+
+  Left to itself the partitioner sometimes moves the activations of small
+  layers to the parts of their weights. The gradient comes back in the
+  weight's own layout, so it is scattered and not summed everywhere.
+
+  Args:
+    weight: In the layout of its axes.
+    axes: Its logical axes.
+  """
+  if not is_split():
+    return weight
+  kept = [None if name == "embed" else name for name in axes]
+
+  @jax.custom_vjp
+  def whole(weight):
+    return constrain(weight, kept)
+
+  whole.defvjp(lambda weight: (constrain(weight, kept), None),
+               lambda _, grad: (constrain(grad, axes),))
+  return whole(weight)
+
+
 def is_split() -> bool:
   """Returns whether the mesh in force splits arrays over devices.
 
@@ -152,12 +177,20 @@ def platform() -> str:
   That of the mesh in force, which may be of chips that are not there (see
   `genie plan`), or of the default device.
   """
+  name = _device().platform
+  return "gpu" if name in ("cuda", "rocm") else name
+
+
+def device_kind() -> str:
+  """Returns JAX's name of the devices that a function is being traced for."""
+  return _device().device_kind
+
+
+def _device():
   mesh = jax.sharding.get_abstract_mesh()
   if not mesh.empty and mesh.abstract_device is not None:
-    name = mesh.abstract_device.platform
-  else:
-    name = jax.default_backend()
-  return "gpu" if name in ("cuda", "rocm") else name
+    return mesh.abstract_device
+  return jax.devices()[0]
 
 
 def per_device(

@@ -32,8 +32,8 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
+from genie_jax.core import chips, errors, progress
 from genie_jax.core import config as config_lib
-from genie_jax.core import errors, progress
 from genie_jax.sharding import hosts
 from genie_jax.sharding import mesh as mesh_lib
 from genie_jax.train import (
@@ -129,7 +129,8 @@ def train(
   like = state_lib.abstract(stage, optimizer, mesh)
   share = hosts.share(mesh)
   batches = make_batches(share)
-  checkpoints = checkpoint.Checkpoints(workdir, config.keep_checkpoints)
+  checkpoints = checkpoint.Checkpoints(
+      workdir, config.keep_checkpoints, config.keep_every)
   resumes = bool(checkpoint.valid_steps(workdir))
   workdir_lib.check(workdir, config, resumes)
   restored = checkpoints.restore(like, batches)
@@ -183,7 +184,7 @@ class _Run:
     self._layout = step_lib.batch_shardings(
         stage, mesh, size, optimizer.accumulate)
     self._step = step_lib.make_train_step(stage, optimizer, mesh, like, size)
-    peak = metrics_lib.peak_flops(mesh.devices.flat[0])
+    peak = chips.device_peak_flops(mesh.devices.flat[0].device_kind)
     self._meter = metrics_lib.Meter(
         size, stage.flops_per_clip, peak and peak * mesh.size, clock)
     # (step, metrics on the device) since the last look.

@@ -16,33 +16,6 @@ from genie_jax.train import goodput, storage
 
 FILE = "metrics.jsonl"
 
-# Peak dense bfloat16 FLOPs a second of one device, by `device_kind`. TPUs:
-# Cloud TPU documentation, "System architecture", one page a version. GPUs:
-# NVIDIA's data sheets of A100, H100, H200, B200 and L4 without sparsity.
-# JAX shows a v4 or later chip as one device (megacore).
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA A100 80GB PCIe": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-    "NVIDIA L4": 121e12,
-}
-
-
-def peak_flops(device: jax.Device) -> float | None:
-  """Returns a device's peak FLOPs a second, or None where it is unknown."""
-  return PEAK_FLOPS.get(device.device_kind)
-
 
 class Writer(Protocol):
   """Takes numbers and pictures of a step."""

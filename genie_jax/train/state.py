@@ -50,8 +50,7 @@ def abstract(
     UserError: A parameter does not split over the mesh.
   """
   boxed, extra = jax.eval_shape(stage.init, jax.random.key(0))
-  params = jax.tree_util.tree_map_with_path(
-      lambda path, box: _place(path, box, mesh), boxed, is_leaf=_is_box)
+  params = place(boxed, mesh)
   opt_state = jax.eval_shape(optimizer.transformation.init, params)
   whole = mesh_lib.replicated(mesh)
   replicate = lambda tree: jax.tree.map(lambda x: _with(x, whole), tree)
@@ -59,6 +58,21 @@ def abstract(
   return TrainState(
       step=replicate(step), params=params, extra=replicate(extra),
       opt_state=_like_params(opt_state, params, whole), rng=replicate(rng))
+
+
+def place(boxed: Tree, mesh: Mesh) -> Tree:
+  """Returns the shapes, dtypes and layouts of labelled parameters.
+
+  Args:
+    boxed: Abstract parameters in boxes that name their axes, as `init` gives.
+    mesh: What they are split over.
+
+  Raises:
+    ValueError: A parameter has no logical axes.
+    UserError: A parameter does not split over the mesh.
+  """
+  return jax.tree_util.tree_map_with_path(
+      lambda path, box: _place(path, box, mesh), boxed, is_leaf=_is_box)
 
 
 def shardings(state: TrainState) -> TrainState:

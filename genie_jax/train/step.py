@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from genie_jax.core import errors
 from genie_jax.sharding import mesh as mesh_lib
 from genie_jax.sharding import rules
+from genie_jax.train import compiler
 from genie_jax.train import optimizer as optimizer_lib
 from genie_jax.train import stage as stage_lib
 from genie_jax.train import state as state_lib
@@ -116,7 +117,8 @@ def make_train_step(
 
   return jax.jit(
       step, donate_argnums=0, in_shardings=(layout, batch_layout),
-      out_shardings=(layout, mesh_lib.replicated(mesh)))
+      out_shardings=(layout, mesh_lib.replicated(mesh)),
+      compiler_options=compiler.options(mesh))
 
 
 def make_eval_step(

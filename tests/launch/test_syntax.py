@@ -197,7 +197,7 @@ def test_images_are_pinned_small_and_not_of_root(path, tmp_path):
   assert all("--no-cache-dir" in run for run in installs)
   first, last = installs
   assert "--constraint constraints.txt" in first
-  assert f'".[{path.suffix[1:]}]"' in first
+  assert f'".[{path.suffix[1:]},gs]"' in first
   assert "--no-deps" in last
   assert not any("apt" in run for run in values("RUN"))
 
@@ -223,6 +223,6 @@ def test_what_an_image_copies_is_there_and_is_sent(path, tmp_path):
 def test_the_images_differ_in_nothing_but_their_chips(tmp_path):
   tpu, cuda = (instructions(path, tmp_path) for path in recipes.DOCKERFILES)
   same = lambda found: [
-      (which, re.sub(r"\[(tpu|cuda)\]", "[x]", value))
+      (which, re.sub(r"\[(tpu|cuda),", "[x,", value))
       for which, value in found if which not in ("ARG", "ENV", "USER")]
   assert same(tpu) == same(cuda)

@@ -35,12 +35,12 @@ def compare(found, wanted, inputs, **tolerance):
     np.testing.assert_allclose(a, b, err_msg=name, **tolerance)
 
 
-def attentions(in_time, window, **shape):
+def attentions(in_time, window, heads=2, head_dim=128, **shape):
   """Returns an attention layer twice, plain and by kernel, and its inputs."""
   sizes = dict(b=2, t=6, n=20, d=32) | shape
   x = draw(0, sizes["b"], sizes["t"], sizes["n"], sizes["d"])
   make = lambda implementation: attention.Attention(
-      num_heads=2, head_dim=128, causal=in_time, window=window,
+      num_heads=heads, head_dim=head_dim, causal=in_time, window=window,
       implementation=implementation, dtype=jnp.float32)
   params = nn.unbox(make("plain").init(
       jax.random.key(0), x, jnp.arange(sizes["t"])))
@@ -50,11 +50,20 @@ def attentions(in_time, window, **shape):
   return make("plain"), make("interpreted"), params, x
 
 
-@pytest.mark.parametrize("in_time, window, n, num_valid", [
-    (True, 0, 16, None), (True, 0, 20, None),  # 20: a block a quarter full.
-    (True, 3, 20, None), (False, 0, 20, None), (False, 0, 20, 13)])
-def test_fused_attention_equals_plain_attention(in_time, window, n, num_valid):
-  plain, kernel, params, x = attentions(in_time, window, n=n)
+@pytest.mark.parametrize("in_time, window, n, num_valid, heads, head_dim", [
+    (True, 0, 16, None, 2, 128),
+    (True, 0, 20, None, 2, 128),  # 20: a block a quarter full.
+    (True, 3, 20, None, 2, 128),
+    (False, 0, 20, None, 2, 128),
+    (False, 0, 20, 13, 2, 128),
+    # Narrow heads share a block.
+    (True, 0, 20, None, 4, 64), (False, 0, 20, 13, 2, 64),
+    (True, 3, 20, None, 4, 32), (False, 0, 20, None, 8, 32)])
+def test_fused_attention_equals_plain_attention(
+    in_time, window, n, num_valid, heads, head_dim):
+  assert fused.fits(6, n, heads, head_dim, in_time)
+  plain, kernel, params, x = attentions(
+      in_time, window, heads, head_dim, n=n)
   weights = draw(2, *x.shape)
   if num_valid:
     weights[:, :, num_valid:] = 0

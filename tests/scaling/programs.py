@@ -6,7 +6,8 @@ in angle brackets for a type of TYPES.
 
 import re
 
-from genie_jax.scaling import chips, links
+from genie_jax.core import chips
+from genie_jax.scaling import links
 
 CHIP = chips.find("v5p")
 

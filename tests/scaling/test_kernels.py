@@ -2,8 +2,9 @@
 
 import pytest
 
+from genie_jax.core import chips
 from genie_jax.nn import fused
-from genie_jax.scaling import chips, hlo, kernels
+from genie_jax.scaling import hlo, kernels
 from tests.scaling import programs
 
 V5P = chips.find("v5p")

@@ -5,7 +5,8 @@ import itertools
 
 import pytest
 
-from genie_jax.scaling import chips, links
+from genie_jax.core import chips
+from genie_jax.scaling import links
 from tests.scaling import programs
 
 GB = 1e9

@@ -190,9 +190,17 @@ def test_a_missing_compiler_is_one_line_with_what_to_install(
   monkeypatch.delenv("TPU_LIBRARY_PATH")
   monkeypatch.setattr(
       aot.importlib.util, "find_spec", lambda name: None)
+  monkeypatch.setattr(aot.sys, "prefix", str(tmp_path))
   err = refused(
       capsys, "plan", "--config", SMOKE, "--topology", "v5e:2x2")
-  assert "genie_jax[plan]" in err and aot.library_requirement() in err
+  assert str(tmp_path / "libtpu") in err
+  assert aot.library_requirement() in err
+  # Installed as the message says, it is found.
+  library = tmp_path / "libtpu/libtpu/libtpu.so"
+  library.parent.mkdir(parents=True)
+  library.touch()
+  aot.prepare()
+  assert aot.os.environ["TPU_LIBRARY_PATH"] == str(library)
 
 
 def test_what_the_compiler_says_of_memory_is_read():
@@ -208,7 +216,7 @@ def test_what_the_compiler_says_of_memory_is_read():
 def test_a_plan_that_does_not_fit_is_still_whole():
   place = topology.parse("v3:2x2")
   step = {"topology": place.name}
-  report = step | plan._too_large(
+  report = step | plan.too_large(
       aot.OutOfMemory(20 * 2**30, 15.5 * 2**30, 3.0), place)
   # Two devices a chip.
   assert report["hbm_gib_per_chip"] == 40.0

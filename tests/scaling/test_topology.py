@@ -2,8 +2,8 @@
 
 import pytest
 
-from genie_jax.core import errors
-from genie_jax.scaling import chips, topology
+from genie_jax.core import chips, errors
+from genie_jax.scaling import topology
 
 
 @pytest.mark.parametrize("text, name, chips_, devices", [

@@ -97,13 +97,16 @@ def test_strangers_are_not_counted_and_a_restarted_process_is_once(port):
 
 def test_a_process_that_was_started_again_replaces_itself(port):
   with concurrent.futures.ThreadPoolExecutor(3) as pool:
-    first = pool.submit(
-        rendezvous.meet, "127.0.0.1", port, 3, 0, CARD, 10.0)
+    meet = lambda n: pool.submit(
+        rendezvous.meet, "127.0.0.1", port, 3, n, CARD, 10.0)
+    first = meet(0)
     card = b'{"config": "old"}'
     knock(port, b'{"hello": "genie_jax rendezvous 1", "process": 1, '
           b'"processes": 3, "card": ' + card + b"}\n")
-    rest = [pool.submit(rendezvous.meet, "127.0.0.1", port, 3, n, CARD, 10.0)
-            for n in (1, 2)]
+    # All numbers have come once now, but the first to bear 1 is gone.
+    rest = [meet(2)]
+    time.sleep(0.5)
+    rest.append(meet(1))
     assert [x.result() for x in (first, *rest)] == [None] * 3
 
 

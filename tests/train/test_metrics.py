@@ -2,11 +2,11 @@
 
 import json
 import time
-import types
 
 import numpy as np
 import pytest
 
+from genie_jax.core import chips
 from genie_jax.train import goodput
 from genie_jax.train import metrics as metrics_lib
 
@@ -69,10 +69,11 @@ def test_meter_leaves_out_what_is_no_training():
 
 
 def test_mfu_of_a_device_of_unknown_peak_is_null():
-  assert metrics_lib.peak_flops(
-      types.SimpleNamespace(device_kind="cpu")) is None
-  assert metrics_lib.peak_flops(
-      types.SimpleNamespace(device_kind="TPU v4")) == 275e12
+  assert chips.device_peak_flops("cpu") is None
+  # A v4 chip is one device, a v3 chip is two.
+  assert chips.device_peak_flops("TPU v4") == 275e12
+  assert chips.device_peak_flops("TPU v3") == 61.5e12
+  assert chips.device_peak_flops("NVIDIA H100 80GB HBM3") == 989e12
   meter = metrics_lib.Meter(8, 1e6, None, goodput.Clock(time.time()))
   meter.step(0.0)
   found = meter.read()

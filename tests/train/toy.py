@@ -27,7 +27,7 @@ def config(**changes) -> ml_collections.ConfigDict:
   """Returns a config of four steps; `changes` use "__" for a dot."""
   fields = ml_collections.ConfigDict(dict(
       stage="toy", seed=0, init_from="", steps=4, log_every=1, eval_every=2,
-      eval_batches=2, checkpoint_every=2, keep_checkpoints=3,
+      eval_batches=2, checkpoint_every=2, keep_checkpoints=3, keep_every=0,
       mesh=dict(data=1, fsdp=-1, tensor=1, frame=1),
       data=dict(path="", batch_size=16, num_threads=0),
       model=dict(hidden=HIDDEN),

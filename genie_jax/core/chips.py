@@ -1,4 +1,4 @@
-"""TPU chips by name: memory, peaks, links, each number with its source.
+"""Accelerators by name: memory, peaks, links, each number with its source.
 
 Sources, by the letter behind a number:
   [a] the vendor's page of the chip, cloud.google.com/tpu/docs/<chip>, and
@@ -152,6 +152,25 @@ CHIPS = {chip.name: chip for chip in (
 ALIASES = {"tpu7x": "v7x", "v7": "v7x", "v5": "v5p", "v5litepod": "v5e",
            "v5lite": "v5e", "trillium": "v6e", "ironwood": "v7x"}
 
+# What JAX calls the kind of a chip's devices.
+_DEVICE_KINDS = {
+    "TPU v2": "v2", "TPU v3": "v3", "TPU v4": "v4", "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e", "TPU7x": "v7x"}
+
+# Peak dense bfloat16 FLOPs a second by kind: NVIDIA's data sheets of A100,
+# H100, H200, B200 and L4, without sparsity.
+_GPU_PEAK_FLOPS = {
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+    "NVIDIA L4": 121e12,
+}
+
 
 def find(name: str) -> Chip:
   """Returns the chip of a name.
@@ -166,3 +185,18 @@ def find(name: str) -> Chip:
         f"Unknown chip {name!r}{errors.closest(key, CHIPS)}; the known ones "
         f"are {', '.join(CHIPS)}.")
   return CHIPS[key]
+
+
+def of_device(kind: str) -> Chip | None:
+  """Returns the TPU chip of a JAX `device_kind`, None where there is none."""
+  return CHIPS[_DEVICE_KINDS[kind]] if kind in _DEVICE_KINDS else None
+
+
+def device_peak_flops(kind: str) -> float | None:
+  """Returns bfloat16 FLOPs a second of one device, None where unknown.
+
+  Args:
+    kind: A JAX `device_kind`, of a TPU or a GPU.
+  """
+  chip = of_device(kind)
+  return chip.peak_flops / chip.devices if chip else _GPU_PEAK_FLOPS.get(kind)

@@ -1,0 +1,114 @@
+"""How each config lays its state and batches out, as golden files.
+
+A change of a logical axis or of the table shows as a changed line. To accept
+it:
+
+  python -m tests.sharding.layouts
+"""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType
+
+from genie_jax.core import config as config_lib
+from genie_jax.sharding import mesh as mesh_lib
+from genie_jax.stages import registry
+from genie_jax.train import optimizer as optimizer_lib
+from genie_jax.train import state as state_lib
+from genie_jax.train import step as step_lib
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+ROOT = pathlib.Path(__file__).parent.parent.parent
+MANY = dict(data=2, fsdp=4, tensor=2, frame=2)
+
+# Each config, and the mesh that it is laid out on: its own on the chips that
+# it is for, and for the smoke modes one with all axes in use. The scaling
+# rows are one function of their size.
+CASES = {
+    **{f"{world}/{stage}": (dict(MANY, data=1), 16)
+       for world in ("coinrun", "platformers")
+       for stage in ("tokenizer", "lam", "dynamics", "joint")},
+    "coinrun/tokenizer_images:tiny": ({}, 8),
+    "scaling/dynamics": ({}, 64),
+}
+OWN = {"platformers/tokenizer": 128, "platformers/lam": 256,
+       "platformers/dynamics": 256, "platformers/joint": 256}
+
+
+def describe(name: str, changes: dict[str, int], chips: int) -> dict:
+  """Returns shape, dtype and layout of every array of a config's step.
+
+  Args:
+    name: Of the config below experiments/.
+    changes: Mesh axes that differ from the config's.
+    chips: Devices of the mesh.
+  """
+  file, _, mode = name.partition(":")
+  config = config_lib.load(f"{ROOT}/experiments/{file}.py:{mode}").unlock()
+  if "start" in config:
+    config.start = "random"  # Others read the tokenizer of a token folder.
+  config.mesh.update(changes)
+  config.optimizer.accumulate = 1
+  size = config.data.batch_size = max(config.data.batch_size, chips)
+  stage = registry.make(config)
+  sizes = mesh_lib.sizes(config.mesh, chips)
+  mesh = AbstractMesh(
+      tuple(sizes.values()), tuple(sizes),
+      axis_types=(AxisType.Auto,) * len(sizes))
+  optimizer = optimizer_lib.make(
+      config.optimizer, config.steps, stage.no_decay)
+  state = state_lib.abstract(stage, optimizer, mesh)
+  line = lambda shape, dtype, spec: (
+      f"{np.dtype(dtype).name}{list(shape)} {spec}" if shape else
+      f"{np.dtype(dtype).name} {spec}")
+  arrays = {
+      "/".join(map(_key, path)): line(x.shape, x.dtype, x.sharding.spec)
+      for path, x in jax.tree_util.tree_leaves_with_path(
+          (state.params, state.extra))}
+  layouts = step_lib.batch_shardings(stage, mesh, size, 1)
+  # The optimizer's leaves follow the parameters': only those that do not.
+  wanted = {x.sharding.spec for x in jax.tree.leaves(state.params)}
+  other = [x.sharding.spec for x in jax.tree.leaves(state.opt_state)
+           if x.ndim and x.sharding.spec not in wanted]
+  return {
+      "mesh": sizes,
+      "batch": {
+          feature: line(
+              (size, *stage.features[feature].shape),
+              stage.features[feature].dtype, layout.spec)
+          for feature, layout in layouts.items()},
+      "state": arrays,
+      "optimizer_state_of_another_layout": [str(spec) for spec in other],
+  }
+
+
+def all_of(name: str) -> list[dict]:
+  """Returns the layouts of a config on each of its meshes."""
+  changes, chips = CASES[name]
+  found = [describe(name, changes, chips)]
+  if name in OWN:
+    found.append(describe(name, {}, OWN[name]))
+  return found
+
+
+def path_of(name: str) -> pathlib.Path:
+  file = name.partition(":")[0]
+  return GOLDEN / f"{file.replace('/', '_')}.json"
+
+
+def _key(entry) -> str:
+  return str(getattr(entry, "key", getattr(entry, "idx", entry)))
+
+
+def main() -> None:
+  """Writes all golden files anew."""
+  for name in CASES:
+    path_of(name).write_text(json.dumps(all_of(name), indent=1) + "\n")
+    print(path_of(name))
+
+
+if __name__ == "__main__":
+  main()
