@@ -8,7 +8,7 @@ STAMP := $(VENV)/.ready
 LIBTPU := $(VENV)/libtpu/libtpu/libtpu.so
 RUNS ?= runs
 
-.PHONY: help setup system-libraries demo test test-slow lint clean
+.PHONY: help setup system-libraries demo play test test-slow lint clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,11 @@ system-libraries:
 
 demo: setup system-libraries  ## collect CoinRun, train a world, measure it, roll it out
 	@$(BIN)/python -m experiments.coinrun.pipeline --mode tiny --out $(RUNS)/demo
+
+PLAY_WORLD ?= experiments/coinrun/results/small/world
+
+play: setup  ## play the world that ships with this repository, in the browser
+	@$(BIN)/python -m genie_jax.cli.play --world $(PLAY_WORLD)
 
 # The TPU compiler, for the tests that plan. Beside the environment and not in
 # it: where JAX finds it, every start looks for TPUs first. Tests that need it

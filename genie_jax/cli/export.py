@@ -29,12 +29,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
       "the clips that a given workdir was trained on)")
   add("--num-prompts", type=int, default=8, metavar="N",
       help="how many prompts, at most (default: 8)")
-  add("--dtype", default="bfloat16", choices=("bfloat16", "float32"),
-      help="precision of the weights (default: bfloat16)")
+  add("--dtype", default="bfloat16", choices=("bfloat16", "float32", "int8"),
+      help="precision of the weights; int8 is for the matrices of layers, the "
+      "rest is bfloat16 then (default: bfloat16)")
   add("--name", default="", metavar="NAME",
       help="name of the world (default: that of the folder)")
   add("--metrics", default=None, metavar="FILE",
       help="metrics.json of `genie eval`, to be stated in the world")
+  add("--shard-bytes", type=int, default=5_000_000_000, metavar="N",
+      help="most bytes of weights in one file (default: 5 GB)")
+  add("--stablehlo", action="store_true",
+      help="also write encode, reset, step and decode as StableHLO programs "
+      "for CPU, CUDA and TPU, which need JAX but not this package's models")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,11 +52,15 @@ def run(args: argparse.Namespace) -> int:
   if args.num_prompts < 0:
     raise errors.UserError(
         f"--num-prompts must not be negative, as {args.num_prompts} is.")
+  if args.shard_bytes < 1:
+    raise errors.UserError(
+        f"--shard-bytes must be positive, as {args.shard_bytes} is not.")
   metrics = files.read_json(args.metrics) if args.metrics else None
   manifest = export.export(
       args.workdirs, args.out, prompts=args.prompts,
       num_prompts=args.num_prompts, dtype=args.dtype, name=args.name,
-      metrics=metrics)
+      metrics=metrics, shard_bytes=args.shard_bytes,
+      stablehlo=args.stablehlo)
   size = sum(entry["bytes"] for entry in manifest["files"].values())
   prompts = sum(name.startswith("prompts/") for name in manifest["files"])
   print(

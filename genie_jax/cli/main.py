@@ -22,6 +22,7 @@ COMMANDS = {
     "tokenize": "turn clips into token records",
     "export": "turn checkpoints into a world folder",
     "sample": "roll a world out from a picture and a list of actions",
+    "play": "play a world in the browser",
     "eval": "measure a world: metrics.json and report.html",
     "plan": "estimate memory, time and cost of a run before renting chips",
     "scaling": "print the parameter counts of the scaling study",

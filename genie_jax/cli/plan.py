@@ -13,7 +13,7 @@ example:
   genie plan --config experiments/platformers/dynamics.py \\
       --topology v5p:4x8x8 --json plan.json
 
-Needs libtpu: pip install 'genie_jax[plan]'; see docs/plan.md. Exit code 2 when
+Needs the library libtpu; see docs/plan.md. Exit code 2 when
 the run does not fit the chips; the JSON is written all the same.
 """
 
@@ -48,6 +48,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
       help="how many changes to compile when the run does not fit (default 2)")
   add("--hlo", default=None, metavar="FILE",
       help="also write the compiled program's text there")
+  add("--sample", action="store_true",
+      help="plan a frame of the trained world instead of a training step: "
+      "memory, seconds a frame, frames a second")
+  add("--tokenizer", default=None, metavar="FILE.py[:MODE]",
+      help="with --sample: the tokenizer's config (default: tokenizer.py "
+      "beside --config)")
+  add("--players", type=int, default=1, metavar="N",
+      help="with --sample: players that one call serves (default 1)")
+  add("--slide", choices=("exact", "rolling", "re-encode"), default="exact",
+      help="with --sample: what happens at the window's end (default exact)")
   add("--option", action="append", default=[], metavar="NAME=VALUE",
       help="option of the TPU compiler, for example "
       "xla_tpu_scoped_vmem_limit_kib=98304; may be given many times")
@@ -70,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
   found = topology.parse(args.topology, args.slices)
   config = config_lib.load(args.config, args.overrides)
   aot.prepare()
+  if args.sample:
+    return _sample(args, config, found, options)
   if args.search:
     return _search(args, config, found, options)
   return _one(args, config, found, options)
@@ -93,6 +105,30 @@ def _one(args, config, topology, options) -> int:
   print(plan.render(report, args.breakdown))
   if not report["fits"]:
     raise errors.UserError(f"{args.config} {advice.verdict(report)}")
+  return 0
+
+
+def _sample(args, config, topology, options) -> int:
+  from genie_jax.core import config as config_lib
+  from genie_jax.core import errors, files
+  from genie_jax.scaling import isolated, playing
+
+  path, _, mode = args.config.partition(":")
+  beside = os.path.join(os.path.dirname(path), "tokenizer.py")
+  tokenizer = config_lib.load(args.tokenizer or f"{beside}:{mode}")
+  report, text = isolated.play(
+      config, tokenizer, topology, args.players, args.slide, options)
+  report |= {"config": args.config, "overrides": list(args.overrides)}
+  if args.hlo and text:
+    files.write_atomic(args.hlo, text)
+  if args.json:
+    files.write_json(args.json, report)
+  print(playing.render(report))
+  if not report["fits"]:
+    raise errors.UserError(
+        f"{args.config} --sample needs more than the "
+        f"{report['hbm_limit_gib']:g} GiB of a chip of {topology.name}; use "
+        "more chips, which share the weights, or fewer --players.")
   return 0
 
 

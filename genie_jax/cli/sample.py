@@ -40,6 +40,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
       help="random or confidence (default: the world's)")
   add("--schedule", default=None, metavar="NAME",
       help="cosine, linear or square_root (default: the world's)")
+  add("--top-k", type=int, default=None, metavar="N",
+      help="draw only from the N likeliest tokens, 0 for all (default: the "
+      "world's)")
+  add("--top-p", type=float, default=None, metavar="X",
+      help="draw only from the likeliest tokens that have this probability "
+      "together, 1 for all (default: the world's)")
+  add("--slide", default=None, metavar="MODE",
+      help="what a full window does: exact, rolling or re-encode (default: "
+      "the world's)")
+  add("--drop", type=int, default=None, metavar="N",
+      help="frames that a full window drops at once, in modes exact and "
+      "re-encode (default: the world's, or 1 with --slide)")
   add("--fps", type=float, default=None, metavar="X",
       help="frames a second of the film (default: the world's)")
   add("--scale", type=int, default=4, metavar="N",
@@ -49,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
   """Writes the film; returns 0."""
   # Late imports: JAX takes seconds, which --help need not wait for.
+  import dataclasses
   import pathlib
   import time
 
@@ -57,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
   from genie_jax.core import errors, images
   from genie_jax.infer import bundle
   from genie_jax.sampling import maskgit
+  from genie_jax.sampling import slide as slides
 
   if pathlib.Path(args.out).suffix not in (".gif", ".mp4"):
     raise errors.UserError(f"--out {args.out}: give a .gif or .mp4 file.")
@@ -71,12 +85,16 @@ def run(args: argparse.Namespace) -> int:
   world = found.world
   actions = world.check_actions(
       parse_actions(args.actions, world.num_actions, args.seed))
-  changed = {
+  given = lambda *names: {
       name: getattr(args, name)
-      for name in ("temperature", "refinements", "order", "schedule")
-      if getattr(args, name) is not None}
-  sampling = maskgit.make_sampling(
-      {**vars(world.sampling), **changed})
+      for name in names if getattr(args, name) is not None}
+  sampling = maskgit.make_sampling({**vars(world.sampling), **given(
+      "temperature", "refinements", "order", "schedule", "top_k", "top_p")})
+  slide = world.slide
+  if args.slide is not None:
+    slide = slides.Slide(args.slide)
+  slide = dataclasses.replace(slide, **given("drop"))
+  world = world.with_options(sampling=sampling, slide=slide)
   pictures = args.prompts or [str(path) for path in found.prompts[:1]]
   if not pictures:
     raise errors.UserError(
@@ -84,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
   prompt = np.stack([
       images.load_prompt(path, *world.frame_shape[:2]) for path in pictures])
   began = time.monotonic()
-  frames = world.rollout(prompt, actions, seed=args.seed, sampling=sampling)
+  frames = world.rollout(prompt, actions, seed=args.seed)
   seconds = time.monotonic() - began
   images.save_video(args.out, frames, args.fps or world.fps, args.scale)
   print(

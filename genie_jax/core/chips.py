@@ -148,6 +148,10 @@ CHIPS = {chip.name: chip for chip in (
         assumptions=("clock: 2.2 GHz", _FOUR_UNITS)),
 )}
 
+# Bytes a second between one chip and its host's memory, one way: half of what
+# 16 lanes of PCIe of the third generation carry. No page states it: [?].
+HOST_BANDWIDTH = 8e9
+
 # Other names under which people know a chip.
 ALIASES = {"tpu7x": "v7x", "v7": "v7x", "v5": "v5p", "v5litepod": "v5e",
            "v5lite": "v5e", "trillium": "v6e", "ironwood": "v7x"}

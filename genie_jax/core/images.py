@@ -5,6 +5,7 @@ import pathlib
 import struct
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -12,7 +13,16 @@ from PIL import Image, ImageDraw, ImageFont
 
 from genie_jax.core import errors, files
 
-_MAX_PIXELS = 50_000_000  # A larger prompt is a mistake or a bomb.
+MAX_PIXELS = 64_000_000  # 50-megapixel photos pass; more is a bomb.
+# No formats that run programs (EPS) or that nobody sends.
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+_DRAFT_FACTOR = 4  # JPEGs are read no finer than this times the frame.
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90}
 _LABEL_PIXELS = 14
 _GIF_HUNDREDTHS = 100  # GIF delays count hundredths of a second.
 
@@ -20,78 +30,134 @@ _GIF_HUNDREDTHS = 100  # GIF delays count hundredths of a second.
 def load_prompt(
     path: files.PathLike, height: int, width: int
 ) -> np.ndarray:
+  """Reads a picture file as one frame; see `read_prompt`.
+
+  Raises:
+    UserError: The file is missing, is not a picture, or is too large.
+  """
+  path = pathlib.Path(path)
+  try:
+    content = path.open("rb")
+  except FileNotFoundError as error:
+    raise errors.UserError(
+        f"{path} does not exist; give a picture to start from.") from error
+  except OSError as error:
+    raise errors.UserError(
+        f"{path} is not a picture that can be read ({error}).") from error
+  with content:
+    return read_prompt(content, height, width, str(path))
+
+
+def read_prompt(
+    content: BinaryIO, height: int, width: int, name: str
+) -> np.ndarray:
   """Reads any picture as one frame.
 
-  The rule: the first frame of an animation; transparency laid on black; any
-  mode turned to RGB; the largest centred crop of the frame's aspect ratio;
-  resized by area averaging.
+  The rule: PNG, JPEG, WebP, GIF, BMP, TIFF and PPM of at most 64 million
+  pixels; the first frame of an animation; turned upright as its EXIF says; the
+  largest centred crop of the frame's aspect ratio; resized by area averaging;
+  any mode turned to RGB; transparency laid on white. 16-bit greys are scaled
+  by 65535 where one exceeds 255, floats by 255 where none exceeds 1; what is
+  then out of range is clipped, and NaN is black. Colour profiles are ignored.
 
   Args:
-    path: A file in any format that Pillow reads.
+    content: An open file.
     height: Rows of the frame.
     width: Columns of the frame.
+    name: What errors call it.
 
   Returns:
     uint8 [height, width, 3].
 
   Raises:
-    UserError: The file is missing, is not a picture, or has more than 50
-      million pixels.
+    UserError: It is not a picture, or has more than 64 million pixels.
   """
-  path = pathlib.Path(path)
   try:
     with warnings.catch_warnings():
-      # Pillow's warning would come before our own, clearer refusal.
-      warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-      opened = Image.open(path)
-    with opened as picture:
-      columns, rows = picture.size
-      if rows * columns > _MAX_PIXELS:
-        raise errors.UserError(
-            f"{path} has {columns} x {rows} pixels; at most {_MAX_PIXELS} are "
-            "read, so make it smaller.")
-      picture.load()
-      rgb = _to_rgb(picture)
-  except FileNotFoundError as error:
-    raise errors.UserError(
-        f"{path} does not exist; give a picture to start from.") from error
+      # Decoders warn of what they read around, and before our own refusal.
+      warnings.simplefilter("ignore")
+      with Image.open(content, formats=_FORMATS) as picture:
+        columns, rows = picture.size
+        if not 0 < rows * columns <= MAX_PIXELS:
+          raise errors.UserError(
+              f"{name} has {columns} x {rows} pixels; 1 to {MAX_PIXELS} are "
+              "read, so make it smaller.")
+        turn = _UPRIGHT.get(picture.getexif().get(_EXIF_ORIENTATION))
+        lying = turn in (
+            Image.Transpose.TRANSPOSE, Image.Transpose.TRANSVERSE,
+            Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270)
+        size = (height, width) if lying else (width, height)
+        # Lets the JPEG decoder shrink large photos while it reads.
+        picture.draft(
+            picture.mode, (size[0] * _DRAFT_FACTOR, size[1] * _DRAFT_FACTOR))
+        picture.load()
+        frame = _cut(_resizable(picture), size)
   except errors.UserError:
     raise
-  except (OSError, SyntaxError, ValueError, RuntimeError, EOFError,
-          struct.error, Image.DecompressionBombError) as error:
+  except (OSError, SyntaxError, ValueError, RuntimeError, EOFError, TypeError,
+          LookupError, ArithmeticError, MemoryError, struct.error,
+          Image.DecompressionBombError) as error:
     # What Pillow's decoders raise for damaged files differs by format.
+    reason = " ".join(str(error).split())[:120] or type(error).__name__
+    if isinstance(error, Image.UnidentifiedImageError):
+      reason = "unknown format"
     raise errors.UserError(
-        f"{path} is not a picture that can be read ({error}); give a PNG, "
+        f"{name} is not a picture that can be read ({reason}); give a PNG, "
         "JPEG, WebP or GIF file.") from error
+  if turn is not None:
+    frame = frame.transpose(turn)
+  return np.asarray(frame, np.uint8)
+
+
+def _resizable(picture: Image.Image) -> Image.Image:
+  """Returns a picture whose channels may be averaged, as 8 bits each."""
+  if picture.mode.startswith("I;16") or picture.mode == "I":
+    top = 65535 if picture.getextrema()[1] > 255 else 255
+    values = np.asarray(picture).astype(np.float32) * (255 / top)
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+  if picture.mode == "F":
+    values = np.nan_to_num(np.array(picture, np.float32))
+    if values.max() <= 1:
+      values *= 255
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+  if picture.has_transparency_data:
+    return picture.convert("RGBA")
+  if picture.mode in ("L", "RGB", "CMYK"):
+    return picture
+  return picture.convert("RGB")
+
+
+def _cut(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+  """Returns the largest centred crop of this shape, resized, as RGB."""
+  (columns, rows), (width, height) = picture.size, size
   scale = min(columns / width, rows / height)
   crop_width, crop_height = width * scale, height * scale
   left, top = (columns - crop_width) / 2, (rows - crop_height) / 2
   box = (left, top, left + crop_width, top + crop_height)
   # Exact sizes pass through untouched; area averaging blurs nothing there.
-  resized = rgb.resize((width, height), Image.Resampling.BOX, box=box)
-  return np.asarray(resized, np.uint8)
+  cut = picture.resize(size, Image.Resampling.BOX, box=box)
+  if cut.mode == "RGBA":
+    white = Image.new("RGBA", size, (255, 255, 255, 255))
+    cut = Image.alpha_composite(white, cut)
+  return cut.convert("RGB")
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-  """Returns a picture of any mode as 8-bit RGB on a black ground."""
-  if picture.mode.startswith("I;16") or picture.mode == "I":
-    values = np.asarray(picture, np.float64)
-    top = 65535.0 if values.max() > 255 else 255.0
-    values = (values / top * 255).clip(0, 255)
-    picture = Image.fromarray(values.astype(np.uint8))
-  elif picture.mode == "F":
-    values = np.nan_to_num(np.asarray(picture, np.float64))
-    picture = Image.fromarray(values.clip(0, 255).astype(np.uint8))
-  rgba = picture.convert("RGBA")
-  black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
-  return Image.alpha_composite(black, rgba).convert("RGB")
+def to_png(picture: np.ndarray) -> bytes:
+  """Returns uint8 [H, W, 3] as the bytes of a PNG file."""
+  buffer = io.BytesIO()
+  Image.fromarray(picture).save(buffer, "PNG")
+  return buffer.getvalue()
 
 
 def save_png(path: files.PathLike, picture: np.ndarray) -> None:
   """Writes uint8 [H, W, 3] as a PNG file, atomically."""
-  buffer = io.BytesIO()
-  Image.fromarray(picture).save(buffer, "PNG")
-  files.write_atomic(path, buffer.getvalue())
+  files.write_atomic(path, to_png(picture))
+
+
+def from_png(content: bytes) -> np.ndarray:
+  """Returns uint8 [H, W, 3] of what `to_png` wrote."""
+  with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
+    return np.asarray(picture, np.uint8)
 
 
 def strip(
@@ -149,15 +215,25 @@ def save_video(
     UserError: Another ending.
   """
   path = pathlib.Path(path)
-  frames = np.asarray(frames, np.uint8).repeat(scale, 1).repeat(scale, 2)
-  if path.suffix == ".gif":
-    content = _gif(frames, fps)
-  elif path.suffix == ".mp4":
-    content = _mp4(frames, fps)
-  else:
+  if path.suffix not in (".gif", ".mp4"):
     raise errors.UserError(
         f"{path}: videos end in .gif or .mp4, not {path.suffix!r}.")
-  files.write_atomic(path, content)
+  files.write_atomic(path, to_video(frames, path.suffix[1:], fps, scale))
+
+
+def to_video(
+    frames: np.ndarray, kind: str, fps: float, scale: int
+) -> bytes:
+  """Returns the bytes of a film of uint8 frames [T, H, W, 3].
+
+  Args:
+    frames: The frames.
+    kind: "gif" or "mp4".
+    fps: Frames a second; GIF rounds to hundredths of a second a frame.
+    scale: Whole-number enlargement of each pixel.
+  """
+  frames = np.asarray(frames, np.uint8).repeat(scale, 1).repeat(scale, 2)
+  return {"gif": _gif, "mp4": _mp4}[kind](frames, fps)
 
 
 def _gif(frames: np.ndarray, fps: float) -> bytes:

@@ -1,27 +1,34 @@
 """A world folder: all that is needed to play, and nothing of its training.
 
   config.json         configs of the models, sampling, what the buttons are
-  model.safetensors   weights
+  model.safetensors   weights; several files with an index when large
   manifest.json       sha256 of each of the other files, fingerprint, metrics
   prompts/*.png       frames to start from
+  stablehlo/*         the models as programs, on request
   README.md           what it is, for people; may be edited
+
+docs/world_format.md has every detail.
 """
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
-from genie_jax.core import config as config_lib
-from genie_jax.core import errors, files, images
+from genie_jax.core import arrays, errors, files, images, tensors
+from genie_jax.infer import fit
+from genie_jax.infer import folder as folders
 from genie_jax.infer import world as worlds
-from genie_jax.models import saved
+from genie_jax.models import placing, saved
 from genie_jax.sampling import maskgit
+from genie_jax.sampling import slide as slides
 
-SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
+MANIFEST = folders.MANIFEST
+read_manifest = folders.read_manifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,31 +61,46 @@ def write(
     dtype: str,
     metrics: Mapping[str, Any],
     made_by: Mapping[str, Any],
+    shard_bytes: int = tensors.SHARD_BYTES,
+    slide: Mapping[str, Any] | None = None,
+    stablehlo: bool = False,
 ) -> dict[str, Any]:
   """Writes a world folder; the manifest is its last file.
 
   Args:
     folder: New or empty.
-    parts: "tokenizer", "dynamics" and perhaps "lam".
+    parts: "tokenizer", "dynamics" and perhaps "lam"; parameters may be lazy.
     name: Name of the world.
     actions: "latent" or "true".
     sampling: Fields of `maskgit.Sampling`.
     prompts: uint8 [n, H, W, C], n may be 0.
-    dtype: "bfloat16" or "float32".
+    dtype: "bfloat16", "float32" or "int8".
     metrics: JSON figures to state beside the weights.
     made_by: JSON account of the training.
+    shard_bytes: Most bytes of tensors in one file.
+    slide: Fields of `slide.Slide`; none for the default.
+    stablehlo: Whether to write the models as programs, too.
 
   Returns:
     The manifest.
   """
   folder = pathlib.Path(folder)
-  worlds.check_parts(parts)
-  fingerprint = saved.save(folder, parts, dtype=dtype, extra={
-      "name": name, "actions": actions, "sampling": dict(sampling)})
+  fit.check_parts(parts)
+  fingerprint = saved.save(
+      folder, parts, dtype=dtype, shard_bytes=shard_bytes, extra={
+          "name": name, "actions": actions, "sampling": dict(sampling),
+          **({"slide": dict(slide)} if slide else {})})
   for number, frame in enumerate(prompts):
     images.save_png(folder / "prompts" / f"{number:02d}.png", frame)
+  if stablehlo:
+    # Late: tracing every program is no business of those who only load.
+    from genie_jax.infer import stablehlo as programs
+    programs.write(
+        folder / "stablehlo", parts,
+        sampling=maskgit.make_sampling(sampling),
+        slide=slides.Slide(**(slide or {})))
   manifest = {
-      "schema_version": SCHEMA_VERSION,
+      "schema_version": folders.SCHEMA_VERSION,
       "kind": "world",
       "name": name,
       "fingerprint": fingerprint,
@@ -90,72 +112,66 @@ def write(
               "sha256": files.sha256(path), "bytes": path.stat().st_size}
           for path in sorted(folder.rglob("*")) if path.is_file()},
   }
-  manifest["seal"] = config_lib.fingerprint(manifest)
+  manifest["seal"] = folders.seal(manifest)
   files.write_atomic(folder / "README.md", _card(parts, manifest, actions))
   files.write_json(folder / MANIFEST, manifest)
   return manifest
 
 
-def load(folder: files.PathLike) -> Bundle:
+def load(
+    folder: files.PathLike,
+    *,
+    dtype: str | None = None,
+    mesh: Mesh | None = None,
+) -> Bundle:
   """Reads a world folder and checks every byte that is used.
+
+  Weights are memory-mapped, and each goes straight to its device.
+
+  Args:
+    folder: A world.
+    dtype: How matrices are held in memory, see `placing.make`.
+    mesh: Devices to spread the weights over; None for the default device.
 
   Raises:
     UserError: The folder is no world, is of another version, or a file of it
       is missing or changed.
   """
   folder = pathlib.Path(folder)
+  place = placing.make(dtype, mesh)
   manifest = read_manifest(folder)
-  for name, stated in manifest["files"].items():
-    path = folder / name
-    if not path.is_file():
-      raise errors.UserError(
-          f"{path} is missing though {MANIFEST} lists it; copy the world "
-          "again or export it again.")
-    if (path.stat().st_size != stated["bytes"]
-        or files.sha256(path) != stated["sha256"]):
-      raise errors.UserError(
-          f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}; copy "
-          "the world again or export it again.")
-  found = saved.load(folder)
-  if found.fingerprint != manifest["fingerprint"]:
-    raise errors.UserError(
-        f"{folder} holds models of fingerprint {found.fingerprint[:12]}, its "
-        f"{MANIFEST} states {manifest['fingerprint'][:12]}; export it again.")
+  folders.check_files(folder, manifest)
+  # The hashes of the files just vouched for what the fingerprint is made of.
+  found = saved.load(folder, place=place, fingerprint=False)
+  prompts = folders.prompts(folder, manifest)
   world = worlds.World(
-      found.parts, sampling=maskgit.make_sampling(found.config["sampling"]),
-      actions=found.config["actions"], fingerprint=found.fingerprint)
-  prompts = tuple(
-      folder / name for name in sorted(manifest["files"])
-      if name.startswith("prompts/"))
+      found.parts, fingerprint=manifest["fingerprint"], manifest=manifest,
+      name=manifest["name"], prompts=prompts,
+      dtype=None if dtype == "int8" else dtype,
+      **_playing(folder, found))
   return Bundle(world, manifest, prompts)
 
 
-def read_manifest(folder: files.PathLike) -> dict[str, Any]:
-  """Returns the manifest of a world folder.
-
-  Raises:
-    UserError: There is none, or it is of another version or was changed.
-  """
-  path = pathlib.Path(folder) / MANIFEST
-  if not path.is_file():
+def _playing(folder: pathlib.Path, found: saved.Saved) -> dict[str, Any]:
+  """Returns what config.json says of playing, checked."""
+  config, path = found.config, folder / folders.CONFIG
+  slide = config.get("slide", {})
+  if config.get("actions") not in ("latent", "true") or not isinstance(
+      config.get("sampling"), dict) or not isinstance(slide, dict):
     raise errors.UserError(
-        f"{folder} is not a world (no {MANIFEST}); give a folder that `genie "
-        "export` wrote.")
-  manifest = files.read_json(path)
-  if not isinstance(manifest, dict) or manifest.get("kind") != "world":
+        f"{path} does not say what its buttons are and how frames are drawn; "
+        "export the world again.")
+  window = found.parts["dynamics"].config["world"]["num_frames"] if (
+      "dynamics" in found.parts) else 0
+  try:
+    return {
+        "actions": config["actions"],
+        "sampling": maskgit.make_sampling(config["sampling"]),
+        "slide": slides.make_slide(slide, window) if slide else None}
+  except TypeError as error:
     raise errors.UserError(
-        f"{path} is not that of a world; give a folder that `genie export` "
-        "wrote.")
-  if manifest.get("schema_version") != SCHEMA_VERSION:
-    raise errors.UserError(
-        f"{path} has schema version {manifest.get('schema_version')!r}, this "
-        f"program reads {SCHEMA_VERSION}; export the world again.")
-  stated = manifest.pop("seal", None)
-  if stated != config_lib.fingerprint(manifest):
-    raise errors.UserError(
-        f"{path} was changed after it was written; copy the world again or "
-        "export it again.")
-  return manifest
+        f"{path}: sampling or slide holds a value of another type; export the "
+        "world again.") from error
 
 
 def _card(
@@ -164,8 +180,7 @@ def _card(
   """Returns the model card."""
   world = parts["dynamics"].config["world"]
   count = lambda tree: sum(
-      count(leaf) if isinstance(leaf, dict) else np.size(leaf)
-      for leaf in tree.values())
+      math.prod(leaf.shape) for leaf in arrays.flatten(tree).values())
   sizes = "\n".join(
       f"| {name} | {count(dict(part.params)):,} |"
       for name, part in parts.items())

@@ -1,5 +1,6 @@
 """Checkpoints to a world folder."""
 
+import errno
 import os
 import pathlib
 import shutil
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from genie_jax.core import errors, files, images
+from genie_jax.core import errors, files, images, tensors
 from genie_jax.data import manifest as manifests
 from genie_jax.data import sources
 from genie_jax.infer import bundle, resolve
@@ -19,6 +20,10 @@ from genie_jax.sampling import maskgit
 _PROMPTS = 8
 # Held-out frames first: a prompt seen in training would flatter the world.
 _SPLITS = ("test", "validation", "train")
+# What a disk or a folder says that cannot be written to.
+_REFUSALS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM,
+    errno.EROFS)
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 
 
@@ -31,8 +36,13 @@ def export(
     dtype: str = "bfloat16",
     name: str = "",
     metrics: Mapping[str, Any] | None = None,
+    shard_bytes: int = tensors.SHARD_BYTES,
+    stablehlo: bool = False,
 ) -> dict[str, Any]:
   """Writes a world folder from what `genie train` left.
+
+  Parameters are read and written one at a time, whatever the mesh that
+  trained them. The folder appears whole, or not at all.
 
   The tokenizer and the LAM need not be named: the token folder that the
   dynamics model was trained on carries those that made it.
@@ -44,15 +54,18 @@ def export(
     prompts: Clips folder, or folder of pictures, to take prompts from; None
       for the clips that a given workdir was trained on.
     num_prompts: How many, at most.
-    dtype: "bfloat16" or "float32".
+    dtype: "bfloat16", "float32", or "int8" for the matrices of layers.
     name: Name of the world; that of the folder when empty.
     metrics: Figures to state, for example those of `genie eval`.
+    shard_bytes: Most bytes of tensors in one file.
+    stablehlo: Whether to write the models as programs, too.
 
   Returns:
     The manifest.
 
   Raises:
-    UserError: Models are missing or do not fit, or `out` holds other things.
+    UserError: Models are missing or do not fit, `out` holds other things, or
+      there is no room.
   """
   out = pathlib.Path(out)
   _check_out(out)
@@ -76,17 +89,38 @@ def export(
   world = parts["dynamics"].config["world"]
   frames = _prompts(prompts, origins, world, num_prompts)
   temporary = files.temporary_sibling(out)
-  temporary.parent.mkdir(parents=True, exist_ok=True)
   try:
+    _check_room(out, parts, dtype)
+    temporary.parent.mkdir(parents=True, exist_ok=True)
     manifest = bundle.write(
         temporary, {key: parts[key] for key in sorted(parts)},
-        name=name or out.name, actions=actions,
-        sampling=_sampling(config), prompts=frames, dtype=dtype,
-        metrics=metrics or {}, made_by=_made_by(origins))
+        name=name or out.resolve().name, actions=actions,
+        sampling=_sampling(config), slide=config.get("slide"), prompts=frames,
+        dtype=dtype, metrics=metrics or {}, made_by=_made_by(origins),
+        shard_bytes=shard_bytes, stablehlo=stablehlo)
     _replace(temporary, out)
+  except OSError as error:
+    if error.errno not in _REFUSALS:
+      raise
+    raise errors.UserError(
+        f"--out {out} cannot be written ({error.strerror}); free some space, "
+        "or give a folder elsewhere.") from error
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
   return manifest
+
+
+def _check_room(
+    out: pathlib.Path, parts: Mapping[str, saved.Part], dtype: str
+) -> None:
+  """Raises where the disk is full already, before hours of writing."""
+  parent = next(path for path in out.absolute().parents if path.is_dir())
+  needed, free = saved.num_bytes(parts, dtype), shutil.disk_usage(parent).free
+  if needed > free:
+    raise errors.UserError(
+        f"--out {out} needs {needed / 1e6:.0f} MB and {parent} has "
+        f"{free / 1e6:.0f} MB left; free some space, or give a folder "
+        "elsewhere.")
 
 
 def _check_out(out: pathlib.Path) -> None:
@@ -106,7 +140,11 @@ def _replace(new: pathlib.Path, out: pathlib.Path) -> None:
   if out.exists():
     old = files.temporary_sibling(out)
     os.replace(out, old)
-    os.replace(new, out)
+    try:
+      os.replace(new, out)
+    except BaseException:
+      os.replace(old, out)
+      raise
     shutil.rmtree(old)
   else:
     os.replace(new, out)
@@ -118,7 +156,7 @@ def _gather(
   """Returns the models of all folders, and what each model came from."""
   parts, origins, folders = {}, {}, {}
   for folder in workdirs:
-    found = resolve.read(folder)
+    found = resolve.read(folder, lazy=True)
     for name, part in found.parts.items():
       if name in parts:
         raise errors.UserError(
@@ -137,7 +175,7 @@ def _complete(
     logging.warning(
         "%s, on which the dynamics model was trained, is gone: whether the "
         "tokenizer fits cannot be checked.", folder)
-    return  # What is missing is named by `world.check_parts`.
+    return  # What is missing is named by `fit.check_parts`.
   manifest = manifests.Manifest.read(folder)
   wanted = {"tokenizer": manifest.tokenizer_fingerprint}
   # A joint stage trains its own LAM; true actions need none.
@@ -145,7 +183,8 @@ def _complete(
     wanted["lam"] = manifest.lam_fingerprint
   for name, fingerprint in wanted.items():
     if name not in parts:
-      parts[name], _ = resolve.part(folder / name, name)
+      parts[name], _ = resolve.part(
+          folder / name, name, lazy=True)
     elif (found := resolve.fingerprint(name, parts[name])) != fingerprint:
       raise errors.UserError(
           f"The dynamics model was trained on {folder}, made by the {name} "

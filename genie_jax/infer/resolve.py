@@ -2,14 +2,13 @@
 
 import dataclasses
 import pathlib
-import tempfile
 from typing import Any
 
-from genie_jax.core import errors, files
+from genie_jax.core import errors, files, tensors
 from genie_jax.models import saved
 from genie_jax.train import checkpoint
+from genie_jax.train import lazy as lazy_lib
 
-_WEIGHTS = "model.safetensors"
 # Stages that train several models at once, and which.
 _JOINT = {"joint": ("lam", "dynamics")}
 
@@ -28,22 +27,31 @@ class Found:
   trained: bool
 
 
-def read(folder: files.PathLike) -> Found:
+def read(folder: files.PathLike, *, lazy: bool = False) -> Found:
   """Reads all models of a workdir or of a folder that `saved.save` wrote.
+
+  Args:
+    folder: A workdir, a saved model, or a world.
+    lazy: Whether to leave parameters on disk until each is asked for, as
+      `tensors.Deferred`.
 
   Raises:
     UserError: It is neither, or it is damaged.
   """
   folder = pathlib.Path(folder)
-  if (folder / _WEIGHTS).is_file():
-    found = saved.load(folder)
+  if tensors.exist(folder):
+    found = saved.load(
+        folder, place=_later if lazy else None, fingerprint=False)
     return Found(found.parts, found.config, False)
   if not folder.is_dir() or not checkpoint.valid_steps(folder):
     raise errors.UserError(
         f"{folder} is neither a workdir with a finished checkpoint nor the "
-        f"folder of a saved model (no {_WEIGHTS}); give a folder that `genie "
-        "train`, `genie tokenize` or `genie export` wrote.")
-  params, _, config = checkpoint.load_params(folder)
+        f"folder of a saved model (no {tensors.WHOLE}); give a folder that "
+        "`genie train`, `genie tokenize` or `genie export` wrote.")
+  if lazy:
+    params, config = lazy_lib.params(folder)
+  else:
+    params, _, config = checkpoint.load_params(folder)
   stage, world = config["stage"], config["world"]
   if stage in _JOINT:
     parts = {
@@ -56,12 +64,15 @@ def read(folder: files.PathLike) -> Found:
   return Found(parts, config, True)
 
 
-def part(folder: files.PathLike, name: str) -> tuple[saved.Part, str]:
+def part(
+    folder: files.PathLike, name: str, *, lazy: bool = False
+) -> tuple[saved.Part, str]:
   """Reads one model.
 
   Args:
     folder: A workdir, a saved model, or a world.
     name: "tokenizer", "lam" or "dynamics".
+    lazy: See `read`.
 
   Returns:
     The model and its fingerprint, which does not depend on what else the
@@ -70,7 +81,7 @@ def part(folder: files.PathLike, name: str) -> tuple[saved.Part, str]:
   Raises:
     UserError: There is no such model there.
   """
-  found = read(folder)
+  found = read(folder, lazy=lazy)
   if name not in found.parts:
     raise errors.UserError(
         f"{folder} holds {', '.join(found.parts)} and no {name}; give a "
@@ -80,5 +91,12 @@ def part(folder: files.PathLike, name: str) -> tuple[saved.Part, str]:
 
 def fingerprint(name: str, model: saved.Part) -> str:
   """Returns the fingerprint of a model saved alone, in full precision."""
-  with tempfile.TemporaryDirectory() as folder:
-    return saved.save(folder, {name: model})
+  return saved.fingerprint({name: model})
+
+
+def _later(
+    path: str, leaf: Any, axes: tuple[str | None, ...]
+) -> tensors.Deferred:
+  del path, axes
+  return tensors.Deferred(
+      leaf.shape, "float32", lambda: saved.host(leaf))

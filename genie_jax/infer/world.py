@@ -1,20 +1,36 @@
 """A playable world: prompts in, latent actions pressed, frames out.
 
+    state = world.reset(picture)
+    state, frame = world.step(state, 3)
+
 Shapes:
   P  prompt frames      F  frames drawn      A  latent actions (buttons)
+  S  players
 """
 
-import functools
-from collections.abc import Mapping
+import contextlib
+import copy
+import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from genie_jax.core import errors, images
+from genie_jax.infer import fit, steps
 from genie_jax.models import saved
-from genie_jax.sampling import maskgit, pixels, rollout, static
+from genie_jax.nn import quantized
+from genie_jax.sampling import maskgit, pixels, player, prepare
+from genie_jax.sampling import slide as slides
+from genie_jax.sharding import mesh as mesh_lib
+
+State = player.State
+
+# Players that one compiled call serves; other numbers are split into these.
+BATCHES = (16, 8, 4, 2, 1)
 
 
 class World:
@@ -29,6 +45,10 @@ class World:
     num_actions: A.
     fps: Frames a second at which the world was recorded.
     fingerprint: Of configs and weights.
+    slide: What happens when the window is full.
+    name: The world's name, "" where it has none.
+    manifest: Its folder's manifest.json, {} where it has none.
+    prompts: Pictures to start from.
   """
 
   def __init__(
@@ -36,21 +56,40 @@ class World:
       parts: Mapping[str, saved.Part],
       *,
       sampling: maskgit.Sampling | None = None,
+      slide: slides.Slide | None = None,
       actions: str = "latent",
       fingerprint: str = "",
+      name: str = "",
+      manifest: Mapping[str, Any] | None = None,
+      prompts: Sequence[pathlib.Path] = (),
+      dtype: str | None = None,
+      mesh: Mesh | None = None,
   ):
     """Puts models together.
 
     Args:
       parts: Name -> model.
       sampling: How frames are drawn; the paper's way when left out.
+      slide: What happens when the window is full; exact when left out.
       actions: "latent" or "true".
       fingerprint: Of configs and weights.
+      name: The world's name.
+      manifest: Its folder's manifest.json.
+      prompts: Pictures to start from.
+      dtype: Of the products, "float32" or "bfloat16"; by device when left
+        out (see `prepare.default_dtype`).
+      mesh: Where the parameters lie, if they are split; axes tensor and
+        frame only, since a player has no batch to split.
 
     Raises:
       UserError: A model is missing, or two do not fit together.
     """
-    check_parts(parts)
+    fit.check_parts(parts)
+    if mesh is not None and mesh_lib.batch_ways(mesh) > 1:
+      raise errors.UserError(
+          f"The mesh splits a batch {mesh_lib.batch_ways(mesh)} ways, but a "
+          "player has none; give its devices to the axis tensor.")
+    self._mesh = mesh
     self.parts = dict(parts)
     self.sampling = sampling or maskgit.Sampling()
     self.actions = actions
@@ -60,10 +99,175 @@ class World:
     self.frame_shape = (world["height"], world["width"], world["channels"])
     self.num_actions = world["num_latent_actions"]
     self.fps = world["fps"]
-    self._modules = {
-        name: static.hashable(part.module) for name, part in parts.items()}
+    self.name = name
+    self.manifest = dict(manifest or {})
+    self.prompts = tuple(prompts)
+    ready = {
+        name: prepare.for_play(part.module, part.params, dtype)
+        for name, part in parts.items()}
+    self._modules = {name: module for name, (module, _) in ready.items()}
     self._params = {
-        name: jax.device_put(part.params) for name, part in parts.items()}
+        name: jax.device_put(params) for name, (_, params) in ready.items()}
+    self._set_slide(slide or slides.Slide())
+
+  def with_options(
+      self,
+      *,
+      sampling: maskgit.Sampling | None = None,
+      slide: slides.Slide | None = None,
+  ) -> "World":
+    """Returns the same world, played otherwise; the weights are shared.
+
+    A state belongs to the kind of slide with which it was reset.
+
+    Raises:
+      UserError: The slide does not fit the window.
+    """
+    other = copy.copy(self)
+    other.sampling = sampling or self.sampling
+    other._set_slide(slide or self.slide)
+    return other
+
+  def _set_slide(self, slide: slides.Slide) -> None:
+    self.slide = slide.check(self.num_frames)
+    self._models = player.Models(
+        self._modules["tokenizer"], self._modules["dynamics"],
+        self.num_frames, self.parts["tokenizer"].config["world"]["num_frames"],
+        self.slide)
+
+  def reset(
+      self,
+      frames: np.ndarray,
+      *,
+      seed: int = 0,
+      latent_actions: Sequence[int] | None = None,
+  ) -> State:
+    """Starts a player from a prompt.
+
+    Args:
+      frames: uint8 [H, W, C] or [P, H, W, C]; only the last of what fits the
+        window is used.
+      seed: Fixes all noise of the player.
+      latent_actions: int [P - 1], those between the prompt's frames; the LAM
+        finds them when left out.
+
+    Returns:
+      The player, to be given to `step`.
+
+    Raises:
+      UserError: Frames of another shape or dtype, actions out of range or too
+        few, or several frames without actions and without a LAM.
+    """
+    frames = np.asarray(frames)
+    frames = frames[None] if frames.ndim == 3 else frames
+    self._check_prompt(frames)
+    if latent_actions is not None:
+      latent_actions = self.check_actions(latent_actions)
+      if latent_actions.shape != (len(frames) - 1,):
+        raise errors.UserError(
+            f"{latent_actions.size} actions were given with a prompt of "
+            f"{len(frames)} frames; give one fewer than frames.")
+      latent_actions = latent_actions[-(self.num_frames - 1):]
+    frames = frames[-self.num_frames:]
+    if latent_actions is None:
+      latent_actions = np.zeros((0,), np.int32)
+      if len(frames) > 1:
+        latent_actions = self.infer_actions(frames[None])[0]
+    # The noise of the first clip of `rollout.rollout` with this seed.
+    key = jax.random.fold_in(jax.random.key(seed), 0)
+    tokens = self.encode(frames[None])[0]
+    with self._on_mesh():
+      return steps.reset(
+          self._models, self._play_params, tokens,
+          jnp.asarray(latent_actions), key)
+
+  def step(self, state: State, action: int) -> tuple[State, np.ndarray]:
+    """Presses a button.
+
+    Args:
+      state: The player; it is used up, `fork` it first to keep it.
+      action: In [0, A).
+
+    Returns:
+      The player after it, and the frame, uint8 [H, W, C].
+
+    Raises:
+      UserError: The action is out of range.
+    """
+    action = self.check_actions(np.asarray(action))
+    with self._on_mesh():
+      state, frame = steps.step(
+          self._models, self._play_params, state, jnp.asarray(action),
+          self.sampling)
+    return state, np.asarray(frame)
+
+  def step_many(
+      self, states: Sequence[State], actions: Sequence[int]
+  ) -> tuple[list[State], np.ndarray]:
+    """Presses a button of each of several players at once.
+
+    Args:
+      states: S players, at any places of their rollouts; used up.
+      actions: S buttons.
+
+    Returns:
+      The players after it, and their frames, uint8 [S, H, W, C].
+
+    Raises:
+      UserError: An action is out of range, or too few of them.
+    """
+    actions = self.check_actions(np.asarray(actions))
+    if actions.shape != (len(states),):
+      raise errors.UserError(
+          f"{actions.size} actions were given for {len(states)} players; give "
+          "one for each.")
+    after, shown, start = [], [], 0
+    while start < len(states):
+      size = next(n for n in BATCHES if n <= len(states) - start)
+      if size == 1:  # The program of `step` serves here too.
+        state, frame = self.step(states[start], actions[start])
+        several, frames = [state], frame[None]
+      else:
+        some = slice(start, start + size)
+        with self._on_mesh():
+          several, frames = steps.step_many(
+              self._models, self._play_params, tuple(states[some]),
+              jnp.asarray(actions[some]), self.sampling)
+      after += several
+      shown.append(np.asarray(frames))
+      start += size
+    return after, np.concatenate(
+        [np.zeros((0, *self.frame_shape), np.uint8), *shown])
+
+  def fork(self, state: State) -> State:
+    """Returns a copy of a player, to go back to or to branch from."""
+    return steps.copy(state)
+
+  def show(self, state: State) -> np.ndarray:
+    """Returns a player's newest frame, uint8 [H, W, C]."""
+    # A copy: the device's own memory is given away by the next step.
+    return np.array(state.frame)
+
+  def warm_up(self, batches: Sequence[int] = (1,)) -> None:
+    """Compiles all that stepping so many players at once needs.
+
+    Resetting from one frame is compiled too.
+    """
+    for count in batches:
+      states = [
+          self.reset(np.zeros(self.frame_shape, np.uint8))
+          for _ in range(count)]
+      self.fork(states[0])
+      self.step_many(states, [0] * count)
+
+  def _on_mesh(self) -> contextlib.AbstractContextManager:
+    if self._mesh is None:
+      return contextlib.nullcontext()
+    return jax.set_mesh(self._mesh)
+
+  @property
+  def _play_params(self) -> dict[str, Any]:
+    return {name: self._params[name] for name in ("tokenizer", "dynamics")}
 
   def encode(self, frames: np.ndarray) -> jax.Array:
     """Returns tokens, int32 [B, T, h, w], of uint8 frames [B, T, H, W, C]."""
@@ -89,49 +293,12 @@ class World:
 
   def decode(self, tokens: jax.Array) -> np.ndarray:
     """Returns uint8 frames [B, T, H, W, C] of tokens [B, T, h, w], any T."""
-    frames = pixels.decode(
-        self._modules["tokenizer"], self._params["tokenizer"], tokens,
-        window=self.parts["tokenizer"].config["world"]["num_frames"])
+    with self._on_mesh():
+      frames = pixels.decode(
+          self._modules["tokenizer"],
+          quantized.dequantize(self._params["tokenizer"]), tokens,
+          window=self._models.decoder_window)
     return images.to_uint8(frames)
-
-  def rollout_tokens(
-      self,
-      prompt_frames: np.ndarray,
-      latent_actions: np.ndarray,
-      *,
-      seed: int = 0,
-      sampling: maskgit.Sampling | None = None,
-  ) -> jax.Array:
-    """Continues prompts under latent actions, as tokens.
-
-    Args:
-      prompt_frames: uint8 [B, P, H, W, C]; only the last of what fits the
-        window is used.
-      latent_actions: int [B, F] in [0, A), pressed after the prompt.
-      seed: Fixes all noise; a row's noise depends on its number only.
-      sampling: How to draw; the world's way when left out.
-
-    Returns:
-      int32 [B, min(P, window) + F, h, w].
-
-    Raises:
-      UserError: An action is out of range, or frames of another shape.
-    """
-    latent_actions = self.check_actions(latent_actions)
-    prompt_frames = np.asarray(prompt_frames)[:, -self.num_frames:]
-    if prompt_frames.shape[2:] != self.frame_shape:
-      raise errors.UserError(
-          f"Prompt frames are {prompt_frames.shape[2:]}, this world's are "
-          f"{self.frame_shape}; resize them first.")
-    tokens = self.encode(prompt_frames)
-    inside = np.zeros((len(tokens), 0), np.int32)
-    if prompt_frames.shape[1] > 1:
-      inside = np.asarray(self.infer_actions(prompt_frames))
-    return rollout.rollout(
-        self._modules["dynamics"], self._params["dynamics"], tokens,
-        jnp.asarray(np.concatenate([inside, latent_actions], 1)),
-        jax.random.key(seed), num_frames=latent_actions.shape[1],
-        window=self.num_frames, sampling=sampling or self.sampling)
 
   def rollout(
       self,
@@ -139,15 +306,14 @@ class World:
       latent_actions: np.ndarray,
       *,
       seed: int = 0,
-      sampling: maskgit.Sampling | None = None,
   ) -> np.ndarray:
     """Continues one prompt under latent actions, as frames.
 
     Args:
-      prompt_frames: uint8 [P, H, W, C].
-      latent_actions: int [F] in [0, A).
+      prompt_frames: uint8 [P, H, W, C]; only the last of what fits the
+        window is used.
+      latent_actions: int [F] in [0, A), pressed after the prompt.
       seed: Fixes all noise.
-      sampling: How to draw; the world's way when left out.
 
     Returns:
       uint8 [min(P, window) + F, H, W, C]: the prompt as the tokenizer shows
@@ -156,10 +322,22 @@ class World:
     Raises:
       UserError: An action is out of range, or frames of another shape.
     """
-    tokens = self.rollout_tokens(
-        np.asarray(prompt_frames)[None], np.asarray(latent_actions)[None],
-        seed=seed, sampling=sampling)
-    return self.decode(tokens)[0]
+    latent_actions = self.check_actions(latent_actions)
+    prompt_frames = np.asarray(prompt_frames)[-self.num_frames:]
+    state = self.reset(prompt_frames, seed=seed)
+    frames = list(self.decode(self.encode(prompt_frames[None]))[0])
+    for action in latent_actions:
+      state, frame = self.step(state, action)
+      frames.append(frame)
+    return np.stack(frames)
+
+  def _check_prompt(self, frames: np.ndarray) -> None:
+    """Raises unless frames [P, H, W, C] are some of this world's."""
+    if frames.dtype != np.uint8 or not frames.size or (
+        frames.shape[1:] != self.frame_shape):
+      raise errors.UserError(
+          f"Prompt frames are {frames.dtype} of {frames.shape[1:]}, this "
+          f"world's are uint8 of {self.frame_shape}; resize them first.")
 
   def check_actions(self, latent_actions: np.ndarray) -> np.ndarray:
     """Returns actions as int32.
@@ -168,6 +346,10 @@ class World:
       UserError: One of them is no button of this world.
     """
     latent_actions = np.asarray(latent_actions)
+    if latent_actions.size and latent_actions.dtype.kind not in "iu":
+      raise errors.UserError(
+          f"Actions are {latent_actions.dtype}; give whole numbers from 0 to "
+          f"{self.num_actions - 1}.")
     wrong = latent_actions[
         (latent_actions < 0) | (latent_actions >= self.num_actions)]
     if wrong.size:
@@ -178,38 +360,7 @@ class World:
     return latent_actions.astype(np.int32)
 
   def _encode(self, name: str, frames: np.ndarray) -> jax.Array:
-    return _encode(
-        self._modules[name], self._params[name], jnp.asarray(frames))
-
-
-def check_parts(parts: Mapping[str, saved.Part]) -> None:
-  """Checks that models make up a world.
-
-  Raises:
-    UserError: One is missing, or two were made for different worlds.
-  """
-  for name in ("tokenizer", "dynamics"):
-    if name not in parts:
-      raise errors.UserError(
-          f"A world needs a {name}, and only {', '.join(parts) or 'nothing'} "
-          "was given; add the workdir that trained it.")
-  shared = {
-      "tokenizer": ("height", "width", "channels", "token_patch", "num_codes"),
-      "lam": ("height", "width", "channels", "num_latent_actions")}
-  needed = parts["dynamics"].config["world"]
-  for name, fields in shared.items():
-    if name not in parts:
-      continue
-    found = parts[name].config["world"]
-    for field in fields:
-      if found[field] != needed[field]:
-        raise errors.UserError(
-            f"The {name} was trained with config.world.{field}="
-            f"{found[field]!r}, the dynamics with {needed[field]!r}; put "
-            "together models of the same world.")
-
-
-@functools.partial(jax.jit, static_argnames="module")
-def _encode(module: Any, params: Any, frames: jax.Array) -> jax.Array:
-  return module.apply(
-      {"params": params}, frames.astype(jnp.float32) / 255, method="encode")
+    with self._on_mesh():
+      return steps.encode(
+          prepare.rolled(self._modules[name]), self._params[name],
+          jnp.asarray(frames))

@@ -1,14 +1,16 @@
-"""Models on disk without training state: config.json and model.safetensors.
+"""Models on disk without training state: config.json and safetensors.
 
 The weight core of a world folder. `config.json` holds {"format_version",
-"parts": {name: {"world", "model"}}}; tensor names are "<part>/<path>", a path
-joining the parameter tree's keys with "/".
+"dtype", "parts": {name: {"world", "model"}}}; tensor names are "<part>/<path>",
+a path joining the parameter tree's keys with "/". A matrix kept as 8-bit
+integers is two tensors, "<part>/<path>.values" and "<part>/<path>.scales".
 """
 
 import dataclasses
+import hashlib
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -16,17 +18,25 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from genie_jax.core import arrays, errors, files
+from genie_jax.core import arrays, errors, files, tensors
 from genie_jax.core import config as config_lib
-from genie_jax.models import build
+from genie_jax.models import build, checks
+from genie_jax.nn import quantized
 
 FORMAT_VERSION = 1
 
 _BUILDERS = {
     "tokenizer": build.tokenizer, "lam": build.lam,
     "dynamics": build.dynamics}
-_DTYPES = {
-    "float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+_FLOATS = {
+    "float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    # What stays in float beside integers.
+    "int8": np.dtype(ml_dtypes.bfloat16)}
+DTYPES = tuple(_FLOATS)
+
+# `place(path, leaf, axes) -> array`: what becomes of one stored parameter, a
+# `tensors.Stored` or an `Int8` of two, given its logical axes.
+Place = Callable[[str, Any, tuple[str | None, ...]], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +46,7 @@ class Part:
   Attributes:
     module: A Tokenizer, Lam or Dynamics.
     config: {"world": ..., "model": ...} that built it.
-    params: Nested dict of float32 arrays.
+    params: Nested dict of arrays: float32 unless asked for otherwise.
   """
   module: nn.Module
   config: dict[str, Any]
@@ -50,7 +60,8 @@ class Saved:
   Attributes:
     parts: Name -> model.
     config: The whole config.json.
-    fingerprint: SHA-256 of the configs and the stored weights.
+    fingerprint: SHA-256 of the configs and the stored weights; empty when it
+      was not asked for.
   """
   parts: dict[str, Part]
   config: dict[str, Any]
@@ -70,39 +81,72 @@ def save(
     *,
     dtype: str = "float32",
     extra: Mapping[str, Any] | None = None,
+    shard_bytes: int = tensors.SHARD_BYTES,
 ) -> str:
-  """Writes models to a folder.
+  """Writes models to a folder, one parameter in memory at a time.
 
   Args:
     folder: Made when missing.
-    parts: Name -> model; names are tokenizer, lam and dynamics.
-    dtype: "float32" or "bfloat16", for all floating-point tensors.
+    parts: Name -> model; names are tokenizer, lam and dynamics. Parameters
+      may be lazy (see `tensors`).
+    dtype: "float32" or "bfloat16" for all tensors, or "int8" for the matrices
+      of transformer layers and bfloat16 for the rest.
     extra: More JSON fields for config.json.
+    shard_bytes: Most bytes of tensors in one file.
 
   Returns:
     The fingerprint, as `load` computes it.
   """
   folder = pathlib.Path(folder)
-  cast = lambda x: np.asarray(x).astype(_DTYPES[dtype])
-  tree = {
-      name: jax.tree.map(cast, dict(part.params))
-      for name, part in parts.items()}
   config = dict(
       format_version=FORMAT_VERSION, dtype=dtype,
       parts={name: part.config for name, part in parts.items()},
       **(extra or {}))
-  arrays.save(folder / "model.safetensors", tree, {
-      "parts": json.dumps(config["parts"])})
+  tensors.write(
+      folder, _to_store(parts, dtype), shard_bytes=shard_bytes,
+      metadata={"parts": json.dumps(config["parts"])})
   files.write_json(folder / "config.json", config)
-  return _fingerprint(config, tree)
+  return _fingerprint(config, tensors.read(folder))
 
 
-def load(folder: files.PathLike) -> Saved:
+def load(
+    folder: files.PathLike,
+    *,
+    place: Place | None = None,
+    fingerprint: bool = True,
+) -> Saved:
   """Reads what `save` wrote.
+
+  Args:
+    folder: Where.
+    place: Where each parameter goes, see `placing`; host memory as float32
+      when left out.
+    fingerprint: Whether to compute it, which reads all weights once more.
 
   Raises:
     UserError: A file is missing or damaged, the format is newer than this
       code, or the tensors do not fit the config.
+  """
+  folder = pathlib.Path(folder)
+  config = read_config(folder)
+  stored = tensors.read(folder)
+  place = place or _to_host
+  groups = _by_part(folder, config, stored)
+  parts = {}
+  for name, fields in config["parts"].items():
+    module, axes = _check(folder, name, fields, groups.get(name, {}))
+    parts[name] = Part(module, fields, arrays.unflatten({
+        path: place(path, leaf, axes[path])
+        for path, leaf in groups[name].items()}))
+  digits = _fingerprint(config, stored) if fingerprint else ""
+  return Saved(parts, config, digits)
+
+
+def read_config(folder: files.PathLike) -> dict[str, Any]:
+  """Returns the config.json of saved models.
+
+  Raises:
+    UserError: It is missing, of another version or of another program.
   """
   folder = pathlib.Path(folder)
   config = files.read_json(folder / "config.json")
@@ -116,16 +160,12 @@ def load(folder: files.PathLike) -> Saved:
     raise errors.UserError(
         f"{folder}/config.json has format_version {version!r}, this version "
         f"reads {FORMAT_VERSION}; export the model again.")
-  tree, _ = arrays.load(folder / "model.safetensors")
-  parts = {}
-  for name, fields in config["parts"].items():
-    module = _builder(name)(fields)
-    params = tree.get(name, {})
-    _check(folder, name, module, fields, params)
-    parts[name] = Part(
-        module, fields,
-        jax.tree.map(lambda x: x.astype(np.float32), params))
-  return Saved(parts, config, _fingerprint(config, tree))
+  if not isinstance(config.get("dtype"), str) or (
+      config["dtype"] not in DTYPES):
+    raise errors.UserError(
+        f"{folder}/config.json: dtype={config.get('dtype')!r} is unknown; a "
+        f"saved model's is one of {', '.join(DTYPES)}.")
+  return config
 
 
 def abstract_params(name: str, fields: Mapping[str, Any]) -> Any:
@@ -153,6 +193,87 @@ def abstract_params(name: str, fields: Mapping[str, Any]) -> Any:
   return jax.eval_shape(module.init, rng, *inputs)["params"]
 
 
+def fingerprint(parts: Mapping[str, Part]) -> str:
+  """Returns the fingerprint of models as `save` in float32 would."""
+  config = {"parts": {name: part.config for name, part in parts.items()}}
+  return _fingerprint(config, _to_store(parts, "float32"))
+
+
+def num_bytes(parts: Mapping[str, Part], dtype: str) -> int:
+  """Returns how many bytes of tensors `save` would write."""
+  return sum(tensor.nbytes for tensor in _to_store(parts, dtype).values())
+
+
+def host(leaf: Any, dtype: Any = np.float32) -> np.ndarray:
+  """Returns a parameter, however it is held, in host memory."""
+  if isinstance(leaf, quantized.Int8):
+    leaf = quantized.Int8(np.asarray(leaf.values), np.asarray(leaf.scales))
+    return np.asarray(leaf.dequantize(dtype))
+  return np.asarray(leaf).astype(dtype, copy=False)
+
+
+def _to_host(path, leaf, axes):
+  del path, axes
+  return host(leaf)
+
+
+def _to_store(
+    parts: Mapping[str, Part], dtype: str
+) -> dict[str, tensors.Deferred]:
+  """Returns all tensors to be written, none of them in memory yet."""
+  found = {}
+  for name, model in parts.items():
+    for path, leaf in arrays.flatten(dict(model.params)).items():
+      shape, full = tuple(leaf.shape), f"{name}/{path}"
+      axes = quantized.layer_kernels(path, shape) if dtype == "int8" else None
+      later = lambda kept, shape, kind, leaf=leaf: tensors.Deferred(
+          shape, kind, lambda: kept(leaf))
+      if axes is None:
+        kind = _FLOATS[dtype]
+        found[full] = later(
+            lambda x, kind=kind: host(x, kind), shape, kind)
+        continue
+      small = tuple(1 if i in axes else n for i, n in enumerate(shape))
+      whole = lambda x, axes=axes: quantized.quantize_leaf(host(x), axes)
+      found[f"{full}.values"] = later(
+          lambda x, whole=whole: whole(x).values, shape, np.int8)
+      found[f"{full}.scales"] = later(
+          lambda x, whole=whole: whole(x).scales, small, np.float32)
+  return found
+
+
+def _by_part(
+    folder: pathlib.Path, config: Mapping[str, Any],
+    stored: Mapping[str, tensors.Stored],
+) -> dict[str, dict[str, Any]]:
+  """Returns part -> path -> tensor, or `Int8` of two."""
+  parts: dict[str, dict[str, Any]] = {name: {} for name in config["parts"]}
+  for name, tensor in stored.items():
+    owner, _, path = name.partition("/")
+    base, dot, kind = path.rpartition(".")
+    wanted = _FLOATS[config["dtype"]]
+    if config["dtype"] == "int8" and dot and kind in ("values", "scales"):
+      wanted = np.dtype(np.int8 if kind == "values" else np.float32)
+      both = [stored.get(f"{owner}/{base}.{kind}")
+              for kind in ("values", "scales")]
+      if None not in both:
+        path, leaf = base, quantized.Int8(*both)
+      else:
+        leaf = tensor  # Refused by its name below.
+    else:
+      leaf = tensor
+    if owner not in parts:
+      raise errors.UserError(
+          f"{folder}/{tensors.WHOLE} has an unknown tensor {name}: config.json "
+          f"names only {', '.join(parts) or 'no parts'}; export it again.")
+    if tensor.dtype != wanted:
+      raise errors.UserError(
+          f"{folder}/{tensors.WHOLE}: {name} is {tensor.dtype}, but dtype "
+          f"{config['dtype']} of config.json needs {wanted}; export it again.")
+    parts[owner][path] = leaf
+  return parts
+
+
 def _builder(name: str):
   if name not in _BUILDERS:
     raise errors.UserError(
@@ -160,21 +281,58 @@ def _builder(name: str):
   return _BUILDERS[name]
 
 
-def _check(folder, name, module, fields, params) -> None:
-  wanted = arrays.flatten(nn.unbox(abstract_params(name, fields)))
-  found = arrays.flatten(params)
+def _check(
+    folder: pathlib.Path, name: str, fields: Any, found: Mapping[str, Any]
+) -> tuple[nn.Module, dict[str, tuple[str | None, ...]]]:
+  """Returns the module and its parameters' logical axes, if all fit."""
+  builder = _builder(name)
+  checks.types(f"{folder}/config.json", name, fields)
+  module = builder(fields)
+  with checks.building(f"{folder}/config.json", name):
+    boxed = arrays.flatten(abstract_params(name, checks.unrolled(fields)))
+  wanted = {path: nn.unbox(leaf) for path, leaf in boxed.items()}
   for path in sorted(set(wanted) ^ set(found)):
     where = "lacks" if path in wanted else "has an unknown"
     raise errors.UserError(
         f"{folder}/model.safetensors {where} tensor {name}/{path}, which does "
         f"not fit its config.json ({type(module).__name__}); export it again.")
   for path, leaf in found.items():
-    if leaf.shape != wanted[path].shape:
-      raise errors.UserError(
-          f"{folder}/model.safetensors: {name}/{path} has shape {leaf.shape}, "
-          f"its config.json needs {wanted[path].shape}; export it again.")
+    shape = wanted[path].shape
+    pairs = [(leaf, shape)]
+    if isinstance(leaf, quantized.Int8):
+      axes = quantized.layer_kernels(path, shape)
+      pairs = [(leaf.values, shape), (leaf.scales, axes and tuple(
+          1 if i in axes else n for i, n in enumerate(shape)))]
+    for tensor, needed in pairs:
+      if tensor.shape != needed:
+        raise errors.UserError(
+            f"{folder}/model.safetensors: {name}/{path} has shape "
+            f"{tensor.shape}, its config.json needs {needed}; export it again.")
+  return module, {path: _axes(leaf) for path, leaf in boxed.items()}
 
 
-def _fingerprint(config: Mapping[str, Any], tree: Any) -> str:
+def _axes(leaf: Any) -> tuple[str | None, ...]:
+  if isinstance(leaf, nn.Partitioned):
+    return tuple(leaf.names)
+  return (None,) * len(leaf.shape)
+
+
+def _fingerprint(
+    config: Mapping[str, Any], stored: Mapping[str, Any]
+) -> str:
+  """Returns the same as `arrays.fingerprint` of the tree, piece by piece."""
+  digest = hashlib.sha256()
+  for name in sorted(stored, key=tensors.order):
+    tensor = stored[name]
+    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    for block in _blocks(tensor):
+      digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8))
   return config_lib.fingerprint(
-      {"parts": config["parts"], "weights": arrays.fingerprint(tree)})
+      {"parts": config["parts"], "weights": digest.hexdigest()})
+
+
+def _blocks(tensor: Any) -> Iterator[np.ndarray]:
+  if isinstance(tensor, tensors.Stored):
+    yield from tensor.blocks()
+  else:
+    yield np.asarray(tensor)

@@ -122,7 +122,7 @@ class Tokenizer(nn.Module):
     """Encodes and decodes frames: float [B, T, H, W, C] in [0, 1]."""
     quantized = self.codes(self._encode(frames))
     return Reconstruction(
-        frames=self._decode(quantized.vectors),
+        frames=self._decode(quantized.vectors)[0],
         tokens=self._to_grid(quantized.codes),
         quantized=quantized)
 
@@ -132,9 +132,28 @@ class Tokenizer(nn.Module):
 
   def decode(self, tokens: jax.Array) -> jax.Array:
     """Returns frames, float32 [B, T, H, W, C], of tokens [B, T, h, w]."""
+    return self.decode_step(tokens, None, 0)[0]
+
+  def decode_step(
+      self,
+      tokens: jax.Array,
+      cache: st_transformer.Cache | None,
+      position: jax.Array | int,
+  ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Decodes frames that follow those in a cache.
+
+    Args:
+      tokens: int32 [B, T, h, w], usually T = 1.
+      cache: Keys and values of the decoder for the frames before.
+      position: int32 scalar, the number of the first of these frames.
+
+    Returns:
+      Frames float32 [B, T, H, W, C], and these frames' keys and values.
+    """
     b, t = tokens.shape[:2]
-    frames = self._decode(self.codes.lookup(tokens.reshape(b, t, -1)))
-    return frames.clip(0, 1)
+    frames, own = self._decode(
+        self.codes.lookup(tokens.reshape(b, t, -1)), cache, position)
+    return frames.clip(0, 1), own
 
   def _encode(self, frames: jax.Array) -> jax.Array:
     x = patches.patchify(frames, self.patch)  # [B, T, N, P]
@@ -142,15 +161,17 @@ class Tokenizer(nn.Module):
     x, _ = self.encoder_stack(x)
     return self.to_code(x)  # [B, T, N, E]
 
-  def _decode(self, vectors: jax.Array) -> jax.Array:
+  def _decode(self, vectors, cache=None, position=0):
+    """Returns frames, and the decoder's keys and values of them."""
     x = self.decoder_position(self.from_code(vectors))
-    x, _ = self.decoder_stack(x)
+    x, own = self.decoder_stack(x, cache, position)
     pixels = self.to_pixels(x)  # [B, T, N, P]
     if self.output == "sigmoid":
       pixels = jax.nn.sigmoid(pixels)
     else:
       pixels = 0.5 + 0.5 * pixels
-    return patches.unpatchify(pixels, self.height, self.width, self.patch)
+    frames = patches.unpatchify(pixels, self.height, self.width, self.patch)
+    return frames, own
 
   def _to_grid(self, codes: jax.Array) -> jax.Array:
     return codes.reshape(*codes.shape[:2], *self.grid)

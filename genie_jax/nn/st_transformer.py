@@ -45,14 +45,15 @@ _BY_PLACE = ("act_batch", None, "act_space", "act_embed")
 _ROWS = 8
 
 
-def _exchange(x, source, target):
-  """Returns x laid out as `target`, of which both sides are pinned.
+def _pin(x, *layouts):
+  """Returns x with one layout after the other, where frames are split.
 
-  Where no frame is split they are the same, and the compiler is left alone.
+  Elsewhere they are all the same, and the compiler fuses better unasked.
   """
-  if rules.ways("act_time") == 1:
-    return x
-  return rules.constrain(rules.constrain(x, source), target)
+  if rules.ways("act_time") > 1:
+    for layout in layouts:
+      x = rules.constrain(x, layout)
+  return x
 
 
 @flax.struct.dataclass
@@ -130,14 +131,15 @@ class STBlock(nn.Module):
     x = rules.constrain(x, _BY_FRAME)
     mixed, _ = attend(False, "space")(
         norm("space_norm")(x), num_valid=self.num_valid)
-    x = _exchange(x + mixed, _BY_FRAME, _BY_PLACE)
+    x = _pin(x + mixed, _BY_FRAME, _BY_PLACE)
     x = ad_checkpoint.checkpoint_name(x, "stream")
+    x = rules.constrain(x, _BY_PLACE)
     mixed, own = attend(True, "time")(
         norm("time_norm")(x), positions, cache, cached_positions)
-    x = _exchange(x + mixed, _BY_PLACE, _BY_PLACE)
+    x = _pin(x + mixed, _BY_PLACE)
     x = ad_checkpoint.checkpoint_name(x, "stream")
     x += self._mlp(norm("mlp_norm")(x))
-    return _exchange(x, _BY_PLACE, _BY_FRAME), own
+    return _pin(x, _BY_PLACE, _BY_FRAME), own
 
   def _mlp(self, x: jax.Array) -> jax.Array:
     hidden = initializers.Projection(

@@ -39,12 +39,17 @@ class Sampling:
       likely token.
     choice_temperature: Scale of the Gumbel noise on the confidences, falling
       linearly to 0 at the last step; only with order "confidence".
+    top_k: Only the so many most likely tokens are drawn; 0 for all.
+    top_p: Only the most likely tokens that together have this probability, at
+      the temperature, are drawn; 1 for all.
   """
   refinements: int = flax.struct.field(pytree_node=False, default=25)
   schedule: str = flax.struct.field(pytree_node=False, default="cosine")
   order: str = flax.struct.field(pytree_node=False, default="random")
   temperature: float = 1.0
   choice_temperature: float = 4.5
+  top_k: int = flax.struct.field(pytree_node=False, default=0)
+  top_p: float = flax.struct.field(pytree_node=False, default=1.0)
 
 
 def make_sampling(fields: Mapping[str, Any]) -> Sampling:
@@ -74,6 +79,14 @@ def make_sampling(fields: Mapping[str, Any]) -> Sampling:
     if not 0 <= value < float("inf"):
       raise errors.UserError(
           f"sampling.{name} is {value}; it must be 0 or more.")
+  if not isinstance(sampling.top_k, int) or sampling.top_k < 0:
+    raise errors.UserError(
+        f"sampling.top_k is {sampling.top_k}; give a whole number of tokens, "
+        "or 0 for all.")
+  if not 0 < sampling.top_p <= 1:
+    raise errors.UserError(
+        f"sampling.top_p is {sampling.top_p}; it must be above 0 and at most "
+        "1.")
   return sampling
 
 
@@ -108,7 +121,8 @@ def refine(
   chex.assert_rank(
       [logits, tokens, hidden, token_noise, order_noise], [3, 2, 2, 3, 2])
   # argmax(logits + t * Gumbel) draws from softmax(logits / t), also at t = 0.
-  drawn = jnp.argmax(logits + sampling.temperature * token_noise, -1)
+  drawn = jnp.argmax(
+      _likely(logits, sampling) + sampling.temperature * token_noise, -1)
   score = order_noise
   if sampling.order == "confidence":
     log_probs = jax.nn.log_softmax(logits, -1)
@@ -119,6 +133,24 @@ def refine(
   still_hidden = rank < num_hidden
   tokens = jnp.where(hidden & ~still_hidden, drawn.astype(tokens.dtype), tokens)
   return tokens, still_hidden
+
+
+def _likely(logits: jax.Array, sampling: Sampling) -> jax.Array:
+  """Returns logits [..., V] with those that must not be drawn at -inf."""
+  vocab = logits.shape[-1]
+  if 0 < sampling.top_k < vocab:
+    least = jax.lax.top_k(logits, sampling.top_k)[0][..., -1:]
+    logits = jnp.where(logits < least, -jnp.inf, logits)
+  if sampling.top_p < 1:
+    # At temperature 0 the most likely token is left, which is right as well.
+    falling = -jnp.sort(-logits, axis=-1)
+    shares = jax.nn.softmax(
+        falling / jnp.maximum(sampling.temperature, 1e-6), axis=-1)
+    before = jnp.cumsum(shares, axis=-1) - shares
+    least = jnp.min(
+        jnp.where(before < sampling.top_p, falling, jnp.inf), -1, keepdims=True)
+    logits = jnp.where(logits < least, -jnp.inf, logits)
+  return logits
 
 
 def draw_frame(

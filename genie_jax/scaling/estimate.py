@@ -10,7 +10,7 @@ A clock walks through it:
                the other on the links; the clock waits for what is left at
                its end ("exposed"). One without a start and an end is exposed.
   slices       talk by sends and receives of their hosts, likewise
-  copies       between HBM and the chip's fast memory, likewise
+  copies       between HBM and the chip's fast memory or the host's, likewise
   loops        the body's time, times its trip count
   branches     the longest
 
@@ -23,6 +23,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 
+from genie_jax.core import chips
 from genie_jax.scaling import breakdown, hlo, kernels, links
 
 # Instructions that are names for what exists, or are done by the scalar unit
@@ -35,6 +36,8 @@ _FREE_TARGETS = frozenset({
     "AllocateBuffer", "AssumeGatherIndicesInBound", "AsyncCollectiveStart",
     "AsyncCollectiveDone", "GatherScatterIndicesBitpacked", "Sharding",
     "SPMDFullToShardShape", "SPMDShardToFullShape", "SliceId"})
+# Kinds of copies, and what a breakdown calls them.
+_COPIES = {"copy": "copies to fast memory", "host copy": "copies to the host"}
 # Bytes that the fixed cost of an instruction hides.
 _SMALL = 4096
 
@@ -68,6 +71,7 @@ class Estimate:
     unknown_kernels: Kernels that are bounded from their shapes alone.
     unestimated: Opcode to seconds that were added from bytes alone.
     unknown_loops: Loops whose trip count could not be read; counted once.
+    host_bytes: Copied to and from the host's memory.
     parts: (part, pass) of the model to seconds of compute and kernels.
   """
   compute: float = 0.0
@@ -81,6 +85,7 @@ class Estimate:
   unestimated: collections.Counter = dataclasses.field(
       default_factory=collections.Counter)
   unknown_loops: list[str] = dataclasses.field(default_factory=list)
+  host_bytes: float = 0.0
   parts: collections.Counter = dataclasses.field(
       default_factory=collections.Counter)
 
@@ -107,6 +112,7 @@ class Estimate:
         mine[key] += times * value
     self.unknown_kernels |= other.unknown_kernels
     self.unknown_loops += other.unknown_loops
+    self.host_bytes += times * other.host_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,11 +198,17 @@ class _Walk:
         self._wait(transfer, total)
       return True
     if x.opcode.endswith("-start"):
-      moved = max((array.padded_bytes for array in x.results), default=0.0)
-      seconds = moved * self._chip.devices / self._chip.hbm_bandwidth
-      start = max(total.total, free["copies"])
-      free["copies"] = start + seconds
-      under_way[x.name] = _Transfer("copy", start + seconds)
+      # Of a whole and a slice of it that goes in or out, the slice moves.
+      moved = min((array.padded_bytes for array in x.results
+                   if array.bytes >= _SMALL), default=0.0)
+      kind, rate = "copy", self._chip.hbm_bandwidth
+      if any(array.in_host_memory for array in x.results):
+        kind, rate = "host copy", chips.HOST_BANDWIDTH
+      seconds = moved * self._chip.devices / rate
+      start = max(total.total, free[kind])
+      free[kind] = start + seconds
+      under_way[x.name] = _Transfer(kind, start + seconds)
+      total.host_bytes += moved if kind == "host copy" else 0.0
       return True
     return False
 
@@ -264,10 +276,10 @@ class _Walk:
 
   def _wait(self, transfer: _Transfer, total: Estimate) -> None:
     left = max(0.0, transfer.finish - total.total)
-    if transfer.kind == "copy":
+    if transfer.kind in _COPIES:
       total.compute += left
       if left:
-        total.parts["copies to fast memory", ""] += left
+        total.parts[_COPIES[transfer.kind], ""] += left
     else:
       total.exposed += left
       total.collectives[transfer.kind].exposed += left

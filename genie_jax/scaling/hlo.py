@@ -64,6 +64,11 @@ class Array:
     """Whether it lies in HBM: other memories carry an S(number)."""
     return not re.search(r"S\([1-9]", self.layout)
 
+  @property
+  def in_host_memory(self) -> bool:
+    """Whether it lies in the host's memory."""
+    return self.layout.endswith("S(5)")
+
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:

@@ -13,7 +13,7 @@ from typing import Any
 import ml_collections
 
 from genie_jax.core import errors
-from genie_jax.scaling import aot, plan
+from genie_jax.scaling import aot, plan, playing
 from genie_jax.scaling import topology as topology_lib
 
 
@@ -28,13 +28,33 @@ def make(
   Raises:
     UserError: As there, or the compiler crashed.
   """
+  return _apart(_make, config.to_dict(), topology, price, options)
+
+
+def play(
+    config: ml_collections.ConfigDict,
+    tokenizer: ml_collections.ConfigDict,
+    topology: topology_lib.Topology,
+    players: int,
+    slide: str,
+    options: Mapping[str, str] | None = None,
+) -> tuple[dict[str, Any], str]:
+  """Does what `playing.make` does; see there.
+
+  Raises:
+    UserError: As there, or the compiler crashed.
+  """
+  return _apart(_play, config.to_dict(), tokenizer.to_dict(), topology,
+                players, slide, options)
+
+
+def _apart(function, *args):
   # Spawned and not forked: JAX's threads would not live on in a fork.
   pool = concurrent.futures.ProcessPoolExecutor(
       1, mp_context=multiprocessing.get_context("spawn"))
   with pool:
     try:
-      return pool.submit(
-          _make, config.to_dict(), topology, price, options).result()
+      return pool.submit(function, *args).result()
     except process.BrokenProcessPool as error:
       raise errors.UserError(
           "The TPU compiler crashed (its own words stand above); a dimension "
@@ -46,3 +66,10 @@ def _make(config, topology, price, options):
   aot.prepare()
   return plan.make(
       ml_collections.ConfigDict(config), topology, price, options)
+
+
+def _play(config, tokenizer, *rest):
+  aot.prepare()
+  return playing.make(
+      ml_collections.ConfigDict(config), ml_collections.ConfigDict(tokenizer),
+      *rest)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import ml_collections
 
+from genie_jax.core import chips
 from genie_jax.models import build
 from genie_jax.scaling import aot, breakdown, estimate, links
 from genie_jax.scaling import topology as topology_lib
@@ -166,6 +167,10 @@ def _time(found: estimate.Estimate, report, topology, price) -> dict[str, Any]:
       "chip_hours": hours,
       "price_per_chip_hour": price,
       "cost": None if price is None else hours * price,
+      "host_bytes": found.host_bytes,
+      "assumptions": [*report["assumptions"], *(
+          [f"host link: {chips.HOST_BANDWIDTH / 1e9:g} GB/s a chip"]
+          if found.host_bytes else [])],
       "collectives": estimate.summary(found),
       "kernels": dict(found.kernel_seconds),
       "kernels_bounded_by_shape_alone": sorted(found.unknown_kernels),

@@ -9,7 +9,7 @@ array data without an error; the fingerprints are what notices.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -160,7 +160,7 @@ class Checkpoints:
     for step in reversed(steps):
       found, error = None, None
       try:
-        found = _load(self._folder / str(step), _fields(like))
+        found = load(self._folder / str(step), _fields(like))
       except Damaged as damage:
         error = damage
       if hosts.agree(error is None):
@@ -241,6 +241,35 @@ def load_params(
   Raises:
     UserError: There is no such checkpoint, or it is damaged.
   """
+  def read(path):
+    note = read_note(path)
+    fields, note = load(path, host_arrays(note, ("params", "extra")))
+    return fields["params"], fields.get("extra", {}), note["config"]
+
+  return newest(workdir, step, read)
+
+
+def host_arrays(note: Mapping[str, Any], groups: tuple[str, ...]) -> Tree:
+  """Returns what asks Orbax for these groups of arrays, in host memory."""
+  return arrays.unflatten({
+      name: _abstract_array(signature)
+      for name, signature in note["arrays"].items()
+      if name.split("/")[0] in groups})
+
+
+def newest(
+    workdir: PathLike, step: int | None, read: Callable[[epath.Path], Any]
+) -> Any:
+  """Returns what `read` finds in the newest checkpoint that is undamaged.
+
+  Args:
+    workdir: Where `genie train` wrote.
+    step: Which checkpoint; the newest that is undamaged when left out.
+    read: Given a checkpoint's folder; raises `Damaged`.
+
+  Raises:
+    UserError: There is no such checkpoint, or it is damaged.
+  """
   steps = valid_steps(workdir)
   folder = storage.folder(workdir) / FOLDER
   if not steps or (step is not None and step not in steps):
@@ -251,13 +280,7 @@ def load_params(
   for number in reversed(steps) if step is None else [step]:
     path = folder / str(number)
     try:
-      note = _note(path)
-      like = arrays.unflatten({
-          name: _abstract_array(signature)
-          for name, signature in note["arrays"].items()
-          if name.split("/")[0] in ("params", "extra")})
-      fields, note = _load(path, like)
-      return fields["params"], fields.get("extra", {}), note["config"]
+      return read(path)
     except Damaged as damage:
       if step is not None:
         raise errors.UserError(
@@ -276,9 +299,9 @@ def seal(note: Mapping[str, Any]) -> dict[str, Any]:
   return {**note, "seal": _checksum(note)}
 
 
-def _load(path: epath.Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
+def load(path: epath.Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
   """Loads and checks those arrays of a checkpoint that `like` has."""
-  note = _note(path)
+  note = read_note(path)
   # Parameters first: the optimizer's moments only repeat what is wrong there.
   for name, wanted in sorted(
       _signatures(like).items(), key=lambda item: item[0][:7] != "params/"):
@@ -299,7 +322,7 @@ def _load(path: epath.Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
   return fields, note
 
 
-def _note(path: epath.Path) -> dict[str, Any]:
+def read_note(path: epath.Path) -> dict[str, Any]:
   """Returns the sealed note of a checkpoint."""
   with explain.Explain(_cannot_read):
     note = dict(ocp.checkpointables_metadata(path).custom_metadata)

@@ -56,13 +56,13 @@ def test_sixteen_bits_keep_their_brightness(tmp_path):
     assert (images.load_prompt(path, 4, 4) == wanted).all()
 
 
-def test_transparency_is_laid_on_black(tmp_path):
+def test_transparency_is_laid_on_white(tmp_path):
   rgba = np.zeros((4, 4, 4), np.uint8)
   rgba[..., 0] = 200
   rgba[:, 2:, 3] = 255
   path = save(tmp_path / "rgba.png", Image.fromarray(rgba))
   frame = images.load_prompt(path, 4, 4)
-  assert (frame[:, :2] == 0).all()
+  assert (frame[:, :2] == 255).all()
   assert (frame[:, 2:] == [200, 0, 0]).all()
 
   palette = Image.new("P", (4, 4), 0)
@@ -70,7 +70,7 @@ def test_transparency_is_laid_on_black(tmp_path):
   palette.paste(1, (2, 0, 4, 4))
   path = save(tmp_path / "p.png", palette, transparency=0)
   frame = images.load_prompt(path, 4, 4)
-  assert (frame[:, :2] == 0).all()
+  assert (frame[:, :2] == 255).all()
   assert (frame[:, 2:] == [0, 255, 0]).all()
 
 

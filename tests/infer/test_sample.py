@@ -55,6 +55,15 @@ def test_the_worlds_own_prompt_serves_where_none_is_given(folder, tmp_path):
   assert frames == 4  # The prompt and one frame an action.
 
 
+@pytest.mark.parametrize("slide", (
+    ("exact", "--drop", "2"), ("rolling",), ("re-encode", "--drop", "3")))
+def test_a_film_may_outgrow_the_window_in_any_mode(folder, tmp_path, slide):
+  frames, _ = run(
+      folder, tmp_path, "--actions", "random:9", "--slide", *slide,
+      "--top-k", "5", "--top-p", "0.9")
+  assert 2 <= frames <= 10  # GIF joins equal frames.
+
+
 @pytest.mark.parametrize("flags, message", (
     (("--actions", "0,7"), "Action 7 is out of range"),
     (("--actions", "0,jump"), "'jump' is neither a number"),
@@ -66,6 +75,11 @@ def test_the_worlds_own_prompt_serves_where_none_is_given(folder, tmp_path):
     (("--actions", "0", "--temperature", "-1"), "must be 0 or more"),
     (("--actions", "0", "--refinements", "0"), "at least 1"),
     (("--actions", "0", "--order", "best"), "use one of random"),
+    (("--actions", "0", "--slide", "rollin"), "did you mean 'rolling'"),
+    (("--actions", "0", "--slide", "exact", "--drop", "4"), "1 to 3 at once"),
+    (("--actions", "0", "--slide", "rolling", "--drop", "2"), "leave it at 1"),
+    (("--actions", "0", "--top-k", "-1"), "whole number of tokens"),
+    (("--actions", "0", "--top-p", "0"), "above 0"),
     (("--actions", "0", "--out", "film.avi"), ".gif or .mp4"),
     (("--actions", "0", "--seed", "-1"), "--seed -1"),
 ))

@@ -56,7 +56,7 @@ def lines(workdir):
 
 def position(workdir, step):
   """Returns where the data is after a step."""
-  return checkpoint._note(
+  return checkpoint.read_note(
       checkpoint.storage.folder(workdir) / "checkpoints" / str(step)
   )["iterator"]
 

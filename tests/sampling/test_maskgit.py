@@ -127,6 +127,33 @@ def test_confidence_without_noise_reveals_the_surest_first():
   np.testing.assert_array_equal(first_shown[1], [12, 13, 14, 15])
 
 
+@pytest.mark.parametrize("fields", (
+    dict(top_k=3), dict(top_p=0.6), dict(top_k=4, top_p=0.8),
+    dict(top_k=VOCAB + 5)))
+@pytest.mark.parametrize("temperature", (0.0, 0.5, 2.0))
+def test_only_the_likeliest_are_drawn_and_with_the_same_noise(
+    fields, temperature
+):
+  random = np.random.default_rng(0)
+  logits = random.normal(size=(2, 16, VOCAB)).astype(np.float32) * 2
+  noise = random.gumbel(size=logits.shape).astype(np.float32)
+  hidden = np.ones((2, 16), bool)
+  got, _ = maskgit.refine(
+      logits, np.zeros((2, 16), np.int32), hidden, 0, noise, noise[..., 0],
+      maskgit.make_sampling(dict(fields, temperature=temperature)))
+
+  k, p = fields.get("top_k", VOCAB), fields.get("top_p", 1.0)
+  for b, n in np.ndindex(2, 16):
+    order = np.argsort(-logits[b, n])[:k]
+    scaled = logits[b, n, order].astype(np.float64) / max(temperature, 1e-6)
+    shares = np.exp(scaled - scaled.max())
+    shares /= shares.sum()
+    # A token stays if those before it have less than p together.
+    order = order[np.cumsum(shares) - shares < p]
+    noisy = logits[b, n, order] + temperature * noise[b, n, order]
+    assert got[b, n] == order[noisy.argmax()]
+
+
 def test_a_new_temperature_compiles_nothing():
   traces = []
   @jax.jit
@@ -143,6 +170,11 @@ def test_a_new_temperature_compiles_nothing():
     ({"temperature": -1.0}, "must be 0 or more"),
     ({"order": "sorted"}, "use one of random, confidence"),
     ({"refinements": 0}, "at least 1"),
+    ({"top_k": -1}, "give a whole number"),
+    ({"top_k": 2.5}, "give a whole number"),
+    ({"top_p": 0.0}, "above 0 and at most 1"),
+    ({"top_p": 1.5}, "above 0 and at most 1"),
+    ({"schedule": "cosin"}, "use one of cosine"),
 ))
 def test_a_wrong_sampling_config_is_refused(fields, message):
   with pytest.raises(errors.UserError, match=message):

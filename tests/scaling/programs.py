@@ -19,6 +19,11 @@ TYPES = {
     "three": "(s32[]{:T(128)}, f32[8]{0:T(128)}, /*index=2*/f32[8]{0:T(128)})",
     "part": "bf16[1024,4096]{1,0:T(8,128)(2,1)}",
     "whole": "bf16[4096,4096]{1,0:T(8,128)(2,1)}",
+    "hosted": "bf16[4096,4096]{1,0:T(8,128)(2,1)S(5)}",
+    "going": "((bf16[4096,4096]{1,0:T(8,128)(2,1)S(5)}, "
+             "bf16[1024,4096]{1,0:T(8,128)(2,1)}, s32[]{:T(128)}, "
+             "s32[]{:T(128)}), bf16[4096,4096]{1,0:T(8,128)(2,1)S(5)}, "
+             "u32[]{:S(2)})",
     "began": "(bf16[1024,4096]{1,0:T(8,128)(2,1)}, "
              "bf16[4096,4096]{1,0:T(8,128)(2,1)}, u32[]{:S(2)})",
     "small": "bf16[64,128]{1,0:T(8,128)(2,1)}",
@@ -216,6 +221,21 @@ ENTRY %main (a: bf16[4096,4096], b: f32[8]) -> bf16[4096,4096] {{
   %begin = (<whole>, u32[]{{:S(2)}}) copy-start(%a)
   %work = <x> copy(%b)@{between}
   ROOT %end = <whole> copy-done(%begin)
+}}
+""")
+
+
+def offloaded(between):
+  """Returns a slice's way to the host, beside `between` cycles."""
+  return program(f"""\
+ENTRY %main (a: bf16[4096,4096], b: bf16[1024,4096]) -> bf16[4096,4096] {{
+  %a = <hosted> parameter(0)
+  %b = <part> parameter(1)
+  %c = <x> constant({{...}})
+  %zero = <i> constant(0)
+  %begin = <going> dynamic-update-slice-start(%a, %b, %zero, %zero)
+  %work = <x> copy(%c)@{between}
+  ROOT %end = <hosted> dynamic-update-slice-done(%begin)
 }}
 """)
 

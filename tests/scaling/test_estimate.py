@@ -2,6 +2,7 @@
 
 import pytest
 
+from genie_jax.core import chips
 from genie_jax.scaling import breakdown, estimate, kernels
 from tests.scaling import programs
 
@@ -88,6 +89,15 @@ def test_a_copy_from_hbm_is_waited_for_as_compute():
   assert found.exposed == 0
   hidden = estimate.of(programs.copied(1_000_000), RING)
   assert hidden.compute == pytest.approx(1_000_000 / CHIP.clock)
+
+
+def test_a_slice_goes_to_the_host_at_the_speed_of_its_link():
+  moved = 2 * 1024 * 4096
+  found = estimate.of(programs.offloaded(10), RING)
+  assert found.host_bytes == moved
+  assert found.compute == pytest.approx(moved / chips.HOST_BANDWIDTH)
+  hidden = estimate.of(programs.offloaded(10_000_000), RING)
+  assert hidden.compute == pytest.approx(10_000_000 / CHIP.clock)
 
 
 def test_a_kernel_is_never_free_and_counts_in_every_turn_of_a_loop():

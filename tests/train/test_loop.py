@@ -62,7 +62,7 @@ def lines(workdir):
 
 def prints(workdir, step):
   """Returns the fingerprints of all arrays of a checkpoint, and its data."""
-  note = checkpoint._note(workdir / "checkpoints" / str(step))
+  note = checkpoint.read_note(workdir / "checkpoints" / str(step))
   return note["fingerprints"], note["iterator"]
 
 

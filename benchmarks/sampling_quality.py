@@ -1,0 +1,231 @@
+r"""One table: what each way to draw frames costs in quality and in time.
+
+Collect:   genie data coinrun --out CLIPS --levels 1 --validation-levels 1 \
+               --test-levels 60 --frames-per-level 500
+Run:       python benchmarks/sampling_quality.py --clips CLIPS --json F
+
+Every row plays the same held-out clips with the same buttons (those that the
+LAM infers) and the same noise:
+
+  delta_4    PSNR of the 4th drawn frame, inferred less random buttons
+  changed    least gain over frames 1 to 8, in dB over copying the prompt, of
+             PSNR over the pixels that differ from the prompt (and frame 1's)
+  motion     mean change from frame to frame over the long rollouts, and
+  entropy    bits of their tokens, both as a share of the real clips'
+  fps        frames a second of one player after the window is full
+
+Bars of a world that ships: delta_4 of 0.5 dB, changed above 0, motion and
+entropy within 0.7 to 1.3.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from genie_jax.core import files
+from genie_jax.evals import (
+    clips as clips_lib,
+)
+from genie_jax.evals import controllability, playing, prediction
+from genie_jax.evals import subject as subject_lib
+from genie_jax.infer import bundle
+from genie_jax.infer import world as worlds
+from genie_jax.sampling import maskgit
+from genie_jax.sampling import slide as slides
+
+_WORLD = "experiments/coinrun/results/small/world"
+_SHORT = 9  # The prompt and 8 frames.
+
+
+def rows(base: maskgit.Sampling) -> list[tuple[maskgit.Sampling, slides.Slide]]:
+  """Returns the ways to draw that are compared."""
+  rolling = slides.Slide("rolling")
+  change = lambda **fields: dataclasses.replace(base, **fields)
+  found = [
+      (change(refinements=refinements, order=order), rolling)
+      for order in maskgit.ORDERS for refinements in (1, 2, 4, 8, 12, 25)]
+  for fields in (
+      dict(schedule="linear"), dict(schedule="square_root"),
+      dict(temperature=0.0), dict(temperature=1.0), dict(temperature=2.0),
+      dict(top_k=8), dict(top_p=0.9), dict(temperature=1.0, top_p=0.9),
+      dict(order="confidence", choice_temperature=1.0)):
+    found.append((change(**fields), rolling))
+  for slide in (slides.Slide("exact"), slides.Slide("exact", 4),
+                slides.Slide("re-encode", 4)):
+    found.append((base, slide))
+  return found
+
+
+def buttons(world: worlds.World, frames: np.ndarray) -> np.ndarray:
+  """Returns the LAM's actions of clips of any length, in windows of its own.
+
+  Args:
+    world: With a LAM.
+    frames: uint8 [n, T, H, W, C].
+
+  Returns:
+    int32 [n, T-1].
+  """
+  window, last = world.num_frames, frames.shape[1] - 1
+  found = np.zeros((len(frames), last), np.int32)
+  for start in [*range(0, last - window + 1, window - 1), last - window + 1]:
+    found[:, start:start + window - 1] = world.infer_actions(
+        frames[:, start:start + window])
+  return found
+
+
+def long_rollout(
+    world: worlds.World, prompts: np.ndarray, pressed: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns drawn frames [n, F, H, W, C] and their tokens [n, F, h, w]."""
+  states = [
+      world.reset(prompt, seed=seed) for seed, prompt in enumerate(prompts)]
+  frames, tokens = [], []
+  for actions in pressed.T:
+    states, shown = world.step_many(states, actions)
+    frames.append(shown)
+    tokens.append(np.stack([state.tokens[-1] for state in states]))
+  return np.stack(frames, 1), np.stack(tokens, 1)
+
+
+def speed(world: worlds.World, prompt: np.ndarray) -> float:
+  """Returns frames a second of one player with a full window."""
+  state, times = world.reset(prompt), []
+  for number in range(4 * world.num_frames):
+    began = time.perf_counter()
+    state, _ = world.step(state, number % world.num_actions)
+    times.append(time.perf_counter() - began)
+  # Means over a slide, then the median of those: other programs run too.
+  groups = np.reshape(times[world.num_frames:], (-1, 4)).mean(1)
+  return 1 / statistics.median(groups)
+
+
+class Judge:
+  """Held-out clips, and what a way to draw makes of them."""
+
+  def __init__(self, world: worlds.World, args: argparse.Namespace):
+    self.world, self.seed = world, args.seed
+    pick = lambda frames, count: clips_lib.pick(
+        args.clips, "test", num_frames=frames, num_clips=count,
+        num_levels=min(args.levels, count), with_actions=False,
+        seed=args.seed)
+    self.short = pick(_SHORT, args.levels)
+    self.long = pick(args.frames + 1, args.long_clips)
+    self.pressed = buttons(world, self.short.frames)
+    self.long_pressed = buttons(world, self.long.frames)
+    tokens = np.concatenate([
+        world.encode(self.long.frames[:, start:start + world.num_frames])
+        for start in range(1, args.frames + 1, world.num_frames)], 1)
+    self.real = controllability.liveliness(
+        self.long.frames[:, 1:], tokens, self._codes)
+    self._subjects: dict[Any, dict[str, float]] = {}
+
+  @property
+  def _codes(self) -> int:
+    return self.world.parts["dynamics"].config["world"]["num_codes"]
+
+  def row(
+      self, sampling: maskgit.Sampling, slide: slides.Slide
+  ) -> dict[str, Any]:
+    """Returns one row of the table."""
+    world = self.world.with_options(sampling=sampling, slide=slide)
+    frames, tokens = long_rollout(
+        world, self.long.frames[:, 0], self.long_pressed)
+    lively = controllability.liveliness(frames, tokens, self._codes)
+    key = json.dumps(vars(sampling), sort_keys=True)
+    if key not in self._subjects:  # They do not depend on the slide.
+      self._subjects[key] = self._short_scores(sampling)
+    return {
+        **vars(sampling),
+        **{f"slide_{name}": value for name, value in vars(slide).items()},
+        **self._subjects[key],
+        "motion": lively["motion"] / self.real["motion"],
+        "entropy": lively["token_entropy"] / self.real["token_entropy"],
+        "token_change": lively["token_change"],
+        "fps": speed(world, self.long.frames[0, 0]),
+    }
+
+  def _short_scores(self, sampling: maskgit.Sampling) -> dict[str, float]:
+    subject = subject_lib.from_parts(
+        self.world.parts, sampling=sampling, actions=self.world.actions,
+        fingerprint=self.world.fingerprint)
+    clips = self.short
+    prompts = np.asarray(subject.encode(clips.frames[:, :1]))
+    delta = playing.delta(
+        subject, prompts, clips.frames, self.pressed,
+        np.arange(subject.num_buttons), clips.levels, seed=self.seed)
+    drawn = subject.decode(subject.rollout(
+        prompts, self.pressed, np.arange(len(prompts), dtype=np.int32),
+        self.seed))
+    ceiling = subject.decode(subject.encode(clips.frames))
+    gains = [
+        prediction.pixel_scores(
+            drawn[:, t], clips.frames[:, t], clips.frames[:, 0],
+            ceiling[:, t], clips.levels, seed=self.seed)["gain"].value
+        for t in range(1, _SHORT)]
+    return {
+        "delta_4": delta["delta"].value, "delta_4_low": delta["delta"].low,
+        "changed_least": min(gains), "changed_1": gains[0],
+        "changed_by_frame": gains}
+
+
+def table(found: list[dict[str, Any]]) -> str:
+  """Returns the rows as Markdown."""
+  lines = [
+      "| R | order | schedule | temp. | top-k | top-p | slide | delta_4 dB | "
+      "changed, least (frame 1) dB | motion | entropy | fps |",
+      "|" + "---|" * 12]
+  for row in found:
+    order = row["order"]
+    if order == "confidence":
+      order += f" {row['choice_temperature']:g}"
+    slide = row["slide_mode"] + (
+        f" {row['slide_drop']}" if row["slide_mode"] != "rolling" else "")
+    lines.append(
+        f"| {row['refinements']} | {order} | {row['schedule']} "
+        f"| {row['temperature']:g} | {row['top_k'] or '-'} "
+        f"| {row['top_p']:g} | {slide} | {row['delta_4']:.2f} "
+        f"| {row['changed_least']:.2f} ({row['changed_1']:.2f}) "
+        f"| {row['motion']:.2f} | {row['entropy']:.2f} | {row['fps']:.1f} |")
+  return "\n".join(lines)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+      description=__doc__,
+      formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--clips", required=True, metavar="DIR")
+  parser.add_argument("--world", default=_WORLD, metavar="DIR")
+  parser.add_argument("--json", metavar="F", help="also write the result")
+  parser.add_argument(
+      "--levels", type=int, default=60, help="clips of 8 frames, one a level")
+  parser.add_argument(
+      "--long-clips", type=int, default=16, help="clips of --frames frames")
+  parser.add_argument("--frames", type=int, default=64)
+  parser.add_argument("--seed", type=int, default=0)
+  args = parser.parse_args()
+  world = bundle.load(args.world).world
+  judge = Judge(world, args)
+  found = []
+  for sampling, slide in rows(world.sampling):
+    found.append(judge.row(sampling, slide))
+    print(table(found[-1:]).splitlines()[-1], flush=True)
+    jax.clear_caches()  # Each row has its own programs.
+    if args.json:
+      files.write_json(args.json, {
+          "world": world.fingerprint, "levels": args.levels,
+          "long_clips": args.long_clips, "frames": args.frames,
+          "real": judge.real, "cores": os.cpu_count(),
+          "load_average": os.getloadavg(), "rows": found})
+  print(table(found))
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,44 @@
+"""The compiled programs of a world, shared by all worlds of equal shapes."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from genie_jax.nn import quantized
+from genie_jax.sampling import player
+
+
+@functools.partial(jax.jit, static_argnames="module")
+def encode(module: Any, params: Any, frames: jax.Array) -> jax.Array:
+  """Returns what a tokenizer or a LAM makes of uint8 frames [B, T, H, W, C]."""
+  return module.apply(
+      {"params": quantized.dequantize(params)},
+      frames.astype(jnp.float32) / 255, method="encode")
+
+
+@functools.partial(jax.jit, static_argnames="models")
+def reset(models, params, tokens, latent_actions, key):
+  """See `player.reset`."""
+  return player.reset(models, params, tokens, latent_actions, key)
+
+
+@functools.partial(
+    jax.jit, static_argnames="models", donate_argnames="state")
+def step(models, params, state, action, sampling):
+  """See `player.step`; the state is used up."""
+  return player.step(models, params, state, action, sampling)
+
+
+@functools.partial(
+    jax.jit, static_argnames="models", donate_argnames="states")
+def step_many(models, params, states, actions, sampling):
+  """See `player.step_many`; the states are used up."""
+  return player.step_many(models, params, states, actions, sampling)
+
+
+@jax.jit
+def copy(state):
+  """Returns a state in memory of its own."""
+  return jax.tree.map(jnp.copy, state)

@@ -1,0 +1,343 @@
+"""One player's world: an action in, a frame out, in one static-shape program.
+
+Frames before the one being drawn depend neither on it nor on its action, so
+their keys and values in time are kept and each refinement runs over one frame.
+A finished frame is passed once more with its final tokens, which then never
+change; the decoder, causal in time as well, keeps its own keys and values.
+Both caches are rings of W - 1 slots: rotary positions are relative, so a slot
+can be filled anew at any position.
+
+Everything is pure and without host work: `reset` and `step` run under `jit`,
+`vmap` and `scan`. Whoever compiles `step` may donate the state.
+
+Shapes:
+  W  frames in the window       P  prompt frames, at most W
+  M  frames of history          S  players
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import chex
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from genie_jax.nn import quantized, st_transformer
+from genie_jax.sampling import maskgit, rings
+from genie_jax.sampling import models as models_lib
+
+Models = models_lib.Models
+
+
+@flax.struct.dataclass
+class State:
+  """One player between two frames.
+
+  Attributes:
+    key: Random key; the noise of frame t is `fold_in(key, t)`.
+    number: int32 scalar, frames there are since the prompt's first.
+    position: int32 scalar, place of the newest frame in the cache's count.
+    tokens: int32 [M, h, w], the last frames, newest last; zeros before the
+      prompt.
+    incoming: int32 [M], the action that led to each of them.
+    cache: Keys and values of the dynamics model, of one clip.
+    decoder_position: int32 scalar, as `position`, of the decoder.
+    decoder_cache: Keys and values of the decoder; None for a tokenizer that
+      sees one frame.
+    frame: uint8 [H, W, C], the newest frame.
+    frames: uint8 [W - 1, H, W, C], the last frames, kept for "re-encode"
+      only.
+  """
+  key: jax.Array
+  number: jax.Array
+  position: jax.Array
+  tokens: jax.Array
+  incoming: jax.Array
+  cache: st_transformer.Cache
+  decoder_position: jax.Array
+  decoder_cache: st_transformer.Cache | None
+  frame: jax.Array
+  frames: jax.Array | None
+
+
+def reset(
+    models: Models,
+    params: Any,
+    tokens: jax.Array,
+    latent_actions: jax.Array,
+    key: jax.Array,
+) -> State:
+  """Returns the state after a prompt.
+
+  Args:
+    models: The models.
+    params: {"tokenizer": ..., "dynamics": ...}; leaves may be
+      `quantized.Int8`.
+    tokens: int32 [P, h, w].
+    latent_actions: int32 [P - 1]; action t leads from frame t to t + 1.
+    key: Of all noise to come.
+  """
+  chex.assert_rank([tokens, latent_actions], [3, 1])
+  prompt = tokens.shape[0]
+  chex.assert_shape(latent_actions, (prompt - 1,))
+  if prompt > models.window:
+    raise ValueError(
+        f"A prompt of {prompt} frames does not fit a window of "
+        f"{models.window}; give its last ones.")
+  params = quantized.dequantize(params)
+  tokens = tokens.astype(jnp.int32)
+  incoming = jnp.pad(
+      latent_actions.astype(jnp.int32), (1, 0),
+      constant_values=models.dynamics.no_action)
+  missing = models.history - prompt
+  frames, decoder_cache, decoder_position = _decode_afresh(
+      models, params, tokens)
+  return State(
+      key=key,
+      number=jnp.int32(prompt),
+      position=jnp.int32(prompt - 1),
+      tokens=jnp.pad(tokens, ((missing, 0), (0, 0), (0, 0))),
+      incoming=jnp.pad(
+          incoming, (missing, 0), constant_values=models.dynamics.no_action),
+      cache=_cache_of(models, params, tokens, incoming),
+      decoder_position=decoder_position,
+      decoder_cache=decoder_cache,
+      frame=frames[-1],
+      frames=_last(frames, models.window - 1)
+      if models.slide.mode == "re-encode" else None)
+
+
+def step(
+    models: Models,
+    params: Any,
+    state: State,
+    action: jax.Array,
+    sampling: maskgit.Sampling,
+) -> tuple[State, jax.Array]:
+  """Draws the frame that an action leads to.
+
+  Args:
+    models: The models.
+    params: As in `reset`.
+    state: The player.
+    action: int32 scalar in [0, A).
+    sampling: How to draw.
+
+  Returns:
+    The player after the frame, and the frame, uint8 [H, W, C].
+  """
+  params = quantized.dequantize(params)
+  state = _make_room(models, params, state)
+  return _draw(models, params, state, action, sampling)
+
+
+def step_many(
+    models: Models,
+    params: Any,
+    states: Sequence[State],
+    actions: jax.Array,
+    sampling: maskgit.Sampling,
+) -> tuple[list[State], jax.Array]:
+  """Draws a frame for each of several players at once.
+
+  The players may be at different places of their windows: those that must
+  slide do so one after the other, and nobody pays for it in the frames in
+  which nobody does.
+
+  Args:
+    models: The models.
+    params: As in `reset`.
+    states: S players.
+    actions: int32 [S].
+    sampling: How to draw.
+
+  Returns:
+    The players after it, and their frames, uint8 [S, H, W, C].
+  """
+  params = quantized.dequantize(params)
+  stacked = stack(states)
+  make_room = functools.partial(_make_room, models, params)
+  if models.slide.mode == "rolling":
+    stacked = jax.vmap(make_room)(stacked)
+  else:
+    stacked = jax.lax.cond(
+        (stacked.position == models.window - 1).any(),
+        lambda players: jax.lax.map(make_room, players),
+        lambda players: players, stacked)
+  drawn, frames = jax.vmap(
+      lambda state, action: _draw(models, params, state, action, sampling))(
+          stacked, actions)
+  return unstack(drawn, len(states)), frames
+
+
+def next_logits(
+    models: Models,
+    params: Any,
+    state: State,
+    action: jax.Array,
+    tokens: jax.Array,
+    hidden: jax.Array,
+) -> jax.Array:
+  """Scores the next frame's tokens, as a refinement inside `step` does.
+
+  Args:
+    models: The models.
+    params: As in `reset`.
+    state: The player.
+    action: int32 scalar that leads to the frame.
+    tokens: int32 [h, w], what is known of the frame.
+    hidden: bool [h, w], where nothing is.
+
+  Returns:
+    float32 [h, w, V].
+  """
+  params = quantized.dequantize(params)
+  state = _make_room(models, params, state)
+  return models.score(
+      params, tokens[None], jnp.asarray(action, jnp.int32)[None], hidden[None],
+      state.cache, state.position + 1, state.tokens[-1])[0][0]
+
+
+def stack(states: Sequence[State]) -> State:
+  """Returns players as one state whose leaves have a first axis [S, ...]."""
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+
+def unstack(stacked: State, count: int) -> list[State]:
+  """Returns the first `count` players of a stacked state."""
+  return [
+      jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(count)]
+
+
+def _draw(models, params, state, action, sampling):
+  """Draws, remembers and decodes one frame; there is room for it."""
+  position = state.position + 1
+  run = functools.partial(models.score, params)
+  incoming = jnp.asarray(action, jnp.int32)[None]
+  last = state.tokens[-1]
+
+  def logits_of(tokens, hidden):
+    # The only clip's tokens [1, h, w] are also those of its only frame.
+    return run(tokens, incoming, hidden, state.cache, position, last)[0]
+
+  tokens = maskgit.draw_frame(
+      logits_of, tuple(state.tokens.shape[1:]),
+      jax.random.fold_in(state.key, state.number)[None], sampling)
+
+  def remember(cache):
+    _, own = run(
+        tokens, incoming, jnp.zeros(tokens.shape, bool), cache, position,
+        last)
+    return cache.write(own, position % (models.window - 1), position)
+
+  if models.slide.mode == "rolling":
+    cache = remember(state.cache)
+  else:
+    # A window that is full now is computed anew before the next frame.
+    cache = jax.lax.cond(
+        position < models.window - 1, remember, lambda cache: cache,
+        state.cache)
+  state = state.replace(
+      number=state.number + 1,
+      position=position,
+      tokens=_append(state.tokens, tokens),
+      incoming=_append(state.incoming, incoming),
+      cache=cache)
+  return _show(models, params, state)
+
+
+def _make_room(models, params, state):
+  """Drops frames from a full window."""
+  if models.slide.mode == "rolling":
+    position, cache = rings.turn_back(state.position, state.cache)
+    return state.replace(position=position, cache=cache)
+  full = state.position == models.window - 1
+  kept = models.window - models.slide.drop
+
+  def exact(state):
+    return state.replace(
+        position=jnp.int32(kept - 1),
+        cache=_cache_of(
+            models, params, state.tokens[-kept:],
+            state.incoming[-kept:].at[0].set(models.dynamics.no_action)))
+
+  def encode_again(state):
+    frames = state.frames[-kept:]
+    tokens = models.encode(params, frames)
+    state = exact(state.replace(
+        tokens=jnp.concatenate([state.tokens[:-kept], tokens])))
+    # Shown frames stay as they were shown; the next one sees these.
+    _, cache, position = _decode_afresh(models, params, tokens)
+    return state.replace(decoder_cache=cache, decoder_position=position)
+
+  slid = exact if models.slide.mode == "exact" else encode_again
+  return jax.lax.cond(full, slid, lambda state: state, state)
+
+
+def _show(models, params, state):
+  """Decodes the newest frame; returns the state with it and the frame."""
+  window = models.decoder_window
+  run = functools.partial(models.show, params)
+
+  def grow(cache, position):
+    shown, own = run(state.tokens[-1:], cache, position + 1)
+    cache = cache.write(own, (position + 1) % (window - 1), position + 1)
+    return shown[0], cache, position + 1
+
+  def slide_over(cache, position):
+    del position
+    drop = min(models.slide.drop, window - 1)
+    shown, fresh, position = _decode_afresh(
+        models, params, state.tokens[-(window - drop + 1):])
+    # Dropping one at a time, the window is full for good.
+    return shown[-1], cache if drop == 1 else fresh, position
+
+  cache, position = state.decoder_cache, state.decoder_position
+  if cache is None:
+    shown = run(state.tokens[-1:], None, 0)[0][0]
+  elif models.slide.mode == "rolling":
+    position, cache = rings.turn_back(position, cache)
+    shown, cache, position = grow(cache, position)
+  else:
+    shown, cache, position = jax.lax.cond(
+        position == window - 1, slide_over, grow, cache, position)
+  frames = state.frames
+  if frames is not None:
+    frames = _append(frames, shown[None])
+  return state.replace(
+      decoder_cache=cache, decoder_position=position, frame=shown,
+      frames=frames), shown
+
+
+def _decode_afresh(models, params, tokens):
+  """Decodes frames as the first of a window.
+
+  Returns:
+    uint8 frames [T, H, W, C], the decoder's cache, and its position.
+  """
+  tokens = tokens[-models.decoder_window:]
+  shown, own = models.show(params, tokens, None, 0)
+  cache = None
+  if models.decoder_window > 1:
+    cache = rings.ring(own, models.decoder_window - 1)
+  return shown, cache, jnp.int32(len(tokens) - 1)
+
+
+def _cache_of(models, params, tokens, incoming):
+  """Returns the dynamics model's cache of frames [T, h, w] from position 0."""
+  _, own = models.score(
+      params, tokens, incoming, jnp.zeros(tokens.shape, bool), None, 0, None)
+  return rings.ring(own, models.window - 1)
+
+
+def _append(history: jax.Array, newest: jax.Array) -> jax.Array:
+  return jnp.concatenate([history[1:], newest])
+
+
+def _last(frames: jax.Array, count: int) -> jax.Array:
+  """Returns the last `count` frames, with zeros before them if need be."""
+  frames = frames[-count:]
+  missing = count - len(frames)
+  return jnp.pad(frames, ((missing, 0), *((0, 0),) * (frames.ndim - 1)))

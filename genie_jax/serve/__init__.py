@@ -1,0 +1,1 @@
+"""Playing a world in a browser: server, protocol and page."""

@@ -1,0 +1,310 @@
+"""The server: a page, a gallery, uploads and one WebSocket."""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import dataclasses
+import importlib.resources
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+from starlette import (
+    applications,
+    middleware,
+    requests,
+    responses,
+    routing,
+    websockets,
+)
+
+from genie_jax.core import errors, images
+from genie_jax.serve import connection as connections
+from genie_jax.serve import engine as engines
+from genie_jax.serve import guard, hub, pictures, protocol, scheduler
+from genie_jax.serve import line as lines
+from genie_jax.serve import session as sessions
+
+_PAGE = {
+    "": ("index.html", "text/html; charset=utf-8"),
+    "play.css": ("play.css", "text/css; charset=utf-8"),
+    "icon.svg": ("icon.svg", "image/svg+xml"),
+    **{name: (name, "text/javascript; charset=utf-8")
+       for name in (
+           "play.js", "link.js", "view.js", "pad.js", "tools.js",
+           "editor.js", "run.js")},
+}
+_HELLO_SECONDS = 10.0
+_EXPIRE_SECONDS = 5.0
+_SNAPSHOT_BYTES = 32 << 20  # Of one line.
+_UPLOADS_A_SECOND, _UPLOAD_BURST = 2, 20
+
+
+class Server:
+  """A world, its players, and the app that serves them."""
+
+  def __init__(
+      self, engine: engines.Engine, *, max_sessions: int = 16,
+      session_minutes: float = 30.0, names: Sequence[str] = (),
+      failed: Callable[[], None] = lambda: None,
+      limits: lines.Limits | None = None,
+  ):
+    """Makes the app, as `app`.
+
+    Args:
+      engine: A warm engine.
+      max_sessions: Players at once.
+      session_minutes: A player who sends nothing for so long is sent away.
+      names: Host names to answer to besides localhost and IP addresses.
+      failed: Called when the model failed; nobody can play any more.
+      limits: How much of each line is kept.
+    """
+    self._engine = engine
+    self._failed = failed
+    limits = limits or lines.Limits()
+    if engine.state_bytes:
+      limits = dataclasses.replace(limits, snapshots=max(
+          4, min(limits.snapshots, _SNAPSHOT_BYTES // engine.state_bytes)))
+    self.hub = hub.Hub(
+        engine.description.num_actions, limits, most=max_sessions,
+        idle_seconds=60 * session_minutes)
+    self._pictures = pictures.Pictures(
+        engine.description.height, engine.description.width)
+    self._films = concurrent.futures.ThreadPoolExecutor(
+        1, thread_name_prefix="films")
+    self._uploads = guard.Bucket(
+        _UPLOADS_A_SECOND, _UPLOAD_BURST, time.monotonic())
+    self._gallery = [images.to_png(prompt) for prompt in engine.prompts]
+    self._kept = limits.pictures
+    self._sockets = 0
+    self._batches_wanted = False
+    self._tasks: set[asyncio.Task] = set()
+    self.app = applications.Starlette(
+        routes=[
+            routing.Route("/prompts/{number:int}.png", self._prompt),
+            routing.Route("/pictures", self._upload, methods=["POST"]),
+            routing.WebSocketRoute("/play", self._play),
+            routing.Route("/{name:path}", self._page),
+        ],
+        middleware=[middleware.Middleware(guard.Guard, names=names)],
+        lifespan=self._lifespan)
+
+  @contextlib.asynccontextmanager
+  async def _lifespan(self, app: Any) -> AsyncIterator[None]:
+    del app
+    self._scheduler = scheduler.Scheduler(self._engine, lambda: self.hub)
+    stepping = asyncio.create_task(self._scheduler.run())
+    # It ends by itself only if the model failed.
+    stepping.add_done_callback(
+        lambda task: None if task.cancelled() else self._failed())
+    tasks = [stepping, asyncio.create_task(self._expire())]
+    try:
+      yield
+    finally:
+      for task in tasks:
+        task.cancel()
+      self._engine.end()
+      self._pictures.close()
+      self._films.shutdown(wait=False, cancel_futures=True)
+      for task in tasks:
+        with contextlib.suppress(asyncio.CancelledError):
+          await task
+
+  async def _expire(self) -> None:
+    while True:
+      await asyncio.sleep(_EXPIRE_SECONDS)
+      for session in self.hub.expire(time.monotonic()):
+        if session.connection is not None:
+          session.connection.close(
+              connections.EXPIRED, "Nothing was played for too long.")
+
+  async def _page(self, request: requests.Request) -> responses.Response:
+    found = _PAGE.get(request.path_params["name"])
+    if found is None:
+      return responses.JSONResponse({"error": "There is no such page."}, 404)
+    name, kind = found
+    content = importlib.resources.files(__package__).joinpath("page", name)
+    return responses.Response(
+        content.read_bytes(), headers={"content-type": kind})
+
+  async def _prompt(self, request: requests.Request) -> responses.Response:
+    number = request.path_params["number"]
+    if number >= len(self._gallery):
+      return responses.JSONResponse({"error": "There is no such prompt."}, 404)
+    return responses.Response(self._gallery[number], media_type="image/png")
+
+  async def _upload(self, request: requests.Request) -> responses.Response:
+    refuse = lambda reason, status: responses.JSONResponse(
+        {"error": reason}, status, {"connection": "close"})
+    if not self._uploads.take(time.monotonic()):
+      return refuse("Too many pictures at once; wait a second.", 429)
+    try:
+      content = await pictures.receive(request)
+      name, frame = await self._pictures.add(content)
+    except pictures.TooLarge:
+      return refuse(
+          f"The picture has more than {pictures.MAX_BYTES >> 20} MB; make it "
+          "smaller.", 413)
+    except errors.UserError as error:
+      return refuse(str(error), 415)
+    except requests.ClientDisconnect:
+      return responses.Response(status_code=400)
+    return responses.Response(
+        images.to_png(frame), media_type="image/png",
+        headers={"x-picture": name})
+
+  async def _play(self, socket: websockets.WebSocket) -> None:
+    await socket.accept()
+    connection = connections.Connection(
+        socket, lambda: self._scheduler.wake())
+    self._sockets += 1
+    writer = asyncio.create_task(connection.write())
+    session = None
+    try:
+      if self._sockets > 4 * self.hub.most:
+        connection.close(connections.FULL, "Too many connections.")
+      session = await self._enter(connection)
+      while session.connection is connection:
+        self._handle(session, connection, await connection.read())
+        self._scheduler.wake()
+    except (connections.Closed, TimeoutError, websockets.WebSocketDisconnect):
+      pass
+    finally:
+      self._sockets -= 1
+      if session is not None and session.connection is connection:
+        session.connection, session.left = None, time.monotonic()
+      connection.close(connections.ENDED, "")
+      await writer
+
+  async def _enter(
+      self, connection: connections.Connection
+  ) -> sessions.Session:
+    """Waits for a hello and returns its session.
+
+    Raises:
+      Closed: The connection ended first.
+      TimeoutError: There was no hello in time.
+    """
+    async with asyncio.timeout(_HELLO_SECONDS):
+      while True:
+        text = await connection.read()
+        try:
+          message = protocol.parse(text)
+          if message["type"] != "hello":
+            raise protocol.Malformed("The first message is a hello.")
+          if message["version"] != protocol.VERSION:
+            raise protocol.Malformed(
+                f"This server speaks version {protocol.VERSION}, not "
+                f"{message['version']}; load the page again.")
+          session, known = self.hub.enter(message["token"], time.monotonic())
+          break
+        except protocol.Malformed as error:
+          connection.error(str(error))
+        except hub.Full as error:
+          connection.error(str(error))
+          connection.close(connections.FULL, str(error)[:100])
+    if session.connection is not None:
+      session.connection.close(
+          connections.TAKEN_OVER, "The game goes on in another window.")
+    session.connection, session.seen = connection, time.monotonic()
+    connection.send({
+        "type": "welcome", "version": protocol.VERSION,
+        "token": session.token, "resumed": known,
+        "playing": session.line is not None,
+        "world": dataclasses.asdict(self._engine.description),
+        "prompts": len(self._gallery),
+        "limits": {
+            "upload_bytes": pictures.MAX_BYTES,
+            "frames": protocol.MAX_ACTIONS,
+            "kept": self._kept,
+            "recorded": protocol.MAX_RECORDED}})
+    session.resume(message["run"], message["have"])
+    if len(self.hub) > 1:
+      self._want_batches()
+    return session
+
+  def _handle(
+      self, session: sessions.Session, connection: connections.Connection,
+      text: str,
+  ) -> None:
+    """Does what a message asks, or says why not."""
+    try:
+      message = protocol.parse(text)
+    except protocol.Malformed as error:
+      connection.error(str(error))
+      return
+    kind = message["type"]
+    if kind == "ping":
+      connection.send({"type": "pong", "time": message["time"]})
+      return
+    session.seen = time.monotonic()
+    try:
+      if kind == "start":
+        self._start(session, message)
+      elif kind == "act":
+        session.act(message["action"], message["seq"])
+      elif kind == "rewind":
+        session.rewind(message["frame"])
+      elif kind == "branch":
+        session.branch(message["frame"])
+      elif kind == "switch":
+        session.switch(message["line"], message["have"])
+      elif kind == "compare":
+        self._want_batches()
+        session.compare(message["frame"], message["frames"])
+      elif kind == "record":
+        self._record(session, message)
+      elif kind == "stop":
+        self.hub.remove(session)
+        connection.close(connections.ENDED, "The game was ended.")
+      else:
+        connection.error("This connection has said hello already.")
+    except lines.Rejected as error:
+      about = {"of": kind}
+      if kind == "act":
+        about["seq"] = message["seq"]
+      connection.error(str(error), **about)
+
+  def _start(
+      self, session: sessions.Session, message: dict[str, Any]
+  ) -> None:
+    number = message["prompt"]
+    if number is None:
+      frame = self._pictures.get(message["picture"])
+      if frame is None:
+        raise lines.Rejected("There is no such picture; send it again.")
+    elif number >= len(self._engine.prompts):
+      raise lines.Rejected(
+          f"There is no prompt {number}: the gallery has "
+          f"{len(self._engine.prompts)}.")
+    else:
+      frame = self._engine.prompts[number]
+    session.start(frame, message["seed"], number, list(message["actions"]))
+
+  def _record(
+      self, session: sessions.Session, message: dict[str, Any]
+  ) -> None:
+    if session.filming:
+      raise lines.Rejected("A film is being made; wait for it.")
+    make = session.film(message, self._engine.description.fps)
+
+    async def film() -> None:
+      try:
+        content = await asyncio.get_running_loop().run_in_executor(
+            self._films, make)
+      finally:
+        session.filming = False
+      session.send(protocol.pack(
+          protocol.FILM, content, action=int(message["format"] == "mp4"),
+          run=session.run))
+
+    session.filming = True
+    task = asyncio.create_task(film())
+    self._tasks.add(task)  # The loop itself keeps only a weak reference.
+    task.add_done_callback(self._tasks.discard)
+
+  def _want_batches(self) -> None:
+    """Compiles for several players once there are several."""
+    if not self._batches_wanted:
+      self._batches_wanted = True
+      self._engine.warm_batches()

@@ -1,0 +1,82 @@
+"""All sessions: who may come in, who has to go."""
+
+import secrets
+from collections.abc import Iterator
+
+from genie_jax.serve import line as lines
+from genie_jax.serve import session as sessions
+
+_AWAY_SECONDS = 120.0  # A lost player's game is kept this long.
+
+
+class Full(ValueError):
+  """There is no room for another player."""
+
+
+class Hub:
+  """All sessions of a server."""
+
+  def __init__(
+      self, num_actions: int, limits: lines.Limits, *, most: int,
+      idle_seconds: float,
+  ):
+    """Makes an empty hub.
+
+    Args:
+      num_actions: Buttons.
+      limits: How much of each line is kept.
+      most: Sessions at once.
+      idle_seconds: A session without a message for so long ends.
+    """
+    self.most = most
+    self.idle_seconds = idle_seconds
+    self._num_actions = num_actions
+    self._limits = limits
+    self._sessions: dict[str, sessions.Session] = {}
+
+  def __len__(self) -> int:
+    return len(self._sessions)
+
+  def __iter__(self) -> Iterator[sessions.Session]:
+    return iter(list(self._sessions.values()))
+
+  def enter(self, token: str, now: float) -> tuple[sessions.Session, bool]:
+    """Finds the session of a token, or opens a new one.
+
+    Args:
+      token: Of an earlier session, or empty.
+      now: Time in seconds.
+
+    Returns:
+      The session, and whether it is an earlier one.
+
+    Raises:
+      Full: There is no room.
+    """
+    self.expire(now)
+    for known, session in self._sessions.items():
+      if secrets.compare_digest(known.encode(), token.encode()):
+        return session, True
+    if len(self._sessions) >= self.most:
+      away = [each for each in self if each.connection is None]
+      if not away:
+        raise Full(
+            f"All {self.most} places are taken; try again in a few minutes.")
+      self.remove(min(away, key=lambda each: each.left))
+    session = sessions.Session(self._num_actions, self._limits, now)
+    self._sessions[session.token] = session
+    return session, False
+
+  def remove(self, session: sessions.Session) -> None:
+    """Forgets a session."""
+    self._sessions.pop(session.token, None)
+
+  def expire(self, now: float) -> list[sessions.Session]:
+    """Forgets sessions that nobody plays; returns them."""
+    gone = [
+        each for each in self
+        if now - each.seen > self.idle_seconds
+        or (each.connection is None and now - each.left > _AWAY_SECONDS)]
+    for session in gone:
+      self.remove(session)
+    return gone

@@ -1,0 +1,278 @@
+// The buttons of a world: keys, fingers, names, and holding them down.
+
+const DIGITS = "1234567890";
+const ARROWS = ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"];
+const SIGNS = {
+  ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓", " ": "space"};
+const MOST_IN_FLIGHT = 2;  // One being drawn, one on its way.
+const MOST_TAPS = 8;
+const HOLD_MS = 200;  // What is held for less is one press.
+
+export class Pad {
+  // `send(action, seq, time)` sends an action and returns whether it went.
+  constructor(box, rows, send) {
+    this.box = box;
+    this.rows = rows;
+    this.send = send;
+    this.held = new Map();  // What holds it (a key, a pointer) -> action.
+    this.taps = [];  // Presses that were not sent yet.
+    this.flight = new Map();  // Sequence number -> time of the press.
+    this.seq = 0;
+    this.gap = 0;  // Milliseconds between two frames.
+    this.next = 0;
+    this.repeat = 0;  // When what is held begins to repeat.
+    this.timer = null;
+    document.addEventListener("keydown", (event) => this.keyDown(event));
+    document.addEventListener("keyup", (event) => this.release(event.code));
+    addEventListener("blur", () => this.releaseAll());
+    document.addEventListener("visibilitychange", () => this.releaseAll());
+  }
+
+  // Makes the buttons of a world; names and keys come from this browser.
+  setWorld(world) {
+    this.world = world;
+    this.store = `genie-buttons-${world.fingerprint}`;
+    const kept = read(this.store);
+    const count = world.num_actions;
+    this.names = Array.from({length: count}, (_, i) => {
+      const name = kept?.names?.[i];
+      return typeof name === "string" ? name.slice(0, 24) : "";
+    });
+    this.keys = Array.from({length: count}, (_, i) => {
+      const key = kept?.keys?.[i];
+      return typeof key === "string" ? key : kept ? "" : ARROWS[i] ?? "";
+    });
+    this.draw();
+  }
+
+  draw() {
+    const count = this.names.length;
+    this.box.replaceChildren(...this.names.map((_, action) => {
+      const button = document.createElement("button");
+      button.append(
+        document.createElement("b"), document.createElement("small"));
+      button.dataset.action = action;
+      button.ariaPressed = "false";
+      this.listen(button, action);
+      return button;
+    }));
+    document.getElementById("last-key").textContent =
+      DIGITS[Math.min(count, DIGITS.length) - 1];
+    this.label();
+  }
+
+  label() {
+    [...this.box.children].forEach((button, action) => {
+      const [name, keys] = button.children;
+      const digit = DIGITS[action] ?? "";
+      const key = this.keys[action];
+      name.textContent = this.name(action);
+      keys.textContent = [digit, SIGNS[key] ?? key].filter(Boolean).join(" · ");
+      button.ariaLabel = `${this.name(action)}, button ${action + 1}`
+        + (key ? `, key ${key}` : "");
+    });
+  }
+
+  name(action) {
+    return this.names[action] || `Button ${action + 1}`;
+  }
+
+  listen(button, action) {
+    button.onpointerdown = (event) => {
+      if (event.button !== 0) return;
+      button.setPointerCapture(event.pointerId);
+      this.press(`pointer ${event.pointerId}`, action, event.timeStamp);
+    };
+    const up = (event) => this.release(`pointer ${event.pointerId}`);
+    button.onpointerup = up;
+    button.onpointercancel = up;
+    button.onlostpointercapture = up;
+    button.oncontextmenu = (event) => event.preventDefault();
+    // A click without a pointer comes from a screen reader.
+    button.onclick = (event) => {
+      if (event.detail === 0 && event.pointerType === "") {
+        this.tap(action, event.timeStamp);
+      }
+    };
+  }
+
+  // Which action a key means, null if none.
+  actionOf(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey) return null;
+    const own = this.keys?.indexOf(event.key) ?? -1;
+    if (own >= 0) return own;
+    const digit = DIGITS.indexOf(event.key);
+    return digit >= 0 && digit < this.names.length ? digit : null;
+  }
+
+  keyDown(event) {
+    if (!this.world || document.querySelector("dialog[open]")) return;
+    const target = event.target;
+    if (target.matches("input:not([type=range]), select, textarea")) return;
+    if (target.matches("input[type=range]") && event.key.startsWith("Arrow")) {
+      return;
+    }
+    let action = this.actionOf(event);
+    const focused = target.closest("#buttons button");
+    if (focused && (event.key === " " || event.key === "Enter")) {
+      action = Number(focused.dataset.action);
+    }
+    if (action === null) return;
+    event.preventDefault();
+    if (!event.repeat) this.press(event.code, action, event.timeStamp);
+  }
+
+  press(by, action, time) {
+    this.held.delete(by);
+    this.held.set(by, action);
+    this.repeat = performance.now() + HOLD_MS;
+    this.mark();
+    this.tap(action, time);
+  }
+
+  tap(action, time) {
+    if (this.taps.length < MOST_TAPS) this.taps.push([action, time]);
+    this.pump();
+  }
+
+  release(by) {
+    if (this.held.delete(by)) this.mark();
+  }
+
+  releaseAll() {
+    this.held.clear();
+    this.mark();
+  }
+
+  mark() {
+    const active = new Set(this.held.values());
+    [...this.box.children].forEach((button, action) => {
+      button.ariaPressed = String(active.has(action));
+    });
+  }
+
+  // Sends the next press, or the button held last, at the chosen pace.
+  pump() {
+    clearTimeout(this.timer);
+    if (this.flight.size >= MOST_IN_FLIGHT) return;
+    if (!this.taps.length && !this.held.size) return;
+    const now = performance.now();
+    const due = this.taps.length
+      ? this.next : Math.max(this.next, this.repeat);
+    if (now < due) {
+      this.timer = setTimeout(() => this.pump(), due - now);
+      return;
+    }
+    const [action, time] = this.taps.shift()
+      ?? [[...this.held.values()].at(-1), now];
+    if (!this.send(action, this.seq + 1)) {
+      this.taps.length = 0;
+      return;
+    }
+    this.seq += 1;
+    this.flight.set(this.seq, time);
+    // A frame that was late does not delay the next, unless by much.
+    this.next = Math.max(this.next + this.gap, now + this.gap / 2);
+    this.pump();
+  }
+
+  // Takes note of a frame; returns when its button was pressed.
+  arrived(seq) {
+    const time = this.flight.get(seq) ?? null;
+    this.flight.delete(seq);
+    // The page may paint before the next action is sent.
+    setTimeout(() => this.pump());
+    return time;
+  }
+
+  // The server goes on elsewhere: what it took up to `seq` brings no frames.
+  moved(seq) {
+    this.forgetFlight((sent) => sent <= seq);
+    this.seq = Math.max(this.seq, seq);
+  }
+
+  // A new connection: what the server did not take is lost.
+  resumed(seq, same) {
+    this.forgetFlight((sent) => !same || sent > seq);
+    this.seq = Math.max(this.seq, seq);
+  }
+
+  forgetFlight(lost) {
+    for (const sent of [...this.flight.keys()]) {
+      if (lost(sent)) this.flight.delete(sent);
+    }
+    setTimeout(() => this.pump());
+  }
+
+  // Fills the dialog in which buttons are named.
+  editNames() {
+    this.rows.replaceChildren(...this.names.map((name, action) => {
+      const row = document.createElement("div");
+      row.className = "name-row";
+      const number = document.createElement("span");
+      number.textContent = action + 1;
+      const input = document.createElement("input");
+      input.maxLength = 24;
+      input.value = name;
+      input.placeholder = `Button ${action + 1}`;
+      input.ariaLabel = `Name of button ${action + 1}`;
+      input.oninput = () => {
+        this.names[action] = input.value.trim();
+        this.save();
+      };
+      const key = document.createElement("button");
+      key.type = "button";
+      const show = () => {
+        key.textContent = this.keys[action]
+          ? `Key ${SIGNS[this.keys[action]] ?? this.keys[action]}` : "Set a key";
+        key.ariaLabel = `${key.textContent}, for button ${action + 1}`;
+      };
+      show();
+      key.onclick = () => {
+        key.textContent = "Press a key";
+        key.onkeydown = (event) => {
+          if (event.key === "Tab") return;
+          event.preventDefault();
+          event.stopPropagation();
+          key.onkeydown = null;
+          if (event.key !== "Escape") this.assign(action, event.key);
+          this.editNames();
+          this.rows.children[action].lastChild.focus();
+        };
+        key.onblur = () => {
+          key.onkeydown = null;
+          show();
+        };
+      };
+      row.append(number, input, key);
+      return row;
+    }));
+  }
+
+  assign(action, key) {
+    const clear = key === "Backspace" || key === "Delete";
+    this.keys = this.keys.map((old, i) =>
+      i === action ? (clear ? "" : key) : old === key ? "" : old);
+    this.save();
+  }
+
+  save() {
+    localStorage.setItem(
+      this.store, JSON.stringify({names: this.names, keys: this.keys}));
+    this.label();
+  }
+
+  forget() {
+    localStorage.removeItem(this.store);
+    this.setWorld(this.world);
+    this.editNames();
+  }
+}
+
+function read(store) {
+  try {
+    return JSON.parse(localStorage.getItem(store));
+  } catch {
+    return null;  // Somebody else's value, or none.
+  }
+}

@@ -1,0 +1,232 @@
+"""One player: lines of play, what was asked, and what is sent back."""
+
+import base64
+import dataclasses
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from genie_jax.core import images
+from genie_jax.serve import line as lines
+from genie_jax.serve import protocol
+
+_MAX_LINES = 8
+_MAX_WAITING = 64  # Actions sent ahead of their frames.
+_MAX_UNSENT = 16  # Messages to a slow client before its game waits.
+
+
+@dataclasses.dataclass
+class Comparison:
+  """All actions from one frame, each held for some frames.
+
+  Attributes:
+    line: Which is brought to the frame.
+    frame: From which to compare.
+    frames: How many to draw for each action.
+    states: One an action, None until they were copied from the line's.
+    stepped: Frames drawn so far, of all actions together.
+  """
+  line: lines.Line
+  frame: int
+  frames: int
+  states: list[Any] | None = None
+  stepped: int = 0
+
+
+class Session:
+  """One player.
+
+  Attributes:
+    token: Secret that lets a lost connection go on.
+    line: The line being played, None before the first start.
+    comparison: The comparison being drawn.
+    run: Grows with every start, rewind, branch and switch.
+    connection: Where messages go; None while the player is away.
+    seen: Time of the last message, by the caller's clock.
+    left: Time when the connection was lost.
+    filming: Whether a film is being made.
+  """
+
+  def __init__(
+      self, num_actions: int, limits: lines.Limits, now: float
+  ):
+    self.token = secrets.token_urlsafe(24)
+    self.line: lines.Line | None = None
+    self.comparison: Comparison | None = None
+    self.run = 0
+    self.connection: Any = None
+    self.seen = now
+    self.left = now
+    self.filming = False
+    self._num_actions = num_actions
+    self._limits = limits
+    self._lines: dict[int, lines.Line] = {}
+    self._next_line = 0
+    self._seq = 0
+
+  @property
+  def ready(self) -> bool:
+    """Whether frames may be drawn: the player is there and keeps up."""
+    return (self.connection is not None
+            and self.connection.unsent < _MAX_UNSENT)
+
+  def send(self, message: dict[str, Any] | bytes) -> None:
+    """Sends a message if the player is there."""
+    if self.connection is not None:
+      self.connection.send(message)
+
+  def start(
+      self, frame: np.ndarray, seed: int, prompt: int | None,
+      actions: list[int],
+  ) -> None:
+    """Starts anew from a prompt; with actions, a shared run is replayed.
+
+    Raises:
+      Rejected: An action is no button of this world.
+    """
+    for action in actions:
+      self._check(action)
+    self.comparison = None
+    self._lines.clear()
+    self._play(
+        lines.Line(
+            self._take_number(), lines.Origin(frame, seed, prompt),
+            self._limits, actions), "started")
+
+  def act(self, action: int, seq: int) -> None:
+    """Presses a button.
+
+    Raises:
+      Rejected: There is no such button, no line, or too much waiting.
+    """
+    self._check(action)
+    line = self._line()
+    if seq <= self._seq:
+      raise lines.Rejected(
+          f"Sequence numbers grow; {seq} does not come after {self._seq}.")
+    if line.waiting >= _MAX_WAITING:
+      raise lines.Rejected(
+          f"{_MAX_WAITING} actions are waiting for their frames; send fewer.")
+    line.act(action, seq)
+    self._seq = seq
+
+  def rewind(self, frame: int) -> None:
+    """Goes back on this line; what came after is forgotten."""
+    self._line().rewind(frame)
+    self.comparison = None
+    self._play(self._line(), "rewound", send_from=None)
+
+  def branch(self, frame: int) -> None:
+    """Opens a new line from a frame of this one, which is kept."""
+    if len(self._lines) >= _MAX_LINES:
+      raise lines.Rejected(
+          f"There are {_MAX_LINES} lines, the most; start anew.")
+    new = self._line().branch(self._next_line, frame)
+    self._take_number()
+    self._line().park()
+    self.comparison = None
+    self._play(new, "branched", send_from=None)
+
+  def switch(self, number: int, have: int) -> None:
+    """Goes on with another line, whose frames up to `have` are known."""
+    if number not in self._lines:
+      raise lines.Rejected(f"There is no line {number}.")
+    if self._lines[number] is not self.line:
+      self._line().park()
+    self.comparison = None
+    self._play(self._lines[number], "switched", send_from=have + 1)
+
+  def compare(self, frame: int, frames: int) -> None:
+    """Begins to draw what each action does from a frame."""
+    line = self._line()
+    line.check(frame)
+    if frame != line.end or frame != len(line.actions):
+      line = line.branch(0, frame)
+    self.comparison = Comparison(line, frame, frames)
+
+  def film(
+      self, message: dict[str, Any], fps: float
+  ) -> Callable[[], bytes]:
+    """Returns a function that makes a film of frames, in any thread.
+
+    Args:
+      message: A "record".
+      fps: Of the world.
+
+    Raises:
+      Rejected: A frame is not kept, or there are too many.
+    """
+    line = self._line()
+    first, last = message["first"], message["last"]
+    line.check(first)
+    line.check(last)
+    if not 0 <= last - first < protocol.MAX_RECORDED:
+      raise lines.Rejected(
+          f"A film has 1 to {protocol.MAX_RECORDED} frames, not "
+          f"{last - first + 1}.")
+    pictures = [line.picture(number) for number in range(first, last + 1)]
+
+    def make() -> bytes:
+      frames = np.stack([images.from_png(picture) for picture in pictures])
+      return images.to_video(
+          frames, message["format"], message["fps"] or fps, message["scale"])
+    return make
+
+  def resume(self, run: int, have: int) -> None:
+    """Tells a player who came back what happened meanwhile.
+
+    Args:
+      run: The run that the page knows.
+      have: Its newest frame.
+    """
+    if self.line is not None:
+      self._tell("resumed", have + 1 if run == self.run else 0)
+
+  def _play(
+      self, line: lines.Line, reason: str, send_from: int | None = 0
+  ) -> None:
+    self.line = self._lines[line.number] = line
+    self.run += 1
+    self._tell(reason, send_from)
+
+  def _tell(self, reason: str, send_from: int | None) -> None:
+    """Describes the line, and sends its frames from a number on."""
+    line = self.line
+    message = {
+        "type": "line", "reason": reason, "run": self.run,
+        "line": line.number, "seed": line.origin.seed,
+        "prompt": line.origin.prompt, "actions": line.actions,
+        "first": line.first, "end": line.end, "seq": self._seq,
+        "lines": [
+            {"line": each.number, "end": each.end}
+            for each in self._lines.values()]}
+    if line.origin.prompt is None:
+      message["picture"] = base64.b64encode(
+          images.to_png(line.origin.frame)).decode()
+    self.send(message)
+    if send_from is not None:
+      for number in range(max(send_from, line.first), line.end + 1):
+        self.send_frame(number)
+
+  def send_frame(self, number: int) -> None:
+    """Sends a frame of the line being played."""
+    self.send(protocol.pack(
+        protocol.FRAME, self.line.picture(number), run=self.run,
+        **self.line.header(number)))
+
+  def _line(self) -> lines.Line:
+    if self.line is None:
+      raise lines.Rejected("Nothing is being played; send a start first.")
+    return self.line
+
+  def _take_number(self) -> int:
+    self._next_line += 1
+    return self._next_line - 1
+
+  def _check(self, action: int) -> None:
+    if action >= self._num_actions:
+      raise lines.Rejected(
+          f"Action {action} is out of range: this world has "
+          f"{self._num_actions}, 0 to {self._num_actions - 1}.")

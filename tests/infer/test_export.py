@@ -1,0 +1,168 @@
+"""From checkpoints to worlds: any mesh, bounded memory, whole or nothing."""
+
+import errno
+import os
+
+import jax
+import numpy as np
+import pytest
+import tiny_world
+
+from genie_jax.core import errors, files, tensors
+from genie_jax.infer import bundle, export
+from genie_jax.models import saved
+from genie_jax.sharding import mesh as mesh_lib
+from genie_jax.train import lazy
+
+WORLD = {"num_codes": 16, "num_latent_actions": 6}
+
+
+@pytest.fixture(scope="module")
+def parts():
+  """Models whose sizes split over eight devices."""
+  return {
+      name: tiny_world.make_part(name, **WORLD)
+      for name in ("tokenizer", "dynamics")}
+
+
+@pytest.fixture(scope="module")
+def runs(parts, tmp_path_factory):
+  """Workdirs written by eight devices, and the model saved beside them."""
+  folder = tmp_path_factory.mktemp("runs")
+  mesh = mesh_lib.make(dict(data=1, fsdp=4, tensor=2, frame=1))
+  place = bundle.placing.make(None, mesh)
+  saved.save(folder / "saved", parts)
+  placed = saved.load(folder / "saved", place=place).parts
+  kernel = placed["dynamics"].params["stack"]["layers"]["mlp_in"]["kernel"]
+  assert len(kernel.sharding.device_set) == 8
+  for name, part in placed.items():
+    model = tiny_world.MODELS[name]
+    write_run(folder / name, name, model, part.params)
+  return folder
+
+
+def write_run(folder, stage, model, params):
+  before = tiny_world.WORLD
+  tiny_world.WORLD = {**before, **WORLD}
+  try:
+    tiny_world.write_workdir(folder, stage, model, params)
+  finally:
+    tiny_world.WORLD = before
+
+
+def test_a_checkpoint_of_eight_devices_is_exported_bit_for_bit(
+    runs, parts, tmp_path
+):
+  export.export([runs / "tokenizer", runs / "dynamics"], tmp_path / "w",
+                dtype="float32", shard_bytes=4000)
+  found = bundle.load(tmp_path / "w").world.parts
+  for name, part in parts.items():
+    jax.tree.map(
+        np.testing.assert_array_equal, found[name].params, part.params)
+  tokens = np.zeros((1, 2, 2, 3), np.int32)
+  run = jax.jit(lambda params: parts["dynamics"].module.apply(
+      {"params": params}, tokens, tokens[:, 1:, 0, 0], tokens == 0))
+  np.testing.assert_array_equal(
+      run(found["dynamics"].params), run(parts["dynamics"].params))
+
+
+def test_a_checkpoint_larger_than_memory_is_read_group_by_group(runs, parts):
+  sizes = [x.nbytes for x in jax.tree.leaves(parts["dynamics"].params)]
+  params, config = lazy.params(runs / "dynamics", group_bytes=max(sizes))
+  assert config["stage"] == "dynamics"
+  leaves = jax.tree.leaves(params)
+  assert all(isinstance(leaf, tensors.Deferred) for leaf in leaves)
+  jax.tree.map(
+      lambda x, y: np.testing.assert_array_equal(np.asarray(x), y), params,
+      parts["dynamics"].params)
+
+
+def test_a_group_stays_in_memory_until_another_is_asked_for(monkeypatch):
+  read = []
+
+  def load(path, like):
+    read.append(sorted(like))
+    return {name: np.zeros(1) for name in like}, {}
+
+  monkeypatch.setattr(lazy.checkpoint, "load", load)
+  one = np.zeros(1)
+  reader = lazy._Reader("", [{"a": one, "b": one}, {"c": one}])
+  for name in ("a", "b", "c", "a"):
+    reader.get(name)
+  assert read == [["a", "b"], ["c"], ["a", "b"]]
+
+
+@pytest.fixture
+def world(runs, tmp_path):
+  export.export([runs / "tokenizer", runs / "dynamics"], tmp_path / "w",
+                name="first")
+  return tmp_path / "w"
+
+
+def everything(folder):
+  return {
+      path.relative_to(folder): path.read_bytes()
+      for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("error, raised, match", [
+    (KeyboardInterrupt(), KeyboardInterrupt, None),
+    (OSError(errno.ENOSPC, "No space left on device"), errors.UserError,
+     "cannot be written .No space left on device.; free some space"),
+    (OSError(errno.EROFS, "Read-only file system"), errors.UserError,
+     "Read-only file system")])
+@pytest.mark.parametrize("at", ("model.safetensors", "manifest.json"))
+def test_an_export_that_fails_leaves_the_older_world_as_it_was(
+    runs, world, tmp_path, monkeypatch, error, raised, match, at
+):
+  before = everything(world)
+  replace = os.replace
+
+  def fail(source, target):
+    if os.path.basename(target) == at:
+      raise error
+    replace(source, target)
+
+  monkeypatch.setattr(os, "replace", fail)
+  for out in (world, tmp_path / "new"):
+    with pytest.raises(raised, match=match):
+      export.export([runs / "tokenizer", runs / "dynamics"], out)
+  assert everything(world) == before
+  assert [path.name for path in tmp_path.iterdir()] == ["w"]
+
+
+def test_a_world_that_cannot_be_put_in_place_leaves_the_older_one(
+    runs, world, tmp_path, monkeypatch
+):
+  before, replace = everything(world), os.replace
+
+  def fail(source, target):
+    if os.fspath(target) == os.fspath(world) and ".w." in str(source) and (
+        not failed):
+      failed.append(source)
+      raise OSError(errno.EPERM, "Operation not permitted")
+    replace(source, target)
+
+  failed = []
+  monkeypatch.setattr(os, "replace", fail)
+  with pytest.raises(errors.UserError, match="Operation not permitted"):
+    export.export([runs / "tokenizer", runs / "dynamics"], world)
+  assert failed and everything(world) == before
+  assert [path.name for path in tmp_path.iterdir()] == ["w"]
+
+
+def test_a_killed_exports_leavings_are_taken_for_no_world(runs, tmp_path):
+  left = files.temporary_sibling(tmp_path / "w")
+  tensors.write(left, {"dynamics/x": np.zeros(3, np.float32)})
+  with pytest.raises(errors.UserError, match="is not a world"):
+    bundle.load(left)
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(
+    runs, tmp_path, monkeypatch
+):
+  usage = type("Usage", (), {"free": 10})
+  monkeypatch.setattr(export.shutil, "disk_usage", lambda path: usage)
+  with pytest.raises(errors.UserError, match=r"needs 0 MB and .* left"):
+    export.export([runs / "tokenizer", runs / "dynamics"], tmp_path / "w")
+  assert not list(tmp_path.iterdir())

@@ -1,0 +1,87 @@
+"""StableHLO programs: without the package's models, the same frames."""
+
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny_world
+
+from genie_jax.core import errors
+from genie_jax.infer import bundle, programs
+
+pytestmark = pytest.mark.slow
+
+ROOT = pathlib.Path(__file__).parents[2]
+STEPS = 7  # The window holds 4 frames.
+
+
+@pytest.fixture(scope="module", params=("float32", "int8"))
+def written(request, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("worlds") / "w"
+  parts = {
+      name: tiny_world.make_part(name) for name in ("tokenizer", "dynamics")}
+  bundle.write(
+      folder, parts, name="noise", actions="latent",
+      sampling={"refinements": 3},
+      prompts=np.zeros((0, *tiny_world.SHAPE), np.uint8), dtype=request.param,
+      metrics={}, made_by={}, stablehlo=True)
+  return folder
+
+
+def pictures(count):
+  return np.random.default_rng(0).integers(
+      0, 256, (count, *tiny_world.SHAPE), dtype=np.uint8)
+
+
+def test_programs_draw_the_frames_of_the_world_for_any_batch(written):
+  world, ready = bundle.load(written).world, programs.load(written)
+  for count in (1, 3):
+    frames = pictures(count)
+    tokens = ready.encode(frames[:, None])
+    np.testing.assert_array_equal(tokens, world.encode(frames[:, None]))
+    players = [world.reset(frame, seed=i) for i, frame in enumerate(frames)]
+    state = ready.reset(tokens[:, 0], range(count))
+    for number in range(STEPS):
+      actions = [(number + i) % 5 for i in range(count)]
+      state, found = ready.step(state, actions)
+      for i, action in enumerate(actions):
+        players[i], frame = world.step(players[i], action)
+        # A rounding may fall otherwise in another program.
+        assert np.abs(found[i].astype(int) - frame.astype(int)).max() <= 1
+  clip = np.random.default_rng(1).integers(0, 13, (2, 4, 2, 3))
+  np.testing.assert_allclose(
+      ready.decode(clip).astype(int), world.decode(clip.astype(np.int32)),
+      atol=1)
+
+
+def test_programs_run_without_the_packages_models(written):
+  code = (
+      "import sys\n"
+      "for name in ('models', 'nn', 'sampling', 'train'):\n"
+      "  sys.modules[f'genie_jax.{name}'] = None\n"
+      "sys.modules['flax'] = None\n"
+      "import numpy as np\n"
+      "from genie_jax.infer import programs\n"
+      f"world = programs.load({str(written)!r})\n"
+      "frames = np.zeros((2, 1, *world.frame_shape), np.uint8)\n"
+      "state = world.reset(world.encode(frames)[:, 0], [0, 1])\n"
+      "state, shown = world.step(state, [1, 2])\n"
+      "print(shown.shape, shown.dtype)\n")
+  done = subprocess.run(
+      [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
+      check=False)
+  assert done.returncode == 0, done.stderr[-2000:]
+  assert done.stdout.strip() == "(2, 8, 12, 3) uint8"
+
+
+def test_mistakes_are_one_line(written, tmp_path):
+  ready = programs.load(written)
+  with pytest.raises(errors.UserError, match="are out of range"):
+    ready.step(ready.reset(np.zeros((1, 2, 3), np.int32), [0]), [5])
+  with pytest.raises(errors.UserError, match="Clips of 5 frames do not fit"):
+    ready.encode(np.zeros((1, 5, *tiny_world.SHAPE), np.uint8))
+  with pytest.raises(errors.UserError, match="holds no programs"):
+    programs.load(
+        ROOT / "experiments/coinrun/results/small/world")

@@ -1,0 +1,110 @@
+"""A game that is played in microseconds and betrays every mix-up.
+
+A frame is a picture of a number that depends on the prompt, the seed and every
+action so far. As in a real world, a state that was stepped is used up.
+"""
+
+import time
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+
+from genie_jax.serve import engine
+
+SHAPE = (16, 24, 3)
+NUM_ACTIONS = 4
+
+
+class State(NamedTuple):
+  """One player; `alive` is False once it was stepped."""
+  digest: np.ndarray
+  alive: np.ndarray
+
+
+class FakeWorld:
+  """What the server uses of `World`."""
+
+  frame_shape = SHAPE
+  num_actions = NUM_ACTIONS
+  fps = 15
+  fingerprint = "f" * 64
+
+  def __init__(self, seconds: float = 0.0):
+    self.seconds = seconds  # Of each step.
+    self.batches: list[int] = []  # Sizes of the steps so far.
+    self.resets = 0
+
+  def reset(self, frame, *, seed=0):
+    assert frame.shape == SHAPE and frame.dtype == np.uint8
+    self.resets += 1
+    return self._state(zlib.crc32(frame.tobytes(), seed))
+
+  def step(self, state, action):
+    states, frames = self._step([state], [action])
+    return states[0], frames[0]
+
+  def step_many(self, states, actions):
+    assert len(states) in (2, 4, 8, 16), len(states)
+    return self._step(states, actions)
+
+  def fork(self, state):
+    assert state.alive[0], "a state was copied after it was stepped"
+    return self._state(int(state.digest))
+
+  def show(self, state):
+    assert state.alive[0]
+    return picture(int(state.digest))
+
+  def warm_up(self, batches=(1,)):
+    pass
+
+  def _state(self, digest):
+    return State(np.uint32(digest), np.array([True]))
+
+  def _step(self, states, actions):
+    if self.seconds:
+      time.sleep(self.seconds)
+    self.batches.append(len(states))
+    after = []
+    for state, action in zip(states, actions, strict=True):
+      assert state.alive[0], "a state was stepped twice"
+      assert 0 <= action < NUM_ACTIONS
+      state.alive[0] = False
+      after.append(self._state(
+          zlib.crc32(bytes([action]), int(state.digest))))
+    return after, np.stack([self.show(state) for state in after])
+
+
+def picture(digest: int) -> np.ndarray:
+  """Returns squares of colours that no other number has."""
+  random = np.random.default_rng(digest)
+  squares = random.integers(0, 256, (4, 6, 3), dtype=np.uint8)
+  return squares.repeat(4, 0).repeat(4, 1)
+
+
+def solo(frame: np.ndarray, seed: int, actions: list[int]) -> list[np.ndarray]:
+  """Returns the frames of a run that nobody else disturbs."""
+  world = FakeWorld()
+  state = world.reset(frame, seed=seed)
+  frames = [world.show(state)]
+  for action in actions:
+    state, shown = world.step(state, action)
+    frames.append(shown)
+  return frames
+
+
+def prompts() -> list[np.ndarray]:
+  """Returns the gallery."""
+  return [picture(number) for number in range(3)]
+
+
+def make_engine(
+    seconds: float = 0.0, batches: tuple[int, ...] = engine.BATCHES
+) -> engine.Engine:
+  """Returns a warm engine over a new fake world."""
+  made = engine.Engine(
+      FakeWorld(seconds), prompts(), name="squares", rules={},
+      batches=batches)
+  made.warm_up()
+  return made

@@ -1,0 +1,310 @@
+"""Tests of the page in a real Chromium."""
+
+import io
+import json
+import pathlib
+
+import browser
+import fake_world
+import numpy as np
+import pytest
+from PIL import Image
+from playwright import sync_api
+
+from genie_jax.core import images
+
+PROMPT = fake_world.picture(0)
+
+
+@pytest.fixture(scope="module")
+def chromium():
+  """One browser for all tests."""
+  with browser.open_browser() as found:
+    yield found
+
+
+@pytest.fixture()
+def page(chromium, host):
+  """The page of the fake world; it must neither fail nor leave its server."""
+  opened = browser.Page(chromium, f"http://{host}/")
+  yield opened
+  opened.close()
+  assert opened.problems == []
+  for url in opened.requests:
+    assert url.startswith((f"http://{host}/", "blob:", "data:")), url
+
+
+def seed(page):
+  return int(page.page.input_value("#seed"))
+
+
+def shows(page, frame):
+  page.painted()
+  found = np.array(page.pixels(), np.uint8).reshape(*frame.shape[:2], 4)
+  return (found[..., :3] == frame).all() and (found[..., 3] == 255).all()
+
+
+def drop(page, content, name="p.png"):
+  """Drops a file on the page."""
+  page.page.evaluate(
+      "([bytes, name]) => { const data = new DataTransfer();"
+      "data.items.add(new File([new Uint8Array(bytes)], name,"
+      " {type: 'image/png'}));"
+      "document.body.dispatchEvent(new DragEvent('drop',"
+      " {dataTransfer: data, bubbles: true, cancelable: true})); }",
+      [list(content), name])
+
+
+def test_ten_frames_are_played_and_painted_as_the_model_drew_them(page):
+  page.at(0)
+  page.press("1234123412")
+  page.at(10)
+  actions = [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
+  assert shows(page, fake_world.solo(PROMPT, seed(page), actions)[-1])
+  # Whole device pixels for each pixel, and nothing smoothed between them.
+  box = page.page.locator("#frame").bounding_box()
+  assert box["width"] % fake_world.SHAPE[1] == 0
+  assert page.page.evaluate(
+      "getComputedStyle(document.getElementById('frame')).imageRendering"
+  ) == "pixelated"
+
+
+def test_a_held_key_repeats_and_a_released_one_stops(page):
+  page.at(0)
+  page.page.keyboard.down("ArrowRight")
+  page.page.wait_for_timeout(1000)
+  page.page.keyboard.up("ArrowRight")
+  page.page.wait_for_timeout(400)
+  count = int(page.page.inner_text("#newest"))
+  assert 5 <= count <= 20  # The world's 15 a second.
+  assert shows(page, fake_world.solo(PROMPT, seed(page), [1] * count)[-1])
+  page.page.wait_for_timeout(300)
+  page.at(count)
+  assert float(page.page.inner_text("#latency").split()[0]) < 2000
+
+
+def test_a_dropped_picture_is_played(page):
+  page.at(0)
+  page.press("11")
+  own = fake_world.picture(123)
+  drop(page, images.to_png(own))
+  page.at(0)
+  assert shows(page, fake_world.solo(own, seed(page), [])[0])
+  page.press("3")
+  assert shows(page, fake_world.solo(own, seed(page), [2])[-1])
+  # A run from it cannot be a link, and says so.
+  page.page.click("#share")
+  assert page.page.is_visible("#share-why")
+  with page.page.expect_download() as saved:
+    page.page.click("#share-save")
+  run = json.loads(pathlib.Path(saved.value.path()).read_text())
+  assert run["actions"] == "2" and run["prompt"] is None
+  page.page.click("#share-dialog [data-close]")
+  page.press("44")
+  page.page.click("#share")
+  page.page.set_input_files("#share-file", saved.value.path())
+  page.at(1)
+  assert shows(page, fake_world.solo(own, run["seed"], [2])[-1])
+
+
+def test_what_is_no_picture_gets_a_notice(page):
+  page.at(0)
+  drop(page, b"no picture")
+  notice = page.page.locator("#notice")
+  sync_api.expect(notice).to_contain_text("is not a picture")
+  # The browser states that the answer was 415; nothing else went wrong.
+  page.problems = [text for text in page.problems if "415" not in text]
+
+
+def test_looking_back_playing_on_and_branching(page):
+  page.at(0)
+  page.press("1" * 8)
+  drawn = fake_world.solo(PROMPT, seed(page), [0] * 8)
+  for number in (3, 6):
+    page.page.locator("#slider").fill(str(number))
+    assert shows(page, drawn[number])
+  page.page.click("#branch")
+  page.at(6)
+  page.press("2")
+  assert shows(page, fake_world.solo(PROMPT, seed(page), [0] * 6 + [1])[-1])
+  page.page.select_option("#lines", "0")
+  page.at(8)
+  assert shows(page, drawn[8])
+  page.page.locator("#slider").fill("2")
+  page.page.keyboard.press("4")  # Plays on from the frame looked at.
+  page.at(3)
+  assert shows(page, fake_world.solo(PROMPT, seed(page), [0, 0, 3])[-1])
+
+
+@pytest.mark.parametrize("kind", ["gif", "mp4"])
+def test_a_film_is_saved(page, kind):
+  page.at(0)
+  page.press("123")
+  page.page.click("#record")
+  page.page.select_option("#record-format", kind)
+  with page.page.expect_download() as saved:
+    page.page.click("#record-save")
+  content = pathlib.Path(saved.value.path()).read_bytes()
+  assert saved.value.suggested_filename.endswith(f".{kind}")
+  if kind == "gif":
+    with Image.open(io.BytesIO(content)) as gif:
+      assert gif.n_frames == 4 and gif.size == (96, 64)
+  else:
+    assert content[4:8] == b"ftyp"
+
+
+def test_a_shared_link_shows_the_same_frames_in_another_browser(
+    page, chromium
+):
+  page.at(0)
+  page.page.click("#gallery button:nth-child(2)")
+  page.at(0)
+  page.press("1132")
+  page.page.click("#share")
+  link = page.page.input_value("#share-link")
+  assert "actions=0x2,2,1" in link
+  page.page.click("#share-dialog [data-close]")
+  other = browser.Page(chromium, link)
+  other.at(4)
+  assert other.painted() == page.painted()
+  frames = lambda each: [
+      bytes(message[16:]) for message in each.messages
+      if isinstance(message, bytes) and message[1] == 1][-5:]
+  assert frames(other) == frames(page)
+  other.close()
+
+
+def test_the_page_can_be_used_by_keyboard_alone(page):
+  page.at(0)
+  press = page.page.keyboard.press
+  focused = lambda: page.page.evaluate("document.activeElement.id")
+
+  def reach(name):
+    for _ in range(60):
+      press("Tab")
+      if focused() == name:
+        return
+    raise AssertionError(f"{name} cannot be reached by Tab")
+
+  press("Tab")
+  assert page.page.evaluate("document.activeElement.className") == "skip"
+  press("Enter")
+  press("Tab")
+  assert focused() == "slider"
+  page.press("12")
+  press("ArrowLeft")  # On the slider the arrows look back.
+  sync_api.expect(page.page.locator("#shown")).to_have_text("1")
+  reach("rewind")
+  press("Enter")
+  page.at(1)
+  press("Tab")
+  press("Tab")
+  before = int(page.page.inner_text("#newest"))
+  press("Enter")  # On a button of the world.
+  page.at(before + 1)
+  reach("draw")
+  press("Enter")
+  sync_api.expect(page.page.locator("#editor")).to_be_focused()
+  press("ArrowLeft")
+  press(" ")
+  reach("editor-use")
+  press("Enter")
+  page.at(0)
+  reach("names")
+  press("Enter")
+  page.page.keyboard.type("jump")
+  press("Escape")
+  sync_api.expect(page.page.locator("#buttons b").first).to_have_text("jump")
+  assert page.page.evaluate(
+      "document.activeElement.id") == "names"  # Focus came back.
+
+
+def test_names_and_keys_are_kept_for_the_world(page, host):
+  page.at(0)
+  page.page.click("#names")
+  page.page.fill("#name-rows .name-row:nth-child(3) input", "duck")
+  page.page.click("#name-rows .name-row:nth-child(3) button")
+  page.page.keyboard.press("s")
+  page.page.click("#names-dialog .accent")
+  page.open(f"http://{host}/")
+  sync_api.expect(
+      page.page.locator("#buttons b").nth(2)).to_have_text("duck")
+  count = int(page.page.inner_text("#newest"))
+  page.page.keyboard.press("s")
+  page.at(count + 1)
+  assert page.page.locator("#buttons small").nth(2).inner_text() == "3 · s"
+
+
+def test_every_button_is_compared_from_the_frame_shown(page):
+  page.at(0)
+  page.press("11")
+  page.page.click("#compare")
+  canvases = page.page.locator("#compared canvas")
+  sync_api.expect(canvases).to_have_count(fake_world.NUM_ACTIONS)
+  page.page.wait_for_timeout(2500)
+  shown = {canvases.nth(i).evaluate("each => each.toDataURL()")
+           for i in range(fake_world.NUM_ACTIONS)}
+  assert len(shown) == fake_world.NUM_ACTIONS
+
+
+def test_the_page_comes_back_after_its_server_was_lost(page, server):
+  page.at(0)
+  page.press("12")
+  [session] = server[0].hub
+  session.connection.close(1011, "a test")
+  page.page.wait_for_selector("#connection[data-state=lost]")
+  page.page.wait_for_selector("#connection[data-state=open]")
+  page.press("3")
+  assert shows(page, fake_world.solo(PROMPT, seed(page), [0, 1, 2])[-1])
+  # The server forgot everything, also what was on its way: the page plays the
+  # run to it again.
+  server[0].hub.remove(session)
+  session.connection.close(1011, "a test")
+  page.page.wait_for_selector("#connection[data-state=lost]")
+  page.page.wait_for_selector("#connection[data-state=open]")
+  page.at(3)
+  page.press("4")
+  assert shows(page, fake_world.solo(PROMPT, seed(page), [0, 1, 2, 3])[-1])
+
+
+def test_a_narrow_screen_shows_everything_without_scrolling_sideways(
+    chromium, host
+):
+  opened = browser.Page(
+      chromium, f"http://{host}/", viewport={"width": 360, "height": 740},
+      has_touch=True, is_mobile=True, device_scale_factor=2)
+  opened.at(0)
+  assert opened.page.evaluate("document.documentElement.scrollWidth") <= 360
+  opened.page.locator("#buttons button").nth(1).tap()
+  opened.at(1)
+  assert shows(opened, fake_world.solo(PROMPT, seed(opened), [1])[-1])
+  opened.close()
+
+
+def test_every_control_has_a_name_and_colours_have_contrast(chromium, host):
+  for scheme in ("light", "dark"):
+    opened = browser.Page(chromium, f"http://{host}/", color_scheme=scheme)
+    opened.at(0)
+    nameless = opened.page.evaluate(
+        "[...document.querySelectorAll('button, input, select')].filter("
+        "(e) => !(e.ariaLabel || e.textContent.trim() || e.labels?.length))"
+        ".map((e) => e.outerHTML)")
+    assert nameless == []
+    variables = opened.page.evaluate(
+        "(() => { const s = getComputedStyle(document.documentElement);"
+        "return ['card', 'text', 'soft', 'accent', 'accent-text', 'bad'].map("
+        "(n) => s.getPropertyValue('--' + n).trim()); })()")
+    card, text, soft, accent, accent_text, bad = map(luminance, variables)
+    for one, other in ((text, card), (soft, card), (accent, card),
+                       (accent_text, accent), (bad, card)):
+      # WCAG 2.2, success criterion 1.4.3.
+      assert (max(one, other) + .05) / (min(one, other) + .05) >= 4.5, scheme
+    opened.close()
+
+
+def luminance(colour):
+  """Returns the relative luminance of #rrggbb, as WCAG defines it."""
+  parts = np.array([int(colour[i:i + 2], 16) for i in (1, 3, 5)]) / 255
+  linear = np.where(
+      parts <= .04045, parts / 12.92, ((parts + .055) / 1.055) ** 2.4)
+  return float(linear @ [.2126, .7152, .0722])
