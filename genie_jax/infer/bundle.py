@@ -161,6 +161,12 @@ def _playing(folder: pathlib.Path, found: saved.Saved) -> dict[str, Any]:
     raise errors.UserError(
         f"{path} does not say what its buttons are and how frames are drawn; "
         "export the world again.")
+  for name, part in found.parts.items():
+    fps = part.config["world"].get("fps")
+    if type(fps) not in (int, float) or not 0 < fps < math.inf:
+      raise errors.UserError(
+          f"{path}: parts.{name}.world.fps={fps!r:.40} is not a number above "
+          "0; export the world again.")
   window = found.parts["dynamics"].config["world"]["num_frames"] if (
       "dynamics" in found.parts) else 0
   try:

@@ -14,6 +14,7 @@ from genie_jax.core import errors, files, images, tensors
 from genie_jax.data import manifest as manifests
 from genie_jax.data import sources
 from genie_jax.infer import bundle, resolve
+from genie_jax.infer import folder as folder_lib
 from genie_jax.models import saved
 from genie_jax.sampling import maskgit
 
@@ -68,6 +69,8 @@ def export(
       there is no room.
   """
   out = pathlib.Path(out)
+  name = name or out.resolve().name
+  folder_lib.check_name(name)
   _check_out(out)
   parts, origins = _gather(workdirs)
   if "dynamics" not in parts:
@@ -94,7 +97,7 @@ def export(
     temporary.parent.mkdir(parents=True, exist_ok=True)
     manifest = bundle.write(
         temporary, {key: parts[key] for key in sorted(parts)},
-        name=name or out.resolve().name, actions=actions,
+        name=name, actions=actions,
         sampling=_sampling(config), slide=config.get("slide"), prompts=frames,
         dtype=dtype, metrics=metrics or {}, made_by=_made_by(origins),
         shard_bytes=shard_bytes, stablehlo=stablehlo)

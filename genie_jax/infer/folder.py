@@ -16,6 +16,7 @@ from genie_jax.core import errors, files
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 CONFIG = "config.json"
+MAX_NAME = 200  # Characters; it is shown in one line.
 
 # All that a world may list: data, and the programs of `genie export
 # --stablehlo`, which are only run by who asks for them.
@@ -83,8 +84,25 @@ def check_manifest(where: str, content: bytes) -> dict[str, Any]:
       raise errors.UserError(
           f"{where}: {name}={manifest.get(name)!r:.40} is no {kind.__name__}; "
           "export the world again.")
+  check_name(manifest["name"], where)
   _check_list(where, manifest["files"])
   return manifest
+
+
+def check_name(name: str, where: str = "The world") -> None:
+  """Checks that a world's name can be shown in one line.
+
+  Args:
+    name: The name.
+    where: What holds it, for the message.
+
+  Raises:
+    UserError: It cannot.
+  """
+  if not name.isprintable() or len(name) > MAX_NAME:
+    raise errors.UserError(
+        f"{where}: name={name[:40]!a} is no printable text of at most "
+        f"{MAX_NAME} characters; export the world with another --name.")
 
 
 def seal(manifest: Mapping[str, Any]) -> str:

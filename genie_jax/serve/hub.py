@@ -54,8 +54,10 @@ class Hub:
       Full: There is no room.
     """
     self.expire(now)
+    # JSON may hold half a character, which plain UTF-8 cannot.
+    given = token.encode(errors="surrogatepass")
     for known, session in self._sessions.items():
-      if secrets.compare_digest(known.encode(), token.encode()):
+      if secrets.compare_digest(known.encode(), given):
         return session, True
     if len(self._sessions) >= self.most:
       away = [each for each in self if each.connection is None]

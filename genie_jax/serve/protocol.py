@@ -16,6 +16,7 @@ MAX_MESSAGE_BYTES = 128 * 1024  # Room for the actions of a whole run.
 MAX_ACTIONS = 20_000  # Frames of one run.
 MAX_COMPARED = 32  # Frames of one comparison.
 MAX_RECORDED = 1_200  # Frames of one film.
+MAX_FILM_PIXELS = 256_000_000  # Of all its frames, which lie in memory.
 MAX_NUMBER = 2 ** 32 - 1  # Seeds, sequence numbers.
 NO_ACTION = 0xFFFF
 

@@ -156,7 +156,7 @@ class Session:
       fps: Of the world.
 
     Raises:
-      Rejected: A frame is not kept, or there are too many.
+      Rejected: A frame is not kept, or there are too many or too large ones.
     """
     line = self._line()
     first, last = message["first"], message["last"]
@@ -166,6 +166,13 @@ class Session:
       raise lines.Rejected(
           f"A film has 1 to {protocol.MAX_RECORDED} frames, not "
           f"{last - first + 1}.")
+    rows, columns = line.origin.frame.shape[:2]
+    pixels = (last - first + 1) * rows * columns * message["scale"] ** 2
+    if pixels > protocol.MAX_FILM_PIXELS:
+      raise lines.Rejected(
+          f"The film would have {pixels / 1e6:.0f} million pixels, and may "
+          f"have {protocol.MAX_FILM_PIXELS / 1e6:.0f}; choose fewer frames or "
+          "a smaller size.")
     pictures = [line.picture(number) for number in range(first, last + 1)]
 
     def make() -> bytes:

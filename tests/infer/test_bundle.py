@@ -222,6 +222,9 @@ def test_a_manifest_lists_no_path_out_of_its_world_and_no_code(folder, name):
 @pytest.mark.parametrize("change, match", [
     (lambda m: m.update(files=[]), "files=.* is no dict"),
     (lambda m: m.update(name=3), "name=3 is no str"),
+    (lambda m: m.update(name="\ud800"), "no printable text"),
+    (lambda m: m.update(name="a\nb"), "no printable text"),
+    (lambda m: m.update(name="x" * 201), "no printable text"),
     (lambda m: m["files"].update({"config.json": 3}), "neither SHA-256"),
     (lambda m: m["files"]["config.json"].update(bytes=-1), "neither SHA-256"),
     (lambda m: m["files"]["config.json"].update(bytes=True), "neither SHA"),
@@ -301,6 +304,7 @@ def reconfigure(folder, keys, value):
     (("slide",), {"mode": "sideways"}, "slide.mode is 'sideways'"),
     (("parts", "dynamics"), [], "not a group of fields"),
     (("parts", "dynamics", "world", "width"), 10 ** 9, "out of range"),
+    (("parts", "dynamics", "world", "fps"), "fast", "fps='fast' is not a"),
     (("parts", "dynamics", "model", "transformer", "num_layers"), 10 ** 9,
      "out of range"),
     (("parts", "dynamics", "model", "transformer", "width"), "16",

@@ -131,6 +131,12 @@ def test_an_export_that_fails_leaves_the_older_world_as_it_was(
   assert [path.name for path in tmp_path.iterdir()] == ["w"]
 
 
+def test_a_name_that_no_loader_would_take_is_refused_at_once(tmp_path):
+  with pytest.raises(errors.UserError, match="another --name"):
+    export.export([tmp_path / "none"], tmp_path / "w", name="a\nb")
+  assert not list(tmp_path.iterdir())
+
+
 def test_a_world_that_cannot_be_put_in_place_leaves_the_older_one(
     runs, world, tmp_path, monkeypatch
 ):

@@ -192,6 +192,28 @@ def test_a_wrong_token_opens_a_new_game(host):
       assert second.welcome["token"] != first.welcome["token"]
 
 
+def test_a_token_of_half_a_character_opens_a_new_game(host):
+  with Player(host) as first:
+    first.start()
+    with Player(host, token="\ud800") as second:
+      assert not second.welcome["resumed"]
+      second.start()
+
+
+def test_a_film_too_large_for_memory_is_refused_with_its_size(
+    host, monkeypatch
+):
+  monkeypatch.setattr(protocol, "MAX_FILM_PIXELS", 3 * 16 * 24 * 4 ** 2)
+  with Player(host) as player:
+    player.start()
+    player.play([0, 1, 2])
+    player.send(type="record", format="gif", first=0, last=3, scale=4)
+    assert "fewer frames or a smaller size" in player.until("error")["error"]
+    player.send(type="record", format="gif", first=1, last=3, scale=4)
+    while not player.others:
+      player.take()
+
+
 def test_old_frames_are_forgotten_and_long_runs_rewind_exactly():
   made = fake_world.make_engine()
   limits = line.Limits(pictures=200, snapshots=8)

@@ -23,10 +23,11 @@ SPLIT = dict(mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
 def test_optimizer_state_is_laid_out_as_its_parameters():
   _, _, like, state, _ = toy.built(toy.config(**SPLIT))
   adam = next(part for part in state.opt_state if hasattr(part, "mu"))
+  rows = ("fsdp", "frame")
   for tree in (state.params, adam.mu, adam.nu):
-    assert tree["up"]["kernel"].sharding.spec == P("fsdp", "tensor")
+    assert tree["up"]["kernel"].sharding.spec == P(rows, "tensor")
     assert tree["up"]["kernel"].addressable_shards[0].data.shape == (4, 8)
-    assert tree["down"]["kernel"].sharding.spec == P("tensor", "fsdp")
+    assert tree["down"]["kernel"].sharding.spec == P("tensor", rows)
   assert state_lib.shardings(like) == state_lib.shardings(state)
 
 
