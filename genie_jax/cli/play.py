@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
         f"--slide {args.slide}{errors.closest(args.slide, _SLIDES)}: give one "
         f"of {', '.join(_SLIDES)}.")
   # Late imports: JAX takes seconds, which a slip need not wait for.
+  from genie_jax.core import cache
   from genie_jax.infer import bundle, fetch
   from genie_jax.serve import engine as engines
   from genie_jax.serve import local
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
   with local.bind(args.host, args.port) as taken:
     began = time.monotonic()
     say(f"Loading {args.world}; the first start compiles it for this machine.")
-    _keep_programs()
+    cache.keep_programs()
     engine = engines.open_world(
         folder, refinements=args.refinements, slide=args.slide)
     engine.warm_up()
@@ -89,19 +90,6 @@ def run(args: argparse.Namespace) -> int:
 def say(line: str) -> None:
   """Prints a line at once, also into a pipe."""
   print(line, flush=True)
-
-
-def _keep_programs() -> None:
-  """Keeps compiled programs between starts, as `genie train` does."""
-  import os
-
-  import jax
-
-  from genie_jax.core import cache
-
-  if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-    jax.config.update("jax_compilation_cache_dir", str(cache.default_folder()))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 def main() -> int:

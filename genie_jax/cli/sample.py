@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.formatter_class = argparse.RawDescriptionHelpFormatter
   add = parser.add_argument
   add("--world", required=True, metavar="DIR",
-      help="world folder that `genie export` wrote")
+      help="world folder that `genie export` wrote, or its address")
   add("--prompt", action="append", default=None, metavar="IMG",
       dest="prompts",
       help="picture to start from; give several for several frames (default: "
@@ -67,22 +67,23 @@ def run(args: argparse.Namespace) -> int:
 
   import numpy as np
 
-  from genie_jax.core import errors, images
-  from genie_jax.infer import bundle
+  import genie_jax
+  from genie_jax.core import cache, errors, images
   from genie_jax.sampling import maskgit
   from genie_jax.sampling import slide as slides
 
   if pathlib.Path(args.out).suffix not in (".gif", ".mp4"):
     raise errors.UserError(f"--out {args.out}: give a .gif or .mp4 file.")
-  if args.scale < 1 or (args.fps is not None and not 0 < args.fps <= 1000):
+  if not 1 <= args.scale <= 64 or (
+      args.fps is not None and not 0 < args.fps <= 1000):
     raise errors.UserError(
         f"--scale {args.scale} --fps {args.fps}: the scale is a whole number "
-        "from 1 on, and fps above 0.")
+        "from 1 to 64, and fps above 0 and at most 1000.")
   if not 0 <= args.seed < 1 << 32:
     raise errors.UserError(
         f"--seed {args.seed}: give a number from 0 to {(1 << 32) - 1}.")
-  found = bundle.load(args.world)
-  world = found.world
+  cache.keep_programs()
+  world = genie_jax.load_world(args.world)
   actions = world.check_actions(
       parse_actions(args.actions, world.num_actions, args.seed))
   given = lambda *names: {
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     slide = slides.Slide(args.slide)
   slide = dataclasses.replace(slide, **given("drop"))
   world = world.with_options(sampling=sampling, slide=slide)
-  pictures = args.prompts or [str(path) for path in found.prompts[:1]]
+  pictures = args.prompts or [str(path) for path in world.prompts[:1]]
   if not pictures:
     raise errors.UserError(
         f"{args.world} holds no prompts; give a picture with --prompt.")

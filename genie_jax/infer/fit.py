@@ -1,9 +1,40 @@
-"""Whether models belong to one world."""
+"""Whether models belong to one world, and players and seeds to a step."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
 
 from genie_jax.core import errors
 from genie_jax.models import saved
+from genie_jax.sampling import player
+
+
+def check_seed(seed: Any) -> None:
+  """Raises UserError unless a seed is a whole number of 32 bits."""
+  whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
+  if not whole or not 0 <= seed < 1 << 32:
+    raise errors.UserError(
+        f"The seed is {seed!r}; give a whole number from 0 to "
+        f"{(1 << 32) - 1}.")
+
+
+def check_players(states: Sequence[Any]) -> None:
+  """Raises UserError unless these are players that can go on."""
+  for state in states:
+    if not isinstance(state, player.State):
+      raise errors.UserError(
+          f"A player is needed here, not {type(state).__name__}; give what "
+          "`reset` or `step` returned.")
+    if any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
+      raise errors.UserError(
+          "This player was used up by an earlier step; go on from the one "
+          "that the step returned, and `fork` a player to keep it.")
+  if len({id(state) for state in states}) < len(states):
+    raise errors.UserError(
+        "The same player stands twice among those to be stepped; `fork` it "
+        "to step it twice.")
 
 
 def check_parts(parts: Mapping[str, saved.Part]) -> None:

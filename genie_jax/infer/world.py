@@ -156,11 +156,11 @@ class World:
 
     Raises:
       UserError: Frames of another shape or dtype, actions out of range or too
-        few, or several frames without actions and without a LAM.
+        few, several frames without actions and without a LAM, or a seed out
+        of range.
     """
-    frames = np.asarray(frames)
-    frames = frames[None] if frames.ndim == 3 else frames
-    self._check_prompt(frames)
+    frames = self._check_prompt(frames)
+    fit.check_seed(seed)
     if latent_actions is not None:
       latent_actions = self.check_actions(latent_actions)
       if latent_actions.shape != (len(frames) - 1,):
@@ -192,9 +192,14 @@ class World:
       The player after it, and the frame, uint8 [H, W, C].
 
     Raises:
-      UserError: The action is out of range.
+      UserError: The action is out of range, or the player is used up.
     """
+    fit.check_players([state])
     action = self.check_actions(np.asarray(action))
+    if action.shape:
+      raise errors.UserError(
+          f"{action.size} actions were given for one player; give one number, "
+          "or play several with `step_many`.")
     with self._on_mesh():
       state, frame = steps.step(
           self._models, self._play_params, state, jnp.asarray(action),
@@ -214,8 +219,10 @@ class World:
       The players after it, and their frames, uint8 [S, H, W, C].
 
     Raises:
-      UserError: An action is out of range, or too few of them.
+      UserError: An action is out of range, or too few of them, or a player
+        is used up or stands there twice.
     """
+    fit.check_players(states)
     actions = self.check_actions(np.asarray(actions))
     if actions.shape != (len(states),):
       raise errors.UserError(
@@ -241,10 +248,12 @@ class World:
 
   def fork(self, state: State) -> State:
     """Returns a copy of a player, to go back to or to branch from."""
+    fit.check_players([state])
     return steps.copy(state)
 
   def show(self, state: State) -> np.ndarray:
     """Returns a player's newest frame, uint8 [H, W, C]."""
+    fit.check_players([state])
     # A copy: the device's own memory is given away by the next step.
     return np.array(state.frame)
 
@@ -331,13 +340,22 @@ class World:
       frames.append(frame)
     return np.stack(frames)
 
-  def _check_prompt(self, frames: np.ndarray) -> None:
-    """Raises unless frames [P, H, W, C] are some of this world's."""
-    if frames.dtype != np.uint8 or not frames.size or (
-        frames.shape[1:] != self.frame_shape):
+  def _check_prompt(self, frames: Any) -> np.ndarray:
+    """Returns frames [P, H, W, C]; raises unless they are this world's."""
+    try:
+      frames = np.asarray(frames)
+    except ValueError as error:  # Rows of several lengths.
       raise errors.UserError(
-          f"Prompt frames are {frames.dtype} of {frames.shape[1:]}, this "
-          f"world's are uint8 of {self.frame_shape}; resize them first.")
+          "The prompt is no array; give uint8 [H, W, C] or [P, H, W, C]."
+      ) from error
+    found = frames[None] if frames.ndim == 3 else frames
+    if found.dtype != np.uint8 or not found.size or (
+        found.shape[1:] != self.frame_shape):
+      raise errors.UserError(
+          f"The prompt is {frames.dtype} of shape {frames.shape}; this "
+          f"world's frames are uint8 of shape {self.frame_shape}, one or "
+          "several of them. Resize or convert it first.")
+    return found
 
   def check_actions(self, latent_actions: np.ndarray) -> np.ndarray:
     """Returns actions as int32.

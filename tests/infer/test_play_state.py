@@ -69,8 +69,29 @@ def test_a_state_is_used_up_by_a_step(world):
   state = world.reset(picture())
   world.step(state, 0)
   assert state.cache.key.is_deleted()
-  with pytest.raises(ValueError, match=r"deleted|donated"):
-    world.step(state, 0)
+  for use in (
+      lambda: world.step(state, 0), lambda: world.step_many([state], [0]),
+      lambda: world.fork(state), lambda: world.show(state)):
+    with pytest.raises(errors.UserError, match="used up by an earlier step"):
+      use()
+
+
+def test_what_is_no_player_or_stands_twice_is_refused(world):
+  for thing in (None, "player", picture()):
+    with pytest.raises(errors.UserError, match="A player is needed here"):
+      world.step(thing, 0)
+  state = world.reset(picture())
+  with pytest.raises(errors.UserError, match="stands twice"):
+    world.step_many([state, state], [0, 1])
+  with pytest.raises(errors.UserError, match="2 actions were given for one"):
+    world.step(state, [0, 1])
+  world.step(state, 0)
+
+
+@pytest.mark.parametrize("seed", (-1, 1 << 32, 1.5, "a", None, True))
+def test_a_seed_that_is_no_number_of_32_bits_is_refused(world, seed):
+  with pytest.raises(errors.UserError, match="from 0 to 4294967295"):
+    world.reset(picture(), seed=seed)
 
 
 def test_nothing_is_compiled_after_warming_up(parts):
@@ -173,9 +194,10 @@ def test_a_mesh_that_splits_batches_is_refused(parts):
 
 
 @pytest.mark.parametrize("frames, given, message", (
-    (np.zeros((4, 4, 3), np.uint8), None, "resize them first"),
-    (np.zeros(tiny_world.SHAPE, np.float32), None, "world's are uint8"),
-    (np.zeros((0, *tiny_world.SHAPE), np.uint8), None, "world's are uint8"),
+    (np.zeros((4, 4, 3), np.uint8), None, "Resize or convert"),
+    ([[1, 2], [3]], None, "no array"),
+    (np.zeros(tiny_world.SHAPE, np.float32), None, "world's frames are uint8"),
+    (np.zeros((0, *tiny_world.SHAPE), np.uint8), None, "world's frames are uint8"),
     (np.zeros((2, *tiny_world.SHAPE), np.uint8), [0, 1], "one fewer"),
     (np.zeros((2, *tiny_world.SHAPE), np.uint8), [9], "out of range"),
 ))
