@@ -64,7 +64,7 @@ def sampling(mode: str) -> dict:
   return dict(
       refinements=common.pick(mode, full=25, smoke=2, tiny=8, small=8),
       schedule="cosine", order="random",
-      temperature=common.pick(mode, full=1.0, smoke=1.0, tiny=0.5, small=0.5),
+      temperature=common.pick(mode, full=1.0, smoke=1.0, tiny=0.5, small=1.0),
       choice_temperature=4.5)
 
 
