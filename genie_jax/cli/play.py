@@ -61,8 +61,7 @@ def run(args: argparse.Namespace) -> int:
         f"--slide {args.slide}{errors.closest(args.slide, _SLIDES)}: give one "
         f"of {', '.join(_SLIDES)}.")
   # Late imports: JAX takes seconds, which a slip need not wait for.
-  from genie_jax.core import cache
-  from genie_jax.infer import bundle, fetch
+  from genie_jax.infer import bundle, fetch, steps
   from genie_jax.serve import engine as engines
   from genie_jax.serve import local
 
@@ -71,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
   with local.bind(args.host, args.port) as taken:
     began = time.monotonic()
     say(f"Loading {args.world}; the first start compiles it for this machine.")
-    cache.keep_programs()
+    steps.keep_programs()
     engine = engines.open_world(
         folder, refinements=args.refinements, slide=args.slide)
     engine.warm_up()

@@ -68,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
   import numpy as np
 
   import genie_jax
-  from genie_jax.core import cache, errors, images
+  from genie_jax.core import errors, images
+  from genie_jax.infer import steps
   from genie_jax.sampling import maskgit
   from genie_jax.sampling import slide as slides
 
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
   if not 0 <= args.seed < 1 << 32:
     raise errors.UserError(
         f"--seed {args.seed}: give a number from 0 to {(1 << 32) - 1}.")
-  cache.keep_programs()
+  steps.keep_programs()
   world = genie_jax.load_world(args.world)
   actions = world.check_actions(
       parse_actions(args.actions, world.num_actions, args.seed))

@@ -25,18 +25,6 @@ def default_folder(environ: Mapping[str, str] | None = None) -> pathlib.Path:
   return base / "genie_jax" / "xla" / f"{platform.machine()}-{_features()}"
 
 
-def keep_programs() -> None:
-  """Keeps what is compiled from here on in the default folder.
-
-  JAX_COMPILATION_CACHE_DIR names another one.
-  """
-  import jax  # Late: data workers import this package and never JAX.
-
-  if not jax.config.jax_compilation_cache_dir:
-    jax.config.update("jax_compilation_cache_dir", str(default_folder()))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-
-
 def _features() -> str:
   """Returns a short name of the CPU's set of instructions."""
   text = platform.processor()

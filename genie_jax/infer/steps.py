@@ -6,8 +6,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from genie_jax.core import cache
 from genie_jax.nn import quantized
 from genie_jax.sampling import player
+
+
+def keep_programs() -> None:
+  """Keeps what is compiled from here on, in the user's cache.
+
+  JAX_COMPILATION_CACHE_DIR names another folder.
+  """
+  if not jax.config.jax_compilation_cache_dir:
+    jax.config.update("jax_compilation_cache_dir", str(cache.default_folder()))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 @functools.partial(jax.jit, static_argnames="module")

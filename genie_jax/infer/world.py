@@ -159,7 +159,7 @@ class World:
         few, several frames without actions and without a LAM, or a seed out
         of range.
     """
-    frames = self._check_prompt(frames)
+    frames = fit.check_prompt(frames, self.frame_shape)
     fit.check_seed(seed)
     if latent_actions is not None:
       latent_actions = self.check_actions(latent_actions)
@@ -339,23 +339,6 @@ class World:
       state, frame = self.step(state, action)
       frames.append(frame)
     return np.stack(frames)
-
-  def _check_prompt(self, frames: Any) -> np.ndarray:
-    """Returns frames [P, H, W, C]; raises unless they are this world's."""
-    try:
-      frames = np.asarray(frames)
-    except ValueError as error:  # Rows of several lengths.
-      raise errors.UserError(
-          "The prompt is no array; give uint8 [H, W, C] or [P, H, W, C]."
-      ) from error
-    found = frames[None] if frames.ndim == 3 else frames
-    if found.dtype != np.uint8 or not found.size or (
-        found.shape[1:] != self.frame_shape):
-      raise errors.UserError(
-          f"The prompt is {frames.dtype} of shape {frames.shape}; this "
-          f"world's frames are uint8 of shape {self.frame_shape}, one or "
-          "several of them. Resize or convert it first.")
-    return found
 
   def check_actions(self, latent_actions: np.ndarray) -> np.ndarray:
     """Returns actions as int32.

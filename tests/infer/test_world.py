@@ -231,7 +231,7 @@ def test_an_action_out_of_range_is_refused(world, action):
 
 
 def test_frames_of_another_shape_are_refused(world):
-  with pytest.raises(errors.UserError, match="resize them first"):
+  with pytest.raises(errors.UserError, match="Resize or convert"):
     world.rollout(np.zeros((1, 4, 4, 3), np.uint8), [0])
 
 
