@@ -8,18 +8,17 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, AxisType
 
 from genie_jax.core import config as config_lib
 from genie_jax.core import errors
 from genie_jax.models import build
 from genie_jax.scaling import table
-from genie_jax.sharding import mesh as mesh_lib
 from genie_jax.sharding import rules
 from genie_jax.stages import registry
 from genie_jax.train import optimizer as optimizer_lib
 from genie_jax.train import state as state_lib
 from genie_jax.train import step as step_lib
+from tests.sharding import layouts
 from tests.stages import training
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -144,10 +143,8 @@ def test_the_scaling_studys_smoke_config_is_the_platformers():
 def test_states_and_batches_divide_over_the_papers_chips(file, chips):
   config = load(*file.split(":"))
   stage = registry.make(config)
-  sizes = mesh_lib.sizes(config.mesh, chips)
-  mesh = AbstractMesh(
-      tuple(sizes.values()), tuple(sizes),
-      axis_types=(AxisType.Auto,) * len(sizes))
+  mesh = layouts.mesh_of(config, chips)
+  sizes = dict(mesh.shape)
   optimizer = optimizer_lib.make(
       config.optimizer, config.steps, stage.no_decay)
   state = state_lib.abstract(stage, optimizer, mesh)

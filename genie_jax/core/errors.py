@@ -24,3 +24,21 @@ def closest(name: str, known: Iterable[str]) -> str:
   """
   found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
   return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def check_fields(
+    group: str, fields: Iterable[str], known: Iterable[str]
+) -> None:
+  """Raises UserError for the first field that a group does not have.
+
+  Args:
+    group: Name of the group, for example "sampling".
+    fields: Names that were given.
+    known: Names that there are.
+  """
+  known = list(known)
+  for name in fields:
+    if name not in known:
+      raise UserError(
+          f"Unknown field {group}.{name}{closest(name, known)}; the fields "
+          f"are {', '.join(known)}.")

@@ -35,12 +35,7 @@ def make_sampling(fields: Mapping[str, Any]) -> Sampling:
   Raises:
     UserError: A field is unknown or out of range.
   """
-  known = [field.name for field in dataclasses.fields(Sampling)]
-  for name in fields:
-    if name not in known:
-      raise errors.UserError(
-          f"sampling.{name} is unknown to the PyTorch loader"
-          f"{errors.closest(name, known)}; export the world without it.")
+  errors.check_fields("sampling", fields, Sampling.__dataclass_fields__)
   made = Sampling(**fields)
   if made.order not in ORDERS:
     raise errors.UserError(

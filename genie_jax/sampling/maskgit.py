@@ -61,12 +61,7 @@ def make_sampling(fields: Mapping[str, Any]) -> Sampling:
   Raises:
     UserError: An unknown field, or a value out of range.
   """
-  known = list(Sampling.__dataclass_fields__)
-  for name in fields:
-    if name not in known:
-      raise errors.UserError(
-          f"Unknown field sampling.{name}{errors.closest(name, known)}; the "
-          f"fields are {', '.join(known)}.")
+  errors.check_fields("sampling", fields, Sampling.__dataclass_fields__)
   sampling = Sampling(**dict(fields))
   schedules.hidden_counts(1, sampling.refinements, sampling.schedule)
   if sampling.order not in ORDERS:

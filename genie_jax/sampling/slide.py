@@ -53,10 +53,5 @@ def make_slide(fields: Mapping[str, Any], window: int) -> Slide:
   Raises:
     UserError: An unknown field, or a value out of range.
   """
-  known = list(Slide.__dataclass_fields__)
-  for name in fields:
-    if name not in known:
-      raise errors.UserError(
-          f"Unknown field slide.{name}{errors.closest(name, known)}; the "
-          f"fields are {', '.join(known)}.")
+  errors.check_fields("slide", fields, Slide.__dataclass_fields__)
   return Slide(**dict(fields)).check(window)

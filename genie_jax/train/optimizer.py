@@ -74,12 +74,8 @@ def settings(config: Mapping[str, Any], steps: int) -> Settings:
   Raises:
     UserError: A field is unknown, or a value is out of its range.
   """
-  known = [field.name for field in dataclasses.fields(Settings)]
-  for name in config:
-    if name not in known:
-      raise errors.UserError(
-          f"config.optimizer.{name} is no field"
-          f"{errors.closest(name, known)}; the fields are {', '.join(known)}.")
+  errors.check_fields(
+      "config.optimizer", config, Settings.__dataclass_fields__)
   found = Settings(**config)
 
   def need(ok: bool, name: str, wanted: str):

@@ -38,6 +38,14 @@ OWN = {"platformers/tokenizer": 128, "platformers/lam": 256,
        "platformers/dynamics": 256, "platformers/joint": 256}
 
 
+def mesh_of(config, chips: int) -> AbstractMesh:
+  """Returns a config's mesh over chips that are not there."""
+  sizes = mesh_lib.sizes(config.mesh, chips)
+  return AbstractMesh(
+      tuple(sizes.values()), tuple(sizes),
+      axis_types=(AxisType.Auto,) * len(sizes))
+
+
 def describe(name: str, changes: dict[str, int], chips: int) -> dict:
   """Returns shape, dtype and layout of every array of a config's step.
 
@@ -54,10 +62,8 @@ def describe(name: str, changes: dict[str, int], chips: int) -> dict:
   config.optimizer.accumulate = 1
   size = config.data.batch_size = max(config.data.batch_size, chips)
   stage = registry.make(config)
-  sizes = mesh_lib.sizes(config.mesh, chips)
-  mesh = AbstractMesh(
-      tuple(sizes.values()), tuple(sizes),
-      axis_types=(AxisType.Auto,) * len(sizes))
+  mesh = mesh_of(config, chips)
+  sizes = dict(mesh.shape)
   optimizer = optimizer_lib.make(
       config.optimizer, config.steps, stage.no_decay)
   state = state_lib.abstract(stage, optimizer, mesh)

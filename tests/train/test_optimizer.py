@@ -41,7 +41,7 @@ def test_constant_stays_at_the_peak():
 
 
 @pytest.mark.parametrize("changes, message", [
-    (dict(peak_learning_rate=1), "peak_learning_rate is no field"),
+    (dict(peak_learning_rate=1), r"Unknown field \S*peak_learning_rate"),
     (dict(schedule="cosin"), "schedule is 'cosin'"),
     (dict(name="sgd"), "name is 'sgd'"),
     (dict(schedule="wsd", decay_steps=101), "between 1 and config.steps"),
