@@ -67,7 +67,8 @@ def lay_out(
   """Returns a copy of a config with a mesh for its row's chips.
 
   Parameters are split over as few devices as leave three quarters of the
-  memory to activations; where devices outnumber clips, frames are split.
+  memory to activations; where devices outnumber clips, frames are split; where
+  clips outnumber devices, each takes one clip at a time.
 
   Args:
     config: Of this row.
@@ -84,6 +85,8 @@ def lay_out(
   fsdp = min(devices // (tensor * frame),
              2 ** max(0, math.ceil(math.log2(state / room))))
   config.mesh.update(data=-1, fsdp=fsdp, tensor=tensor, frame=frame)
+  config.optimizer.accumulate = max(
+      1, config.data.batch_size * tensor * frame // devices)
   return config
 
 

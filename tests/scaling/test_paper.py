@@ -27,12 +27,13 @@ def test_rows_have_the_papers_chips_and_days():
 def test_layouts_use_all_devices_and_leave_room(name):
   run = paper.RUNS[name]
   place = topology.parse(run.topology)
-  mesh = dict(paper.lay_out(
-      config_lib.load(f"{FILE}:{name}"), run).mesh)
+  config = paper.lay_out(config_lib.load(f"{FILE}:{name}"), run)
+  mesh = dict(config.mesh)
   fixed = math.prod(size for size in mesh.values() if size > 0)
   assert place.num_devices % fixed == 0
   data = place.num_devices // fixed
-  assert table.find(name).batch_size % (data * mesh["fsdp"]) == 0
+  groups = data * mesh["fsdp"]
+  assert table.find(name).batch_size == groups * config.optimizer.accumulate
   state = 16 * table.find(name).paper_parameters / mesh["fsdp"]
   assert state <= place.chip.hbm_gib * 2**30 / place.chip.devices / 4
 
