@@ -94,9 +94,12 @@ def read_prompt(
         frame = _cut(_resizable(picture), size)
   except errors.UserError:
     raise
+  except Image.DecompressionBombError as error:  # Pillow was first.
+    raise errors.UserError(
+        f"{name} has far more than the {MAX_PIXELS} pixels that are read, so "
+        "make it smaller.") from error
   except (OSError, SyntaxError, ValueError, RuntimeError, EOFError, TypeError,
-          LookupError, ArithmeticError, MemoryError, struct.error,
-          Image.DecompressionBombError) as error:
+          LookupError, ArithmeticError, MemoryError, struct.error) as error:
     # What Pillow's decoders raise for damaged files differs by format.
     reason = " ".join(str(error).split())[:120] or type(error).__name__
     if isinstance(error, Image.UnidentifiedImageError):

@@ -63,6 +63,10 @@ def make_sampling(fields: Mapping[str, Any]) -> Sampling:
   """
   errors.check_fields("sampling", fields, Sampling.__dataclass_fields__)
   sampling = Sampling(**dict(fields))
+  if type(sampling.refinements) is not int:
+    raise errors.UserError(
+        f"sampling.refinements is {sampling.refinements!r}; give a whole "
+        "number, at least 1 (the paper uses 25).")
   schedules.hidden_counts(1, sampling.refinements, sampling.schedule)
   if sampling.order not in ORDERS:
     raise errors.UserError(
@@ -74,7 +78,7 @@ def make_sampling(fields: Mapping[str, Any]) -> Sampling:
     if not 0 <= value < float("inf"):
       raise errors.UserError(
           f"sampling.{name} is {value}; it must be 0 or more.")
-  if not isinstance(sampling.top_k, int) or sampling.top_k < 0:
+  if type(sampling.top_k) is not int or sampling.top_k < 0:
     raise errors.UserError(
         f"sampling.top_k is {sampling.top_k}; give a whole number of tokens, "
         "or 0 for all.")
@@ -132,20 +136,44 @@ def refine(
 
 def _likely(logits: jax.Array, sampling: Sampling) -> jax.Array:
   """Returns logits [..., V] with those that must not be drawn at -inf."""
-  vocab = logits.shape[-1]
-  if 0 < sampling.top_k < vocab:
-    least = jax.lax.top_k(logits, sampling.top_k)[0][..., -1:]
-    logits = jnp.where(logits < least, -jnp.inf, logits)
+  if 0 < sampling.top_k < logits.shape[-1]:
+    logits = _highest(logits, jnp.ones_like(logits), sampling.top_k)
   if sampling.top_p < 1:
     # At temperature 0 the most likely token is left, which is right as well.
-    falling = -jnp.sort(-logits, axis=-1)
     shares = jax.nn.softmax(
-        falling / jnp.maximum(sampling.temperature, 1e-6), axis=-1)
-    before = jnp.cumsum(shares, axis=-1) - shares
-    least = jnp.min(
-        jnp.where(before < sampling.top_p, falling, jnp.inf), -1, keepdims=True)
-    logits = jnp.where(logits < least, -jnp.inf, logits)
+        logits / jnp.maximum(sampling.temperature, 1e-6), axis=-1)
+    logits = _highest(logits, shares, sampling.top_p)
   return logits
+
+
+def _highest(
+    logits: jax.Array, weights: jax.Array, amount: float
+) -> jax.Array:
+  """Returns logits, -inf but for the highest that weigh `amount` together.
+
+  The least of them is found by bisection: 32 sums over V, where a sort of V
+  takes forty times as long on a CPU. Equal logits stay or go together.
+
+  Args:
+    logits: float32 [..., V].
+    weights: float32 [..., V], not negative.
+    amount: If all weigh less (by rounding), all stay.
+  """
+  # The bits of a float, read as an integer, sort as it does if it is positive
+  # and the other way about if it is negative.
+  bits = jax.lax.bitcast_convert_type(logits, jnp.int32)
+  order = jnp.where(bits < 0, bits ^ 0x7fffffff, bits)
+
+  def halve(_, bounds):
+    low, high = bounds
+    middle = (low >> 1) + (high >> 1) + ((low | high) & 1)  # Rounded up.
+    heavy = jnp.sum(
+        jnp.where(order >= middle, weights, 0), -1, keepdims=True) >= amount
+    return jnp.where(heavy, middle, low), jnp.where(heavy, high, middle - 1)
+
+  bounds = order.min(-1, keepdims=True), order.max(-1, keepdims=True)
+  least, _ = jax.lax.fori_loop(0, 32, halve, bounds)
+  return jnp.where(order < least, -jnp.inf, logits)
 
 
 def draw_frame(

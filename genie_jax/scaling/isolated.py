@@ -6,6 +6,8 @@ must go on, and a user must get one line.
 
 import concurrent.futures
 import multiprocessing
+import os
+import tempfile
 from collections.abc import Mapping
 from concurrent.futures import process
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import ml_collections
 
 from genie_jax.core import errors
-from genie_jax.scaling import aot, plan, playing
+from genie_jax.scaling import aot, partitioner, plan, playing
 from genie_jax.scaling import topology as topology_lib
 
 
@@ -52,14 +54,21 @@ def _apart(function, *args):
   # Spawned and not forked: JAX's threads would not live on in a fork.
   pool = concurrent.futures.ProcessPoolExecutor(
       1, mp_context=multiprocessing.get_context("spawn"))
-  with pool:
+  with tempfile.TemporaryDirectory() as folder, pool:
     try:
-      return pool.submit(function, *args).result()
+      report, text = pool.submit(_logged, folder, function, *args).result()
     except process.BrokenProcessPool as error:
       raise errors.UserError(
           "The TPU compiler crashed (its own words stand above); a dimension "
           "that splits into odd pieces was seen to cause it, so try another "
           "config.mesh.") from error
+    report["copied_whole"] = partitioner.copied_whole(folder)
+  return report, text
+
+
+def _logged(folder, function, *args):
+  os.environ[partitioner.LOG_FOLDER] = folder
+  return function(*args)
 
 
 def _make(config, topology, price, options):

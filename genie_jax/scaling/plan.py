@@ -193,7 +193,7 @@ def render(report: Mapping[str, Any], with_breakdown: bool = False) -> str:
       f"{report['accumulate']}",
       f"remat {report['remat']}",
       "",
-      *memory_lines(report)]
+      *memory_lines(report), *copied_lines(report)]
   if report["step_seconds"] is not None:
     lines += ["", *_time_lines(report)]
     if with_breakdown:
@@ -216,6 +216,14 @@ def memory_lines(report: Mapping[str, Any]) -> list[str]:
     lines += [f"  {name.replace('_', ' '):16}{value:9.2f}"
               for name, value in report["hbm_gib_by_use"].items()]
   return lines
+
+
+def copied_lines(report: Mapping[str, Any]) -> list[str]:
+  """Returns what the partitioner copies whole as lines of text."""
+  copied = report.get("copied_whole")
+  return ["", "copied whole to every device, since the compiler knows no way "
+          "between two layouts:", *(f"  {line}" for line in copied)
+          ] if copied else []
 
 
 def _time_lines(report) -> list[str]:

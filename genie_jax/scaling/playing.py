@@ -187,7 +187,7 @@ def render(report: Mapping[str, Any]) -> str:
       f"{report['refinements']} refinements of {report['tokens_per_frame']} "
       f"tokens, window of {report['window']} frames, {report['slide']} slide, "
       f"players {report['players']}",
-      "", *plan.memory_lines(report)]
+      "", *plan.memory_lines(report), *plan.copied_lines(report)]
   if report["seconds_per_frame"] is not None:
     lines += [
         "",

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
+from absl import logging
 from starlette import (
     applications,
     middleware,
@@ -292,6 +293,13 @@ class Server:
       try:
         content = await asyncio.get_running_loop().run_in_executor(
             self._films, make)
+      except Exception:  # Of some encoder: the player must hear of it too.
+        logging.exception("A film could not be made.")
+        session.send({
+            "type": "error", "of": "record",
+            "error": "The film could not be made; try the other format, or "
+                     "fewer frames."})
+        return
       finally:
         session.filming = False
       session.send(protocol.pack(

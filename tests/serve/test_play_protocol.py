@@ -214,6 +214,24 @@ def test_a_film_too_large_for_memory_is_refused_with_its_size(
       player.take()
 
 
+def test_a_film_that_cannot_be_encoded_is_said_and_the_next_is_made(
+    host, monkeypatch
+):
+  def fail(*words):
+    raise MemoryError(words)
+  with Player(host) as player:
+    player.start()
+    player.play([0, 1])
+    with monkeypatch.context() as patch:
+      patch.setattr(images, "to_video", fail)
+      player.send(type="record", format="gif", first=0, last=2, scale=1)
+      told = player.until("error")
+    assert told["of"] == "record" and "could not be made" in told["error"]
+    player.send(type="record", format="gif", first=0, last=2, scale=1)
+    while not player.others:
+      player.take()
+
+
 def test_old_frames_are_forgotten_and_long_runs_rewind_exactly():
   made = fake_world.make_engine()
   limits = line.Limits(pictures=200, snapshots=8)

@@ -1,0 +1,67 @@
+"""Tests of what is read from the TPU compiler's log, with the real one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from genie_jax.core import config as config_lib
+from genie_jax.scaling import aot, isolated, plan, topology
+from tests.scaling import compiler
+
+
+def _awkward(after):
+  """Compiles a change of layout; runs in a process of its own."""
+  aot.prepare()
+  devices = topology.devices(topology.parse("v5e:2x4"))
+  mesh = Mesh(np.array(devices).reshape(2, 2, 2), ("a", "b", "c"))
+  before = NamedSharding(mesh, P(("a", "b", "c")))
+  after = NamedSharding(mesh, after)
+  x = jax.ShapeDtypeStruct((8, 16, 512), jnp.float32, sharding=before)
+  change = lambda x: jax.lax.with_sharding_constraint(jnp.sin(x), after) * 2
+  jax.jit(change, out_shardings=after).lower(x).compile()
+  return {}, ""
+
+
+@compiler.needed
+def test_what_is_copied_whole_is_found_in_the_log():
+  report, _ = isolated._apart(_awkward, P(None, None, ("c", "b")))
+  line, *rest = report["copied_whole"]
+  assert not rest, rest
+  assert "f32[1,16,512]" in line, line
+  assert line.index("[8,1,1]") < line.index("[1,1,4,2]")
+  shown = "\n".join(plan.copied_lines(report))
+  assert "copied whole" in shown and line in shown
+
+
+@compiler.needed
+def test_a_layout_that_the_compiler_can_reach_says_nothing():
+  report, _ = isolated._apart(_awkward, P(("a", "b"), "c"))
+  assert report["copied_whole"] == []
+  assert not plan.copied_lines(report)
+
+
+# The chips that each config is written for; see BUILD.md and docs/plan.md.
+SHIPPED = (
+    ("platformers/tokenizer.py", "v5p:4x4x8"),
+    ("platformers/lam.py", "v5p:4x8x8"),
+    ("platformers/dynamics.py", "v5p:4x8x8"),
+    ("platformers/joint.py", "v5p:4x8x8"),
+    ("scaling/dynamics.py:811M", "v5p:4x8x8"),
+    ("coinrun/tokenizer.py", "v5e:2x4"),
+    ("coinrun/lam.py", "v5e:2x4"),
+    ("coinrun/dynamics.py", "v5e:2x4"),
+    ("coinrun/joint.py", "v5e:2x4"),
+)
+
+
+@compiler.needed
+@pytest.mark.slow
+@pytest.mark.parametrize("name, place", SHIPPED)
+def test_every_shipped_config_fits_and_never_copies_a_tensor_whole(name, place):
+  config = config_lib.load(f"experiments/{name}")
+  report, _ = isolated.make(config, topology.parse(place))
+  assert report["copied_whole"] == []
+  assert report["fits"]
