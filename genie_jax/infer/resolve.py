@@ -6,8 +6,8 @@ from typing import Any
 
 from genie_jax.core import errors, files, tensors
 from genie_jax.models import saved
-from genie_jax.train import checkpoint
 from genie_jax.train import lazy as lazy_lib
+from genie_jax.train import stored
 
 # Stages that train several models at once, and which.
 _JOINT = {"joint": ("lam", "dynamics")}
@@ -43,7 +43,7 @@ def read(folder: files.PathLike, *, lazy: bool = False) -> Found:
     found = saved.load(
         folder, place=_later if lazy else None, fingerprint=False)
     return Found(found.parts, found.config, False)
-  if not folder.is_dir() or not checkpoint.valid_steps(folder):
+  if not folder.is_dir() or not stored.valid_steps(folder):
     raise errors.UserError(
         f"{folder} is neither a workdir with a finished checkpoint nor the "
         f"folder of a saved model (no {tensors.WHOLE}); give a folder that "
@@ -51,7 +51,7 @@ def read(folder: files.PathLike, *, lazy: bool = False) -> Found:
   if lazy:
     params, config = lazy_lib.params(folder)
   else:
-    params, _, config = checkpoint.load_params(folder)
+    params, _, config = stored.load_params(folder)
   stage, world = config["stage"], config["world"]
   if stage in _JOINT:
     parts = {

@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 
 from genie_jax.core import arrays, errors, tensors
-from genie_jax.train import checkpoint
+from genie_jax.train import stored
 
 GROUP_BYTES = 1 << 28
 
 
 def params(
-    workdir: checkpoint.PathLike,
+    workdir: stored.PathLike,
     step: int | None = None,
     *,
     group_bytes: int = GROUP_BYTES,
-) -> tuple[checkpoint.Tree, dict[str, Any]]:
-  """Like `checkpoint.load_params`, for models larger than memory.
+) -> tuple[stored.Tree, dict[str, Any]]:
+  """Like `stored.load_params`, for models larger than memory.
 
   All arrays are read and checked once here, group by group, and again when
   they are asked for later.
@@ -39,8 +39,8 @@ def params(
     UserError: There is no such checkpoint, or it is damaged.
   """
   def read(path):
-    note = checkpoint.read_note(path)
-    flat = arrays.flatten(checkpoint.host_arrays(note, ("params",)))
+    note = stored.read_note(path)
+    flat = arrays.flatten(stored.host_arrays(note, ("params",)))
     reader = _Reader(path, _groups(flat, group_bytes))
     for group in reader.groups:
       reader.read(group)
@@ -50,7 +50,7 @@ def params(
         for name, like in flat.items()}
     return arrays.unflatten(lazy)["params"], note["config"]
 
-  return checkpoint.newest(workdir, step, read)
+  return stored.newest(workdir, step, read)
 
 
 def _groups(
@@ -79,14 +79,14 @@ class _Reader:
 
   def read(self, group: dict[str, Any]) -> None:
     self._last = {}  # Let go of the one before first.
-    fields, _ = checkpoint.load(self._path, arrays.unflatten(group))
+    fields, _ = stored.load(self._path, arrays.unflatten(group))
     self._last = arrays.flatten(fields)
 
   def get(self, name: str) -> np.ndarray:
     if name not in self._last:
       try:
         self.read(self.groups[self._owner[name]])
-      except checkpoint.Damaged as damage:
+      except stored.Damaged as damage:
         raise errors.UserError(
             f"{self._path} was damaged while it was read ({damage}); try "
             "again.") from damage

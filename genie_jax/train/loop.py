@@ -44,6 +44,7 @@ from genie_jax.train import (
   interrupt,
   profile,
   storage,
+  stored,
   warm_start,
 )
 from genie_jax.train import metrics as metrics_lib
@@ -131,7 +132,7 @@ def train(
   batches = make_batches(share)
   checkpoints = checkpoint.Checkpoints(
       workdir, config.keep_checkpoints, config.keep_every)
-  resumes = bool(checkpoint.valid_steps(workdir))
+  resumes = bool(stored.valid_steps(workdir))
   workdir_lib.check(workdir, config, resumes)
   restored = checkpoints.restore(like, batches)
   report = None

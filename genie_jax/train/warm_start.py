@@ -7,9 +7,9 @@ import jax
 from absl import logging
 
 from genie_jax.core import arrays, errors
-from genie_jax.train import checkpoint, storage
 from genie_jax.train import optimizer as optimizer_lib
 from genie_jax.train import state as state_lib
+from genie_jax.train import storage, stored
 
 _WEIGHTS = "model.safetensors"
 
@@ -95,11 +95,11 @@ def _read(source: str) -> tuple[dict[str, tuple[Any, str]], set[str]]:
     tree, _ = arrays.load(folder / _WEIGHTS)
     flat = {f"params/{n}": x for n, x in arrays.flatten(tree).items()}
     return {name: (x, name) for name, x in flat.items()}, set(flat)
-  if not checkpoint.valid_steps(folder):
+  if not stored.valid_steps(folder):
     raise errors.UserError(
         f"config.init_from={source} is neither a workdir with a finished "
         f"checkpoint nor a folder with {_WEIGHTS}.")
-  params, extra, config = checkpoint.load_params(folder)
+  params, extra, config = stored.load_params(folder)
   flat = arrays.flatten({"params": params, "extra": extra})
   table = {name: (x, name) for name, x in flat.items()}
   for name, x in flat.items():

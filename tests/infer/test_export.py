@@ -84,7 +84,7 @@ def test_a_group_stays_in_memory_until_another_is_asked_for(monkeypatch):
     read.append(sorted(like))
     return {name: np.zeros(1) for name in like}, {}
 
-  monkeypatch.setattr(lazy.checkpoint, "load", load)
+  monkeypatch.setattr(lazy.stored, "load", load)
   one = np.zeros(1)
   reader = lazy._Reader("", [{"a": one, "b": one}, {"c": one}])
   for name in ("a", "b", "c", "a"):

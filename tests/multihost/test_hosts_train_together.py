@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from genie_jax.cli import main
-from genie_jax.train import checkpoint
+from genie_jax.train import storage, stored
 from tests.multihost import fleet
 from tests.stages import folders
 
@@ -56,8 +56,8 @@ def lines(workdir):
 
 def position(workdir, step):
   """Returns where the data is after a step."""
-  return checkpoint.read_note(
-      checkpoint.storage.folder(workdir) / "checkpoints" / str(step)
+  return stored.read_note(
+      storage.folder(workdir) / "checkpoints" / str(step)
   )["iterator"]
 
 
@@ -179,7 +179,7 @@ def test_sigterm_to_one_saves_on_all_and_a_restart_goes_on(
     both.wait_for(0, "step 3/")
     both.processes[1].send_signal(signal.SIGTERM)
     assert both.codes() == [143, 143], both.text(0)[-3000:]
-  step, = checkpoint.valid_steps(tmp_path / "run")
+  step, = stored.valid_steps(tmp_path / "run")
   assert step >= 3 and f"stopped by SIGTERM at step {step}" in both.text(0)
   again = arguments(tokens, tmp_path / "run", steps=step + 1)
   ended = fleet.train(tmp_path / "again", 2, *again, devices=4)
@@ -207,7 +207,7 @@ def test_a_lost_host_ends_the_others_and_a_restart_goes_on(
   # Twice the heartbeat's silence, on a machine that does other things too.
   assert codes[1 - number] not in (0, None), both.text(1 - number)[-3000:]
   assert took < 30
-  saved = checkpoint.valid_steps(tmp_path / "run")
+  saved = stored.valid_steps(tmp_path / "run")
   assert saved and saved[-1] >= 4
   again = arguments(tokens, tmp_path / "run", steps=saved[-1] + 2)
   ended = fleet.train(tmp_path / "again", 2, *again, devices=4)

@@ -12,7 +12,7 @@ from orbax.checkpoint import v1 as ocp
 
 from genie_jax.core import errors
 from genie_jax.sharding import hosts
-from genie_jax.train import checkpoint, failure, fingerprint
+from genie_jax.train import checkpoint, failure, fingerprint, stored
 from tests.train import toy
 
 # Orbax leaves coroutines and event loops behind when a load fails.
@@ -128,7 +128,7 @@ def test_keeps_only_the_newest(tmp_path):
         state.replace(step=jnp.int32(number)), toy.Batches(16, hosts.Share()),
         NOTE)
   checkpoints.close()
-  assert checkpoint.valid_steps(tmp_path) == [2, 3]
+  assert stored.valid_steps(tmp_path) == [2, 3]
 
 
 def test_every_nth_is_kept_for_good_beside_the_newest(tmp_path):
@@ -139,7 +139,7 @@ def test_every_nth_is_kept_for_good_beside_the_newest(tmp_path):
         state.replace(step=jnp.int32(number)), toy.Batches(16, hosts.Share()),
         NOTE)
   checkpoints.close()
-  assert checkpoint.valid_steps(tmp_path) == [3, 6, 7, 8]
+  assert stored.valid_steps(tmp_path) == [3, 6, 7, 8]
 
 
 @pytest.mark.parametrize("keep, every", [(0, 0), (1, -1)])
@@ -166,7 +166,7 @@ def test_a_flip_that_orbax_restores_without_a_word_is_seen(copy):
   folder = workdir / "checkpoints" / "3"
   assert flip_silently(folder, states[3].params)
   with pytest.raises(errors.UserError, match="bits of params/"):
-    checkpoint.load_params(workdir, step=3)
+    stored.load_params(workdir, step=3)
   assert_equal(restore(workdir, like)[0], states[2])
 
 
@@ -197,7 +197,7 @@ def test_a_damaged_step_can_be_written_again(copy):
   state, _ = checkpoints.restore(like, batches)
   checkpoints.save(state.replace(step=jnp.int32(3)), batches, NOTE)
   checkpoints.close()
-  assert checkpoint.valid_steps(workdir) == [1, 2, 3]
+  assert stored.valid_steps(workdir) == [1, 2, 3]
 
 
 def test_all_damaged_is_one_clear_line(copy):
@@ -206,7 +206,7 @@ def test_all_damaged_is_one_clear_line(copy):
     flip(workdir / "checkpoints" / str(step))
   with pytest.raises(errors.UserError, match=r"are damaged .*new workdir"):
     restore(workdir, like)
-  assert checkpoint.valid_steps(workdir) == [1, 2, 3]  # left as they are
+  assert stored.valid_steps(workdir) == [1, 2, 3]  # left as they are
 
 
 def test_unfinished_checkpoints_are_no_checkpoints(copy):
@@ -215,14 +215,14 @@ def test_unfinished_checkpoints_are_no_checkpoints(copy):
   (folder / "9").mkdir()
   shutil.copytree(folder / "3", folder / "7")
   (folder / "7" / "commit_success.txt").unlink()
-  assert checkpoint.valid_steps(workdir) == [1, 2, 3]
+  assert stored.valid_steps(workdir) == [1, 2, 3]
   state, _, batches = restore(workdir, like)
   assert_equal(state, states[3])
   # Orbax alone would call 9 the newest and refuse to write 4.
   checkpoints = checkpoint.Checkpoints(workdir, keep=3)
   checkpoints.save(state.replace(step=jnp.int32(4)), batches, NOTE)
   checkpoints.close()
-  assert checkpoint.valid_steps(workdir) == [2, 3, 4]
+  assert stored.valid_steps(workdir) == [2, 3, 4]
 
 
 def test_checkpoint_of_another_model_names_path_and_shapes(copy):
@@ -233,12 +233,12 @@ def test_checkpoint_of_another_model_names_path_and_shapes(copy):
       r".*needs float32\[32,8\]")
   with pytest.raises(errors.UserError, match=message):
     restore(workdir, like)
-  assert checkpoint.valid_steps(workdir) == [1, 2, 3]
+  assert stored.valid_steps(workdir) == [1, 2, 3]
 
 
 def test_load_params_needs_no_mesh_and_no_optimizer(saved):
   workdir, _, states = saved
-  params, extra, config = checkpoint.load_params(workdir, step=2)
+  params, extra, config = stored.load_params(workdir, step=2)
   assert config == NOTE["config"]
   assert isinstance(params["up"]["kernel"], np.ndarray)
   np.testing.assert_array_equal(
@@ -251,18 +251,18 @@ def test_load_params_needs_no_mesh_and_no_optimizer(saved):
 def test_load_params_falls_back_unless_a_step_was_asked_for(copy):
   workdir, _, states = copy
   flip(workdir / "checkpoints" / "3")
-  params, _, _ = checkpoint.load_params(workdir)
+  params, _, _ = stored.load_params(workdir)
   np.testing.assert_array_equal(
       params["up"]["bias"], states[2].params["up"]["bias"])
   with pytest.raises(errors.UserError, match="3 is damaged"):
-    checkpoint.load_params(workdir, step=3)
+    stored.load_params(workdir, step=3)
 
 
 def test_load_params_without_a_checkpoint_is_one_clear_line(tmp_path, saved):
   with pytest.raises(errors.UserError, match="no checkpoint"):
-    checkpoint.load_params(tmp_path)
+    stored.load_params(tmp_path)
   with pytest.raises(errors.UserError, match=r"of step 8.*1, 2, 3"):
-    checkpoint.load_params(saved[0], step=8)
+    stored.load_params(saved[0], step=8)
 
 
 def test_a_checkpoint_that_cannot_be_written_says_how_to_go_on(
@@ -296,6 +296,6 @@ def test_fingerprint_sees_each_bit_and_each_exchange_on_every_mesh():
 
 
 def test_note_is_json_with_a_checksum_of_itself():
-  note = checkpoint.seal({"a": (1, 2)})
+  note = stored.seal({"a": (1, 2)})
   assert json.loads(json.dumps(note)) == note
   assert note["a"] == [1, 2] and len(note["seal"]) == 64

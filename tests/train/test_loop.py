@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from genie_jax.core import errors
-from genie_jax.train import checkpoint, fingerprint, loop
+from genie_jax.train import fingerprint, loop, stored
 from genie_jax.train import workdir as workdir_lib
 from tests.train import toy, worker
 
@@ -62,7 +62,7 @@ def lines(workdir):
 
 def prints(workdir, step):
   """Returns the fingerprints of all arrays of a checkpoint, and its data."""
-  note = checkpoint.read_note(workdir / "checkpoints" / str(step))
+  note = stored.read_note(workdir / "checkpoints" / str(step))
   return note["fingerprints"], note["iterator"]
 
 
@@ -86,14 +86,14 @@ def test_loss_falls_and_everything_is_written(straight):
   assert sorted(p.name for p in (workdir / "previews").iterdir()) == [
       "toy_00000002.png", "toy_00000004.png"]
   assert json.loads((workdir / "config.json").read_text())["stage"] == "toy"
-  assert checkpoint.valid_steps(workdir) == [2, 4]
+  assert stored.valid_steps(workdir) == [2, 4]
 
 
 def test_resume_after_sigkill_in_a_save_is_bit_exact(straight, tmp_path):
   workdir, _ = straight
   code, _, err = finish(begin(tmp_path, kill_after=4, changes={"steps": 6}))
   assert code == -signal.SIGKILL, err[-2000:]
-  assert checkpoint.valid_steps(tmp_path)[:1] == [2]
+  assert stored.valid_steps(tmp_path)[:1] == [2]
   train(tmp_path)
   assert prints(tmp_path, 4) == prints(workdir, 4)
   assert lines(tmp_path) == lines(workdir)
@@ -102,8 +102,8 @@ def test_resume_after_sigkill_in_a_save_is_bit_exact(straight, tmp_path):
 def test_another_mesh_resumes_to_the_same_numbers(straight, tmp_path):
   train(tmp_path, steps=2)
   train(tmp_path, mesh__fsdp=2, mesh__tensor=2, mesh__frame=2)
-  mine, _, _ = checkpoint.load_params(tmp_path)
-  other, _, _ = checkpoint.load_params(straight[0])
+  mine, _, _ = stored.load_params(tmp_path)
+  other, _, _ = stored.load_params(straight[0])
   for name in ("up", "down"):
     np.testing.assert_allclose(
         mine[name]["kernel"], other[name]["kernel"], rtol=1e-3, atol=1e-5)
@@ -113,7 +113,7 @@ def test_sigterm_saves_and_stops_where_a_restart_goes_on(straight, tmp_path):
   code, out, err = finish(begin(tmp_path, term_after=3))
   assert code == 0, err[-2000:]
   assert json.loads(out.split("RESULT ")[1]) == [3, signal.SIGTERM]
-  assert checkpoint.valid_steps(tmp_path) == [2, 3]
+  assert stored.valid_steps(tmp_path) == [2, 3]
   train(tmp_path)
   assert prints(tmp_path, 4) == prints(straight[0], 4)
 
@@ -192,7 +192,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_its_step(
   with pytest.raises(loop.NotFinite, match="loss is nan at step 3") as error:
     train(tmp_path, stage, log_every=log_every, checkpoint_every=2)
   assert "\n" not in str(error.value)
-  assert checkpoint.valid_steps(tmp_path) == [2]  # nothing broken is kept
+  assert stored.valid_steps(tmp_path) == [2]  # nothing broken is kept
 
 
 def test_a_changed_model_field_is_refused_by_name(straight):
@@ -208,7 +208,7 @@ def test_more_steps_and_other_schedules_of_logging_go_on(tmp_path):
   result = train(tmp_path, steps=3, log_every=2, eval_every=3,
                  checkpoint_every=1, keep_checkpoints=1)
   assert result.step == 3
-  assert checkpoint.valid_steps(tmp_path) == [3]
+  assert stored.valid_steps(tmp_path) == [3]
 
 
 def test_checkpoint_of_another_model_is_refused_before_anything_changes(
@@ -252,7 +252,7 @@ def test_a_wrong_batch_is_one_clear_line(tmp_path):
 def test_two_runs_are_bitwise_equal(straight, tmp_path):
   train(tmp_path)
   assert prints(tmp_path, 4) == prints(straight[0], 4)
-  found = fingerprint.arrays(checkpoint.load_params(tmp_path)[0])
+  found = fingerprint.arrays(stored.load_params(tmp_path)[0])
   assert found.items() <= {
       name.removeprefix("params/"): value
       for name, value in prints(tmp_path, 4)[0].items()}.items()

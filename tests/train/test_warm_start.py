@@ -6,7 +6,7 @@ import pytest
 
 from genie_jax.core import arrays, errors
 from genie_jax.sharding import hosts
-from genie_jax.train import checkpoint, warm_start
+from genie_jax.train import checkpoint, stored, warm_start
 from tests.train import toy
 
 
@@ -37,7 +37,7 @@ def start(source, hidden=toy.HIDDEN, stage_name="toy", seed=7):
 
 def test_a_workdir_gives_all_weights_and_a_fresh_optimizer(workdir):
   _, new, report = start(workdir)
-  params, extra, _ = checkpoint.load_params(workdir)
+  params, extra, _ = stored.load_params(workdir)
   for name in ("up", "down"):
     np.testing.assert_array_equal(
         new.params[name]["kernel"], params[name]["kernel"])
@@ -51,7 +51,7 @@ def test_a_workdir_gives_all_weights_and_a_fresh_optimizer(workdir):
 
 
 def test_what_does_not_fit_is_named_and_stays_fresh(workdir, tmp_path, caplog):
-  params, _, _ = checkpoint.load_params(workdir)
+  params, _, _ = stored.load_params(workdir)
   params["up"]["extra_bias"] = np.zeros(3, np.float32)
   params["down"]["kernel"] = params["down"]["kernel"][:, :4]
   del params["up"]["bias"]
@@ -73,7 +73,7 @@ def test_what_does_not_fit_is_named_and_stays_fresh(workdir, tmp_path, caplog):
 
 
 def test_rounded_weights_of_a_bundle_become_float32(workdir, tmp_path):
-  params, _, _ = checkpoint.load_params(workdir)
+  params, _, _ = stored.load_params(workdir)
   half = jax.tree.map(lambda x: x.astype(jax.numpy.bfloat16), params)
   arrays.save(tmp_path / "model.safetensors", {"toy": half, "other": half})
   _, new, _ = start(tmp_path)
