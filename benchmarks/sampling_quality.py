@@ -44,10 +44,21 @@ _WORLD = "experiments/coinrun/results/small/world"
 _SHORT = 9  # The prompt and 8 frames.
 
 
-def rows(base: maskgit.Sampling) -> list[tuple[maskgit.Sampling, slides.Slide]]:
-  """Returns the ways to draw that are compared."""
+def rows(
+    base: maskgit.Sampling, few: bool = False
+) -> list[tuple[maskgit.Sampling, slides.Slide]]:
+  """Returns the ways to draw that are compared.
+
+  Args:
+    base: The world's own.
+    few: Only those that tell one world from another.
+  """
   rolling = slides.Slide("rolling")
   change = lambda **fields: dataclasses.replace(base, **fields)
+  if few:
+    return [(change(**fields), rolling) for fields in (
+        dict(temperature=1.0), dict(temperature=1.0, refinements=1),
+        dict(temperature=1.0, refinements=25), dict(temperature=0.5))]
   found = [
       (change(refinements=refinements, order=order), rolling)
       for order in maskgit.ORDERS for refinements in (1, 2, 4, 8, 12, 25)]
@@ -209,12 +220,14 @@ def main() -> None:
   parser.add_argument(
       "--long-clips", type=int, default=16, help="clips of --frames frames")
   parser.add_argument("--frames", type=int, default=64)
+  parser.add_argument(
+      "--few", action="store_true", help="four rows, to compare two worlds")
   parser.add_argument("--seed", type=int, default=0)
   args = parser.parse_args()
   world = bundle.load(args.world).world
   judge = Judge(world, args)
   found = []
-  for sampling, slide in rows(world.sampling):
+  for sampling, slide in rows(world.sampling, args.few):
     found.append(judge.row(sampling, slide))
     print(table(found[-1:]).splitlines()[-1], flush=True)
     jax.clear_caches()  # Each row has its own programs.

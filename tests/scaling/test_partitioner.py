@@ -50,10 +50,10 @@ SHIPPED = (
     ("platformers/dynamics.py", "v5p:4x8x8"),
     ("platformers/joint.py", "v5p:4x8x8"),
     ("scaling/dynamics.py:811M", "v5p:4x8x8"),
-    ("coinrun/tokenizer.py", "v5e:2x4"),
-    ("coinrun/lam.py", "v5e:2x4"),
-    ("coinrun/dynamics.py", "v5e:2x4"),
-    ("coinrun/joint.py", "v5e:2x4"),
+    ("coinrun/tokenizer.py", "v5e:2x2"),
+    ("coinrun/lam.py", "v5e:2x2"),
+    ("coinrun/dynamics.py", "v5e:2x2"),
+    ("coinrun/joint.py", "v5e:2x2"),
 )
 
 
