@@ -10,6 +10,7 @@ LAM infers) and the same noise:
   delta_4    PSNR of the 4th drawn frame, inferred less random buttons
   changed    least gain over frames 1 to 8, in dB over copying the prompt, of
              PSNR over the pixels that differ from the prompt (and frame 1's)
+  PSNR       of frames 16, 32 and 64 of the long rollouts against the real ones
   motion     mean change from frame to frame over the long rollouts, and
   entropy    bits of their tokens, both as a share of the real clips'
   fps        frames a second of one player after the window is full
@@ -33,7 +34,12 @@ from genie_jax.core import files
 from genie_jax.evals import (
     clips as clips_lib,
 )
-from genie_jax.evals import controllability, playing, prediction
+from genie_jax.evals import (
+    controllability,
+    playing,
+    prediction,
+    reconstruction,
+)
 from genie_jax.evals import subject as subject_lib
 from genie_jax.infer import bundle
 from genie_jax.infer import world as worlds
@@ -42,6 +48,7 @@ from genie_jax.sampling import slide as slides
 
 _WORLD = "experiments/coinrun/results/small/world"
 _SHORT = 9  # The prompt and 8 frames.
+_HORIZONS = (16, 32, 64)
 
 
 def rows(
@@ -53,23 +60,23 @@ def rows(
     base: The world's own.
     few: Only those that tell one world from another.
   """
-  rolling = slides.Slide("rolling")
+  exact = slides.Slide()
   change = lambda **fields: dataclasses.replace(base, **fields)
   if few:
-    return [(change(**fields), rolling) for fields in (
+    return [(change(**fields), exact) for fields in (
         dict(temperature=1.0), dict(temperature=1.0, refinements=1),
         dict(temperature=1.0, refinements=25), dict(temperature=0.5))]
   found = [
-      (change(refinements=refinements, order=order), rolling)
+      (change(refinements=refinements, order=order), exact)
       for order in maskgit.ORDERS for refinements in (1, 2, 4, 8, 12, 25)]
   for fields in (
       dict(schedule="linear"), dict(schedule="square_root"),
-      dict(temperature=0.0), dict(temperature=1.0), dict(temperature=2.0),
-      dict(top_k=8), dict(top_p=0.9), dict(temperature=1.0, top_p=0.9),
+      dict(temperature=0.0), dict(temperature=0.5), dict(temperature=2.0),
+      dict(top_k=8), dict(top_p=0.9), dict(temperature=0.5, top_p=0.9),
       dict(order="confidence", choice_temperature=1.0)):
-    found.append((change(**fields), rolling))
-  for slide in (slides.Slide("exact"), slides.Slide("exact", 4),
-                slides.Slide("re-encode", 4)):
+    found.append((change(**fields), exact))
+  for slide in (slides.Slide("exact", 4), slides.Slide("rolling"),
+                slides.Slide("re-encode"), slides.Slide("re-encode", 4)):
     found.append((base, slide))
   return found
 
@@ -136,7 +143,12 @@ class Judge:
         for start in range(1, args.frames + 1, world.num_frames)], 1)
     self.real = controllability.liveliness(
         self.long.frames[:, 1:], tokens, self._codes)
-    self._subjects: dict[Any, dict[str, float]] = {}
+    self.horizons = [
+        frame for frame in _HORIZONS if frame <= args.frames]
+    # What copying the prompt would score at each horizon.
+    self.copying = self._psnr(np.repeat(
+        self.long.frames[:, :1], args.frames, 1))
+    self._deltas: dict[str, dict[str, float]] = {}
 
   @property
   def _codes(self) -> int:
@@ -149,61 +161,72 @@ class Judge:
     world = self.world.with_options(sampling=sampling, slide=slide)
     frames, tokens = long_rollout(
         world, self.long.frames[:, 0], self.long_pressed)
+    short, _ = long_rollout(world, self.short.frames[:, 0], self.pressed)
     lively = controllability.liveliness(frames, tokens, self._codes)
     key = json.dumps(vars(sampling), sort_keys=True)
-    if key not in self._subjects:  # They do not depend on the slide.
-      self._subjects[key] = self._short_scores(sampling)
+    if key not in self._deltas:  # No window slides before the fourth frame.
+      self._deltas[key] = self._delta(sampling)
     return {
         **vars(sampling),
         **{f"slide_{name}": value for name, value in vars(slide).items()},
-        **self._subjects[key],
+        **self._deltas[key],
+        **self._gains(short),
+        "psnr": self._psnr(frames),
         "motion": lively["motion"] / self.real["motion"],
         "entropy": lively["token_entropy"] / self.real["token_entropy"],
         "token_change": lively["token_change"],
         "fps": speed(world, self.long.frames[0, 0]),
     }
 
-  def _short_scores(self, sampling: maskgit.Sampling) -> dict[str, float]:
+  def _delta(self, sampling: maskgit.Sampling) -> dict[str, float]:
     subject = subject_lib.from_parts(
         self.world.parts, sampling=sampling, actions=self.world.actions,
         fingerprint=self.world.fingerprint)
     clips = self.short
-    prompts = np.asarray(subject.encode(clips.frames[:, :1]))
     delta = playing.delta(
-        subject, prompts, clips.frames, self.pressed,
-        np.arange(subject.num_buttons), clips.levels, seed=self.seed)
-    drawn = subject.decode(subject.rollout(
-        prompts, self.pressed, np.arange(len(prompts), dtype=np.int32),
-        self.seed))
-    ceiling = subject.decode(subject.encode(clips.frames))
+        subject, np.asarray(subject.encode(clips.frames[:, :1])), clips.frames,
+        self.pressed, np.arange(subject.num_buttons), clips.levels,
+        seed=self.seed)
+    return {"delta_4": delta["delta"].value, "delta_4_low": delta["delta"].low}
+
+  def _gains(self, drawn: np.ndarray) -> dict[str, Any]:
+    """Returns the gains over copying of uint8 [n, 8, H, W, C]."""
+    clips = self.short
     gains = [
         prediction.pixel_scores(
-            drawn[:, t], clips.frames[:, t], clips.frames[:, 0],
-            ceiling[:, t], clips.levels, seed=self.seed)["gain"].value
+            drawn[:, t - 1], clips.frames[:, t], clips.frames[:, 0],
+            drawn[:, t - 1], clips.levels, seed=self.seed)["gain"].value
         for t in range(1, _SHORT)]
+    return {"changed_least": min(gains), "changed_1": gains[0],
+            "changed_by_frame": gains}
+
+  def _psnr(self, drawn: np.ndarray) -> dict[str, float]:
+    """Returns the pooled PSNR at each horizon of uint8 [n, F, H, W, C]."""
     return {
-        "delta_4": delta["delta"].value, "delta_4_low": delta["delta"].low,
-        "changed_least": min(gains), "changed_1": gains[0],
-        "changed_by_frame": gains}
+        str(frame): float(reconstruction.psnr(np.mean(
+            reconstruction.squared_error(
+                self.long.frames[:, frame], drawn[:, frame - 1]))))
+        for frame in self.horizons}
 
 
 def table(found: list[dict[str, Any]]) -> str:
   """Returns the rows as Markdown."""
   lines = [
       "| R | order | schedule | temp. | top-k | top-p | slide | delta_4 dB | "
-      "changed, least (frame 1) dB | motion | entropy | fps |",
-      "|" + "---|" * 12]
+      "changed, least (frame 1) dB | PSNR dB | motion | entropy | fps |",
+      "|" + "---|" * 13]
   for row in found:
     order = row["order"]
     if order == "confidence":
       order += f" {row['choice_temperature']:g}"
     slide = row["slide_mode"] + (
-        f" {row['slide_drop']}" if row["slide_mode"] != "rolling" else "")
+        "" if row["slide_mode"] == "rolling" else f" {row['slide_drop']}")
     lines.append(
         f"| {row['refinements']} | {order} | {row['schedule']} "
         f"| {row['temperature']:g} | {row['top_k'] or '-'} "
         f"| {row['top_p']:g} | {slide} | {row['delta_4']:.2f} "
         f"| {row['changed_least']:.2f} ({row['changed_1']:.2f}) "
+        f"| {' / '.join(f'{x:.1f}' for x in row['psnr'].values())} "
         f"| {row['motion']:.2f} | {row['entropy']:.2f} | {row['fps']:.1f} |")
   return "\n".join(lines)
 
@@ -235,9 +258,11 @@ def main() -> None:
       files.write_json(args.json, {
           "world": world.fingerprint, "levels": args.levels,
           "long_clips": args.long_clips, "frames": args.frames,
-          "real": judge.real, "cores": os.cpu_count(),
-          "load_average": os.getloadavg(), "rows": found})
+          "real": judge.real, "copying_psnr": judge.copying,
+          "cores": os.cpu_count(), "load_average": os.getloadavg(),
+          "rows": found})
   print(table(found))
+  print("copying the prompt: PSNR", judge.copying)
 
 
 if __name__ == "__main__":

@@ -116,7 +116,9 @@ class Worker:
         [sys.executable, str(pathlib.Path(__file__).resolve()), "--worker",
          json.dumps([config, changes, list(overrides)])],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tree,
-        env={**os.environ, "PYTHONPATH": str(tree)})
+        # Several workers live at once: none may take a whole GPU.
+        env={**os.environ, "PYTHONPATH": str(tree),
+             "XLA_PYTHON_CLIENT_PREALLOCATE": "false"})
     self.about = json.loads(self._line())
 
   def step(self) -> float:

@@ -63,8 +63,9 @@ def commands(mode: str, out: pathlib.Path) -> dict[str, list[str]]:
   workdir = lambda name: str(out / name)
   true_world = [
       "--config.actions=true", "--config.world.num_latent_actions=15"]
-  export = lambda dynamics, world: [
-      "export", "--workdir", workdir(dynamics), "--prompts", clips,
+  export = lambda world, *stages: [
+      "export", *(arg for stage in stages for arg in (
+          "--workdir", workdir(stage))), "--prompts", clips,
       "--out", workdir(world), "--name", f"coinrun-{mode}"]
   return {
       "data": [
@@ -94,8 +95,9 @@ def commands(mode: str, out: pathlib.Path) -> dict[str, list[str]]:
       "dynamics_true": [
           "train", *config("dynamics"), "--workdir", workdir("dynamics_true"),
           f"--config.data.path={tokens}", *true_world],
-      "export": export("dynamics", "world"),
-      "export_true": export("dynamics_true", "world_true"),
+      "export": export("world", "tokenizer", "lam", "dynamics"),
+      "export_true": export(
+          "world_true", "tokenizer", "dynamics_true"),
       "rollout": [
           "sample", "--world", workdir("world"), "--actions",
           "0x8,1x8,2x8,3x8,4x8,5x8", "--out", str(out / "buttons.gif")],
@@ -141,7 +143,19 @@ def run(mode: str, out: pathlib.Path) -> None:
   metrics["seconds_by_stage"] = seconds
   metrics["seconds_total"] = round(sum(seconds.values()), 1)
   files.write_json(out / "metrics.json", metrics)
+  _state_figures(mode, out)
   _summary(out, metrics)
+
+
+def _state_figures(mode: str, out: pathlib.Path) -> None:
+  """Exports the world once more, now that there are figures to state."""
+  arguments = [*commands(mode, out)["export"], "--metrics",
+               str(out / "metrics.json")]
+  print(f"\n$ genie {shlex.join(arguments)}", flush=True)
+  code = subprocess.run(
+      [sys.executable, "-m", "genie_jax", *arguments], check=False).returncode
+  if code:
+    sys.exit(code)
 
 
 def _summary(out: pathlib.Path, metrics: dict) -> None:

@@ -35,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add("--name", default="", metavar="NAME",
       help="name of the world (default: that of the folder)")
   add("--metrics", default=None, metavar="FILE",
-      help="metrics.json of `genie eval`, to be stated in the world")
+      help="metrics.json of `genie eval`, whose figures (without their "
+      "details) the world then states")
   add("--shard-bytes", type=int, default=5_000_000_000, metavar="N",
       help="most bytes of weights in one file (default: 5 GB)")
   add("--stablehlo", action="store_true",
@@ -55,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
   if args.shard_bytes < 1:
     raise errors.UserError(
         f"--shard-bytes must be positive, as {args.shard_bytes} is not.")
-  metrics = files.read_json(args.metrics) if args.metrics else None
+  metrics = files.read_json(args.metrics) if args.metrics else {}
+  metrics.pop("details", None)
   manifest = export.export(
       args.workdirs, args.out, prompts=args.prompts,
       num_prompts=args.num_prompts, dtype=args.dtype, name=args.name,

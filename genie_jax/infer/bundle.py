@@ -28,6 +28,8 @@ from genie_jax.sampling import maskgit
 from genie_jax.sampling import slide as slides
 
 MANIFEST = folders.MANIFEST
+# Numbers that a report of `genie eval` holds beside its figures.
+_NO_FIGURES = ("schema_version", "seed")
 read_manifest = folders.read_manifest
 
 
@@ -191,9 +193,10 @@ def _card(
       f"| {name} | {count(dict(part.params)):,} |"
       for name, part in parts.items())
   figures = "\n".join(
-      f"| {name} | {value:.4g} |"
+      f"| {name.replace('_', ' ')} | {value:.4g} |"
       for name, value in manifest["metrics"].items()
-      if isinstance(value, (int, float)) and not isinstance(value, bool))
+      if isinstance(value, (int, float)) and not isinstance(value, bool)
+      and name not in _NO_FIGURES)
   measured = (
       f"| metric | value |\n|---|---|\n{figures}\n" if figures else
       "None were measured before the export; run `genie eval`.\n")
@@ -203,6 +206,7 @@ def _card(
 A world in the manner of Genie (arXiv:2402.15391): one picture starts it, and
 {world['num_latent_actions']} {actions} actions move it.
 
+    genie play --world .
     genie sample --world . --actions 0,1,2,3 --out rollout.gif
 
 - Frames: {world['height']} x {world['width']}, {world['fps']} a second.
@@ -214,7 +218,7 @@ A world in the manner of Genie (arXiv:2402.15391): one picture starts it, and
 | model | parameters |
 |---|---|
 {sizes}
-
+{_training(manifest["made_by"])}
 ## Figures
 
 {measured}
@@ -223,3 +227,26 @@ A world in the manner of Genie (arXiv:2402.15391): one picture starts it, and
 It draws what its training clips held and nothing else; frames may flicker or
 drift, the more so the longer a rollout runs. It is for research.
 """
+
+
+def _training(made_by: Mapping[str, Any]) -> str:
+  """Returns the model card's table of training; empty where none is known."""
+  rows = []
+  for name, account in sorted(made_by.items()):
+    chain = []
+    while account:
+      chain.insert(0, account)
+      account = account.get("started_from")
+    for run in chain:
+      data = run.get("data")
+      seen = "not known" if data is None else (
+          f"{data['frames']:,} frames of {data['sources']:,} sources of "
+          f"{data['name']}")
+      rows.append(
+          f"| {name} | {run['steps']:,} | {run['batch_size']} x "
+          f"{run['num_frames']} | {seen} |")
+  return "\n".join([
+      "", "## Training", "", "Each run goes on from the one above it, where a "
+      "model has several.", "",
+      "| model | steps | clips x frames a step | data |", "|---|---|---|---|",
+      *rows, ""]) if rows else ""

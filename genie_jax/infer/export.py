@@ -203,10 +203,35 @@ def _sampling(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _made_by(origins: Mapping[str, resolve.Found]) -> dict[str, Any]:
   """Returns an account of the training, without paths of this machine."""
+  return {name: _account(found.config)
+          for name, found in origins.items() if found.trained}
+
+
+def _account(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns how a run was trained, and how the one that it went on from."""
+  account = {
+      **{key: config[key] for key in ("stage", "seed", "steps", "optimizer")},
+      **{key: config[key] for key in ("mask",) if key in config},
+      **{key: config["data"][key] for key in ("batch_size", "num_frames")}}
+  data = pathlib.Path(config["data"]["path"])
+  if (data / manifests.FILE_NAME).is_file():
+    account["data"] = _data(
+        manifests.Manifest.read(data), config["data"]["split"])
+  before = pathlib.Path(config.get("init_from") or "", "config.json")
+  if config.get("init_from") and before.is_file():
+    account["started_from"] = _account(files.read_json(before))
+  return account
+
+
+def _data(manifest: manifests.Manifest, split: str) -> dict[str, Any]:
+  """Returns what a run was trained on."""
+  found = manifest.splits[split]
   return {
-      name: {key: found.config[key]
-             for key in ("stage", "seed", "steps", "optimizer")}
-      for name, found in origins.items() if found.trained}
+      "name": manifest.name, "kind": manifest.kind,
+      "fingerprint": manifest.fingerprint, "frames": found["frames"],
+      "sources": len({
+          episode[0] for shard in found["shards"]
+          for episode in shard["episodes"]})}
 
 
 def _prompts(

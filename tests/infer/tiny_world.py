@@ -52,14 +52,16 @@ class _Iterator:
 
 def write_workdir(
     folder: pathlib.Path, stage: str, model: Any, params: Any,
-    data: str = "", actions: str = "latent",
+    data: str = "", actions: str = "latent", **fields: Any,
 ) -> pathlib.Path:
   """Writes a workdir as `genie train` leaves it."""
   config = {
       "stage": stage, "seed": 0, "steps": 1, "world": WORLD, "model": model,
-      "actions": actions, "data": {"path": data},
+      "actions": actions, "init_from": "",
+      "data": {"path": data, "split": "train", "batch_size": 2,
+               "num_frames": 4},
       "optimizer": {"name": "adamw"},
-      "sampling": {"refinements": 3, "temperature": 1.0}}
+      "sampling": {"refinements": 3, "temperature": 1.0}} | fields
   opened = checkpoint.Checkpoints(folder, keep=1)
   opened.save(
       state.TrainState(
