@@ -48,7 +48,8 @@ def mask(mode: str) -> dict:
   """Returns how training hides tokens.
 
   The paper's one uniform rate a clip never shows a clean past, which is all
-  that the player's world ever sees; short runs cannot afford that gap.
+  that the player's world ever sees. The short modes draw a rate per frame, low
+  ones and clean frames too; docs/sampling.md compares them.
   """
   if mode == "":
     return dict(

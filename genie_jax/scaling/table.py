@@ -96,7 +96,8 @@ def stack(
   """Returns the fields of a space-time transformer of the paper's make."""
   return dict(
       num_layers=layers, width=width, num_heads=heads, head_dim=head_dim,
-      mlp_dim=mlp_dim(width), remat="full", dtype="bfloat16", unroll=1)
+      mlp_dim=mlp_dim(width), attention="auto", remat="full",
+      dtype="bfloat16", unroll=1)
 
 
 def model(size: Size) -> dict[str, Any]:
