@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 LIBTPU := $(VENV)/libtpu/libtpu/libtpu.so
+TORCH := $(VENV)/.torch
+TORCH_INDEX ?=
 RUNS ?= runs
 
 .PHONY: help setup system-libraries demo play test test-slow lint clean
@@ -36,7 +38,7 @@ system-libraries:
 demo: setup system-libraries  ## collect CoinRun, train a world, measure it, roll it out
 	@$(BIN)/python -m experiments.coinrun.pipeline --mode tiny --out $(RUNS)/demo
 
-PLAY_WORLD ?= experiments/coinrun/results/small/world
+PLAY_WORLD ?= experiments/coinrun/results/world
 
 play: setup  ## play the world that ships with this repository, in the browser
 	@$(BIN)/python -m genie_jax.cli.play --world $(PLAY_WORLD)
@@ -53,7 +55,18 @@ test: setup $(LIBTPU)  ## the default tier of tests (CPU)
 	TPU_LIBRARY_PATH=$(abspath $(LIBTPU)) \
 	  $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile tests
 
-test-slow: setup $(LIBTPU)  ## the longer tests
+# PyTorch for the tests of its loader: no part of `dev`, as it is large. The
+# Linux build of the usual index brings gigabytes of CUDA; TORCH_INDEX may name
+# one of CPU builds. The tests are skipped and say so where it does not install.
+$(TORCH): $(STAMP)
+	-$(BIN)/python -c 'import torch' 2>/dev/null || \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints.txt \
+	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
+	  --editable ".[torch]"
+	@if $(BIN)/python -c 'import torch' 2>/dev/null; then touch $@; fi
+
+test-slow: setup $(LIBTPU) $(TORCH)  ## the longer tests
 	TPU_LIBRARY_PATH=$(abspath $(LIBTPU)) $(BIN)/python -m pytest -m slow tests
 
 lint: setup  ## style and mistakes

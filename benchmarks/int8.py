@@ -1,17 +1,28 @@
-r"""What 8-bit weights cost in quality: logits, next tokens and frames.
+r"""What 8-bit weights cost: logits, next tokens, frames, and speed.
 
 Run:       python benchmarks/int8.py --clips clips --json int8.json \
-               --world experiments/coinrun/results/small/world
+               --world experiments/coinrun/results/world
 Data:      windows of real held-out frames (the test split if there is one).
 Measured:  the same world with its matrices in float32, as stored, and as
            integers. Cross entropy is of all tokens of a frame, given the true
            frames before it and with none of its own shown; greedy frames are
            those most likely tokens, decoded. PSNR is against the true frames.
+Speed:     frames a second of one player with a full window, of the world with
+           its matrices in float32, bfloat16 and as integers, which take turns;
+           medians, and the median of the ratios to float32 within each turn,
+           of wall time and of CPU time, which other programs disturb less.
+           Every step turns all integers back into floats: `turning_back_ms` is
+           what this takes alone, which is weight memory read and written again.
+           Products are as a world loaded so has them: float32, bfloat16,
+           and beside integers what suits the device (float32 on a CPU).
 """
 
 import argparse
 import functools
 import math
+import os
+import statistics
+import time
 from typing import Any
 
 import jax
@@ -98,6 +109,57 @@ def measure(world: Any, reference: Any, frames: np.ndarray) -> dict[str, Any]:
           for part in world.parts.values()) / 1e6}
 
 
+def speed(
+    worlds: dict[str, Any], prompt: np.ndarray, num_frames: int, rounds: int
+) -> dict[str, Any]:
+  """Lets worlds take turns; returns the speed of each.
+
+  Args:
+    worlds: Name -> world; ratios are to the one named "float32".
+    prompt: uint8 [T, H, W, C] that fills the window.
+    num_frames: Frames of a turn.
+    rounds: Turns of each.
+  """
+  states, seconds = {}, {name: [] for name in worlds}
+  turning = jax.jit(quantized.dequantize)
+  for name, world in worlds.items():
+    # The first steps compile, and slide a full window once.
+    state = world.reset(prompt)
+    for action in range(2):
+      state, _ = world.step(state, action)
+    states[name] = state
+  for number in range(rounds):
+    for name, world in worlds.items():
+      state = states[name]
+      began = time.perf_counter(), time.process_time()
+      for step in range(num_frames):
+        state, _ = world.step(state, (number + step) % world.num_actions)
+      seconds[name].append({
+          "wall": (time.perf_counter() - began[0]) / num_frames,
+          "cpu": (time.process_time() - began[1]) / num_frames})
+      states[name] = state
+  ratio = lambda name, clock: statistics.median(
+      plain[clock] / own[clock] for plain, own in zip(
+          seconds["float32"], seconds[name], strict=True))
+  found = {
+      name: {
+          "fps": 1 / statistics.median(took["wall"] for took in seconds[name]),
+          "times_float32": ratio(name, "wall"),
+          "times_float32_cpu": ratio(name, "cpu"),
+          "seconds_a_frame": seconds[name]}
+      for name in worlds}
+  played = {name: worlds["int8"].parts[name].params
+            for name in ("tokenizer", "dynamics")}
+  jax.block_until_ready(turning(played))
+  took = []
+  for _ in range(rounds):
+    began = time.perf_counter()
+    jax.block_until_ready(turning(played))
+    took.append(time.perf_counter() - began)
+  found["int8"]["turning_back_ms"] = 1000 * statistics.median(took)
+  return found
+
+
 def main() -> None:
   """Measures and prints, and writes JSON."""
   parser = argparse.ArgumentParser(
@@ -105,6 +167,9 @@ def main() -> None:
   parser.add_argument("--world", required=True)
   parser.add_argument("--clips", required=True)
   parser.add_argument("--num-clips", type=int, default=64)
+  parser.add_argument(
+      "--speed-frames", type=int, default=20, help="of a turn; 0 for no speed")
+  parser.add_argument("--speed-rounds", type=int, default=9)
   parser.add_argument("--json", default=None)
   args = parser.parse_args()
   exact = bundle.load(args.world, dtype="float32").world
@@ -120,6 +185,14 @@ def main() -> None:
       np.linalg.norm(logits - reference) / np.linalg.norm(reference))
   found["logits_max_error"] = float(np.abs(logits - reference).max())
   figures["int8"] = found
+  if args.speed_frames:
+    half = bundle.load(args.world, dtype="bfloat16").world
+    figures["speed"] = {
+        "device": jax.devices()[0].device_kind,
+        "load_average": os.getloadavg(),
+        **speed(
+            {"float32": exact, "bfloat16": half, "int8": small}, frames[0],
+            args.speed_frames, args.speed_rounds)}
   for name, group in figures.items():
     print(name, group)
   if args.json:

@@ -1,9 +1,13 @@
 r"""Frames a second: cached sampling against recomputing the window.
 
 Run:       python benchmarks/sampling.py --json sampling.json
+           On a GPU, --rollouts 32 --rounds 9 as well.
 Size:      the case study of experiments/coinrun/dynamics.py and tokenizer.py:
            T = 16, 16 x 16 tokens, 12 x 512 dynamics, 8 x 512 decoder, 25
            refinements; random weights, which cost the same as learned ones.
+           --size smoke is that of those configs' smoke modes, to try it.
+Rollouts:  --rollouts N steps N players in one call (`player.step_many`), and
+           the baseline draws for a batch of N; frames a second are of all.
 Baseline:  our own model in one jitted call a frame: the whole window through
            the plain `__call__` in every refinement, the same `draw_frame`
            with the same noise, then the whole window decoded. Same dtype,
@@ -15,9 +19,10 @@ Targets:   12 times the baseline's frames a second before the window slides
 All take turns in one process, several times; speeds are medians, and so are
 the ratios within each turn, once of wall time and once of the process's CPU
 time, which other programs on the machine disturb less (`speedup_cpu`).
-`cached_fps` and `speedup` are those before the window slides. The logits and
-the tokens of both ways are compared in the same process, and memory is watched
-over many steps of a small world.
+`cached_fps` and `speedup` are those before the window slides; `latency_ms` is
+what one player alone waits for a frame. The logits and the tokens of both ways
+are compared in the same process, and memory is watched over many steps of a
+small world.
 """
 
 import argparse
@@ -44,13 +49,16 @@ from genie_jax.sampling import maskgit, player, prepare
 from genie_jax.sampling import slide as slides
 
 _ROOT = pathlib.Path(__file__).parent.parent
-_SMALL = _ROOT / "experiments/coinrun/results/small/world"
+_SMALL = _ROOT / "experiments/coinrun/results/world"
 
 
-def case_study(dtype: str | None) -> tuple[player.Models, dict[str, Any]]:
+def case_study(
+    dtype: str | None, size: str = "case"
+) -> tuple[player.Models, dict[str, Any]]:
   """Returns the models of the case study and random weights."""
+  mode = "" if size == "case" else f":{size}"
   load = lambda name: config_lib.load(
-      str(_ROOT / f"experiments/coinrun/{name}.py")).to_dict()
+      str(_ROOT / f"experiments/coinrun/{name}.py{mode}")).to_dict()
   config = load("dynamics")
   world, key = config["world"], jax.random.key(0)
   dynamics = build.dynamics(config)
@@ -70,26 +78,28 @@ def case_study(dtype: str | None) -> tuple[player.Models, dict[str, Any]]:
 
 
 @functools.partial(jax.jit, static_argnames="models")
-def recomputed(models, params, past, actions, key, sampling):
-  """Draws one frame after `past` [W - 1, h, w] with nothing kept."""
+def recomputed(models, params, past, actions, keys, sampling):
+  """Draws one frame after each `past` [B, W - 1, h, w] with nothing kept."""
   def logits_of(tokens, hidden):
-    seen = jnp.concatenate([past, tokens])[None]
+    seen = jnp.concatenate([past, tokens[:, None]], 1)
     unknown = jnp.zeros(seen.shape, bool).at[:, -1].set(hidden)
     return models.dynamics.apply(
-        {"params": params["dynamics"]}, seen, actions[None], unknown)[:, -1]
-  number = len(past)
+        {"params": params["dynamics"]}, seen, actions, unknown)[:, -1]
+  number = past.shape[1]
   frame = maskgit.draw_frame(
-      logits_of, past.shape[1:], jax.random.fold_in(key, number)[None],
-      sampling)
-  seen = jnp.concatenate([past, frame])[None]
+      logits_of, past.shape[2:],
+      jax.vmap(lambda key: jax.random.fold_in(key, number))(keys), sampling)
+  seen = jnp.concatenate([past, frame[:, None]], 1)
   frames = models.tokenizer.apply(
       {"params": params["tokenizer"]}, seen, method="decode")
-  return frame[0], jnp.round(frames[0, -1] * 255).astype(jnp.uint8)
+  return frame, jnp.round(frames[:, -1] * 255).astype(jnp.uint8)
 
 
 reset = jax.jit(player.reset, static_argnames="models")
 step = jax.jit(
     player.step, static_argnames="models", donate_argnames="state")
+step_many = jax.jit(
+    player.step_many, static_argnames="models", donate_argnames="states")
 
 
 def logit_difference(models, params, past, actions, key) -> dict[str, float]:
@@ -109,82 +119,143 @@ def logit_difference(models, params, past, actions, key) -> dict[str, float]:
       "logit_deviation": float(whole.std())}
 
 
+@dataclasses.dataclass(frozen=True)
+class Way:
+  """One way to draw.
+
+  Attributes:
+    models: With their slide.
+    prompt: Frames of the prompt.
+    count: Frames timed in a turn.
+    players: How many are stepped at once.
+  """
+  models: player.Models
+  prompt: int
+  count: int
+  players: int
+
+
+def ways_of(models: player.Models, rollouts: int) -> dict[str, Way]:
+  """Returns the ways that take turns; "one_..." are of one player."""
+  sliding = lambda mode, drop=1: dataclasses.replace(
+      models, slide=slides.Slide(mode, drop))
+  window = models.window
+  # The last frame but one is the last that is passed once more.
+  kinds = {
+      "cached": (sliding("exact"), window - 2, 1),
+      "rolling": (sliding("rolling"), window, 2),
+      "exact": (sliding("exact"), window, 1)}
+  if window > 4:
+    kinds["exact_drop_4"] = (sliding("exact", 4), window, 4)
+  ways = {name: Way(*kind, rollouts) for name, kind in kinds.items()}
+  if rollouts > 1:
+    ways |= {f"one_{name}": Way(*kind, 1) for name, kind in kinds.items()}
+  return ways
+
+
 def measure(args: argparse.Namespace) -> dict[str, Any]:
   """Lets all ways take turns; returns the speeds and their ratios."""
-  models, params = case_study(args.dtype)
+  models, params = case_study(args.dtype, args.size)
   params = jax.device_put(params)
   window, grid = models.window, models.dynamics.grid
   key = jax.random.key(1)
+  keys = jax.random.split(key, args.rollouts)
   tokens = jax.random.randint(
-      key, (window, *grid), 0, models.dynamics.num_codes)
+      key, (args.rollouts, window, *grid), 0, models.dynamics.num_codes)
   actions = jax.random.randint(
-      key, (window - 1,), 0, models.dynamics.num_latent_actions)
+      key, (args.rollouts, window - 1), 0, models.dynamics.num_latent_actions)
   sampling = maskgit.Sampling(args.refinements)
-  sliding = lambda mode, drop=1: dataclasses.replace(
-      models, slide=slides.Slide(mode, drop))
-  # Name -> models, prompt frames, and frames timed in a turn.
-  ways = {
-      # The last frame but one is the last that is passed once more.
-      "cached": (sliding("exact"), window - 2, 1),
-      "rolling": (sliding("rolling"), window, 2),
-      "exact": (sliding("exact"), window, 1),
-      "exact_drop_4": (sliding("exact", 4), window, 4),
-  }
+  ways = ways_of(models, args.rollouts)
 
-  def turn(name):
-    which, prompt, count = ways[name]
-    state = reset(
-        which, params, tokens[:prompt], actions[:prompt - 1], key)
-    jax.block_until_ready(state)
+  def players(way):
+    return tuple(
+        reset(way.models, params, tokens[i, :way.prompt],
+              actions[i, :way.prompt - 1], keys[i])
+        for i in range(way.players))
+
+  def program(way):
+    """Returns `players -> players, frames`, compiled."""
+    states = players(way)
+    if way.players == 1:
+      done = step.lower(
+          way.models, params, states[0], actions[0, -1], sampling).compile()
+
+      def run(states):
+        state, frame = done(params, states[0], actions[0, -1], sampling)
+        return (state,), frame[None]
+      return run
+    done = step_many.lower(
+        way.models, params, states, actions[:, -1], sampling).compile()
+
+    def run_many(states):
+      states, frames = done(params, states, actions[:, -1], sampling)
+      return tuple(states), frames
+    return run_many
+
+  past = tokens[:, :window - 1]
+  plain = recomputed.lower(
+      models, params, past, actions, keys, sampling).compile()
+  programs = {name: program(way) for name, way in ways.items()}
+
+  def timed(count, draw):
     began = time.perf_counter(), time.process_time()
     for _ in range(count):
-      state, frame = step(which, params, state, actions[-1], sampling)
-    jax.block_until_ready((state, frame))
+      last = draw()
     return {"wall": (time.perf_counter() - began[0]) / count,
-            "cpu": (time.process_time() - began[1]) / count}
+            "cpu": (time.process_time() - began[1]) / count}, last
+
+  def turn(name):
+    states = jax.block_until_ready(players(ways[name]))
+
+    def draw():
+      nonlocal states
+      states, frames = programs[name](states)
+      np.asarray(frames)  # A player waits for pixels.
+    return timed(ways[name].count, draw)[0]
 
   def baseline():
-    began = time.perf_counter(), time.process_time()
-    drawn, frame = recomputed(
-        models, params, tokens[:window - 1], actions, key, sampling)
-    jax.block_until_ready((drawn, frame))
-    return {"wall": time.perf_counter() - began[0],
-            "cpu": time.process_time() - began[1]}, np.asarray(drawn)
+    return timed(1, lambda: [
+        np.asarray(x) for x in plain(params, past, actions, keys, sampling)])
 
-  # Compiled beforehand: a turn to warm up would cost minutes.
-  for which, prompt, _ in ways.values():
-    state = reset(
-        which, params, tokens[:prompt], actions[:prompt - 1], key)
-    step.lower(which, params, state, actions[-1], sampling).compile()
-  recomputed.lower(
-      models, params, tokens[:window - 1], actions, key, sampling).compile()
-  del state
   seconds = {name: [] for name in ("recomputed", *ways)}
-  for _ in range(args.rounds):
-    plain, drawn = baseline()
-    took = {"recomputed": plain}
+  # The first run on an accelerator loads what was compiled; on a CPU it is as
+  # any other, and takes minutes.
+  warm_ups = 0 if jax.default_backend() == "cpu" else 1
+  for number in range(args.rounds + warm_ups):
+    took = {}
+    took["recomputed"], (drawn, _) = baseline()
     for name in ways:
       took[name] = turn(name)
-    for name, value in took.items():
-      seconds[name].append(value)
     print(json.dumps(took), flush=True)
-  state = reset(models, params, tokens[:-1], actions[:-1], key)
-  state, _ = step(models, params, state, actions[-1], sampling)
-  fps = lambda name: 1 / statistics.median(
+    if number >= warm_ups:
+      for name, value in took.items():
+        seconds[name].append(value)
+  # At the same place of the window as the baseline's.
+  close = players(dataclasses.replace(ways["cached"], prompt=window - 1))
+  same = [state.tokens[-1] for state in programs["cached"](close)[0]]
+  median = lambda name: statistics.median(
       took["wall"] for took in seconds[name])
+  fps = lambda name: args.rollouts / median(name)
   ratio = lambda name, clock="wall": statistics.median(
       plain[clock] / ours[clock] for plain, ours in zip(
           seconds["recomputed"], seconds[name], strict=True))
+  several = [name for name in ways if not name.startswith("one_")]
+  alone = "one_" if args.rollouts > 1 else ""
   return {
       "dtype": dict(models.dynamics.transformer)["dtype"],
+      "size": args.size, "rollouts": args.rollouts,
+      "refinements": args.refinements,
       "cached_fps": fps("cached"), "recomputed_fps": fps("recomputed"),
       "speedup": ratio("cached"), "speedup_cpu": ratio("cached", "cpu"),
-      **logit_difference(models, params, tokens[:-1], actions, key),
-      "equal_tokens": float((np.asarray(state.tokens[-1]) == drawn).mean()),
+      "latency_ms": {
+          name: 1000 * median(f"{alone}{name}") for name in several},
+      **logit_difference(
+          models, params, tokens[0, :-1], actions[0], key),
+      "equal_tokens": float((np.stack(same) == drawn).mean()),
       "modes": {
           name: {"fps": fps(name), "speedup": ratio(name),
-                 "speedup_cpu": ratio(name, "cpu")} for name in ways},
-      "seconds_a_frame": seconds,
+                 "speedup_cpu": ratio(name, "cpu")} for name in several},
+      "seconds_a_call": seconds,
   }
 
 
@@ -228,6 +299,10 @@ def main() -> None:
       formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--json", metavar="F", help="also write the result")
   parser.add_argument("--rounds", type=int, default=3)
+  parser.add_argument(
+      "--rollouts", type=int, default=1, metavar="N",
+      help="players stepped in one call")
+  parser.add_argument("--size", default="case", choices=("case", "smoke"))
   parser.add_argument("--refinements", type=int, default=25)
   parser.add_argument(
       "--dtype", default=None, choices=("float32", "bfloat16"),

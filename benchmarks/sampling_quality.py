@@ -46,7 +46,7 @@ from genie_jax.infer import world as worlds
 from genie_jax.sampling import maskgit
 from genie_jax.sampling import slide as slides
 
-_WORLD = "experiments/coinrun/results/small/world"
+_WORLD = "experiments/coinrun/results/world"
 _SHORT = 9  # The prompt and 8 frames.
 _HORIZONS = (16, 32, 64)
 

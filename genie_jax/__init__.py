@@ -38,6 +38,5 @@ def load_world(folder_or_url, *, dtype=None, mesh=None):
   from genie_jax.infer import bundle, fetch
   from genie_jax.sampling import prepare
 
-  return bundle.load(
-      fetch.local(folder_or_url), dtype=dtype or prepare.default_dtype(),
-      mesh=mesh).world
+  return fetch.read(folder_or_url, lambda folder: bundle.load(
+      folder, dtype=dtype or prepare.default_dtype(), mesh=mesh).world)

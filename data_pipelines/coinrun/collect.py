@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.coinrun import procgen_client, workers
-from genie_jax.core import errors, files, progress
+from genie_jax.core import buckets, errors, files, progress
 from genie_jax.data import manifest as manifests
 from genie_jax.data import records, shards
 
@@ -269,7 +269,7 @@ def collect(
   if num_workers < 1:
     raise errors.UserError(
         f"--workers must be at least 1, not {num_workers}.")
-  out, began = pathlib.Path(out), time.monotonic()
+  out, began = buckets.disk(out, "--out"), time.monotonic()
   entries = _earlier(out, options)
   procgen_client.load()  # Fetched once, before the workers want it.
   (out / _PROGRESS).mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,9 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   common.set_world(config, mode)
   if mode == "":
     set_size(config.model)
+    # 2.3 GiB and 45.5 ms a step on 256 TPU v5p, recomputing all 0.5 GiB and
+    # 46.7 ms (`genie plan --topology v5p:4x8x8`).
+    config.model.encoder.remat = config.model.decoder.remat = "products"
     config.data.batch_size, config.steps = dynamics.BATCH_SIZE, dynamics.STEPS
   return config
 

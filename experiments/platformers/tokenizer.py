@@ -15,6 +15,11 @@ import ml_collections
 from experiments.coinrun import tokenizer as coinrun
 from experiments.platformers import common
 
+# Three clips a chip on 128 TPU v5p: keeping the products takes 28 GiB and
+# 0.52 s a step, recomputing all 5 GiB and 0.55 s, keeping everything 59 GiB
+# and, for its traffic, 0.62 s (`genie plan --topology v5p:4x4x8`).
+REMAT = "products"
+
 
 def get_config(mode: str = "") -> ml_collections.ConfigDict:
   """Returns the configuration; `mode` is one of `common.MODES`."""
@@ -24,5 +29,6 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   if mode == "":
     config.model.encoder = common.stack(layers=12, width=512, heads=8)
     config.model.decoder = common.stack(layers=20, width=1024, heads=16)
+    config.model.encoder.remat = config.model.decoder.remat = REMAT
     config.data.batch_size = 384
   return config

@@ -62,10 +62,12 @@ def run(args: argparse.Namespace) -> int:
     raise errors.UserError(
         f"--seed {args.seed}: give a number from 0 to {(1 << 31) - 1}.")
   # Late imports: JAX and scikit-image take seconds, --help need not wait.
+  from genie_jax.core import buckets
   from genie_jax.evals import report
   from genie_jax.evals import run as evaluation
   from genie_jax.infer import bundle
 
+  buckets.disk(args.out, "--out")  # Known before minutes of judging.
   timings = report.read_seconds(args.timings) if args.timings else {}
   curves = report.read_curves(args.workdir)
   found = bundle.load(args.world)

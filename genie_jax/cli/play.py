@@ -3,6 +3,8 @@
 import argparse
 import sys
 
+from genie_jax.serve import loading
+
 _EXAMPLE = """\
 example:
   genie play --world world
@@ -37,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add("--slide", default=None, metavar="MODE",
       help=f"{', '.join(_SLIDES)}: what happens when the window is full "
       "(default: the world's)")
+  loading.add_arguments(parser)
   add("--open", action=argparse.BooleanOptionalAction, default=None,
       help="open the page in a browser (default: where there is a desktop)")
 
@@ -60,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
     raise errors.UserError(
         f"--slide {args.slide}{errors.closest(args.slide, _SLIDES)}: give one "
         f"of {', '.join(_SLIDES)}.")
+  loading.check(args)
   # Late imports: JAX takes seconds, which a slip need not wait for.
   from genie_jax.infer import bundle, fetch, steps
   from genie_jax.serve import engine as engines
@@ -71,8 +75,9 @@ def run(args: argparse.Namespace) -> int:
     began = time.monotonic()
     say(f"Loading {args.world}; the first start compiles it for this machine.")
     steps.keep_programs()
-    engine = engines.open_world(
-        folder, refinements=args.refinements, slide=args.slide)
+    with loading.options(args) as held:
+      engine = engines.open_world(
+          args.world, refinements=args.refinements, slide=args.slide, **held)
     engine.warm_up()
     say(f"{engine.description.name} is ready after "
         f"{time.monotonic() - began:.1f} s.")

@@ -3,6 +3,8 @@
 import argparse
 import sys
 
+from genie_jax.serve import loading
+
 _EXAMPLE = """\
 example:
   genie sample --world world --prompt picture.png --actions 0x8,3x8 \\
@@ -52,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add("--drop", type=int, default=None, metavar="N",
       help="frames that a full window drops at once, in modes exact and "
       "re-encode (default: the world's, or 1 with --slide)")
+  loading.add_arguments(parser)
   add("--fps", type=float, default=None, metavar="X",
       help="frames a second of the film (default: the world's)")
   add("--scale", type=int, default=4, metavar="N",
@@ -83,8 +86,10 @@ def run(args: argparse.Namespace) -> int:
   if not 0 <= args.seed < 1 << 32:
     raise errors.UserError(
         f"--seed {args.seed}: give a number from 0 to {(1 << 32) - 1}.")
+  loading.check(args)
   steps.keep_programs()
-  world = genie_jax.load_world(args.world)
+  with loading.options(args) as held:
+    world = genie_jax.load_world(args.world, **held)
   actions = world.check_actions(
       parse_actions(args.actions, world.num_actions, args.seed))
   given = lambda *names: {

@@ -1,4 +1,7 @@
-"""Files that are whole or absent, and their checksums."""
+"""Files that are whole or absent, and their checksums.
+
+Files that are read or written whole may be in a bucket, see `buckets`.
+"""
 
 import hashlib
 import json
@@ -7,7 +10,7 @@ import pathlib
 import uuid
 from typing import Any
 
-from genie_jax.core import errors
+from genie_jax.core import buckets, errors
 
 PathLike = str | os.PathLike[str]
 
@@ -18,8 +21,11 @@ def temporary_sibling(path: PathLike) -> pathlib.Path:
   """Returns a fresh name beside `path`, to be renamed to it when whole.
 
   The same folder, because a rename is atomic only within one file system.
+
+  Raises:
+    UserError: The path is an address, where nothing can be renamed.
   """
-  path = pathlib.Path(path)
+  path = buckets.disk(path, "Output")
   return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
@@ -27,17 +33,22 @@ def write_atomic(path: PathLike, content: bytes | str) -> None:
   """Writes `content` so that a reader sees the old file or the whole new one.
 
   Args:
-    path: The file; its folder is made when missing.
+    path: The file, or its address in a bucket; its folder is made when
+      missing.
     content: Bytes, or text to be stored as UTF-8.
 
   Raises:
     OSError: The disk is full or the folder cannot be written; what stood at
       `path` before is untouched.
+    UserError: The bucket cannot be reached.
   """
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = temporary_sibling(path)
   data = content.encode() if isinstance(content, str) else content
+  if buckets.is_remote(path):
+    buckets.write_bytes(path, data)
+    return
+  path = pathlib.Path(path)
+  temporary = temporary_sibling(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
   try:
     with open(temporary, "wb") as file:
       file.write(data)
@@ -54,14 +65,16 @@ def write_json(path: PathLike, value: Any) -> None:
 
 
 def read_json(path: PathLike) -> Any:
-  """Reads a JSON file.
+  """Reads a JSON file, on a disk or in a bucket.
 
   Raises:
-    UserError: The file is missing, or is not JSON.
+    UserError: The file is missing, cannot be reached, or is not JSON.
   """
-  path = pathlib.Path(path)
+  path = os.fspath(path)
   try:
-    return json.loads(path.read_text())
+    if buckets.is_remote(path):
+      return json.loads(buckets.read_bytes(path).decode())
+    return json.loads(pathlib.Path(path).read_text())
   except (FileNotFoundError, NotADirectoryError) as error:
     raise errors.UserError(
         f"{path} does not exist; check the path, or make it with the command "

@@ -209,7 +209,7 @@ def save_video(
   """Writes frames as a GIF or an MP4, by the path's ending, atomically.
 
   Args:
-    path: Ends in .gif or .mp4.
+    path: Ends in .gif or .mp4; may be in a bucket.
     frames: uint8 [T, H, W, 3].
     fps: Frames a second; GIF rounds to hundredths of a second a frame.
     scale: Whole-number enlargement of each pixel.
@@ -217,11 +217,11 @@ def save_video(
   Raises:
     UserError: Another ending.
   """
-  path = pathlib.Path(path)
-  if path.suffix not in (".gif", ".mp4"):
+  suffix = pathlib.PurePath(path).suffix
+  if suffix not in (".gif", ".mp4"):
     raise errors.UserError(
-        f"{path}: videos end in .gif or .mp4, not {path.suffix!r}.")
-  files.write_atomic(path, to_video(frames, path.suffix[1:], fps, scale))
+        f"{path}: videos end in .gif or .mp4, not {suffix!r}.")
+  files.write_atomic(path, to_video(frames, suffix[1:], fps, scale))
 
 
 def to_video(

@@ -12,13 +12,13 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import safetensors
 
-from genie_jax.core import errors, files
+from genie_jax.core import errors, files, pieces
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -33,27 +33,7 @@ _PIECE = re.compile(r"(?P<name>.+)\[(?P<start>\d{1,12}):(?P<stop>\d{1,12})\]")
 _ALIGNMENT = 8
 
 
-class Deferred:
-  """An array that is not in memory until it is asked for.
-
-  Attributes:
-    shape: Its shape.
-    dtype: Its dtype.
-  """
-
-  def __init__(
-      self, shape: tuple[int, ...], dtype: Any,
-      read: Callable[[], np.ndarray],
-  ):
-    """Keeps `read`, which returns the whole array each time."""
-    self.shape, self.dtype, self._read = tuple(shape), np.dtype(dtype), read
-
-  @property
-  def nbytes(self) -> int:
-    return math.prod(self.shape) * self.dtype.itemsize
-
-  def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-    return np.asarray(self._read(), dtype)
+Deferred = pieces.Deferred
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,37 +41,27 @@ class _Piece:
   """Rows `start` to `stop` of a tensor, in an open file."""
   start: int
   stop: int
+  path: pathlib.Path
   file: Any
   name: str
 
 
-class Stored:
-  """A tensor in one or more memory-mapped files; indexing reads that part.
-
-  Attributes:
-    shape: Its shape.
-  """
+class Stored(pieces.Lazy):
+  """A tensor in one or more memory-mapped files; indexing reads that part."""
 
   def __init__(
-      self, shape: tuple[int, ...], code: str, pieces: list[_Piece]
+      self, shape: tuple[int, ...], code: str, parts: list[_Piece]
   ):
     """Joins pieces, in order, without gaps; `code` as in the file."""
-    self.shape, self._code, self._pieces = shape, code, pieces
-
-  @property
-  def dtype(self) -> np.dtype:
-    if self._code == "BF16":
+    name = _DTYPES[code]
+    if code == "BF16":
       # Late: PyTorch has a bfloat16 of its own.
       import ml_dtypes
-      return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(_DTYPES[self._code])
-
-  @property
-  def nbytes(self) -> int:
-    return math.prod(self.shape) * self.dtype.itemsize
+      name = ml_dtypes.bfloat16
+    super().__init__(shape, name, (1,) * len(shape))
+    self._pieces = parts
 
   def __getitem__(self, index: Any) -> np.ndarray:
-    """Returns the part that a slice, or a tuple of slices, names."""
     index = index if isinstance(index, tuple) else (index,)
     if not self.shape:
       return self._pieces[0].file.get_tensor(self._pieces[0].name)
@@ -109,6 +79,17 @@ class Stored:
     """Yields the tensor's pieces in order, as they lie in the files."""
     for piece in self._pieces:
       yield piece.file.get_tensor(piece.name)
+
+  def in_order(self) -> Iterator[np.ndarray]:
+    # Plain reads: pages of a mapped file would count as memory of ours.
+    for piece in self._pieces:
+      with open(piece.path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        start, stop = json.loads(file.read(size))[piece.name]["data_offsets"]
+        file.seek(8 + size + start)
+        for begin in range(start, stop, pieces.PIECE_BYTES):
+          yield np.frombuffer(file.read(
+              min(pieces.PIECE_BYTES, stop - begin)), self.dtype)
 
   def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
     whole = list(self.blocks())
@@ -159,10 +140,12 @@ def read(
       raise errors.UserError(
           f"{folder / INDEX} and the files beside it disagree about tensor "
           f"{wrong[0][0]!r}; copy or export them again.")
-    places = {name: opened[file] for name, file in placed.items()}
+    places = {
+        name: (folder / file, opened[file]) for name, file in placed.items()}
   else:
     handle = _open(folder / WHOLE, framework)
-    places = dict.fromkeys(handle.offset_keys(), handle)
+    places = dict.fromkeys(
+        handle.offset_keys(), (folder / WHOLE, handle))
   return _join(folder, places)
 
 
@@ -173,12 +156,12 @@ def write(
     metadata: Mapping[str, str] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-  """Writes tensors, holding one of them in memory at a time.
+  """Writes tensors, holding a piece of one of them in memory at a time.
 
   Args:
     folder: Made when missing; should hold no tensors yet.
-    tensors: Name -> array, or a lazy one with `shape`, `dtype` and
-      `__array__`; float32, bfloat16 or int8.
+    tensors: Name -> array, or a `pieces.Lazy` one; float32, bfloat16 or int8.
+      One that can only be read whole is in memory whole.
     metadata: Text fields for the header of each file.
     shard_bytes: Most bytes of tensors in one file.
 
@@ -196,18 +179,33 @@ def write(
       room = shard_bytes
     shards[-1].append(entry)
     room -= entry.num_bytes
-  source = _Source(tensors)
-  if len(shards) == 1:
-    _write_file(folder / WHOLE, shards[0], source, metadata or {})
-    return
-  placed = {}
-  for number, shard in enumerate(shards, 1):
-    name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-    _write_file(folder / name, shard, source, metadata or {})
-    placed |= {entry.name: name for entry in shard}
-  total = sum(entry.num_bytes for shard in shards for entry in shard)
-  files.write_json(folder / INDEX, {
-      "metadata": {"total_size": total}, "weight_map": placed})
+  names = [WHOLE] if len(shards) == 1 else [
+      f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+      for number in range(1, len(shards) + 1)]
+  temporaries = {
+      name: files.temporary_sibling(folder / name) for name in names}
+  try:
+    places: dict[str, list[_Place]] = {}
+    for name, shard in zip(names, shards, strict=True):
+      for place in _write_header(temporaries[name], shard, metadata or {}):
+        places.setdefault(place.entry.tensor, []).append(place)
+    # By tensor, not by file: no tensor is read twice for being cut.
+    for name in sorted(tensors, key=order):
+      _write_tensor(tensors[name], places[name])
+    for name, temporary in temporaries.items():
+      with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+      os.replace(temporary, folder / name)
+  finally:
+    for temporary in temporaries.values():
+      temporary.unlink(missing_ok=True)
+  if len(shards) > 1:
+    total = sum(entry.num_bytes for shard in shards for entry in shard)
+    files.write_json(folder / INDEX, {
+        "metadata": {"total_size": total},
+        "weight_map": {
+            entry.name: name for name, shard in zip(names, shards, strict=True)
+            for entry in shard}})
 
 
 def order(name: str) -> tuple[str, ...]:
@@ -248,49 +246,52 @@ def _entries(tensors: Mapping[str, Any], limit: int) -> Iterator[_Entry]:
           (stop - start, *shape[1:]), dtype)
 
 
-class _Source:
-  """Gives the rows of tensors; keeps one tensor, as pieces come in turn."""
-
-  def __init__(self, tensors: Mapping[str, Any]):
-    self._tensors = tensors
-    self._name, self._array = None, None
-
-  def get(self, entry: _Entry) -> np.ndarray:
-    if self._name != entry.tensor:
-      self._array = None  # Let go of the last one before the next is read.
-      self._array = np.ascontiguousarray(self._tensors[entry.tensor])
-      self._name = entry.tensor
-    return self._array if entry.rows is None else (
-        self._array[slice(*entry.rows)])
+@dataclasses.dataclass(frozen=True)
+class _Place:
+  """Where the bytes of an entry begin."""
+  entry: _Entry
+  path: pathlib.Path
+  offset: int
 
 
-def _write_file(
-    path: pathlib.Path, entries: list[_Entry], source: _Source,
-    metadata: Mapping[str, str],
-) -> None:
+def _write_header(
+    path: pathlib.Path, entries: list[_Entry], metadata: Mapping[str, str]
+) -> list[_Place]:
   # Larger items first keep every tensor aligned, as safetensors' own writer.
   entries = sorted(entries, key=lambda entry: -entry.dtype.itemsize)
   header: dict[str, Any] = {"__metadata__": dict(metadata)}
-  end = 0
+  starts, end = [], 0
   for entry in entries:
-    start, end = end, end + entry.num_bytes
+    starts.append(end)
+    end += entry.num_bytes
     header[entry.name] = {
         "dtype": _CODES[entry.dtype.name], "shape": list(entry.shape),
-        "data_offsets": [start, end]}
+        "data_offsets": [starts[-1], end]}
   text = json.dumps(header, separators=(",", ":")).encode()
   text += b" " * (-len(text) % _ALIGNMENT)
-  temporary = files.temporary_sibling(path)
-  try:
-    with open(temporary, "wb") as file:
-      file.write(len(text).to_bytes(8, "little") + text)
-      for entry in entries:
-        # Bits, as numpy's buffers know no bfloat16.
-        file.write(source.get(entry).reshape(-1).view(np.uint8).data)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  path.write_bytes(len(text).to_bytes(8, "little") + text)
+  return [_Place(entry, path, 8 + len(text) + start)
+          for entry, start in zip(entries, starts, strict=True)]
+
+
+def _write_tensor(tensor: Any, places: list[_Place]) -> None:
+  """Writes each box of a tensor to where its rows are in the files."""
+  count = 0
+  for box, block in pieces.each(tensor):
+    assert block.dtype == tensor.dtype, (block.dtype, tensor.dtype)
+    for place in places:
+      here, part = box, block
+      if place.entry.rows is not None:
+        start, stop = place.entry.rows
+        first, last = max(start, box[0].start), min(stop, box[0].stop)
+        if first >= last:
+          continue
+        here = (slice(first - start, last - start), *box[1:])
+        part = block[first - box[0].start:last - box[0].start]
+      pieces.write(place.path, place.offset, place.entry.shape, here, part)
+    count += block.size
+    del block, part  # Let go of these before the next are read.
+  assert count == math.prod(tensor.shape), (count, tensor.shape)
 
 
 def _open(path: pathlib.Path, framework: str) -> Any:
@@ -324,7 +325,7 @@ def _join(
 ) -> dict[str, Stored]:
   """Returns tensors of their pieces."""
   groups: dict[str, list[tuple[_Piece, Any]]] = {}
-  for name, handle in places.items():
+  for name, (path, handle) in places.items():
     try:
       piece = handle.get_slice(name)
       shape, code = tuple(piece.get_shape()), piece.get_dtype()
@@ -340,7 +341,7 @@ def _join(
     start, stop = (int(cut["start"]), int(cut["stop"])) if cut else (
         0, shape[0] if shape else 0)
     groups.setdefault(cut["name"] if cut else name, []).append(
-        (_Piece(start, stop, handle, name), (shape, code)))
+        (_Piece(start, stop, path, handle, name), (shape, code)))
   return {
       name: _joined(folder, name, groups[name])
       for name in sorted(groups, key=order)}
@@ -348,7 +349,6 @@ def _join(
 
 def _joined(folder: pathlib.Path, name: str, group: list[Any]) -> Stored:
   group = sorted(group, key=lambda pair: pair[0].start)
-  pieces = [piece for piece, _ in group]
   (shape, code), expected = group[0][1], 0
   for piece, (own, own_code) in group:
     scalar = not own and len(group) == 1
@@ -359,4 +359,6 @@ def _joined(folder: pathlib.Path, name: str, group: list[Any]) -> Stored:
           f"{folder}: the pieces of tensor {name!r} do not fit together; copy "
           "or export it again.")
     expected = piece.stop
-  return Stored((expected, *shape[1:]) if shape else (), code, pieces)
+  return Stored(
+      (expected, *shape[1:]) if shape else (), code,
+      [piece for piece, _ in group])

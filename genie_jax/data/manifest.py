@@ -3,16 +3,21 @@
 Who reads a folder reads its manifest first, checks it against what the config
 needs, and refuses with both values and the remedy. It is written last, so a
 folder whose writer was killed has none and is not taken for whole.
+
+A folder may be in a bucket. Records can be read from a disk only, so what is
+asked for is copied to this machine first, see `mirror`.
 """
 
 import dataclasses
 import json
+import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
-from genie_jax.core import config, errors, files
+from genie_jax.core import buckets, config, errors, files
+from genie_jax.data import mirror
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
@@ -49,8 +54,11 @@ class Manifest:
     source_fingerprint: Fingerprint of the clips that were encoded.
     tokenizer_fingerprint: Fingerprint of the tokenizer that encoded them.
     lam_fingerprint: Fingerprint of the LAM; None without one.
-    folder: Where it was read, for messages and for finding shards; not part
-      of the fingerprint.
+    folder: Where it was read, for messages and for finding shards; of a
+      folder in a bucket, where its files are copied to. Not part of the
+      fingerprint.
+    address: The folder in a bucket; None for one on a disk. Not part of the
+      fingerprint.
   """
   kind: str
   name: str
@@ -70,13 +78,14 @@ class Manifest:
   tokenizer_fingerprint: str | None = None
   lam_fingerprint: str | None = None
   folder: pathlib.Path | None = None
+  address: str | None = None
 
   def to_dict(self) -> dict[str, Any]:
     """Returns what `manifest.json` holds, less the fingerprint."""
     fields = {
         field.name: getattr(self, field.name)
         for field in dataclasses.fields(self)
-        if field.name != "folder" and (
+        if field.name not in _PLACES and (
             self.kind == "tokens" or field.name not in _TOKEN_FIELDS)}
     fields["action_aliases"] = {
         str(key): value for key, value in self.action_aliases.items()}
@@ -84,19 +93,18 @@ class Manifest:
 
   @property
   def fingerprint(self) -> str:
-    """SHA-256 of everything but the folder; it covers every shard's bytes."""
+    """SHA-256 of everything but its place; it covers every shard's bytes."""
     return config.fingerprint(self.to_dict())
 
   @classmethod
   def read(cls, folder: files.PathLike) -> Self:
-    """Reads `folder`/manifest.json.
+    """Reads `folder`/manifest.json, on a disk or in a bucket.
 
     Raises:
       UserError: There is no whole manifest of this schema version there.
     """
-    folder = pathlib.Path(folder)
-    path = folder / FILE_NAME
-    if not path.is_file():
+    path = _path(folder)
+    if not exists(folder):
       raise errors.UserError(
           f"{path} does not exist; give a folder that `genie data` or `genie "
           "tokenize` has finished, or run that command again to finish it.")
@@ -113,7 +121,7 @@ class Manifest:
           int(key): value for key, value in found["action_aliases"].items()}
       if found.get("token_grid") is not None:
         found["token_grid"] = tuple(found["token_grid"])
-      manifest = cls(**found, folder=folder)
+      manifest = cls(**found, folder=pathlib.Path(folder), address=None)
       manifest._check_form()
     except (AttributeError, KeyError, TypeError) as error:
       raise errors.UserError(
@@ -124,7 +132,11 @@ class Manifest:
           f"{path} was edited: its content has fingerprint "
           f"{manifest.fingerprint[:12]}, but it states {stated[:12]}; write "
           "the folder again.")
-    return manifest
+    if not buckets.is_remote(folder):
+      return manifest
+    address = os.fspath(folder).rstrip("/")
+    return dataclasses.replace(
+        manifest, address=address, folder=mirror.folder(stated))
 
   def _check_form(self) -> None:
     if self.kind not in KINDS:
@@ -143,7 +155,7 @@ class Manifest:
     # One line for each row of the episode tables.
     text = _NUMBER_LIST.sub(
         lambda match: "[" + " ".join(match[1].split()) + "]", text)
-    files.write_atomic(pathlib.Path(folder) / FILE_NAME, text + "\n")
+    files.write_atomic(_path(folder), text + "\n")
 
   def check(self, expected: Mapping[str, Any]) -> None:
     """Refuses a folder that is not what the config needs.
@@ -168,14 +180,41 @@ class Manifest:
             f"{found!r}.")
 
   def _where(self) -> str:
+    if self.address:
+      return f"{self.address}/{FILE_NAME}"
     return str(self.folder / FILE_NAME) if self.folder else "The manifest"
 
   def shards(self, split: str) -> list[tuple[pathlib.Path, dict[str, Any]]]:
     """Returns the path and the entry of each shard of a split.
 
+    Shards in a bucket are copied to this machine first, but for those that
+    were copied before.
+
     Raises:
-      UserError: There is no such split, or it is empty.
+      UserError: There is no such split, or it is empty, or what is in the
+        bucket is not what the manifest says, or there is no room.
     """
+    entries = self._entries(split)
+    if self.address:
+      mirror.copy_shards(self.address, self.folder, split, entries)
+    return [(self.folder / split / entry["file"], entry) for entry in entries]
+
+  def model_folder(self, name: str) -> pathlib.Path:
+    """Returns where a token folder keeps a model that made it.
+
+    A model in a bucket is copied to this machine first.
+
+    Args:
+      name: "tokenizer" or "lam".
+
+    Raises:
+      UserError: It is not in the bucket, or there is no room.
+    """
+    if self.address:
+      mirror.copy_folder(f"{self.address}/{name}", self.folder / name)
+    return self.folder / name
+
+  def _entries(self, split: str) -> list[dict[str, Any]]:
     if split not in self.splits:
       raise errors.UserError(
           f"{self._where()} has no split {split!r}"
@@ -186,19 +225,34 @@ class Manifest:
       raise errors.UserError(
           f"Split {split!r} of {self._where()} is empty; write the folder "
           "again with at least one source in it.")
-    return [(self.folder / split / entry["file"], entry) for entry in entries]
+    return entries
 
   def sources(self, split: str) -> list[int]:
     """Returns the sources (levels, videos) of a split, in order."""
     return sorted({
-        episode[0] for _, entry in self.shards(split)
+        episode[0] for entry in self._entries(split)
         for episode in entry["episodes"]})
 
 
+_PLACES = ("folder", "address")
 _FIELDS = tuple(
     field.name for field in dataclasses.fields(Manifest)
-    if field.name != "folder")
+    if field.name not in _PLACES)
 _TOKEN_FIELDS = _FIELDS[_FIELDS.index("token_grid"):]
+
+
+def exists(folder: files.PathLike) -> bool:
+  """Returns whether a folder, on a disk or in a bucket, has a manifest."""
+  path = _path(folder)
+  if buckets.is_remote(path):
+    return buckets.exists(path)
+  return pathlib.Path(path).is_file()
+
+
+def _path(folder: files.PathLike) -> str:
+  if buckets.is_remote(folder):
+    return f"{os.fspath(folder).rstrip('/')}/{FILE_NAME}"
+  return str(pathlib.Path(folder) / FILE_NAME)
 
 
 def split_summary(

@@ -61,8 +61,8 @@ class ShardWriter:
     self.entry: dict[str, Any] = {}
 
   def __enter__(self) -> Self:
-    self._path.parent.mkdir(parents=True, exist_ok=True)
     self._temporary = files.temporary_sibling(self._path)
+    self._path.parent.mkdir(parents=True, exist_ok=True)
     self._writer = array_record_module.ArrayRecordWriter(
         str(self._temporary), self._options)
     return self

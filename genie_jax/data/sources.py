@@ -8,7 +8,6 @@ Shapes:
 import abc
 import bisect
 import itertools
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,8 +52,8 @@ def _readers(
 def _needs_kind(manifest: manifests.Manifest, kind: str, maker: str) -> None:
   if manifest.kind != kind:
     raise errors.UserError(
-        f"{manifest.folder} holds {manifest.kind}, but {kind} are needed; "
-        f"give a folder made by `{maker}`.")
+        f"{manifest.address or manifest.folder} holds {manifest.kind}, but "
+        f"{kind} are needed; give a folder made by `{maker}`.")
 
 
 class WindowSource(Source):
@@ -99,7 +98,7 @@ class WindowSource(Source):
         for episode in entry["episodes"] if episode[3] >= num_frames]
     if not self._episodes:
       raise errors.UserError(
-          f"Split {split!r} of {pathlib.Path(folder)} has no episode of "
+          f"Split {split!r} of {folder} has no episode of "
           f"{num_frames} frames; use shorter windows or collect longer "
           "levels.")
     # Windows up to and including each episode.
@@ -111,7 +110,7 @@ class WindowSource(Source):
     unknown = [name for name in keys if name not in arrays]
     if unknown:
       raise errors.UserError(
-          f"{pathlib.Path(folder)} has no {unknown[0]!r}"
+          f"{folder} has no {unknown[0]!r}"
           f"{errors.closest(unknown[0], arrays)}; its records hold "
           f"{', '.join(arrays)}.")
     self._layout = {
@@ -206,14 +205,14 @@ class TokenSource(Source):
     self._num_frames = held if num_frames is None else num_frames
     if not 1 <= self._num_frames <= held:
       raise errors.UserError(
-          f"{pathlib.Path(folder)} holds clips of {held} frames, but "
+          f"{folder} holds clips of {held} frames, but "
           f"{num_frames} are needed; tokenize again with --num-frames "
           f"{num_frames}, or set config.data.num_frames to at most {held}.")
     keys = tuple(arrays) if keys is None else tuple(keys)
     for name in keys:
       if name not in arrays:
         raise errors.UserError(
-            f"{pathlib.Path(folder)} has no {name!r}"
+            f"{folder} has no {name!r}"
             f"{errors.closest(name, arrays)}; its records hold "
             f"{', '.join(arrays)}; tokenize again with --lam for latent "
             "actions and --keep-frames for frames.")

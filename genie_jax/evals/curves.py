@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from genie_jax.core import errors, files
+from genie_jax.core import buckets, errors, files
 
 _FILE = "metrics.jsonl"
 _POINTS = 120  # Training points shown; more only add ink.
@@ -38,7 +38,7 @@ def read(workdir: files.PathLike) -> Run:
   Raises:
     UserError: It holds no metrics.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = buckets.reached(workdir)
   path = workdir / _FILE
   if not path.is_file():
     raise errors.UserError(

@@ -149,7 +149,7 @@ def load(
   world = worlds.World(
       found.parts, fingerprint=manifest["fingerprint"], manifest=manifest,
       name=manifest["name"], prompts=prompts,
-      dtype=None if dtype == "int8" else dtype,
+      dtype=None if dtype == "int8" else dtype, mesh=mesh,
       **_playing(folder, found))
   return Bundle(world, manifest, prompts)
 

@@ -178,11 +178,18 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv):
 
     Returns:
       Frames uint8 [S, H, W, C], and {"prompt": int [S]}.
+
+    Raises:
+      UserError: There are not as many seeds as environments.
     """
     if seed is None or isinstance(seed, int | np.integer):
       first, seed = seed, [None] * self.num_envs
       if first is not None:
         seed = [int(first) + i for i in range(self.num_envs)]
+    if len(seed) != self.num_envs:
+      raise errors.UserError(
+          f"{len(seed)} seeds were given for {self.num_envs} environments; "
+          "give one for each, or one number for all.")
     for i, one in enumerate(seed):
       if one is not None:
         self._generators[i], _ = gymnasium.utils.seeding.np_random(one)
@@ -200,8 +207,16 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv):
     Returns:
       Frames uint8 [S, H, W, C], rewards float64 [S], terminated and truncated
       bool [S], {}.
+
+    Raises:
+      UserError: There are not as many actions as environments, or one is out
+        of range.
     """
     actions = np.asarray(actions)
+    if actions.shape != (self.num_envs,):
+      raise errors.UserError(
+          f"Actions of shape {actions.shape} were given for {self.num_envs} "
+          "environments; give one for each.")
     rewards = np.zeros(self.num_envs)
     ended = np.zeros(self.num_envs, bool)
     alive = np.flatnonzero(~self._over)
@@ -219,8 +234,13 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv):
     return self._frames.copy(), rewards, ended, cut, {}
 
   def render(self) -> tuple[np.ndarray, ...] | None:
-    """Returns the newest frames in mode "rgb_array", else None."""
-    return tuple(self._frames) if self.render_mode == "rgb_array" else None
+    """Returns the newest frames in mode "rgb_array", else None.
+
+    They are copies, which later steps leave as they are.
+    """
+    if self.render_mode != "rgb_array":
+      return None
+    return tuple(self._frames.copy())
 
   def _restart(self, i: int, options: Mapping[str, Any] | None) -> int:
     number, noise = _draw(self._generators[i], len(self._prompts), options)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from genie_jax.core import errors, files, images, tensors
+from genie_jax.core import buckets, errors, files, images, tensors
 from genie_jax.data import manifest as manifests
 from genie_jax.data import sources
 from genie_jax.infer import bundle, resolve
@@ -68,7 +68,7 @@ def export(
     UserError: Models are missing or do not fit, `out` holds other things, or
       there is no room.
   """
-  out = pathlib.Path(out)
+  out = buckets.disk(out, "--out")
   name = name or out.resolve().name
   folder_lib.check_name(name)
   _check_out(out)
@@ -173,8 +173,8 @@ def _complete(
     parts: dict[str, saved.Part], config: Mapping[str, Any]
 ) -> None:
   """Adds tokenizer and LAM from the token folder, or checks those given."""
-  folder = pathlib.Path(config["data"]["path"])
-  if not (folder / manifests.FILE_NAME).is_file():
+  folder = config["data"]["path"]
+  if not manifests.exists(folder):
     logging.warning(
         "%s, on which the dynamics model was trained, is gone: whether the "
         "tokenizer fits cannot be checked.", folder)
@@ -187,7 +187,7 @@ def _complete(
   for name, fingerprint in wanted.items():
     if name not in parts:
       parts[name], _ = resolve.part(
-          folder / name, name, lazy=True)
+          manifest.model_folder(name), name, lazy=True)
     elif (found := resolve.fingerprint(name, parts[name])) != fingerprint:
       raise errors.UserError(
           f"The dynamics model was trained on {folder}, made by the {name} "
@@ -213,13 +213,12 @@ def _account(config: Mapping[str, Any]) -> dict[str, Any]:
       **{key: config[key] for key in ("stage", "seed", "steps", "optimizer")},
       **{key: config[key] for key in ("mask",) if key in config},
       **{key: config["data"][key] for key in ("batch_size", "num_frames")}}
-  data = pathlib.Path(config["data"]["path"])
-  if (data / manifests.FILE_NAME).is_file():
+  data, before = config["data"]["path"], config["init_from"]
+  if manifests.exists(data):
     account["data"] = _data(
         manifests.Manifest.read(data), config["data"]["split"])
-  before = pathlib.Path(config.get("init_from") or "", "config.json")
-  if config.get("init_from") and before.is_file():
-    account["started_from"] = _account(files.read_json(before))
+  if before and (path := buckets.reached(before) / "config.json").is_file():
+    account["started_from"] = _account(files.read_json(path))
   return account
 
 
@@ -243,9 +242,9 @@ def _prompts(
   """Returns uint8 [n, H, W, C], n at most `count`."""
   shape = (world["height"], world["width"], world["channels"])
   if given is not None:
+    if manifests.exists(given):
+      return _first_frames(given, shape, count)
     folder = pathlib.Path(given)
-    if (folder / manifests.FILE_NAME).is_file():
-      return _first_frames(folder, shape, count)
     if not folder.is_dir():
       raise errors.UserError(
           f"--prompts {folder} does not exist; give a clips folder or a "
@@ -261,15 +260,15 @@ def _prompts(
         images.load_prompt(path, *shape[:2]) for path in pictures])
   for found in origins.values():
     if found.trained:
-      path = pathlib.Path(found.config["data"]["path"])
-      if (path / manifests.FILE_NAME).is_file() and (
+      path = found.config["data"]["path"]
+      if manifests.exists(path) and (
           manifests.Manifest.read(path).kind == "clips"):
         return _first_frames(path, shape, count)
   return np.zeros((0, *shape), np.uint8)
 
 
 def _first_frames(
-    folder: pathlib.Path, shape: tuple[int, int, int], count: int
+    folder: files.PathLike, shape: tuple[int, int, int], count: int
 ) -> np.ndarray:
   """Returns first frames of windows from as many sources as there are."""
   manifest = manifests.Manifest.read(folder)

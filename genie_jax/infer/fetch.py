@@ -9,8 +9,8 @@ import pathlib
 import shutil
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from absl import logging
 
@@ -26,9 +26,42 @@ _BLOCK_BYTES = 1 << 20
 _MANIFEST_BYTES = 16 << 20
 _TIMEOUT_S = 60
 
+_Loaded = TypeVar("_Loaded")
+
+
+def read(
+    folder_or_url: files.PathLike, load: Callable[[pathlib.Path], _Loaded]
+) -> _Loaded:
+  """Loads a world, which is downloaded anew where its cached copy is damaged.
+
+  `load` hashes every file as it is; hashing them beforehand too would cost
+  seconds for large worlds. So only a refusal makes it be asked whether the
+  copy is at fault.
+
+  Args:
+    folder_or_url: As in `local`.
+    load: Reads the folder, and raises UserError where it is damaged.
+
+  Returns:
+    What `load` returns.
+
+  Raises:
+    UserError: See `local`; and what `load` raises of a whole folder.
+  """
+  folder = local(folder_or_url)
+  try:
+    return load(folder)
+  except errors.UserError:
+    if "://" not in os.fspath(folder_or_url) or _intact(folder):
+      raise
+  return load(_fetched(os.fspath(folder_or_url), lambda folder: False))
+
 
 def local(folder_or_url: files.PathLike) -> pathlib.Path:
   """Returns the folder of a world, downloaded first if it is an address.
+
+  A cached copy that lacks a file, or has one of another size, is downloaded
+  anew; for one that is damaged otherwise see `read`.
 
   Args:
     folder_or_url: A folder, or the address of one (or of its manifest.json).
@@ -40,15 +73,25 @@ def local(folder_or_url: files.PathLike) -> pathlib.Path:
   text = os.fspath(folder_or_url)
   if "://" not in text:
     return pathlib.Path(text)
+  return _fetched(text, _complete)
+
+
+def _fetched(text: str, good: Callable[[pathlib.Path], bool]) -> pathlib.Path:
+  """Returns the cached folder of an address if it is good, or a new one."""
   url = text.removesuffix(folders.MANIFEST).rstrip("/")
   _check(url)
   content = b"".join(_blocks(f"{url}/{folders.MANIFEST}", _MANIFEST_BYTES))
   manifest = folders.check_manifest(f"{url}/{folders.MANIFEST}", content)
   # Named by all that it holds: a changed world is another folder.
   target = cache_folder() / hashlib.sha256(content).hexdigest()[:32]
-  if not (target / folders.MANIFEST).is_file():
-    with _one_line(url):
-      _download(url, manifest, content, target)
+  replace = target.is_dir()
+  if replace and _same(target, content) and good(target):
+    return target
+  if replace:
+    logging.warning(
+        "%s is damaged; downloading %s again in its place.", target, url)
+  with _one_line(url):
+    _download(url, manifest, content, target, replace)
   return target
 
 
@@ -66,10 +109,14 @@ def cache_folder(environ: Mapping[str, str] | None = None) -> pathlib.Path:
 
 def _download(
     url: str, manifest: Mapping[str, Any], content: bytes,
-    target: pathlib.Path,
+    target: pathlib.Path, replace: bool,
 ) -> None:
-  """Downloads a world beside `target`, and renames it there when whole."""
+  """Downloads a world beside `target`, and renames it there when whole.
+
+  With `replace`, what is there is damaged, and goes once there is better.
+  """
   temporary = files.temporary_sibling(target)
+  damaged = files.temporary_sibling(target)
   temporary.mkdir(parents=True)
   total = sum(stated["bytes"] for stated in manifest["files"].values())
   logging.info("Downloading %s, %.1f MB.", url, total / 1e6)
@@ -86,6 +133,9 @@ def _download(
             f"{url}/{name} is not the file that {folders.MANIFEST} describes "
             "(its SHA-256 differs); try again, or ask who published it.")
     files.write_atomic(temporary / folders.MANIFEST, content)
+    if replace:
+      with contextlib.suppress(FileNotFoundError):
+        os.replace(target, damaged)
     try:
       os.replace(temporary, target)
     except OSError as error:
@@ -93,7 +143,32 @@ def _download(
       if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
         raise
   finally:
-    shutil.rmtree(temporary, ignore_errors=True)
+    for path in (temporary, damaged):
+      shutil.rmtree(path, ignore_errors=True)
+
+
+def _same(folder: pathlib.Path, content: bytes) -> bool:
+  """Returns whether a cached manifest is the one that was just read."""
+  path = folder / folders.MANIFEST
+  return path.is_file() and path.read_bytes() == content
+
+
+def _complete(folder: pathlib.Path) -> bool:
+  """Returns whether all files are there with their sizes, reading none."""
+  stated = folders.read_manifest(folder)["files"]
+  return all(
+      (folder / name).is_file()
+      and (folder / name).stat().st_size == stated[name]["bytes"]
+      for name in stated)
+
+
+def _intact(folder: pathlib.Path) -> bool:
+  """Returns whether every byte is as the manifest says."""
+  try:
+    folders.check_files(folder, folders.read_manifest(folder))
+  except errors.UserError:
+    return False
+  return True
 
 
 @contextlib.contextmanager

@@ -1,10 +1,9 @@
 """Trained models, whether they lie in a workdir or in a saved folder."""
 
 import dataclasses
-import pathlib
 from typing import Any
 
-from genie_jax.core import errors, files, tensors
+from genie_jax.core import buckets, errors, files, pieces, tensors
 from genie_jax.models import saved
 from genie_jax.train import lazy as lazy_lib
 from genie_jax.train import stored
@@ -33,12 +32,12 @@ def read(folder: files.PathLike, *, lazy: bool = False) -> Found:
   Args:
     folder: A workdir, a saved model, or a world.
     lazy: Whether to leave parameters on disk until each is asked for, as
-      `tensors.Deferred`.
+      `pieces.Lazy`.
 
   Raises:
     UserError: It is neither, or it is damaged.
   """
-  folder = pathlib.Path(folder)
+  folder = buckets.reached(folder)
   if tensors.exist(folder):
     found = saved.load(
         folder, place=_later if lazy else None, fingerprint=False)
@@ -47,7 +46,8 @@ def read(folder: files.PathLike, *, lazy: bool = False) -> Found:
     raise errors.UserError(
         f"{folder} is neither a workdir with a finished checkpoint nor the "
         f"folder of a saved model (no {tensors.WHOLE}); give a folder that "
-        "`genie train`, `genie tokenize` or `genie export` wrote.")
+        "`genie train`, `genie tokenize` or `genie export` wrote (of one in a "
+        "bucket, only what `genie train` wrote; copy others to a disk).")
   if lazy:
     params, config = lazy_lib.params(folder)
   else:
@@ -96,7 +96,6 @@ def fingerprint(name: str, model: saved.Part) -> str:
 
 def _later(
     path: str, leaf: Any, axes: tuple[str | None, ...]
-) -> tensors.Deferred:
+) -> pieces.Lazy:
   del path, axes
-  return tensors.Deferred(
-      leaf.shape, "float32", lambda: saved.host(leaf))
+  return saved.later(leaf)

@@ -63,13 +63,13 @@ def write(
   ints = functools.partial(jax.ShapeDtypeStruct, dtype=np.int32)
   made = {
       "encode": (
-          functools.partial(_encode, models), weights["tokenizer"],
+          _rows(functools.partial(_encode, models)), weights["tokenizer"],
           [jax.ShapeDtypeStruct((window, *frame), np.uint8)]),
       "decode": (
-          functools.partial(_decode, models), weights["tokenizer"],
+          _rows(functools.partial(_decode, models)), weights["tokenizer"],
           [ints((window, *grid))]),
       "reset": (
-          functools.partial(_reset, models), both,
+          _rows(functools.partial(_reset, models)), both,
           [ints(grid), jax.ShapeDtypeStruct((2,), np.uint32)]),
       "step": (
           functools.partial(_step, models, sampling, state.structure), both,
@@ -132,14 +132,24 @@ def _weights(
 def _exported(
     function: Callable[..., Any], weights: Any, inputs: list[Any]
 ) -> bytes:
-  """Returns a program over any number of rows of `inputs`."""
+  """Returns a program over any number of rows of `inputs`.
+
+  Args:
+    function: Takes weights and inputs, each with a first axis [B].
+    weights: Shapes of the weights.
+    inputs: Shapes of one row.
+  """
   (batch,) = export.symbolic_shape("batch")
   rows = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct((batch, *x.shape), x.dtype), inputs)
-  mapped = jax.jit(jax.vmap(
-      function, in_axes=(None, *[0] * len(inputs))))
-  return bytes(export.export(mapped, platforms=PLATFORMS)(
+  return bytes(export.export(jax.jit(function), platforms=PLATFORMS)(
       weights, *rows).serialize())
+
+
+def _rows(function: Callable[..., Any]) -> Callable[..., Any]:
+  """Returns a function of one row as a function of many."""
+  return lambda weights, *inputs: jax.vmap(
+      functools.partial(function, weights))(*inputs)
 
 
 def _encode(models, weights, frames):
@@ -167,13 +177,14 @@ def _start(models, weights, tokens, key):
       jax.random.wrap_key_data(key, impl=_KEYS)))
 
 
-def _step(models, sampling, structure, weights, leaves, action):
+def _step(models, sampling, structure, weights, leaves, actions):
+  # Not mapped over single players, which would pay for a slide in every frame.
   state = jax.tree.unflatten(structure, leaves)
   state = state.replace(
       key=jax.random.wrap_key_data(state.key, impl=_KEYS))
-  state, frame = player.step(
-      models, arrays.unflatten(weights), state, action, sampling)
-  return jax.tree.leaves(_plain(state)), frame
+  state, frames = player.step_stacked(
+      models, arrays.unflatten(weights), state, actions, sampling)
+  return jax.tree.leaves(_plain(state)), frames
 
 
 def _plain(state: player.State) -> player.State:

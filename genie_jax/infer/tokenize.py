@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genie_jax.core import errors, files, progress
+from genie_jax.core import buckets, errors, files, progress
 from genie_jax.data import manifest as manifests
 from genie_jax.data import records, shards, sources
 from genie_jax.infer import resolve, token_progress
@@ -115,7 +115,7 @@ def tokenize(
   """Writes a token folder, or finishes one that a killed run began.
 
   Args:
-    clips: The clips folder.
+    clips: The clips folder; may be in a bucket.
     out: The folder to write; gets the models too, in tokenizer/ and lam/.
     tokenizer: Workdir or saved model of a tokenizer.
     lam: Workdir or saved model of a LAM; None for tokens without latent
@@ -127,14 +127,14 @@ def tokenize(
       other models, clips or options.
     OSError: The disk is full; finished shards stay for the next run.
   """
-  began, out = time.monotonic(), pathlib.Path(out)
+  began, out = time.monotonic(), buckets.disk(out, "--out")
   options = options or Options()
   options.check()
   models, prints = {}, {}
   for name, folder in (("tokenizer", tokenizer), ("lam", lam)):
     if folder is not None:
       models[name], prints[name] = resolve.part(folder, name)
-  plan = _plan(pathlib.Path(clips), out, models, prints, options)
+  plan = _plan(clips, out, models, prints, options)
   request = plan.manifest.to_dict()
   entries = token_progress.earlier(out, request)
   (out / token_progress.FOLDER).mkdir(parents=True, exist_ok=True)
@@ -166,14 +166,14 @@ def tokenize(
 
 
 def _plan(
-    clips: pathlib.Path,
+    clips: files.PathLike,
     out: pathlib.Path,
     models: dict[str, saved.Part],
     prints: dict[str, str],
     options: Options,
 ) -> _Plan:
   """Checks that everything fits, and lays out the shards."""
-  if out.resolve() == clips.resolve():
+  if out.resolve() == pathlib.Path(clips).resolve():
     raise errors.UserError(
         f"--out {out} is the clips folder itself; give another folder.")
   source = manifests.Manifest.read(clips)

@@ -183,32 +183,40 @@ class World:
 
 
 def load_world(
-    folder: files.PathLike, *, device: str | torch.device = "cpu"
+    folder: files.PathLike,
+    *,
+    device: str | torch.device = "cpu",
+    slide: str | None = None,
 ) -> World:
   """Loads a world folder, checked as strictly as JAX's loader does.
 
   Args:
     folder: A folder that `genie export` wrote.
     device: Where the weights go, as float32.
+    slide: "exact", the only one that there is here, for worlds that ask for
+      another; the world's when left out.
 
   Raises:
     UserError: It is no world, it is damaged, or it asks for what this loader
       does not do (slides other than "exact").
   """
+  if slide not in (None, "exact"):
+    raise errors.UserError(
+        f"slide is {slide!r}; only 'exact' is there in PyTorch.")
   folder = pathlib.Path(folder)
   manifest = folders.read_manifest(folder)
   folders.check_files(folder, manifest)
   config = files.read_json(folder / folders.CONFIG)
   trees = torch_weights.read(folder, config, torch.device(device))
-  slide = {"mode": "exact", "drop": 1, **config.get("slide", {})}
-  if slide["mode"] != "exact":
+  stated = {"mode": "exact", "drop": 1, **config.get("slide", {})}
+  if stated["mode"] != "exact" and slide is None:
     raise errors.UserError(
-        f"{folder} slides in mode {slide['mode']!r}, which only the JAX "
-        "player does; export it with slide.mode exact.")
+        f"{folder} slides in mode {stated['mode']!r}, which only the JAX "
+        "player does; load it with slide=\"exact\", or play it in JAX.")
   parts = {
       name: models.Part(config["parts"][name]["world"],
                         config["parts"][name]["model"], tree)
       for name, tree in trees.items()}
   return World(
-      parts, maskgit.make_sampling(config["sampling"]), slide["drop"],
+      parts, maskgit.make_sampling(config["sampling"]), stated["drop"],
       manifest, folders.prompts(folder, manifest))

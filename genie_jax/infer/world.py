@@ -319,8 +319,8 @@ class World:
     """Continues one prompt under latent actions, as frames.
 
     Args:
-      prompt_frames: uint8 [P, H, W, C]; only the last of what fits the
-        window is used.
+      prompt_frames: uint8 [H, W, C] or [P, H, W, C]; only the last of what
+        fits the window is used.
       latent_actions: int [F] in [0, A), pressed after the prompt.
       seed: Fixes all noise.
 
@@ -332,7 +332,8 @@ class World:
       UserError: An action is out of range, or frames of another shape.
     """
     latent_actions = self.check_actions(latent_actions)
-    prompt_frames = np.asarray(prompt_frames)[-self.num_frames:]
+    prompt_frames = fit.check_prompt(
+        prompt_frames, self.frame_shape)[-self.num_frames:]
     state = self.reset(prompt_frames, seed=seed)
     frames = list(self.decode(self.encode(prompt_frames[None]))[0])
     for action in latent_actions:

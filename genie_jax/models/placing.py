@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from genie_jax.core import errors
-from genie_jax.models import saved
+from genie_jax.models import leaves, saved
 from genie_jax.nn import quantized
 from genie_jax.sharding import rules
 
@@ -43,7 +43,7 @@ def make(dtype: str | None = None, mesh: Mesh | None = None) -> saved.Place:
     if dtype == "bfloat16":
       return _put(path, leaf, axes, mesh, np.dtype(ml_dtypes.bfloat16))
     if not isinstance(leaf, quantized.Int8):
-      leaf = quantized.quantize_leaf(saved.host(leaf), contracted)
+      leaf = leaves.integers(leaf, contracted)
     # An axis that shares one scale cannot be split.
     scale_axes = tuple(
         None if i in contracted else name for i, name in enumerate(axes))
@@ -59,19 +59,8 @@ def _put(
     dtype: np.dtype,
 ) -> jax.Array:
   if mesh is None:
-    return jax.device_put(saved.host(leaf, dtype))
+    return jax.device_put(leaves.host(leaf, dtype))
   rules.check_divides(leaf.shape, axes, mesh.shape, path)
   return jax.make_array_from_callback(
       tuple(leaf.shape), NamedSharding(mesh, rules.spec(axes)),
-      lambda index: _part(leaf, index, dtype))
-
-
-def _part(leaf: Any, index: tuple[slice, ...], dtype: np.dtype) -> np.ndarray:
-  """Returns one device's part, and reads no more than that."""
-  if isinstance(leaf, quantized.Int8):
-    shared = tuple(
-        slice(None) if size == 1 else part
-        for part, size in zip(index, leaf.scales.shape, strict=True))
-    leaf = quantized.Int8(leaf.values[index], leaf.scales[shared])
-    return saved.host(leaf, dtype)
-  return np.asarray(leaf[index]).astype(dtype, copy=False)
+      lambda index: leaves.part(leaf, index, dtype))

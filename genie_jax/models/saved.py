@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -18,9 +18,9 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from genie_jax.core import arrays, errors, files, tensors
+from genie_jax.core import arrays, errors, files, pieces, tensors
 from genie_jax.core import config as config_lib
-from genie_jax.models import build, checks
+from genie_jax.models import build, checks, leaves
 from genie_jax.nn import quantized
 
 FORMAT_VERSION = 1
@@ -33,6 +33,8 @@ _FLOATS = {
     # What stays in float beside integers.
     "int8": np.dtype(ml_dtypes.bfloat16)}
 DTYPES = tuple(_FLOATS)
+
+host, later = leaves.host, leaves.later
 
 # `place(path, leaf, axes) -> array`: what becomes of one stored parameter, a
 # `tensors.Stored` or an `Int8` of two, given its logical axes.
@@ -83,12 +85,13 @@ def save(
     extra: Mapping[str, Any] | None = None,
     shard_bytes: int = tensors.SHARD_BYTES,
 ) -> str:
-  """Writes models to a folder, one parameter in memory at a time.
+  """Writes models to a folder, a piece of one parameter in memory at a time.
 
   Args:
     folder: Made when missing.
     parts: Name -> model; names are tokenizer, lam and dynamics. Parameters
-      may be lazy (see `tensors`).
+      may be lazy (see `pieces`), and then what is read at once is a piece of
+      `pieces.PIECE_BYTES`, or one unit of the parameter if that is larger.
     dtype: "float32" or "bfloat16" for all tensors, or "int8" for the matrices
       of transformer layers and bfloat16 for the rest.
     extra: More JSON fields for config.json.
@@ -204,14 +207,6 @@ def num_bytes(parts: Mapping[str, Part], dtype: str) -> int:
   return sum(tensor.nbytes for tensor in _to_store(parts, dtype).values())
 
 
-def host(leaf: Any, dtype: Any = np.float32) -> np.ndarray:
-  """Returns a parameter, however it is held, in host memory."""
-  if isinstance(leaf, quantized.Int8):
-    leaf = quantized.Int8(np.asarray(leaf.values), np.asarray(leaf.scales))
-    return np.asarray(leaf.dequantize(dtype))
-  return np.asarray(leaf).astype(dtype, copy=False)
-
-
 def _to_host(path, leaf, axes):
   del path, axes
   return host(leaf)
@@ -219,26 +214,19 @@ def _to_host(path, leaf, axes):
 
 def _to_store(
     parts: Mapping[str, Part], dtype: str
-) -> dict[str, tensors.Deferred]:
+) -> dict[str, pieces.Lazy]:
   """Returns all tensors to be written, none of them in memory yet."""
   found = {}
   for name, model in parts.items():
     for path, leaf in arrays.flatten(dict(model.params)).items():
       shape, full = tuple(leaf.shape), f"{name}/{path}"
       axes = quantized.layer_kernels(path, shape) if dtype == "int8" else None
-      later = lambda kept, shape, kind, leaf=leaf: tensors.Deferred(
-          shape, kind, lambda: kept(leaf))
       if axes is None:
-        kind = _FLOATS[dtype]
-        found[full] = later(
-            lambda x, kind=kind: host(x, kind), shape, kind)
+        found[full] = leaves.later(leaf, _FLOATS[dtype])
         continue
-      small = tuple(1 if i in axes else n for i, n in enumerate(shape))
-      whole = lambda x, axes=axes: quantized.quantize_leaf(host(x), axes)
-      found[f"{full}.values"] = later(
-          lambda x, whole=whole: whole(x).values, shape, np.int8)
-      found[f"{full}.scales"] = later(
-          lambda x, whole=whole: whole(x).scales, small, np.float32)
+      small = leaves.integers(leaf, axes)
+      found[f"{full}.values"] = small.values
+      found[f"{full}.scales"] = small.scales
   return found
 
 
@@ -325,14 +313,7 @@ def _fingerprint(
   for name in sorted(stored, key=tensors.order):
     tensor = stored[name]
     digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-    for block in _blocks(tensor):
+    for block in pieces.in_order(tensor):
       digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8))
   return config_lib.fingerprint(
       {"parts": config["parts"], "weights": digest.hexdigest()})
-
-
-def _blocks(tensor: Any) -> Iterator[np.ndarray]:
-  if isinstance(tensor, tensors.Stored):
-    yield from tensor.blocks()
-  else:
-    yield np.asarray(tensor)

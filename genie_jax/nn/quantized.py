@@ -77,11 +77,32 @@ def quantize_leaf(leaf: Any, axes: tuple[int, ...]) -> Int8:
   """
   xp = jnp if isinstance(leaf, jax.Array) else np
   wide = xp.asarray(leaf).astype(np.float32)
-  scales = xp.abs(wide).max(axis=axes, keepdims=True) / np.float32(_LEVELS)
+  scales = scales_of(xp.abs(wide).max(axis=axes, keepdims=True))
+  return Int8(values_of(wide, scales), scales)
+
+
+def scales_of(largest: Any) -> Any:
+  """Returns the scales of channels.
+
+  Args:
+    largest: Float32, the largest |w| of each; of numpy or JAX.
+  """
+  xp = jnp if isinstance(largest, jax.Array) else np
+  scales = largest / np.float32(_LEVELS)
   # A channel of zeros has no scale; any will do.
-  scales = xp.where(scales > 0, scales, np.float32(1))
-  values = xp.clip(xp.round(wide / scales), -_LEVELS, _LEVELS)
-  return Int8(values.astype(np.int8), scales.astype(np.float32))
+  return xp.where(scales > 0, scales, np.float32(1)).astype(np.float32)
+
+
+def values_of(weights: Any, scales: Any) -> Any:
+  """Returns int8 values of float32 weights, or of any part of a matrix.
+
+  Args:
+    weights: Float32, of numpy or JAX.
+    scales: Float32, with size 1 on the contracted axes.
+  """
+  xp = jnp if isinstance(weights, jax.Array) else np
+  values = xp.clip(xp.round(weights / scales), -_LEVELS, _LEVELS)
+  return values.astype(np.int8)
 
 
 def quantize(tree: Any, which: Which = layer_kernels) -> Any:

@@ -156,8 +156,20 @@ def step_many(
   Returns:
     The players after it, and their frames, uint8 [S, H, W, C].
   """
+  drawn, frames = step_stacked(
+      models, params, stack(states), actions, sampling)
+  return unstack(drawn, len(states)), frames
+
+
+def step_stacked(
+    models: Models,
+    params: Any,
+    stacked: State,
+    actions: jax.Array,
+    sampling: maskgit.Sampling,
+) -> tuple[State, jax.Array]:
+  """As `step_many`, of players in one state (see `stack`), any number."""
   params = quantized.dequantize(params)
-  stacked = stack(states)
   make_room = functools.partial(_make_room, models, params)
   if models.slide.mode == "rolling":
     stacked = jax.vmap(make_room)(stacked)
@@ -166,10 +178,9 @@ def step_many(
         (stacked.position == models.window - 1).any(),
         lambda players: jax.lax.map(make_room, players),
         lambda players: players, stacked)
-  drawn, frames = jax.vmap(
+  return jax.vmap(
       lambda state, action: _draw(models, params, state, action, sampling))(
           stacked, actions)
-  return unstack(drawn, len(states)), frames
 
 
 def next_logits(

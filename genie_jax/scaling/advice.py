@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 
 from genie_jax.core import errors
-from genie_jax.scaling import aot, plan
+from genie_jax.scaling import aot, layouts, plan
 from genie_jax.scaling import topology as topology_lib
 
 
@@ -32,7 +32,7 @@ Make = Callable[..., tuple[dict[str, Any], str]]
 def changes(
     config: ml_collections.ConfigDict, topology: topology_lib.Topology
 ) -> Iterator[Change]:
-  """Yields changes, those that cost least first.
+  """Yields changes that can work, those that cost least first.
 
   Full recomputation costs a third of the compute at most; smaller
   microbatches cost another gather of the parameters; more chips cost money.
@@ -41,6 +41,14 @@ def changes(
     config: The config that does not fit.
     topology: Its chips.
   """
+  for change in _changes(config, topology):
+    if layouts.fault_of(change.config, change.topology) is None:
+      yield change
+
+
+def _changes(
+    config: ml_collections.ConfigDict, topology: topology_lib.Topology
+) -> Iterator[Change]:
   copy = lambda: ml_collections.ConfigDict(config.to_dict())
   flags = []
   start = copy()

@@ -92,12 +92,10 @@ class Compiled:
   Attributes:
     text: The scheduled program.
     memory: Bytes on one device.
-    flops: As the compiler counts them, loop bodies once.
     seconds: That compiling took.
   """
   text: str
   memory: Memory
-  flops: float
   seconds: float
 
 
@@ -162,11 +160,21 @@ def build(
     UserError: The config does not make sense, or does not split over the
       devices.
   """
+  config = without_start(config)
+  return assemble(registry.make(config), config, topology)
+
+
+def without_start(
+    config: ml_collections.ConfigDict,
+) -> ml_collections.ConfigDict:
+  """Returns a copy of a config that starts from random parameters.
+
+  Other starts read the tokenizer of a token folder; only values differ.
+  """
   config = ml_collections.ConfigDict(config.to_dict())
   if "start" in config:
-    # Other starts read the tokenizer of a token folder; only values differ.
     config.start = "random"
-  return assemble(registry.make(config), config, topology)
+  return config
 
 
 def transformers(
@@ -237,8 +245,7 @@ def compile_step(
   return Compiled(
       compiled.as_text(), memory_of(
           compiled.memory_analysis(), device_bytes(step.like.params),
-          device_bytes(step.like.opt_state)),
-      float(compiled.cost_analysis().get("flops", 0.0)), seconds)
+          device_bytes(step.like.opt_state)), seconds)
 
 
 def device_bytes(tree: Any) -> float:

@@ -24,7 +24,7 @@ import re
 from collections.abc import Mapping
 
 from genie_jax.core import chips
-from genie_jax.scaling import breakdown, hlo, kernels, links
+from genie_jax.scaling import breakdown, hlo, kernels, links, products
 
 # Instructions that are names for what exists, or are done by the scalar unit
 # beside everything else.
@@ -73,6 +73,8 @@ class Estimate:
     unknown_loops: Loops whose trip count could not be read; counted once.
     host_bytes: Copied to and from the host's memory.
     parts: (part, pass) of the model to seconds of compute and kernels.
+    flops: Of matrix products and kernels, by pass: "forward", "backward",
+      "recomputed", or "" outside of the model.
   """
   compute: float = 0.0
   kernels: float = 0.0
@@ -87,6 +89,8 @@ class Estimate:
   unknown_loops: list[str] = dataclasses.field(default_factory=list)
   host_bytes: float = 0.0
   parts: collections.Counter = dataclasses.field(
+      default_factory=collections.Counter)
+  flops: collections.Counter = dataclasses.field(
       default_factory=collections.Counter)
 
   @property
@@ -107,7 +111,8 @@ class Estimate:
       mine.exposed += times * found.exposed
     for mine, found in ((self.kernel_seconds, other.kernel_seconds),
                         (self.unestimated, other.unestimated),
-                        (self.parts, other.parts)):
+                        (self.parts, other.parts),
+                        (self.flops, other.flops)):
       for key, value in found.items():
         mine[key] += times * value
     self.unknown_kernels |= other.unknown_kernels
@@ -164,6 +169,8 @@ class _Walk:
     if x.opcode == "call":
       total.add(self.run(x.attribute("to_apply")), 1)
       return
+    for path, flops in products.of(self._module, where, x):
+      total.flops[breakdown.of(path)[1]] += flops
     if self._transfer(where, x, total, free, under_way):
       return
     if kernels.is_kernel(x):
@@ -291,7 +298,9 @@ class _Walk:
     total.kernel_seconds[name] += seconds
     if not cost.known:
       total.unknown_kernels.add(name)
-    total.parts[breakdown.of(x.op_name)] += seconds
+    part = breakdown.of(x.op_name)
+    total.parts[part] += seconds
+    total.flops[part[1]] += cost.flops
 
   def _compute(self, where, x, total) -> None:
     if x.cycles is not None:
@@ -324,14 +333,14 @@ def _branches(x: hlo.Instruction) -> list[str]:
   return [x.attribute("true_computation"), x.attribute("false_computation")]
 
 
-def of(text: str, network: links.Network) -> Estimate:
+def of(program: str | hlo.Module, network: links.Network) -> Estimate:
   """Estimates a compiled step.
 
   Args:
-    text: Of the scheduled program, from `compiled.as_text()`.
+    program: The scheduled program, or its text, from `compiled.as_text()`.
     network: The devices that it runs on.
   """
-  module = hlo.parse(text)
+  module = hlo.parse(program) if isinstance(program, str) else program
   return _Walk(module, network).run(module.entry)
 
 

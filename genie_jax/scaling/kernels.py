@@ -157,7 +157,8 @@ def is_kernel(instruction: hlo.Instruction) -> bool:
 
 def name(instruction: hlo.Instruction) -> str:
   """Returns a kernel's name, as its `pallas_call` has it."""
-  found = re.search(r"([^/]+)/pallas_call", instruction.op_name)
+  # Outside of any module it stands in "transpose(jvp(name))/pallas_call".
+  found = re.search(r"([\w.\-]+)\)*/pallas_call", instruction.op_name)
   return found[1] if found else re.sub(r"\.\d+$", "", instruction.name)
 
 

@@ -9,10 +9,14 @@ import ml_collections
 
 from genie_jax.core import chips
 from genie_jax.models import build
-from genie_jax.scaling import aot, breakdown, estimate, links
+from genie_jax.scaling import activations, aot, breakdown, estimate, hlo, links
 from genie_jax.scaling import topology as topology_lib
 
 _DAY = 86_400.0
+
+# What a plan calls the passes of `breakdown.of`.
+_PASSES = {"forward": "forward", "backward": "backward",
+           "recomputed": "recomputed", "optimizer and other": ""}
 
 # Said in every plan, since no measurement stands behind it.
 METHOD = (
@@ -22,6 +26,8 @@ METHOD = (
     "collectives: bytes over the links of all torus dimensions that a group "
     "spans, and a microsecond a hop; hidden behind what the schedule puts "
     "between their start and end",
+    "compiled FLOPs: of matrix products, and of kernels with padded tiles; "
+    "loops by their trip counts",
     "not in it: input, checkpoints, evaluation, slow hosts, restarts",
 )
 
@@ -54,11 +60,11 @@ def make(
     compiled = aot.compile_step(step, options)
   except aot.OutOfMemory as error:
     return report | too_large(error, topology), ""
-  report |= memory(compiled.memory, topology)
-  found = estimate.of(compiled.text, links.network(
+  module = hlo.parse(compiled.text)
+  report |= memory(compiled.memory, topology, activations.of(module))
+  found = estimate.of(module, links.network(
       step.mesh.devices.flat, topology.dims, topology.wrap, topology.chip))
   report["compile_seconds"] = round(compiled.seconds, 1)
-  report["compiled_flops_loops_once"] = compiled.flops
   return report | _time(found, report, topology, price), compiled.text
 
 
@@ -107,12 +113,23 @@ def _facts(step: aot.Step, topology: topology_lib.Topology) -> dict[str, Any]:
 
 
 def memory(
-    found: aot.Memory, topology: topology_lib.Topology
+    found: aot.Memory,
+    topology: topology_lib.Topology,
+    kept: float | None = None,
 ) -> dict[str, Any]:
-  """Returns the memory of a chip by its use, as a plan's JSON has it."""
+  """Returns the memory of a chip by its use, as a plan's JSON has it.
+
+  Args:
+    found: Bytes on one device.
+    topology: The chips.
+    kept: Bytes of the temporaries that a backward pass finds saved, from
+      `activations.of`; None where there is no backward pass.
+  """
   gib = lambda num_bytes: round(
       num_bytes * topology.chip.devices / aot.GIB, 3)
   used = gib(found.peak)
+  # Where the compiler lays two of them over each other, they are all there is.
+  saved = min(kept or 0.0, found.temporaries)
   return {
       "fits": used <= topology.chip.hbm_gib,
       "hbm_gib_per_chip": used,
@@ -121,7 +138,8 @@ def memory(
           "optimizer": gib(found.optimizer),
           "other_arguments": gib(
               found.arguments - found.params - found.optimizer),
-          "temporaries": gib(found.temporaries),
+          **({} if kept is None else {"activations": gib(saved)}),
+          "temporaries": gib(found.temporaries - saved),
           "program": gib(found.code),
       },
   }
@@ -140,6 +158,7 @@ def too_large(
       "hbm_gib_by_use": None,
       "compile_seconds": round(error.seconds, 1),
       **dict.fromkeys((
+          "compiled_flops_per_step", "compiled_flops_by_pass",
           "step_seconds", "step_seconds_compute", "step_seconds_kernels",
           "step_seconds_exposed_comm", "mfu", "mfu_kernels_twice_as_slow",
           "tokens_per_day", "days", "chip_hours", "cost")),
@@ -153,6 +172,10 @@ def _time(found: estimate.Estimate, report, topology, price) -> dict[str, Any]:
   days = seconds * steps / _DAY
   hours = 24 * days * topology.num_chips
   return {
+      "compiled_flops_per_step": found.flops.total() * topology.num_devices,
+      "compiled_flops_by_pass": {
+          name: found.flops[key] * topology.num_devices
+          for name, key in _PASSES.items()},
       "step_seconds": seconds,
       "step_seconds_compute": found.compute,
       "step_seconds_kernels": found.kernels,
@@ -185,7 +208,8 @@ def _time(found: estimate.Estimate, report, topology, price) -> dict[str, Any]:
 def render(report: Mapping[str, Any], with_breakdown: bool = False) -> str:
   """Returns a plan as text of at most 80 columns."""
   lines = [
-      f"{report['stage']}: {report['params'] / 1e9:.3f}B parameters on "
+      f"{report['stage']}: {_count(report['params'])} parameters, "
+      f"{_count(report['params_per_chip'])} a chip, on "
       f"{report['slices']} x {report['topology']} ({report['chips']} chips)",
       "mesh " + ", ".join(f"{k} {v}" for k, v in report["mesh"].items())
       + f"; {report['batch_size']} clips a step, "
@@ -204,6 +228,10 @@ def render(report: Mapping[str, Any], with_breakdown: bool = False) -> str:
   lines += [f"  {line}" for line in report["method"]]
   lines += [f"  assumed: {line}" for line in report["assumptions"]]
   return "\n".join(lines)
+
+
+def _count(number: float) -> str:
+  return f"{number / 1e9:.3f}B" if number >= 1e9 else f"{number / 1e6:.3f}M"
 
 
 def memory_lines(report: Mapping[str, Any]) -> list[str]:
@@ -241,8 +269,14 @@ def _time_lines(report) -> list[str]:
     lines.append(f"  kernel {name} is not known: bounded by its shapes")
   for name in report["loops_of_unknown_length"]:
     lines.append(f"  loop {name}: trip count unknown, counted once")
+  model, compiled = (
+      report[f"{name}_flops_per_step"] for name in ("model", "compiled"))
+  passes = ", ".join(f"{name} {value / model:.3f}" for name, value in report[
+      "compiled_flops_by_pass"].items())
   lines += [
-      f"model FLOPs {report['model_flops_per_step']:.4g} a step",
+      f"model FLOPs {model:.4g} a step",
+      f"compiled FLOPs {compiled:.4g} a step, {compiled / model:.3f} of the "
+      "model's:", f"  {passes}",
       f"MFU {report['mfu']:.1%}; {report['mfu_kernels_twice_as_slow']:.1%} "
       "with every kernel twice as slow",
       f"{report['tokens_per_day'] / 1e9:.2f}B tokens a day; "

@@ -9,11 +9,12 @@ from typing import Any
 import ml_collections
 
 from genie_jax.core import errors
-from genie_jax.nn import st_transformer
-from genie_jax.scaling import plan
+from genie_jax.scaling import aot, layouts, plan
 from genie_jax.scaling import topology as topology_lib
 
-_ACCUMULATE = (1, 2, 4)
+_ACCUMULATE = (1, 2, 4, 8)
+# So many meshes are tried with every policy before any other is.
+_MESHES = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Candidate:
 
   Attributes:
     mesh: Size of each mesh axis.
-    remat: A name in `st_transformer.REMAT_POLICIES`.
+    remat: A name in `layouts.RECOMPUTING`.
     accumulate: Microbatches a step.
   """
   mesh: dict[str, int]
@@ -52,35 +53,52 @@ def candidates(
 ) -> list[Candidate]:
   """Returns what can be tried, the likeliest first.
 
-  A mesh is likely good when it splits inside a layer as little as it can
-  (tensor, then frame) and gives each chip whole clips; where all
-  fit, a policy that recomputes less is faster. Whatever does not divide the
-  clips or the frames is left out; other sizes are checked when it is built.
+  What each needs and takes is guessed (`layouts.guess`). The few meshes whose
+  best candidate is fastest come first, each with one candidate of every policy
+  that may fit: that of the best batch split, the fastest first. Then comes
+  whatever else may fit, and at the end what likely does not, the smallest
+  first. What cannot work (an axis that does not divide) is left out.
 
   Args:
     config: A training config.
     topology: The chips.
   """
-  batch, frames = config.data.batch_size, config.data.num_frames
-  found = []
+  found = layouts.facts(config)
+  room = topology.chip.hbm_gib * aot.GIB / topology.chip.devices
+  fitting, large = [], []
   for mesh in _meshes(topology.num_devices):
-    ways = mesh["data"] * mesh["fsdp"]
-    if mesh["data"] % topology.slices or frames % mesh["frame"]:
-      continue
-    for accumulate, remat in itertools.product(
-        _ACCUMULATE, st_transformer.REMAT_POLICIES):
-      if batch % (ways * accumulate) == 0:
-        found.append(Candidate(mesh, remat, accumulate))
-  order = list(st_transformer.REMAT_POLICIES)
-
-  def cost(candidate: Candidate):
+    for accumulate in _ACCUMULATE:
+      if layouts.fault(found, mesh, accumulate, topology.slices) is not None:
+        continue
+      for remat in layouts.RECOMPUTING:
+        guess = layouts.guess(found, mesh, remat, accumulate, topology)
+        candidate = Candidate(mesh, remat, accumulate)
+        if guess.bytes <= room:
+          fitting.append((_order(guess.seconds, candidate), candidate))
+        else:
+          large.append((_order(guess.bytes, candidate), candidate))
+  fitting.sort(key=lambda pair: pair[0])
+  large.sort(key=lambda pair: pair[0])
+  first, rest, kinds = [], [], set()
+  meshes: list[dict[str, int]] = []
+  for _, candidate in fitting:
     mesh = candidate.mesh
-    copies = mesh["data"] // topology.slices
-    return (3 * math.log2(mesh["tensor"]) + 2 * math.log2(mesh["frame"])
-            + math.log2(candidate.accumulate) + abs(math.log2(copies) - 1)
-            + 0.5 * order.index(candidate.remat))
+    if mesh not in meshes and len(meshes) < _MESHES:
+      meshes.append(mesh)
+    kind = (*mesh.values(), candidate.remat)
+    wanted = mesh in meshes and kind not in kinds
+    (first if wanted else rest).append(candidate)
+    kinds.add(kind)
+  return [*first, *rest, *(candidate for _, candidate in large)]
 
-  return sorted(found, key=cost)
+
+def _order(amount: float, candidate: Candidate):
+  """Returns what to sort by: of equals the simplest comes first."""
+  mesh = candidate.mesh
+  return (
+      float(f"{amount:.4g}"), sum(size > 1 for size in mesh.values()),
+      layouts.RECOMPUTING.index(candidate.remat), candidate.accumulate,
+      mesh["tensor"], mesh["frame"], mesh["data"])
 
 
 def _meshes(devices: int) -> Iterator[dict[str, int]]:

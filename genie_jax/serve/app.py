@@ -38,7 +38,7 @@ _PAGE = {
 _HELLO_SECONDS = 10.0
 _EXPIRE_SECONDS = 5.0
 _SNAPSHOT_BYTES = 32 << 20  # Of one line.
-_UPLOADS_A_SECOND, _UPLOAD_BURST = 2, 20
+_UPLOAD_SECONDS = 75.0  # Enough for 8 MB at a megabit a second.
 
 
 class Server:
@@ -73,8 +73,7 @@ class Server:
         engine.description.height, engine.description.width)
     self._films = concurrent.futures.ThreadPoolExecutor(
         1, thread_name_prefix="films")
-    self._uploads = guard.Bucket(
-        _UPLOADS_A_SECOND, _UPLOAD_BURST, time.monotonic())
+    self._turns = pictures.Turns(time.monotonic())
     self._gallery = [images.to_png(prompt) for prompt in engine.prompts]
     self._kept = limits.pictures
     self._sockets = 0
@@ -114,10 +113,7 @@ class Server:
   async def _expire(self) -> None:
     while True:
       await asyncio.sleep(_EXPIRE_SECONDS)
-      for session in self.hub.expire(time.monotonic()):
-        if session.connection is not None:
-          session.connection.close(
-              connections.EXPIRED, "Nothing was played for too long.")
+      self.hub.expire(time.monotonic())
 
   async def _page(self, request: requests.Request) -> responses.Response:
     found = _PAGE.get(request.path_params["name"])
@@ -137,11 +133,18 @@ class Server:
   async def _upload(self, request: requests.Request) -> responses.Response:
     refuse = lambda reason, status: responses.JSONResponse(
         {"error": reason}, status, {"connection": "close"})
-    if not self._uploads.take(time.monotonic()):
-      return refuse("Too many pictures at once; wait a second.", 429)
+    visitor = self._visitor(request)
     try:
-      content = await pictures.receive(request)
-      name, frame = await self._pictures.add(content)
+      with self._turns.take(visitor, time.monotonic()):
+        async with asyncio.timeout(_UPLOAD_SECONDS):
+          content = await pictures.receive(request)
+        name, frame = await self._pictures.add(content, visitor)
+    except pictures.TooMany:
+      return refuse("Too many pictures at once; wait a second.", 429)
+    except TimeoutError:
+      return refuse(
+          f"The picture was not here after {_UPLOAD_SECONDS:.0f} seconds; "
+          "make it smaller.", 408)
     except pictures.TooLarge:
       return refuse(
           f"The picture has more than {pictures.MAX_BYTES >> 20} MB; make it "
@@ -153,6 +156,13 @@ class Server:
     return responses.Response(
         images.to_png(frame), media_type="image/png",
         headers={"x-picture": name})
+
+  def _visitor(self, request: requests.Request) -> str:
+    """Returns who sends a picture: a session, or else an address."""
+    session = self.hub.find(request.headers.get("x-session", ""))
+    if session is not None:
+      return session.token
+    return guard.network(request.client.host if request.client else "")
 
   async def _play(self, socket: websockets.WebSocket) -> None:
     await socket.accept()

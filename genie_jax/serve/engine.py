@@ -13,11 +13,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 import genie_jax
 from genie_jax.core import files, images
 from genie_jax.infer import world as worlds
-from genie_jax.sampling import maskgit
+from genie_jax.sampling import maskgit, prepare
 from genie_jax.sampling import slide as slides
 
 BATCHES = tuple(sorted(worlds.BATCHES))
@@ -59,6 +60,7 @@ class Engine:
   def __init__(
       self, world: worlds.World, prompts: Sequence[np.ndarray], *, name: str,
       rules: Mapping[str, Any], batches: Sequence[int] | None = None,
+      split: bool = False,
   ):
     """Puts a world behind the server.
 
@@ -71,6 +73,7 @@ class Engine:
         left out, all that `World.step_many` compiles, but on a CPU only 1: it
         steps several no faster together, and a player's pixels would depend in
         their last bit on who else is there.
+      split: Whether the world lies on several devices.
     """
     self.world = world
     self.prompts = list(prompts)
@@ -79,6 +82,7 @@ class Engine:
       batches = (1,) if jax.default_backend() == "cpu" else BATCHES
     self._batches = sorted(batches)
     self.most = self._batches[-1]
+    self._split = split
     self._warm = {1}
     self._ended = threading.Event()
     height, width = world.frame_shape[:2]
@@ -92,8 +96,15 @@ class Engine:
         height=height, width=width, fps=world.fps)
 
   def warm_up(self) -> None:
-    """Compiles what one player needs, by playing two frames."""
-    self.world.warm_up(batches=(1,))
+    """Compiles what one player needs, by playing two frames.
+
+    Of a world on several devices all batches: programs that two threads send
+    to the same devices may reach them in different orders, and then wait for
+    each other for ever, so that nothing may be compiled beside the game.
+    """
+    if self._split:
+      self._warm = set(self._batches)
+    self.world.warm_up(batches=sorted(self._warm))
     state, _ = self.start(np.zeros(self.world.frame_shape, np.uint8), 0)
     kept = self.world.fork(state)
     self.state_bytes = sum(
@@ -108,6 +119,8 @@ class Engine:
       for size in self._batches[1:]:
         if self._ended.is_set():
           return
+        if size in self._warm:
+          continue
         self.world.warm_up(batches=(size,))
         self._warm = self._warm | {size}
       logging.getLogger(__name__).debug("all batches are compiled")
@@ -167,7 +180,8 @@ class Engine:
 
 def open_world(
     folder_or_url: files.PathLike, *, refinements: int | None = None,
-    slide: str | None = None,
+    slide: str | None = None, dtype: str | None = None,
+    mesh: Mesh | None = None,
 ) -> Engine:
   """Loads a world and its gallery.
 
@@ -175,11 +189,13 @@ def open_world(
     folder_or_url: As `genie_jax.load_world` takes it.
     refinements: MaskGIT steps a frame; the world's when left out.
     slide: What happens when the window is full; the world's when left out.
+    dtype: As `genie_jax.load_world` takes it.
+    mesh: The same.
 
   Raises:
     UserError: It is no world, it is damaged, or a number is out of range.
   """
-  world = genie_jax.load_world(folder_or_url)
+  world = genie_jax.load_world(folder_or_url, dtype=dtype, mesh=mesh)
   sampling, sliding = world.sampling, world.slide
   if refinements is not None:
     sampling = maskgit.make_sampling(
@@ -190,6 +206,8 @@ def open_world(
   prompts = [
       images.load_prompt(path, *world.frame_shape[:2])
       for path in world.prompts]
+  rules = {"sampling": vars(sampling), "slide": vars(sliding)}
+  if dtype not in (None, prepare.default_dtype()):
+    rules["dtype"] = dtype  # Links made without the flag stay as they are.
   return Engine(
-      world, prompts, name=world.name,
-      rules={"sampling": vars(sampling), "slide": vars(sliding)})
+      world, prompts, name=world.name, rules=rules, split=mesh is not None)

@@ -93,6 +93,24 @@ def _name(host: str) -> str | None:
   return name
 
 
+def network(address: str) -> str:
+  """Returns who an address belongs to.
+
+  Args:
+    address: IPv4 or IPv6, or anything else, which stands for itself.
+
+  Returns:
+    The address; of IPv6 its first 64 bits, as one visitor has all the rest.
+  """
+  try:
+    found = ipaddress.ip_address(address)
+  except ValueError:
+    return address
+  if found.version == 6 and found.ipv4_mapped is None:
+    return str(ipaddress.ip_network((int(found), 64), strict=False))
+  return address
+
+
 def _is_address(name: str) -> bool:
   """Whether a host is an IP address: no DNS answer can have forged it."""
   try:
@@ -129,10 +147,15 @@ class Bucket:
 
   def take(self, now: float) -> bool:
     """Takes a token; returns whether there was one."""
-    self._tokens = min(
-        self._burst, self._tokens + (now - self._time) * self._rate)
-    self._time = now
+    self._tokens, self._time = self._held(now), now
     if self._tokens < 1:
       return False
     self._tokens -= 1
     return True
+
+  def full(self, now: float) -> bool:
+    """Whether the bucket is as good as new."""
+    return self._held(now) >= self._burst
+
+  def _held(self, now: float) -> float:
+    return min(self._burst, self._tokens + (now - self._time) * self._rate)

@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Iterator
 
+from genie_jax.serve import connection as connections
 from genie_jax.serve import line as lines
 from genie_jax.serve import session as sessions
 
@@ -54,11 +55,9 @@ class Hub:
       Full: There is no room.
     """
     self.expire(now)
-    # JSON may hold half a character, which plain UTF-8 cannot.
-    given = token.encode(errors="surrogatepass")
-    for known, session in self._sessions.items():
-      if secrets.compare_digest(known.encode(), given):
-        return session, True
+    session = self.find(token)
+    if session is not None:
+      return session, True
     if len(self._sessions) >= self.most:
       away = [each for each in self if each.connection is None]
       if not away:
@@ -69,16 +68,29 @@ class Hub:
     self._sessions[session.token] = session
     return session, False
 
+  def find(self, token: str) -> sessions.Session | None:
+    """Returns the session of a token, None if there is none."""
+    # JSON may hold half a character, which plain UTF-8 cannot.
+    given = token.encode(errors="surrogatepass")
+    for known, session in self._sessions.items():
+      if secrets.compare_digest(known.encode(), given):
+        return session
+    return None
+
   def remove(self, session: sessions.Session) -> None:
     """Forgets a session."""
     self._sessions.pop(session.token, None)
 
-  def expire(self, now: float) -> list[sessions.Session]:
-    """Forgets sessions that nobody plays; returns them."""
+  def expire(self, now: float) -> None:
+    """Forgets sessions that nobody plays, and tells those who are there."""
     gone = [
         each for each in self
         if now - each.seen > self.idle_seconds
         or (each.connection is None and now - each.left > _AWAY_SECONDS)]
     for session in gone:
       self.remove(session)
-    return gone
+      # Here and nowhere else: whoever left the hub and was not told would
+      # wait for frames that never come.
+      if session.connection is not None:
+        session.connection.close(
+            connections.EXPIRED, "Nothing was played for too long.")

@@ -117,7 +117,8 @@ class Line:
     """
     if len(self.actions) >= protocol.MAX_ACTIONS:
       raise Rejected(
-          f"This run has {protocol.MAX_ACTIONS} frames, the most; start anew.")
+          f"This run has {protocol.MAX_ACTIONS} frames, the most; go back and "
+          "play on from there, or start anew.")
     self.actions.append(action)
     self.seqs.append(seq)
 

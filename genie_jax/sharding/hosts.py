@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -86,13 +86,6 @@ def _assemble(
     return rows[(slice(start - first, stop - first), *index[1:])]
 
   return jax.make_array_from_callback(shape, sharding, cut)
-
-
-def fetch(tree: Any) -> Any:
-  """Returns whole host copies of arrays, on every process."""
-  if jax.process_count() == 1:
-    return jax.device_get(tree)
-  return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def barrier(name: str) -> None:

@@ -107,6 +107,18 @@ def make(
       axis_types=(AxisType.Auto,) * len(rules.MESH_AXES))
 
 
+def without_frames(mesh: Mesh) -> Mesh:
+  """Returns a mesh of the same devices on which no clip's frames are split.
+
+  Where frames are drawn one by one there is nothing to split. The axis frame
+  becomes part of fsdp, so that every parameter stays where it lies.
+  """
+  data, fsdp, tensor, frame = mesh.devices.shape
+  devices = mesh.devices.transpose(0, 1, 3, 2).reshape(
+      data, fsdp * frame, tensor, 1)
+  return Mesh(devices, rules.MESH_AXES, axis_types=mesh.axis_types)
+
+
 def sharding(mesh: Mesh, axes: Sequence[str | None]) -> NamedSharding:
   """Returns the layout of an array with these logical axes."""
   return NamedSharding(mesh, rules.spec(axes))

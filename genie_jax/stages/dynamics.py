@@ -65,8 +65,9 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
       },
       loss_scales={"cross_entropy": 1.0},
       init=init, loss=loss, evaluate=evaluate,
-      preview=lambda params, extra, batch, rng: preview(
+      preview=lambda params, extra, batch, rng: preview.draw(
           params, batch["tokens"], batch[which], rng),
+      show=preview.show,
       flops_per_clip=training_flops(config))
 
 

@@ -98,15 +98,17 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
     return terms
 
   rollout = rollouts.Preview(config, dynamics)
-  next_frames = lam_stage.next_frame_preview(lam)
 
   def preview(params, extra, batch, rng):
     del extra
-    clip = autoencoding.as_float(batch["frames"][:1])
-    return {
-        **rollout(
+    return (
+        rollout.draw(
             params["dynamics"], batch["tokens"], infer(params, batch), rng),
-        "next_frames": next_frames(params["lam"], clip, rng)}
+        lam_stage.next_frames(
+            lam, params["lam"], autoencoding.as_float(batch["frames"]), rng))
+
+  def show(drawn):
+    return rollout.show(drawn[0]) | lam_stage.show_next_frames(drawn[1])
 
   return stage.Stage(
       name="joint",
@@ -120,7 +122,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
           "cross_entropy": 1.0,
           **{_LAM + name: scale for name, scale in config.loss.items()}},
       init=init, loss=loss, after_update=after_update, evaluate=evaluate,
-      preview=preview,
+      preview=preview, show=show,
       flops_per_clip=(
           lam_stage.training_flops(part_config(config, "lam"))
           + dynamics_stage.training_flops(part_config(config, "dynamics"))))

@@ -43,12 +43,10 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
     return button_terms(
         model, params, autoencoding.as_float(batch["frames"]), rng)
 
-  next_frames = next_frame_preview(model)
-
   def preview(params, extra, batch, rng):
     del extra
-    truth = autoencoding.as_float(batch["frames"][:1])
-    return {"next_frames": next_frames(params, truth, rng)}
+    return next_frames(
+        model, params, autoencoding.as_float(batch["frames"]), rng)
 
   return stage.Stage(
       name="lam",
@@ -56,6 +54,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
           shape, jnp.uint8, ("act_time", None, None, None))},
       loss_scales=dict(config.loss),
       init=init, loss=loss, evaluate=evaluate, preview=preview,
+      show=show_next_frames,
       after_update=autoencoding.codebook_update(config.codebook),
       flops_per_clip=training_flops(config))
 
@@ -91,30 +90,32 @@ def button_terms(
   }
 
 
-def next_frame_preview(model: lam_lib.Lam):
-  """Returns `(params, frames, rng) -> rows` of pictures of the first clip.
+def next_frames(
+    model: lam_lib.Lam, params, frames: jax.Array, rng: jax.Array
+) -> dict[str, jax.Array]:
+  """Returns what `show_next_frames` shows, each float [B, T-1, H, W, C].
 
-  The rows are truth, prediction, prediction under random actions, and error.
+  Args:
+    model: The LAM.
+    params: Its parameters.
+    frames: float [B, T, H, W, C].
+    rng: Key of the random actions.
   """
-  @jax.jit
-  def draw(params, frames, rng):
-    made = model.apply({"params": params}, frames)
-    random = jax.random.randint(
-        rng, made.latent_actions.shape, 0, model.num_latent_actions)
-    other = model.apply(
-        {"params": params}, frames[:, :-1], random, method="decode")
-    return made.targets[0], made.frames[0], other[0]
+  made = model.apply({"params": params}, frames)
+  random = jax.random.randint(
+      rng, made.latent_actions.shape, 0, model.num_latent_actions)
+  other = model.apply(
+      {"params": params}, frames[:, :-1], random, method="decode")
+  return {"truth": made.targets, "prediction": made.frames,
+          "random actions": other}
 
-  def rows(params, frames, rng):
-    truth, prediction, other = draw(params, frames, rng)
-    return {
-        "truth": images.to_uint8(truth),
-        "prediction": images.to_uint8(prediction),
-        "random actions": images.to_uint8(other),
-        "error": autoencoding.error_frames(truth, prediction),
-    }
 
-  return rows
+def show_next_frames(drawn):
+  """Returns rows of truth, prediction, random actions and error of a clip."""
+  rows = {name: images.to_uint8(frames) for name, frames in drawn.items()}
+  rows["error"] = autoencoding.error_frames(
+      drawn["truth"], drawn["prediction"])
+  return {"next_frames": rows}
 
 
 def training_flops(config: ml_collections.ConfigDict) -> float:

@@ -1,13 +1,13 @@
 """Pictures of free rollouts while a dynamics model trains."""
 
-import pathlib
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
 
-from genie_jax.core import files, images
+from genie_jax.core import errors, files, images
+from genie_jax.data import manifest as manifests
 from genie_jax.models import dynamics as dynamics_lib
 from genie_jax.models import saved
 from genie_jax.sampling import maskgit, pixels, rollout
@@ -15,8 +15,21 @@ from genie_jax.stages import autoencoding
 
 
 def tokenizer_of(folder: files.PathLike) -> saved.Part:
-  """Returns the tokenizer that made a token folder, which carries it."""
-  return saved.load(pathlib.Path(folder) / "tokenizer").parts["tokenizer"]
+  """Returns the tokenizer that made a token folder, which carries it.
+
+  Raises:
+    UserError: The folder has none; or its copy, where the folder is in a
+      bucket, is not the one that its manifest describes.
+  """
+  manifest = manifests.Manifest.read(folder)
+  place = manifest.model_folder("tokenizer")
+  found = saved.load(place)
+  if manifest.address and found.fingerprint != manifest.tokenizer_fingerprint:
+    raise errors.UserError(
+        f"{place} is not the tokenizer that made {manifest.address}; remove "
+        "that copy, and if it is the same again, copy the folder to the "
+        "bucket again.")
+  return found.parts["tokenizer"]
 
 
 class Preview:
@@ -38,32 +51,45 @@ class Preview:
     self._sampling = maskgit.make_sampling(config.sampling.to_dict())
     self._tokenizer: saved.Part | None = None
 
-  def __call__(
+  def draw(
       self, params: Any, tokens: jax.Array, actions: jax.Array, rng: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    """Returns true and drawn tokens, each int32 [B, T, h, w].
+
+    Part of a compiled function. No frame leaves the window.
+
+    Args:
+      params: Parameters of the dynamics model.
+      tokens: int32 [B, T, h, w].
+      actions: int32 [B, T-1], the actions that they are rolled out with.
+      rng: Key of the draws.
+    """
+    frames = tokens.shape[1]
+    return tokens, rollout.rollout(
+        self.model, params, tokens[:, :1], actions, rng,
+        num_frames=frames - 1, window=frames, sampling=self._sampling)
+
+  def show(
+      self, drawn: tuple[np.ndarray, np.ndarray]
   ) -> dict[str, dict[str, np.ndarray]]:
     """Returns strips of truth, free rollout and error for one clip.
 
     Args:
-      params: Parameters of the dynamics model.
-      tokens: int32 [B, T, h, w]; the first clip is shown.
-      actions: int32 [B, T-1], the actions that it is rolled out with.
-      rng: Key of the draws.
+      drawn: What `draw` made of it, each [T, h, w].
 
     Returns:
       {"rollout": {row: uint8 [T, H, W, 3]}}; the truth is the tokenizer's
       reconstruction, the best that tokens can show.
+
+    Raises:
+      UserError: The token folder carries no tokenizer.
     """
     if self._tokenizer is None:
       self._tokenizer = tokenizer_of(self.config.data.path)
     tokenizer = self._tokenizer
-    frames = tokens.shape[1]
-    drawn = rollout.rollout(
-        self.model, params, tokens[:1, :1], actions[:1], rng,
-        num_frames=frames - 1, window=frames, sampling=self._sampling)
-    show = lambda z: np.asarray(pixels.decode(
-        tokenizer.module, tokenizer.params, z,
-        window=self.config.world.num_frames)[0])
-    truth, made = show(tokens[:1]), show(drawn)
+    truth, made = np.asarray(pixels.decode(
+        tokenizer.module, tokenizer.params, np.stack(drawn),
+        window=self.config.world.num_frames))
     return {"rollout": {
         "truth (tokens)": images.to_uint8(truth),
         "prediction": images.to_uint8(made),

@@ -1,6 +1,5 @@
 """The tokenizer stage: frames -> tokens -> frames (Genie, section 2.1)."""
 
-import jax
 import jax.numpy as jnp
 import ml_collections
 
@@ -43,25 +42,24 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
     return {"squared_error": stage.Term.of(
         jnp.square(made.frames.clip(0, 1) - truth))}
 
-  @jax.jit
-  def reconstruct(params, truth):
-    return model.apply({"params": params}, truth).frames
-
   def preview(params, extra, batch, rng):
     del extra, rng
-    truth = autoencoding.as_float(batch["frames"][:1])
-    made = reconstruct(params, truth)
+    truth = autoencoding.as_float(batch["frames"])
+    return truth, model.apply({"params": params}, truth).frames
+
+  def show(drawn):
+    truth, made = drawn
     return {"reconstruction": {
-        "truth": images.to_uint8(truth[0]),
-        "reconstruction": images.to_uint8(made[0]),
-        "error": autoencoding.error_frames(truth[0], made[0])}}
+        "truth": images.to_uint8(truth),
+        "reconstruction": images.to_uint8(made),
+        "error": autoencoding.error_frames(truth, made)}}
 
   return stage.Stage(
       name="tokenizer",
       features={"frames": stage.Feature(
           shape, jnp.uint8, ("act_time", None, None, None))},
       loss_scales=dict(config.loss),
-      init=init, loss=loss, evaluate=evaluate, preview=preview,
+      init=init, loss=loss, evaluate=evaluate, preview=preview, show=show,
       after_update=autoencoding.codebook_update(config.codebook),
       flops_per_clip=_flops(config))
 

@@ -1,6 +1,5 @@
 """Held-out loss and pictures while a run goes on."""
 
-import io
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -10,15 +9,15 @@ import ml_collections
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
-from PIL import Image
 
-from genie_jax.core import errors, images
+from genie_jax.core import errors
 from genie_jax.sharding import hosts
+from genie_jax.sharding import mesh as mesh_lib
 from genie_jax.train import metrics as metrics_lib
+from genie_jax.train import pictures, storage
 from genie_jax.train import stage as stage_lib
 from genie_jax.train import state as state_lib
 from genie_jax.train import step as step_lib
-from genie_jax.train import storage
 
 # Fixed, so that evaluations of a run, and of runs, hide the same tokens.
 _SQUARED = "squared_error"
@@ -52,32 +51,37 @@ class HeldOut:
     self._stage, self._share = stage, share
     self._make_batches = make_batches
     self._count = config.eval_batches
-    self._folder = storage.folder(workdir) / "previews"
+    self._pictures = pictures.Pictures(stage, mesh, like, workdir)
     size = config.data.batch_size
     self._rows = size // share.count
     self._layout = step_lib.batch_shardings(stage, mesh, size)
     self._step = step_lib.make_eval_step(stage, mesh, like, size)
+    self._first = jax.jit(
+        lambda batch: jax.tree.map(lambda x: x[:1], batch),
+        in_shardings=(self._layout,), out_shardings=mesh_lib.replicated(mesh))
+    self._clip: dict[str, np.ndarray] | None = None
 
   def run(
       self, step: int, state: state_lib.TrainState, writer: metrics_lib.Writer
   ) -> dict[str, float]:
-    """Evaluates, writes numbers and pictures, and returns "eval/<name>"."""
+    """Evaluates, writes the numbers, and returns "eval/<name>"."""
     if self._make_batches is None or self._count < 1:
       return {}
-    terms, first = [], None
+    terms = []
     base = jax.random.key(_SEED)
     batches = self._make_batches(self._share)
     try:
       for number, batch in enumerate(itertools.islice(batches, self._count)):
         step_lib.check_batch(self._stage, batch, self._rows)
         batch = hosts.to_global(batch, self._layout, self._share)
-        first = batch if first is None else first
+        if self._clip is None:
+          self._clip = jax.device_get(self._first(batch))
         terms.append(self._step(
             state.params, state.extra, batch,
             jax.random.fold_in(base, number)))
     finally:
       batches.close()
-    if first is None:
+    if not terms:
       raise errors.UserError(
           "config.data.eval_split has less than one batch; use a smaller "
           "config.data.batch_size or more held-out clips.")
@@ -85,28 +89,15 @@ class HeldOut:
     writer.scalars(step, values)
     logging.info("step %d held out: %s", step, ", ".join(
         f"{name.removeprefix('eval/')} {x:.5g}" for name, x in values.items()))
-    self._draw(step, state, first, base, writer)
     return values
 
-  def _draw(self, step, state, batch, rng, writer) -> None:
-    params, extra = state.params, state.extra
-    if jax.process_count() > 1:
-      # Pictures are drawn outside of any compiled function, where arrays that
-      # lie partly elsewhere cannot be touched.
-      params, extra, batch = hosts.fetch((params, extra, batch))
-    if jax.process_index() != 0:
-      return
-    for name, rows in self._stage.preview(params, extra, batch, rng).items():
-      picture = images.strip(rows)
-      _save_png(self._folder / f"{name}_{step:08d}.png", picture)
-      writer.image(step, name, picture)
-
-
-def _save_png(path: storage.PathLike, picture: np.ndarray) -> None:
-  """Writes uint8 [H, W, 3] to a disk or a bucket."""
-  buffer = io.BytesIO()
-  Image.fromarray(picture).save(buffer, "PNG")
-  storage.write(path, buffer.getvalue())
+  def draw(
+      self, step: int, state: state_lib.TrainState, writer: metrics_lib.Writer
+  ) -> None:
+    """Writes pictures of the first held-out clip, once `run` has seen it."""
+    if self._clip is not None:
+      self._pictures.draw(
+          step, state, self._clip, jax.random.key(_SEED), writer)
 
 
 def _means(terms: list[dict[str, stage_lib.Term]]) -> dict[str, float]:

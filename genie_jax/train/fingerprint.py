@@ -4,6 +4,7 @@ Sums of the raw bits as integers: they wrap, so their order does not matter.
 """
 
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -37,6 +38,24 @@ def arrays(tree: Any) -> dict[str, str]:
           for name, (plain, placed) in sorted(words.items())}
 
 
+def part(block: np.ndarray, corner: tuple[int, ...]) -> tuple[int, int]:
+  """Returns what a box of an array adds to the array's fingerprint.
+
+  Args:
+    block: What is in the box.
+    corner: Where in the array its first value lies.
+  """
+  plain, placed = _words(block, np, corner)
+  return int(plain), int(placed)
+
+
+def joined(parts: Iterable[tuple[int, int]]) -> str:
+  """Returns an array's fingerprint, as `arrays` has it, of all its boxes."""
+  plain, placed = (
+      sum(words) & 0xFFFFFFFF for words in zip(*parts, strict=True))
+  return f"{plain:08x}{placed:08x}"
+
+
 @functools.lru_cache
 def _compiled(mesh: Mesh | None):
   """Returns the jitted sums, whole on every process of a mesh."""
@@ -46,7 +65,9 @@ def _compiled(mesh: Mesh | None):
       out_shardings=layout)
 
 
-def _words(x: Any, xp: Any) -> tuple[Any, Any]:
+def _words(
+    x: Any, xp: Any, corner: tuple[int, ...] | None = None
+) -> tuple[Any, Any]:
   """Returns two uint32 sums over an array's bits, plain and by position."""
   if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
     x = jax.random.key_data(x)
@@ -58,7 +79,9 @@ def _words(x: Any, xp: Any) -> tuple[Any, Any]:
   for axis, size in enumerate(bits.shape):
     shape = [1] * bits.ndim
     shape[axis] = size
-    weight = weight * _SPREAD + xp.arange(size, dtype=np.uint32).reshape(shape)
+    first = corner[axis] if corner else 0
+    places = xp.arange(first, first + size, dtype=np.uint32)
+    weight = weight * _SPREAD + places.reshape(shape)
   # Odd weights: one flipped bit always changes the sum.
   weight = weight | np.uint32(1)
   return bits.sum(dtype=np.uint32), (bits * weight).sum(dtype=np.uint32)

@@ -1,19 +1,26 @@
-"""Checkpoints of models larger than host memory, read a few arrays at a time.
+"""Checkpoints of models larger than host memory, read a piece at a time.
 
-Each read of Orbax costs tens of milliseconds, however small, so arrays are
-read in groups; the last group stays in memory, as its arrays are asked for
-one after the other.
+Each read of Orbax costs tens of milliseconds, however small, so small arrays
+are read in groups; the last group stays in memory, as its arrays are asked for
+one after the other. An array larger than a group is read in boxes of whole
+chunks, as TensorStore stored them: a chunk is one device's part of the array
+when it was saved, and Orbax makes none larger than 2 GB.
 """
 
+import functools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import tensorstore
 
-from genie_jax.core import arrays, errors, tensors
-from genie_jax.train import stored
+from genie_jax.core import arrays, errors, pieces
+from genie_jax.train import explain, fingerprint, stored
 
-GROUP_BYTES = 1 << 28
+GROUP_BYTES = 1 << 25
+# What is summed at once for a fingerprint; several copies of it are made.
+_VALUES = 1 << 20
 
 
 def params(
@@ -24,16 +31,18 @@ def params(
 ) -> tuple[stored.Tree, dict[str, Any]]:
   """Like `stored.load_params`, for models larger than memory.
 
-  All arrays are read and checked once here, group by group, and again when
-  they are asked for later.
+  All arrays are read and checked once here, piece by piece, and again when
+  they are asked for later. In memory is a group, or of a larger array a piece
+  of `pieces.PIECE_BYTES`, or one chunk of it if that is larger; and what it
+  takes to decode that, which is as much again once or twice.
 
   Args:
     workdir: Where `genie train` wrote.
     step: Which checkpoint; the newest that is undamaged when left out.
-    group_bytes: Most bytes in memory at once, or one array if it is larger.
+    group_bytes: Most bytes of arrays that are read together and whole.
 
   Returns:
-    Parameters as nested dicts of `tensors.Deferred`, and the run's config.
+    Parameters as nested dicts of `pieces.Lazy`, and the run's config.
 
   Raises:
     UserError: There is no such checkpoint, or it is damaged.
@@ -41,16 +50,30 @@ def params(
   def read(path):
     note = stored.read_note(path)
     flat = arrays.flatten(stored.host_arrays(note, ("params",)))
-    reader = _Reader(path, _groups(flat, group_bytes))
+    large = {name: like for name, like in flat.items()
+             if _num_bytes(like) > group_bytes}
+    reader = _Reader(path, _groups(
+        {name: like for name, like in flat.items() if name not in large},
+        group_bytes))
     for group in reader.groups:
       reader.read(group)
+    reader.forget()
     lazy = {
-        name: tensors.Deferred(
-            like.shape, like.dtype, lambda name=name: reader.get(name))
-        for name, like in flat.items()}
+        name: pieces.Deferred(
+            like.shape, like.dtype, functools.partial(reader.get, name))
+        for name, like in flat.items() if name not in large}
+    for name, like in large.items():
+      chunks = _Chunks(path, name, like)
+      chunks.check(note["fingerprints"][name])
+      lazy[name] = pieces.Parted(
+          like.shape, like.dtype, chunks.unit, chunks.get)
     return arrays.unflatten(lazy)["params"], note["config"]
 
   return stored.newest(workdir, step, read)
+
+
+def _num_bytes(like: Any) -> int:
+  return math.prod(like.shape) * like.dtype.itemsize
 
 
 def _groups(
@@ -58,7 +81,7 @@ def _groups(
 ) -> list[dict[str, Any]]:
   groups, room = [], 0
   for name, like in flat.items():
-    size = math.prod(like.shape) * like.dtype.itemsize
+    size = _num_bytes(like)
     if size > room or not groups:
       groups.append({})
       room = group_bytes
@@ -78,16 +101,90 @@ class _Reader:
     self._last: dict[str, np.ndarray] = {}
 
   def read(self, group: dict[str, Any]) -> None:
-    self._last = {}  # Let go of the one before first.
+    self.forget()  # The one before first.
     fields, _ = stored.load(self._path, arrays.unflatten(group))
     self._last = arrays.flatten(fields)
+
+  def forget(self) -> None:
+    self._last = {}
 
   def get(self, name: str) -> np.ndarray:
     if name not in self._last:
       try:
         self.read(self.groups[self._owner[name]])
       except stored.Damaged as damage:
-        raise errors.UserError(
-            f"{self._path} was damaged while it was read ({damage}); try "
-            "again.") from damage
+        raise _changed(self._path, damage) from damage
     return self._last[name]
+
+
+class _Chunks:
+  """Reads boxes of one array; what has been checked is checked again.
+
+  Attributes:
+    unit: Shape of the array's chunks.
+  """
+
+  def __init__(self, path: Any, name: str, like: Any):
+    """Opens an array of a checkpoint's folder as Orbax lays it out."""
+    self._path, self._name = path, name
+    place = str(path / stored.STATE)
+    with explain.Explain(_cannot_read):
+      self._array = tensorstore.open({
+          "driver": "zarr3",
+          "kvstore": {
+              "driver": "ocdbt",
+              "base": f"{place if '://' in place else f'file://{place}'}/",
+              "path": f"{name.replace('/', '.')}/"},
+          # One chunk after the other, or several would be in memory.
+          "context": {
+              "file_io_concurrency": {"limit": 1},
+              "data_copy_concurrency": {"limit": 1}},
+      }, read=True, open=True).result()
+    found = self._array.shape, self._array.dtype.numpy_dtype
+    if found != (like.shape, like.dtype):
+      raise stored.Damaged(f"{name} has another shape or type")
+    self.unit = tuple(self._array.chunk_layout.read_chunk.shape)
+    self._words: dict[Any, tuple[int, int]] = {}
+
+  def check(self, digits: str) -> None:
+    """Reads all boxes; raises `Damaged` unless this is their fingerprint."""
+    like = pieces.Parted(
+        self._array.shape, self._array.dtype.numpy_dtype, self.unit, self._read)
+    self._words = {
+        key: words for box, block in pieces.each(like)
+        for key, words in _sums(box, block)}
+    if fingerprint.joined(self._words.values()) != digits:
+      raise stored.Damaged(f"the bits of {self._name} have changed")
+
+  def get(self, box: Any) -> np.ndarray:
+    try:
+      block = self._read(box)
+      if any(self._words.get(key, words) != words
+             for key, words in _sums(box, block)):
+        raise stored.Damaged(f"the bits of {self._name} have changed")
+    except stored.Damaged as damage:
+      raise _changed(self._path, damage) from damage
+    return block
+
+  def _read(self, box: Any) -> np.ndarray:
+    with explain.Explain(_cannot_read):
+      return self._array[box].read().result()
+
+
+def _sums(
+    box: pieces.Box, block: np.ndarray
+) -> Iterator[tuple[Any, tuple[int, int]]]:
+  """Yields small boxes and what each adds to a fingerprint."""
+  for inner in pieces.boxes(block.shape, _VALUES):
+    corner = tuple(
+        outer.start + own.start for outer, own in zip(box, inner, strict=True))
+    yield (corner, block[inner].shape), fingerprint.part(block[inner], corner)
+
+
+def _cannot_read(error: Exception) -> stored.Damaged:
+  return stored.Damaged(f"it cannot be read, {explain.one_line(error)}")
+
+
+def _changed(path: Any, damage: stored.Damaged) -> errors.UserError:
+  return errors.UserError(
+      f"{path} was damaged while it was read ({damage}); try again.")

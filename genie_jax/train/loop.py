@@ -17,7 +17,9 @@ Each step, in this order:
   5. Evaluate, if due: after 4, as a broken model needs no evaluation.
   6. Save, if due: after 4, so that no broken state is kept, and after 4 and
      5, so that every line up to a saved step is on disk.
-  7. Stop, if a signal came: after a whole step, with a checkpoint.
+  7. Draw, if 5 was due: after 6, as pictures are not worth a step. A kill in
+     between costs the pictures of this step, and no line.
+  8. Stop, if a signal came: after a whole step, with a checkpoint.
 """
 
 import dataclasses
@@ -211,13 +213,17 @@ class _Run:
         last = number == config.steps
         if last or number % config.log_every == 0:
           self._log(number, writer, bar)
-        if last or number % config.eval_every == 0:
+        evaluates = last or number % config.eval_every == 0
+        if evaluates:
           self._look()
           with self._meter.aside("evaluation"):
             self._values |= held_out.run(number, state, writer)
         if last or number % config.checkpoint_every == 0:
           self._save(state, batches, checkpoints)
           saved = number
+        if evaluates:
+          with self._meter.aside("evaluation"):
+            held_out.draw(number, state, writer)
       self._look()
       if number not in (saved, 0):
         self._save(state, batches, checkpoints)

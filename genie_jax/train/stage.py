@@ -93,9 +93,12 @@ class Stage:
       the optimizer inside the same compiled step.
     evaluate: `(params, extra, batch, rng) -> dict of Terms` on held-out
       clips; its keys need not equal the training metrics.
-    preview: `(params, extra, batch, rng) -> dict of pictures`, each a dict of
-      rows, name -> uint8 frames [T, H, W, 3], shown as a strip; called
-      outside jit.
+    preview: `(params, extra, batch, rng) -> arrays`, what pictures of each
+      clip are made from; part of a compiled function, as `loss` is. Every
+      array has the clips as its first axis.
+    show: `arrays -> dict of pictures` on the host, given the arrays of one
+      clip as numpy has them, without the clip axis. A picture is a dict of
+      rows, name -> uint8 frames [T, H, W, 3], shown as a strip.
     flops_per_clip: Model FLOPs of one clip's forward and backward pass,
       without recomputation.
     no_decay: Last path names of parameters that weight decay leaves alone.
@@ -106,7 +109,8 @@ class Stage:
   init: Callable[[jax.Array], tuple[Tree, Tree]]
   loss: Callable[[Tree, Tree, Batch, jax.Array, jax.Array], Outcome]
   evaluate: Callable[[Tree, Tree, Batch, jax.Array], dict[str, Term]]
-  preview: Callable[[Tree, Tree, Batch, jax.Array], dict[str, dict[str, Any]]]
+  preview: Callable[[Tree, Tree, Batch, jax.Array], Tree]
+  show: Callable[[Tree], dict[str, dict[str, Any]]]
   flops_per_clip: float
   after_update: Callable[
       [Tree, Tree, Tree, jax.Array], tuple[Tree, Tree]

@@ -113,7 +113,7 @@ def make_train_step(
     # Entered here and not by the caller: what a trace has seen is not always
     # part of jit's cache key.
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-      return _step(stage, optimizer, state, batch)
+      return _step(stage, optimizer, state, batch, layout.params)
 
   return jax.jit(
       step, donate_argnums=0, in_shardings=(layout, batch_layout),
@@ -141,10 +141,11 @@ def make_eval_step(
                     batch_shardings(stage, mesh, batch_size), whole))
 
 
-def _step(stage, optimizer, state, batch):
+def _step(stage, optimizer, state, batch, layout):
   rng = jax.random.fold_in(state.rng, state.step)
   outcome, grads = _gradients(
-      stage, optimizer.accumulate, state, batch, jax.random.fold_in(rng, _LOSS))
+      stage, optimizer.accumulate, state, batch,
+      jax.random.fold_in(rng, _LOSS), layout)
   updates, opt_state = optimizer.transformation.update(
       grads, state.opt_state, state.params)
   params, extra = stage.after_update(
@@ -182,7 +183,7 @@ def _scales(stage, losses, step) -> dict[str, Any]:
           for name, scale in stage.loss_scales.items()}
 
 
-def _gradients(stage, accumulate, state, batch, rng):
+def _gradients(stage, accumulate, state, batch, rng, layout):
   """Returns the outcome of a whole batch and the gradient of its loss.
 
   The loss is a sum of scale * total / count, with totals and counts over the
@@ -226,14 +227,18 @@ def _gradients(stage, accumulate, state, batch, rng):
   def body(carry, inputs):
     total, extra, _ = carry
     grads, outcome = gradient(state.params, extra, *inputs, counts)
-    carry = jax.tree.map(jnp.add, total, grads), outcome.extra, outcome.aux
-    return carry, (outcome.losses, outcome.metrics)
+    total = lay(jax.tree.map(jnp.add, total, grads))
+    return (total, outcome.extra, outcome.aux), (
+        outcome.losses, outcome.metrics)
 
+  # A sum that no output pins: each device adds up its own share only.
+  lay = lambda grads: jax.lax.with_sharding_constraint(grads, layout)
   zeros = lambda tree: jax.tree.map(
       lambda x: jnp.zeros(x.shape, x.dtype), tree)
   aux = jax.eval_shape(look, *jax.tree.map(lambda x: x[0], (micro, keys))).aux
   (grads, extra, aux), terms = jax.lax.scan(
-      body, (zeros(state.params), state.extra, zeros(aux)), (micro, keys))
+      body, (lay(zeros(state.params)), state.extra, zeros(aux)),
+      (micro, keys))
   losses, metrics = jax.tree.map(lambda x: x.sum(0), terms)
   return stage_lib.Outcome(losses, metrics, extra, aux), grads
 

@@ -1,7 +1,5 @@
 """Worlds as environments, by gymnasium's own checks."""
 
-import warnings
-
 import gymnasium
 import numpy as np
 import pytest
@@ -25,13 +23,21 @@ def prompts():
   return random.integers(0, 256, (3, *tiny_world.SHAPE), dtype=np.uint8)
 
 
-def test_gymnasium_accepts_the_environment(world, prompts):
-  env = envs.DreamEnv(world, prompts=prompts, render_mode="rgb_array")
-  with warnings.catch_warnings():
-    warnings.simplefilter("error")
-    # It asks for a spec, which only registered environments have.
-    warnings.filterwarnings("ignore", ".*spec.*")
-    env_checker.check_env(env, skip_render_check=True)
+@pytest.fixture
+def registered(world, prompts):
+  """The name of the environment in gymnasium's registry."""
+  name = "genie_jax/Dream-v0"
+  gymnasium.register(
+      name, entry_point=lambda **options: envs.DreamEnv(
+          world, prompts=prompts, **options))
+  yield name
+  del gymnasium.registry[name]
+
+
+@pytest.mark.filterwarnings("error")
+def test_gymnasium_accepts_the_environment_and_its_rendering(registered):
+  env = gymnasium.make(registered, render_mode="rgb_array").unwrapped
+  env_checker.check_env(env)
   assert env.action_space == gymnasium.spaces.Discrete(5)
   shown, _ = env.reset(seed=1)
   np.testing.assert_array_equal(env.render(), shown)
@@ -106,6 +112,41 @@ def test_a_vector_passes_gymnasiums_wrappers_and_is_cut_and_rendered(
   assert cut.all() and (info["episode"]["l"] == 2).all()
   frames = counted.step(vector.action_space.sample())[0]  # Reset by itself.
   np.testing.assert_array_equal(vector.render(), frames)
+
+
+def test_what_a_vector_rendered_is_not_changed_by_its_next_step(
+    world, prompts
+):
+  vector = envs.DreamVectorEnv(
+      world, 2, prompts=prompts, render_mode="rgb_array")
+  vector.reset(seed=0)
+  shown = vector.render()
+  kept = np.stack(shown)
+  frames = vector.step([1, 2])[0]
+  assert (frames != kept).any()
+  np.testing.assert_array_equal(np.stack(shown), kept)
+
+
+@pytest.mark.parametrize("seeds", ([3], [3, 3, 3]))
+def test_seeds_of_a_vector_are_one_for_each_environment(
+    world, prompts, seeds
+):
+  vector = envs.DreamVectorEnv(world, 2, prompts=prompts)
+  match = rf"^{len(seeds)} seeds were given for 2 environments; .*$"
+  with pytest.raises(errors.UserError, match=match):
+    vector.reset(seed=seeds)
+
+
+@pytest.mark.parametrize("actions", ([0], [0, 0, 0], [[0, 0]], 0))
+def test_actions_of_a_vector_are_one_for_each_environment(
+    world, prompts, actions
+):
+  vector = envs.DreamVectorEnv(world, 2, prompts=prompts)
+  vector.reset(seed=0)
+  match = r"^Actions of shape .* for 2 environments; give one for each\.$"
+  with pytest.raises(errors.UserError, match=match):
+    vector.step(actions)
+  vector.step([0, 0])  # Nothing was used up.
 
 
 def test_wrong_arguments_are_refused(world, prompts):

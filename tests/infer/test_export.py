@@ -4,6 +4,7 @@ import errno
 import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_world
@@ -41,6 +42,16 @@ def runs(parts, tmp_path_factory):
   return folder
 
 
+@pytest.fixture(scope="module")
+def runs_of_one(parts, tmp_path_factory):
+  """Workdirs written by one device."""
+  folder = tmp_path_factory.mktemp("runs_of_one")
+  for name, part in parts.items():
+    params = jax.device_put(part.params, jax.devices()[0])
+    write_run(folder / name, name, tiny_world.MODELS[name], params)
+  return folder
+
+
 def write_run(folder, stage, model, params):
   before = tiny_world.WORLD
   tiny_world.WORLD = {**before, **WORLD}
@@ -50,20 +61,37 @@ def write_run(folder, stage, model, params):
     tiny_world.WORLD = before
 
 
-def test_a_checkpoint_of_eight_devices_is_exported_bit_for_bit(
-    runs, parts, tmp_path
+@pytest.fixture(scope="module")
+def logits(parts):
+  """A function from the dynamics model's parameters to its logits."""
+  random = np.random.default_rng(0)
+  tokens = random.integers(0, WORLD["num_codes"], (3, 4, 2, 3), np.int32)
+  actions = random.integers(0, WORLD["num_latent_actions"], (3, 3), np.int32)
+  hidden = random.random(tokens.shape) < 0.5
+  assert hidden.any() and not hidden.all()
+  return jax.jit(lambda params: parts["dynamics"].module.apply(
+      {"params": params}, tokens, actions, hidden))
+
+
+@pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
+@pytest.mark.parametrize("written_by", ("runs_of_one", "runs"))
+def test_a_checkpoint_of_one_or_eight_devices_is_exported_bit_for_bit(
+    written_by, dtype, parts, logits, tmp_path, request
 ):
+  runs = request.getfixturevalue(written_by)
   export.export([runs / "tokenizer", runs / "dynamics"], tmp_path / "w",
-                dtype="float32", shard_bytes=4000)
+                dtype=dtype, shard_bytes=4000)
+  stored = tensors.read(tmp_path / "w")
+  assert {str(tensor.dtype) for tensor in stored.values()} == {dtype}
   found = bundle.load(tmp_path / "w").world.parts
-  for name, part in parts.items():
-    jax.tree.map(
-        np.testing.assert_array_equal, found[name].params, part.params)
-  tokens = np.zeros((1, 2, 2, 3), np.int32)
-  run = jax.jit(lambda params: parts["dynamics"].module.apply(
-      {"params": params}, tokens, tokens[:, 1:, 0, 0], tokens == 0))
+  wanted = {
+      name: jax.tree.map(
+          lambda x: x.astype(jnp.dtype(dtype)).astype(np.float32), part.params)
+      for name, part in parts.items()}
+  for name, params in wanted.items():
+    jax.tree.map(np.testing.assert_array_equal, found[name].params, params)
   np.testing.assert_array_equal(
-      run(found["dynamics"].params), run(parts["dynamics"].params))
+      logits(found["dynamics"].params), logits(wanted["dynamics"]))
 
 
 def test_a_checkpoint_larger_than_memory_is_read_group_by_group(runs, parts):

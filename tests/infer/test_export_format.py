@@ -1,14 +1,20 @@
 """What docs/world_format.md says of a world is so."""
 
+import dataclasses
+import json
 import pathlib
 import re
 
-from genie_jax.core import files, tensors
+import pytest
+import tiny_world
+
+from genie_jax.core import errors, files, tensors
 from genie_jax.infer import folder as folders
-from genie_jax.models import saved
+from genie_jax.models import dynamics, lam, saved, tokenizer
+from genie_jax.nn import st_transformer
 
 ROOT = pathlib.Path(__file__).parents[2]
-WORLD = ROOT / "experiments/coinrun/results/small/world"
+WORLD = ROOT / "experiments/coinrun/results/world"
 TEXT = (ROOT / "docs/world_format.md").read_text()
 
 
@@ -37,3 +43,41 @@ def test_the_documented_fields_are_those_of_the_shipped_world():
 def test_the_fingerprint_is_made_as_documented():
   manifest = folders.read_manifest(WORLD)
   assert saved.load(WORLD).fingerprint == manifest["fingerprint"]
+
+
+# Fields that `world` states, once for all models.
+STATED = {
+    "height", "width", "channels", "num_codes", "num_latent_actions", "grid"}
+KINDS = {int: "int", float: "float", str: "str", bool: "bool"}
+
+
+@pytest.mark.parametrize("heading, module, elsewhere", (
+    ("Tokenizer", tokenizer.Tokenizer, STATED | {"patch"}),
+    ("Latent action model", lam.Lam, STATED),
+    ("Dynamics", dynamics.Dynamics, STATED),
+    ("Stacks", st_transformer.STTransformer, set())))
+def test_the_documented_fields_of_a_model_are_those_of_the_code(
+    heading, module, elsewhere
+):
+  section = TEXT.split(f"\n### {heading}\n")[1].split("\n##")[0]
+  documented = {
+      name: (kind, default) for name, kind, default in re.findall(
+          r"^\| `(\w+)` \| (\w+) \| (\S+) \| .+ \|$", section,
+          re.MULTILINE)}
+  wanted = {}
+  for field in dataclasses.fields(module):
+    if field.name not in elsewhere | {"parent", "name"}:
+      # A stack's dtype has a default in the code only: files must state it.
+      needed = field.default is dataclasses.MISSING or field.name == "dtype"
+      wanted[field.name] = (
+          KINDS.get(field.type, "group"),
+          "-" if needed else json.dumps(field.default))
+  assert documented == wanted
+
+
+def test_a_stack_that_does_not_state_its_dtype_is_refused():
+  stack = {**tiny_world.MODELS["dynamics"]["transformer"]}
+  del stack["dtype"]
+  with pytest.raises(errors.UserError, match="dtype is missing"):
+    saved.part("dynamics", {
+        "world": tiny_world.WORLD, "model": {"transformer": stack}}, {})

@@ -6,6 +6,7 @@ import json
 import pathlib
 import threading
 from typing import ClassVar
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -71,6 +72,59 @@ def test_a_world_is_downloaded_once_and_played_from_the_cache(site, cache):
   assert Handler.asked[5:] == ["/world/manifest.json"]
   manifest = folders.read_manifest(folder)
   assert manifest == folders.read_manifest(root / "world")
+
+
+def checked(folder):
+  """What every loader begins with."""
+  folders.check_files(folder, folders.read_manifest(folder))
+  return folder
+
+
+@pytest.mark.parametrize("change", (
+    lambda folder: flip(folder),
+    lambda folder: lengthen(folder),
+    lambda folder: (folder / "prompts/00.png").unlink(),
+    lambda folder: (folder / "manifest.json").write_text("{}"),
+    lambda folder: (folder / "manifest.json").unlink()),
+    ids=("flipped", "longer", "gone", "manifest", "no manifest"))
+def test_a_damaged_copy_in_the_cache_is_downloaded_anew(site, cache, change):
+  url = f"{site[1]}/world"
+  folder = fetch.local(url)
+  change(folder)
+  Handler.asked.clear()
+  with mock.patch.object(fetch.logging, "warning") as warned:
+    assert fetch.read(url, checked) == folder
+    assert warned.call_count == 1
+    assert "/world/model.safetensors" in Handler.asked
+    assert list(cache.iterdir()) == [folder]
+    Handler.asked.clear()
+    fetch.read(url, checked)
+  assert warned.call_count == 1 and Handler.asked == ["/world/manifest.json"]
+
+
+def test_a_flipped_bit_in_the_cache_does_not_keep_a_world_from_loading(site):
+  url = f"{site[1]}/world"
+  flip(fetch.local(url))
+  assert genie_jax.load_world(url).name == "far away"
+
+
+def test_a_damaged_copy_stays_where_nothing_better_can_be_had(site, cache):
+  url = publish(site, "vanished", lambda folder: None)
+  folder = fetch.local(url)
+  (folder / "config.json").unlink()
+  (site[0] / "vanished/model.safetensors").unlink()
+  with pytest.raises(errors.UserError, match="404"):
+    fetch.local(url)
+  assert list(cache.iterdir()) == [folder]
+
+
+def test_a_whole_copy_that_is_refused_is_not_downloaded_again(site):
+  url = f"{site[1]}/world"
+  fetch.local(url)
+  Handler.asked.clear()
+  with pytest.raises(errors.UserError, match="float64"):
+    genie_jax.load_world(url, dtype="float64")
+  assert Handler.asked == ["/world/manifest.json"]
 
 
 def publish(site, name, change):

@@ -11,6 +11,7 @@ from genie_jax.core import errors
 from genie_jax.data import inspection, manifest, shards, sources
 from genie_jax.infer import resolve, tokenize
 from genie_jax.models import saved
+from tests import buckets
 
 OPTIONS = tokenize.Options(batch_size=4, records_per_shard=5, stride=3)
 
@@ -181,3 +182,26 @@ def test_a_folder_without_the_wanted_model_is_refused(models, tmp_path):
     resolve.part(models["lam"], "tokenizer")
   with pytest.raises(errors.UserError, match="neither a workdir"):
     resolve.part(pathlib.Path(tmp_path) / "absent", "tokenizer")
+
+
+def test_clips_in_a_bucket_give_the_same_bytes(
+    clips, models, tmp_path, monkeypatch
+):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  only = {"tokenizer": models["tokenizer"]}
+  write(clips, tmp_path / "a", only)
+  address = buckets.upload(clips, f"{buckets.empty()}/clips")
+  write(address, tmp_path / "b", only)
+  assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_tokens_and_saved_models_of_a_bucket_are_one_clear_line(
+    clips, models, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(errors.UserError, match=r"--out s3://b/t .* disk only"):
+    write(clips, "s3://b/t", models)
+  address = buckets.upload(models["lam"], f"{buckets.empty()}/lam")
+  with pytest.raises(errors.UserError, match=f"^{address} is .* to a disk"):
+    resolve.part(address, "lam")
+  assert not list(tmp_path.iterdir())

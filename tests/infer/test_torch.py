@@ -24,7 +24,7 @@ from genie_jax.infer import torch_maskgit  # noqa: E402
 pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parents[2]
-SHIPPED = ROOT / "experiments/coinrun/results/small/world"
+SHIPPED = ROOT / "experiments/coinrun/results/world"
 # float32 sums in another order; logits are a few units large.
 TOLERANCE = 1e-4
 
@@ -193,8 +193,16 @@ def test_mistakes_are_one_line(tmp_path):
       slide={"mode": "rolling", "drop": 1})
   bundle.write(tmp_path / "r", {
       name: part(name) for name in ("tokenizer", "dynamics")}, **rolling)
-  with pytest.raises(errors.UserError, match="slides in mode 'rolling'"):
+  match = "slides in mode 'rolling'.*load it with slide=\"exact\""
+  with pytest.raises(errors.UserError, match=match):
     genie_torch.load_world(tmp_path / "r")
+  with pytest.raises(errors.UserError, match="only 'exact' is there"):
+    genie_torch.load_world(tmp_path / "r", slide="rolling")
+  exact = genie_torch.load_world(tmp_path / "r", slide="exact")
+  state = exact.reset(np.zeros(tiny_world.SHAPE, np.uint8))
+  for _ in range(5):  # Over the window's end.
+    state, frame = exact.step(state, 1)
+  assert frame.shape == tiny_world.SHAPE and exact.drop == 1
   path = tmp_path / "w" / "model.safetensors"
   path.write_bytes(path.read_bytes()[:-1] + b"\1")
   with pytest.raises(errors.UserError, match="is damaged"):

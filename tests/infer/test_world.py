@@ -14,7 +14,7 @@ from genie_jax.core import errors
 from genie_jax.infer import bundle, export, tokenize
 from genie_jax.infer import world as worlds
 from genie_jax.models import saved
-from genie_jax.sampling import maskgit
+from genie_jax.sampling import maskgit, prepare
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +216,29 @@ def test_a_rollout_shows_the_prompt_then_a_frame_for_each_action(world):
   # Decoded with other neighbours in the program: a rounding may differ.
   assert np.abs(
       frames[:3].astype(int) - world.decode(tokens)[0].astype(int)).max() <= 1
+
+
+def test_one_picture_is_a_rollouts_prompt_as_it_is_of_a_reset(world):
+  np.testing.assert_array_equal(
+      world.rollout(prompt()[0], [0, 1]), world.rollout(prompt(), [0, 1]))
+
+
+@pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
+def test_weights_cast_once_give_the_logits_of_weights_cast_in_every_call(
+    parts, dtype
+):
+  part = parts["dynamics"]
+  module = part.module.clone(transformer={
+      **part.module.transformer, "dtype": dtype})
+  random = np.random.default_rng(0)
+  tokens = random.integers(0, 13, (2, 4, 2, 3), np.int32)
+  hidden = random.random(tokens.shape) < 0.5
+  actions = random.integers(0, 5, (2, 3), np.int32)
+  run = lambda module, params: np.asarray(jax.jit(lambda params: module.apply(
+      {"params": params}, tokens, actions, hidden))(params))
+  ready, cast = prepare.for_play(module, part.params, dtype)
+  assert cast["to_logits"]["kernel"].dtype == dtype
+  np.testing.assert_array_equal(run(ready, cast), run(module, part.params))
 
 
 def test_a_prompt_longer_than_the_window_is_cut_to_its_end(world):

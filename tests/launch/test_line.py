@@ -1,6 +1,7 @@
 """Tests of the line that every recipe starts, and of how it gets there."""
 
 import argparse
+import contextlib
 import os
 import re
 
@@ -9,7 +10,8 @@ import pytest
 from genie_jax.cli import plan as plan_command
 from genie_jax.cli import train as train_command
 from genie_jax.core import config as config_lib
-from tests.launch import known, recipes
+from genie_jax.sharding import cluster
+from tests.launch import known, launchers, recipes
 from tests.multihost import fleet
 from tests.stages import folders
 
@@ -82,18 +84,45 @@ def test_the_line_is_one_that_genie_train_takes(tmp_path, monkeypatch):
   assert config.data.path == "/bucket/tokens" and config.stage == "dynamics"
 
 
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+  return folders.write_tokens(
+      tmp_path_factory.mktemp("data") / "tokens", (90, 160, 3), grid=(6, 10),
+      num_codes=64, tokenizer=folders.random_part(
+          "tokenizer", config_lib.load(str(
+              recipes.ROOT / "experiments/platformers/tokenizer.py:smoke"))))
+
+
+@pytest.mark.parametrize("script", recipes.SHELL, ids=name_of)
+def test_a_recipes_launcher_names_every_process(script, monkeypatch):
+  launcher = launchers.LAUNCHERS[script.name]
+  found = []
+  with contextlib.ExitStack() as stack:
+    for variables in launcher.variables(2, stack):
+      for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+      # With a TPU's library; nothing of this machine besides.
+      found.append(cluster.detect(
+          environ=variables | {"TPU_LIBRARY_PATH": "libtpu.so"}))
+  assert [each.process_id for each in found] == [0, 1]
+  for each in found:
+    assert (each.found_by, each.num_processes) == (launcher.found_by, 2)
+    assert each.coordinator == found[0].coordinator
+    assert each.coordinator.startswith("localhost:")
+
+
 @pytest.mark.slow
-def test_two_processes_run_the_line_in_its_smoke_mode_and_go_on(tmp_path):
-  tokens = folders.write_tokens(
-      tmp_path / "tokens", (90, 160, 3), grid=(6, 10), num_codes=64,
-      tokenizer=folders.random_part("tokenizer", config_lib.load(
-          str(recipes.ROOT / "experiments/platformers/tokenizer.py:smoke"))))
-  line = recipes.genie(tmp_path / "recipe", JOBSET)
+@pytest.mark.parametrize("script", recipes.SHELL, ids=name_of)
+def test_two_processes_run_the_line_in_its_smoke_mode_and_go_on(
+    script, tokens, tmp_path
+):
+  line = recipes.genie(tmp_path / "recipe", script)
+  path = next(word for word in line if word.startswith("--config.data.path="))
   local = {
       "experiments/platformers/dynamics.py":
           "experiments/platformers/dynamics.py:smoke",
       f"gs://{recipes.BUCKET}/{recipes.RUN}": str(tmp_path / "run"),
-      "--config.data.path=/bucket/tokens": f"--config.data.path={tokens}",
+      path: f"--config.data.path={tokens}",
       f"gs://{recipes.BUCKET}/cache": os.environ.get(
           "GENIE_TEST_CACHE", str(recipes.ROOT / ".cache" / "jax"))}
   assert set(local) < set(line)
@@ -102,26 +131,37 @@ def test_two_processes_run_the_line_in_its_smoke_mode_and_go_on(tmp_path):
       "--config.world.num_latent_actions=6", "--config.world.fps=15",
       # What takes long to compile and is no part of the line.
       "--config.eval_batches=0", "--config.optimizer.name=adamw"]
-  fleet.train(tmp_path / "first", 2, *line, "--config.steps=2", devices=1)
-  ended = fleet.train(tmp_path / "again", 2, *line, devices=1)
+  launcher = launchers.LAUNCHERS[script.name]
+  with contextlib.ExitStack() as stack:
+    start = lambda name, *more: fleet.train(
+        tmp_path / name, 2, *line, *more, devices=1, module=launcher.module,
+        launch=lambda: launcher.variables(2, stack))
+    first = start("first", "--config.steps=2")
+    ended = start("again")
+  for index in (0, 1):
+    assert f"Process {index} of 2 (by {launcher.found_by})" in first.text(index)
   assert "Going on from step 2" in ended.text(0)
   assert "trained to step 4" in ended.text(0)
   assert "trained to step" not in ended.text(1)
 
 
-def test_the_walk_through_uses_flags_that_there_are():
-  text = (recipes.ROOT / "docs" / "launch.md").read_text()
+@pytest.mark.parametrize("name", ["docs/launch.md", "BUILD.md"])
+def test_the_walk_through_uses_flags_that_there_are(name):
+  text = (recipes.ROOT / name).read_text()
   lines = re.sub(r"\\\n\s*", "", text).splitlines()
   found = {"train": train_command, "plan": plan_command}
-  plans = 0
+  seen = dict.fromkeys(found, 0)
   for line in lines:
-    words = line.split()
+    # The command alone, with the loop's number put in.
+    command = line.replace("$id", "0").partition(" > ")[0]
+    words = [word for word in command.split() if not re.match("[A-Z_]+=", word)]
     if words[:1] == ["genie"] and len(words) > 1 and words[1] in found:
       parser = argparse.ArgumentParser()
       found[words[1]].add_arguments(parser)
       _, rest = parser.parse_known_args(words[2:])
       assert all(word.startswith("--config.") for word in rest), line
-      plans += words[1] == "plan"
-  assert plans >= 1
-  for path in re.findall(r"`((?:launch|docs|experiments)/[\w./]+)`", text):
+      seen[words[1]] += 1
+  assert min(seen.values()) >= 1, seen
+  for path in re.findall(
+      r"(?:`|^)((?:launch|docs|experiments)/[\w./]+)(?=`| )", text, re.M):
     assert (recipes.ROOT / path).exists(), path

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 
@@ -22,7 +22,9 @@ class Fleet:
   """Processes and what they print, each into a file."""
 
   def __init__(self, folder: pathlib.Path, commands: Sequence[Sequence[str]],
-               devices: int, folders: Sequence[pathlib.Path] | None = None):
+               devices: int, folders: Sequence[pathlib.Path] | None = None,
+               variables: Sequence[Mapping[str, str]] | None = None,
+               module: str = "genie_jax"):
     """Starts one process a command, with so many CPU devices each.
 
     Args:
@@ -30,6 +32,8 @@ class Fleet:
       commands: Arguments of each.
       devices: CPU devices of each.
       folders: Where each starts.
+      variables: Further environment of each.
+      module: What `python -m` runs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     env = {name: value for name, value in os.environ.items()
@@ -45,12 +49,14 @@ class Fleet:
     self.logs = [folder / f"{index}.log" for index in range(len(commands))]
     self.processes = []
     folders = folders or [ROOT] * len(commands)
-    for log, command, here in zip(self.logs, commands, folders, strict=True):
+    variables = variables or [{}] * len(commands)
+    for log, command, here, more in zip(
+        self.logs, commands, folders, variables, strict=True):
       # A file and not a pipe: a full pipe would stop the process.
       with open(log, "w") as out:
         self.processes.append(subprocess.Popen(
-            [sys.executable, "-m", "genie_jax", "train", *command], env=env,
-            cwd=here, stdout=out, stderr=subprocess.STDOUT,
+            [sys.executable, "-m", module, "train", *command],
+            env=env | more, cwd=here, stdout=out, stderr=subprocess.STDOUT,
             start_new_session=True))
 
   def text(self, index: int) -> str:
@@ -89,6 +95,8 @@ def running(
     folder: pathlib.Path, count: int, *args: str, devices: int = 4,
     extra: Sequence[Sequence[str]] | None = None,
     folders: Sequence[pathlib.Path] | None = None,
+    launch: Callable[[], Sequence[Mapping[str, str]]] | None = None,
+    module: str = "genie_jax",
 ) -> Iterator[Fleet]:
   """Runs `genie train ARGS` as `count` processes, killed at the end.
 
@@ -99,29 +107,38 @@ def running(
     devices: CPU devices of each.
     extra: Further arguments, one list a process.
     folders: Where each starts.
+    launch: Returns the environment that names each process; flags name them
+      when left out.
+    module: What `python -m` runs.
   """
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
+  flags = lambda index: () if launch else (
+      "--coordinator", f"127.0.0.1:{port}", "--num-processes", str(count),
+      "--process-id", str(index))
   commands = [
-      [*args, "--coordinator", f"127.0.0.1:{port}", "--num-processes",
-       str(count), "--process-id", str(index), *(extra[index] if extra else ())]
+      [*args, *flags(index), *(extra[index] if extra else ())]
       for index in range(count)]
-  fleet = Fleet(folder, commands, devices, folders)
+  fleet = Fleet(folder, commands, devices, folders,
+                launch() if launch else None, module)
   try:
     yield fleet
   finally:
     fleet.kill()
 
 
-def train(folder: pathlib.Path, count: int, *args: str, devices: int) -> Fleet:
+def train(
+    folder: pathlib.Path, count: int, *args: str, devices: int, **options
+) -> Fleet:
   """Trains to the end; returns the ended fleet.
 
   Another program may take the port between its choice and its use: then all
-  is started once more.
+  is started once more. For `options` see `running`.
   """
   for attempt in range(3):
-    with running(folder / str(attempt), count, *args, devices=devices) as fleet:
+    with running(folder / str(attempt), count, *args, devices=devices,
+                 **options) as fleet:
       codes = fleet.codes()
     said = "".join(fleet.text(index) for index in range(count))
     if codes != [0] * count and any(text in said for text in _TAKEN):

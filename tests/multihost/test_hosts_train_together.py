@@ -6,12 +6,14 @@ import pathlib
 import signal
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from genie_jax.cli import main
 from genie_jax.train import storage, stored
-from tests.multihost import fleet
+from tests.multihost import digests, fleet
 from tests.stages import folders
 
 CONFIG = f"{fleet.ROOT / 'experiments' / 'coinrun' / 'dynamics.py'}:smoke"
@@ -38,7 +40,14 @@ def arguments(tokens, workdir, **changes):
 
 def alone(*args):
   """Trains on this process's eight devices."""
-  assert main.main(["train", *args]) == 0
+  with digests.kept():
+    assert main.main(["train", *args]) == 0
+
+
+def together(folder, count, *args, devices):
+  """Trains on several processes, which keep digests too."""
+  return fleet.train(folder, count, *args, devices=devices,
+                     module="tests.multihost.digests")
 
 
 @pytest.fixture(scope="module")
@@ -69,17 +78,42 @@ def assert_same_run(workdir, straight, steps=(1, 2, 3, 4)):
     for name in b:
       if name == "loss" or name.startswith("losses/"):
         np.testing.assert_allclose(a[name], b[name], rtol=RTOL, err_msg=name)
-      if "mask" in name or "hidden" in name or name == "shown":
-        assert a[name] == b[name], name  # the very same masks
+    if "loss" in b:
+      # The very same global batch and mask, token by token.
+      for name in digests.METRICS:
+        assert a[name] == b[name], name
   last = max(steps)
   assert position(workdir, last) == position(straight, last)
+
+
+def test_a_digest_tells_every_change_and_no_layout():
+  x = jax.random.randint(jax.random.key(0), (8, 4, 4, 4), 0, 64)
+  whole = int(digests.digest(x))
+  rows = jax.make_mesh((8,), ("rows",), (jax.sharding.AxisType.Auto,))
+  split = jax.device_put(x, jax.NamedSharding(rows, jax.P("rows")))
+  assert int(jax.jit(digests.digest)(split)) == whole
+  others = [x.at[3, 2, 1, 0].add(1), x[::-1], x.swapaxes(2, 3),
+            x.at[0, 0, 0, :2].set(x[0, 0, 0, 1::-1])]
+  assert all((other != x).any() for other in others)
+  assert whole not in [int(digests.digest(other)) for other in others]
+  hidden = jnp.zeros((8, 4), bool)
+  assert int(digests.digest(hidden)) != int(
+      digests.digest(hidden.at[7, 3].set(True)))
+
+
+def test_every_step_has_a_batch_and_a_mask_of_its_own(straight):
+  steps = [line for line in lines(straight) if "loss" in line]
+  for name in digests.NAMES:
+    halves = [tuple(line[f"digest/{name}_{half}"] for half in ("high", "low"))
+              for line in steps]
+    assert len(set(halves)) == len(steps) == 4, name
 
 
 def test_two_processes_train_as_one_and_one_goes_on(
     tokens, straight, tmp_path
 ):
   args = arguments(tokens, tmp_path / "run", steps=2)
-  ended = fleet.train(tmp_path / "logs", 2, *args, devices=4)
+  ended = together(tmp_path / "logs", 2, *args, devices=4)
   assert_same_run(tmp_path / "run", straight, steps=(1, 2))
   # Only process 0 tells of the run.
   assert "trained to step 2" in ended.text(0) and "loss" in ended.text(0)
@@ -123,7 +157,7 @@ def test_a_missing_host_ends_in_one_line_within_the_time(tokens, tmp_path):
          "mesh__frame": 2}])
 def test_four_processes_train_as_one(tokens, straight, tmp_path, mesh):
   args = arguments(tokens, tmp_path / "run", **mesh)
-  fleet.train(tmp_path / "logs", 4, *args, devices=2)
+  together(tmp_path / "logs", 4, *args, devices=2)
   assert_same_run(tmp_path / "run", straight)
 
 
@@ -132,7 +166,7 @@ def test_a_run_of_four_processes_goes_on_alone_on_another_mesh(
     tokens, straight, tmp_path
 ):
   args = arguments(tokens, tmp_path / "run", steps=2)
-  fleet.train(tmp_path / "logs", 4, *args, devices=2)
+  together(tmp_path / "logs", 4, *args, devices=2)
   alone(*arguments(tokens, tmp_path / "run", mesh__fsdp=2, mesh__tensor=2,
                    mesh__frame=2))
   assert_same_run(tmp_path / "run", straight)

@@ -50,6 +50,19 @@ def test_a_policy_that_is_full_is_not_advised_again():
   assert found[1].topology.num_chips == 8
 
 
+def test_what_does_not_split_is_never_advised():
+  # Eight clips over eight chips leave none for a second microbatch; 16 chips
+  # outnumber the clips.
+  place = topology.parse("v5e:2x4")
+  found = advice.changes(config(batch_size=8), place)
+  assert [x.flags for x in found] == ["--config.model.transformer.remat=full"]
+  split = config(batch_size=64)
+  split.mesh.update(data=-1, fsdp=1, tensor=2, frame=1)
+  assert list(advice.changes(split, place))
+  split.mesh.tensor = 4  # The model has two heads.
+  assert not list(advice.changes(split, place))
+
+
 def test_trying_stops_at_the_first_that_fits():
   make, log = maker([30.0, 8.0, 4.0])
   tried = advice.try_changes(config(), PLACE, limit=5, make=make)

@@ -57,6 +57,19 @@ SHIPPED = (
 )
 
 
+def test_gradients_that_are_summed_everywhere_are_told():
+  row = lambda gigabytes: {"bytes": gigabytes * 1e9}
+  report = {"params": 10e9, "params_per_chip": 0.16e9, "accumulate": 2}
+  check_gradients_are_scattered(report | {"collectives": {
+      "reduce-scatter": row(39.7), "all-reduce": row(1.1)}})
+  with pytest.raises(AssertionError):
+    check_gradients_are_scattered(report | {"collectives": {
+        "reduce-scatter": row(0.5), "all-reduce": row(80.0)}})
+  with pytest.raises(AssertionError):
+    check_gradients_are_scattered(report | {"collectives": {
+        "reduce-scatter": row(39.7), "all-reduce": row(20.0)}})
+
+
 @compiler.needed
 @pytest.mark.slow
 @pytest.mark.parametrize("name, place", SHIPPED)
@@ -65,3 +78,16 @@ def test_every_shipped_config_fits_and_never_copies_a_tensor_whole(name, place):
   report, _ = isolated.make(config, topology.parse(place))
   assert report["copied_whole"] == []
   assert report["fits"]
+  if name == "platformers/dynamics.py":
+    check_gradients_are_scattered(report)
+
+
+def check_gradients_are_scattered(report):
+  """Raises unless each device gets the sum of its own part alone."""
+  moved = {kind: row["bytes"] for kind, row in report["collectives"].items()}
+  # Two bytes a parameter, once in every microbatch.
+  gradients = 2 * report["params"] * report["accumulate"]
+  assert 0.9 < moved["reduce-scatter"] / gradients < 1.1, moved
+  # Replicas sum the parts that they own, and what is never split.
+  assert moved["all-reduce"] < 0.05 * gradients, moved
+  assert report["params_per_chip"] < 0.02 * report["params"]

@@ -6,10 +6,8 @@ import os
 import subprocess
 import sys
 
-import jax
 import ml_collections
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from genie_jax.cli import main
 from genie_jax.core import config as config_lib
@@ -30,8 +28,10 @@ SMOKE = f"{CONFIGS / 'dynamics.py'}:smoke"
 PLACE = topology.parse("v5e:2x2")
 KEYS = {
     "fits", "hbm_gib_per_chip", "hbm_limit_gib", "params",
-    "model_flops_per_step", "step_seconds", "step_seconds_compute",
-    "step_seconds_kernels", "step_seconds_exposed_comm", "mfu",
+    "params_per_chip", "model_flops_per_step", "compiled_flops_per_step",
+    "compiled_flops_by_pass", "hbm_gib_by_use", "step_seconds",
+    "step_seconds_compute", "step_seconds_kernels",
+    "step_seconds_exposed_comm", "mfu",
     "mfu_kernels_twice_as_slow", "tokens_per_day", "days", "chip_hours",
     "mesh", "remat", "compile_seconds"}
 
@@ -43,17 +43,6 @@ def environment(monkeypatch):
     monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(name, "1")
   monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-
-
-@pytest.fixture
-def library():
-  """Makes ready for compiling here; the cache cannot read such programs."""
-  aot.prepare()
-  jax.config.update("jax_enable_compilation_cache", False)
-  compilation_cache.reset_cache()
-  yield
-  jax.config.update("jax_enable_compilation_cache", True)
-  compilation_cache.reset_cache()
 
 
 def compiled(stage):
@@ -133,8 +122,41 @@ def test_a_plan_of_a_config_is_printed_and_written(tmp_path):
   assert report["cost"] == pytest.approx(2 * report["chip_hours"])
   assert report["loops_of_unknown_length"] == []
   assert report["collectives"]
-  for word in ("MFU", "hidden comm", "optimizer", "twice as slow"):
+  assert set(report["hbm_gib_by_use"]) == {
+      "parameters", "optimizer", "other_arguments", "activations",
+      "temporaries", "program"}
+  flops = report["compiled_flops_by_pass"]
+  assert report["compiled_flops_per_step"] == pytest.approx(
+      sum(flops.values()))
+  # Products of the model, and those of Muon; this one computes nothing again.
+  assert (flops["forward"] + flops["backward"]) / report[
+      "model_flops_per_step"] == pytest.approx(1, abs=0.03)
+  assert flops["recomputed"] == 0 < flops["optimizer and other"]
+  assert report["params"] / 4 <= report["params_per_chip"] < report["params"]
+  for word in ("MFU", "hidden comm", "optimizer", "twice as slow",
+               "activations", "compiled FLOPs", "M a chip"):
     assert word in done.stdout
+
+
+@compiler.needed
+def test_a_plan_of_two_slices_has_traffic_between_them(library):
+  two = topology.parse("v5e:2x2", slices=2)
+  report, text = plan.make(
+      config_lib.load(SMOKE, [
+          "--config.mesh.data=2", "--config.data.batch_size=8"]), two)
+  assert text and report["fits"]
+  assert (report["slices"], report["chips"]) == (2, 8)
+  assert report["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1, "frame": 1}
+  between = {kind: row for kind, row in report["collectives"].items()
+             if kind.startswith("between slices")}
+  assert "between slices: all-reduce" in between
+  # No less than a device's part of the gradients, and no more than all of
+  # them there and back.
+  sent = sum(row["bytes"] for row in between.values())
+  assert 4 * report["params_per_chip"] <= sent <= 2 * 4 * report["params"]
+  slow = two.chip.dcn_bandwidth
+  assert sum(row["seconds"] for row in between.values()) == pytest.approx(
+      sent / slow)
 
 
 @compiler.needed
@@ -223,7 +245,8 @@ def test_a_plan_that_does_not_fit_is_still_whole():
   assert report["hbm_limit_gib"] == 31.0
   assert not report["fits"] and report["step_seconds"] is None
   missing = KEYS - report.keys()
-  assert missing == {"params", "model_flops_per_step", "mesh", "remat"}
+  assert missing == {
+      "params", "params_per_chip", "model_flops_per_step", "mesh", "remat"}
 
 
 def test_a_crash_of_the_compiler_is_one_line(monkeypatch):

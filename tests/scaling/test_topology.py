@@ -3,7 +3,8 @@
 import pytest
 
 from genie_jax.core import chips, errors
-from genie_jax.scaling import topology
+from genie_jax.scaling import links, topology
+from tests.scaling import compiler
 
 
 @pytest.mark.parametrize("text, name, chips_, devices", [
@@ -39,6 +40,32 @@ def test_slices_multiply():
     ("v2:16x16", (True, True, False)), ("v3:16x16", (False,) * 3)])
 def test_only_long_enough_dimensions_close_to_rings(text, wrap):
   assert topology.parse(text).wrap == wrap
+
+
+@compiler.needed
+@pytest.mark.parametrize("text", [
+    "v2:4x4", "v3:4x4", "v4:2x2x4", "v4:4x4x4", "v5e:4x4", "v5e:1x1",
+    "v5p:4x4x4", "v6e:2x4", "v6e:16x16", "v7x:2x2x1", "v7x:4x4x4"])
+@pytest.mark.parametrize("slices", [1, 2])
+def test_the_compiler_knows_every_chip(library, text, slices):
+  place = topology.parse(text, slices)
+  devices = topology.devices(place)
+  assert len(devices) == place.num_devices
+  kind = chips.of_device(devices[0].device_kind)
+  assert kind is not None and kind.name == place.chip.name
+  network = links.network(devices, place.dims, place.wrap, place.chip)
+  assert network.num_slices == slices
+  places = [x.coords for x in network.places if x.slice_index == 0]
+  assert len(set(places)) * place.chip.devices == len(places)
+  # Chips stand where the shape says, in any order of its dimensions.
+  spans = [max(c[axis] for c in places) + 1 for axis in range(3)]
+  assert spans == list((*place.dims, 1)[:3])
+
+
+def test_every_chip_is_among_those_asked_for():
+  marks = test_the_compiler_knows_every_chip.pytestmark
+  [asked] = [m.args[1] for m in marks if m.args and m.args[0] == "text"]
+  assert {text.partition(":")[0] for text in asked} == set(chips.CHIPS)
 
 
 def test_an_unknown_chip_lists_the_known_ones():

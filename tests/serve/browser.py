@@ -70,5 +70,15 @@ class Page:
       self.page.keyboard.press(key)
       self.at(count + 1)
 
+  def drop(self, content, name="p.png"):
+    """Drops a file on the page."""
+    self.page.evaluate(
+        "([bytes, name]) => { const data = new DataTransfer();"
+        "data.items.add(new File([new Uint8Array(bytes)], name,"
+        " {type: 'image/png'}));"
+        "document.body.dispatchEvent(new DragEvent('drop',"
+        " {dataTransfer: data, bubbles: true, cancelable: true})); }",
+        [list(content), name])
+
   def close(self):
     self.context.close()

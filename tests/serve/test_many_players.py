@@ -152,6 +152,23 @@ def test_a_session_that_plays_nothing_expires(monkeypatch):
     assert len(server.hub) == 0
 
 
+def test_who_expires_as_somebody_enters_is_told(monkeypatch):
+  from genie_jax.serve import app
+
+  monkeypatch.setattr(app, "_EXPIRE_SECONDS", 1000.0)
+  with players.serving(
+      fake_world.make_engine(), session_minutes=0.005) as (server, host), (
+          Player(host)) as player:
+    player.start()
+    time.sleep(0.6)
+    with Player(host) as other:
+      other.start()
+      with pytest.raises(exceptions.ConnectionClosed) as closed:
+        player.play([1])
+      assert closed.value.rcvd.code == 4002
+      assert [each.token for each in server.hub] == [other.welcome["token"]]
+
+
 def test_a_flood_of_messages_is_dropped_and_then_cut_off(host):
   with Player(host) as player:
     player.start()

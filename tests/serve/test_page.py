@@ -3,15 +3,18 @@
 import io
 import json
 import pathlib
+import threading
 
 import browser
 import fake_world
 import numpy as np
+import players
 import pytest
 from PIL import Image
 from playwright import sync_api
 
 from genie_jax.core import images
+from genie_jax.serve import protocol
 
 PROMPT = fake_world.picture(0)
 
@@ -42,17 +45,6 @@ def shows(page, frame):
   page.painted()
   found = np.array(page.pixels(), np.uint8).reshape(*frame.shape[:2], 4)
   return (found[..., :3] == frame).all() and (found[..., 3] == 255).all()
-
-
-def drop(page, content, name="p.png"):
-  """Drops a file on the page."""
-  page.page.evaluate(
-      "([bytes, name]) => { const data = new DataTransfer();"
-      "data.items.add(new File([new Uint8Array(bytes)], name,"
-      " {type: 'image/png'}));"
-      "document.body.dispatchEvent(new DragEvent('drop',"
-      " {dataTransfer: data, bubbles: true, cancelable: true})); }",
-      [list(content), name])
 
 
 def test_ten_frames_are_played_and_painted_as_the_model_drew_them(page):
@@ -87,7 +79,7 @@ def test_a_dropped_picture_is_played(page):
   page.at(0)
   page.press("11")
   own = fake_world.picture(123)
-  drop(page, images.to_png(own))
+  page.drop(images.to_png(own))
   page.at(0)
   assert shows(page, fake_world.solo(own, seed(page), [])[0])
   page.press("3")
@@ -107,9 +99,74 @@ def test_a_dropped_picture_is_played(page):
   assert shows(page, fake_world.solo(own, run["seed"], [2])[-1])
 
 
+def test_a_pasted_picture_is_played(page, host):
+  page.at(0)
+  page.press("1")
+  page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+  own = fake_world.picture(77)
+  page.page.evaluate(
+      "(bytes) => navigator.clipboard.write([new ClipboardItem({'image/png':"
+      " new Blob([new Uint8Array(bytes)], {type: 'image/png'})})])",
+      list(images.to_png(own)))
+  page.page.keyboard.press("Control+V")
+  page.at(0)
+  assert shows(page, fake_world.solo(own, seed(page), [])[0])
+  # Text is no picture, and changes nothing.
+  page.press("2")
+  page.page.evaluate("navigator.clipboard.writeText('hello')")
+  page.page.keyboard.press("Control+V")
+  page.press("3")
+  assert shows(page, fake_world.solo(own, seed(page), [1, 2])[-1])
+
+
+def test_what_was_drawn_is_what_the_game_starts_from(page, server):
+  page.at(0)
+  page.press("11")
+  page.page.click("#draw")
+  page.page.click("#palette [aria-label=red]")
+  page.page.select_option("#editor-tool", "fill")
+  canvas = page.page.locator("#editor")
+  box = canvas.bounding_box()
+  size = box["width"] / fake_world.SHAPE[1]
+  at = lambda x, y: {"x": (x + .5) * size, "y": (y + .5) * size}
+  canvas.click(position=at(3, 3))  # Fills all of it.
+  page.page.click("#palette [aria-label=yellow]")
+  page.page.select_option("#editor-tool", "2")
+  canvas.hover(position=at(5, 8))  # A stroke from left to right.
+  page.page.mouse.down()
+  canvas.hover(position=at(15, 8))
+  page.page.mouse.up()
+  page.page.click("#palette [aria-label=blue]")
+  page.page.select_option("#editor-tool", "4")
+  canvas.click(position=at(20, 2))
+  page.page.click("#editor-undo")  # Takes the blue away again.
+  page.page.click("#palette [aria-label=white]")
+  page.page.select_option("#editor-tool", "1")
+  canvas.focus()
+  page.page.keyboard.press("ArrowLeft")  # From the middle of the picture.
+  page.page.keyboard.press(" ")
+  wanted = np.empty(fake_world.SHAPE, np.uint8)
+  wanted[:] = 0xc0, 0x39, 0x2b
+  wanted[7:9, 4:16] = 0xf1, 0xc4, 0x0f
+  wanted[8, 11] = 255
+  page.page.click("#editor-use")
+  page.at(0)
+  assert shows(page, fake_world.solo(wanted, seed(page), [])[0])
+  [session] = server[0].hub
+  np.testing.assert_array_equal(session.line.origin.frame, wanted)
+
+
+def test_a_picture_is_counted_to_the_session_that_sends_it(page, server):
+  page.at(0)
+  page.drop(images.to_png(fake_world.picture(9)))
+  sync_api.expect(page.page.locator("#said")).to_have_text("A new game.")
+  [session] = server[0].hub
+  assert list(server[0]._pictures._names) == [session.token]
+
+
 def test_what_is_no_picture_gets_a_notice(page):
   page.at(0)
-  drop(page, b"no picture")
+  page.drop(b"no picture")
   notice = page.page.locator("#notice")
   sync_api.expect(notice).to_contain_text("is not a picture")
   # The browser states that the answer was 415; nothing else went wrong.
@@ -151,6 +208,60 @@ def test_a_film_is_saved(page, kind):
       assert gif.n_frames == 4 and gif.size == (96, 64)
   else:
     assert content[4:8] == b"ftyp"
+
+
+def test_a_film_that_a_lost_connection_took_can_be_asked_for_again(
+    page, server, monkeypatch
+):
+  held, whole = threading.Event(), images.to_video
+  monkeypatch.setattr(images, "to_video", lambda *words: (
+      held.wait(20), whole(*words))[1])
+  page.at(0)
+  page.press("12")
+  page.page.click("#record")
+  save = page.page.locator("#record-save")
+  save.click()
+  sync_api.expect(save).to_be_disabled()
+  [session] = server[0].hub
+  session.connection.close(1011, "a test")
+  sync_api.expect(save).to_be_enabled()
+  sync_api.expect(save).to_have_text("Save")
+  sync_api.expect(page.page.locator("#notice")).to_contain_text(
+      "save the film again")
+  held.set()  # Comes to nobody.
+  while session.filming:
+    page.page.wait_for_timeout(20)
+  page.page.wait_for_selector("#connection[data-state=open]")
+  with page.page.expect_download() as saved:
+    save.click()
+  assert pathlib.Path(saved.value.path()).read_bytes().startswith(b"GIF89a")
+
+
+def test_a_run_ends_with_a_notice_and_goes_on_from_an_earlier_frame(
+    chromium, monkeypatch
+):
+  monkeypatch.setattr(protocol, "MAX_ACTIONS", 6)
+  with players.serving(fake_world.make_engine()) as (_, host):
+    opened = browser.Page(chromium, f"http://{host}/")
+    opened.at(0)
+    opened.page.select_option("#speed", "most")
+    opened.page.evaluate("document.activeElement.blur()")
+    opened.page.keyboard.down("1")
+    opened.at(6)
+    opened.page.wait_for_timeout(600)  # Still held.
+    opened.page.keyboard.up("1")
+    opened.at(6)
+    notice = opened.page.locator("#notice")
+    sync_api.expect(notice).to_contain_text("6 frames, the most")
+    errors = [text for text in opened.messages
+              if isinstance(text, str) and '"error"' in text]
+    assert len(errors) < 20  # The page stops asking.
+    opened.page.locator("#slider").fill("3")
+    opened.page.keyboard.press("2")
+    opened.at(4)
+    assert shows(opened, fake_world.solo(
+        PROMPT, seed(opened), [0, 0, 0, 1])[-1])
+    opened.close()
 
 
 def test_a_shared_link_shows_the_same_frames_in_another_browser(

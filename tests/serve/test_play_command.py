@@ -1,26 +1,27 @@
 """Tests of `genie play` with a real, tiny world, and of its mistakes."""
 
-import os
 import pathlib
-import signal
 import socket
 import subprocess
 import sys
 import zipfile
 
-import browser
+import fake_world
+import jax
 import numpy as np
+import players
 import pytest
+from command import Command
 from players import Player
 
 from genie_jax.cli import main
 from genie_jax.core import images
 from genie_jax.infer import bundle
 from genie_jax.serve import engine
+from genie_jax.sharding import mesh as mesh_lib
 from tests.infer import tiny_world
 
 ROOT = pathlib.Path(__file__).parents[2]
-SHIPPED = ROOT / "experiments" / "coinrun" / "results" / "small" / "world"
 
 
 @pytest.fixture(scope="module")
@@ -35,39 +36,6 @@ def world(tmp_path_factory):
       name="noise", actions="latent", sampling={"refinements": 2},
       prompts=prompts, dtype="float32", metrics={}, made_by={})
   return out
-
-
-class Command:
-  """`genie play` in a process of its own."""
-
-  def __init__(self, world, *flags):
-    self.process = subprocess.Popen(
-        [sys.executable, "-m", "genie_jax.cli.play", "--world", str(world),
-         "--port", "0", "--no-open", *flags],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"})
-    self.lines = []
-    for line in self.process.stdout:
-      self.lines.append(line)
-      if line.startswith("Play at "):
-        break
-    else:
-      raise AssertionError(self.process.stderr.read())
-    self.url = self.lines[-1].split()[2]
-    self.host = self.url.split("/")[2]
-
-  def stop(self):
-    """Presses Ctrl-C; returns exit code and everything it said."""
-    self.process.send_signal(signal.SIGINT)
-    out, err = self.process.communicate(timeout=60)
-    return self.process.returncode, "".join(self.lines) + out, err
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *error):
-    self.process.kill()
-    self.process.communicate()
 
 
 def refused(capsys, *argv):
@@ -129,8 +97,54 @@ def test_mistakes_are_one_line(capsys, tmp_path, world):
 def test_other_settings_make_other_links(world):
   found = {
       engine.open_world(world, **options).description.replay
-      for options in ({}, {"refinements": 3}, {"slide": "rolling"})}
-  assert len(found) == 3
+      for options in ({}, {"refinements": 3}, {"slide": "rolling"},
+                      {"dtype": "int8"})}
+  assert len(found) == 4
+  # What this machine does unless told is no other setting.
+  assert engine.open_world(
+      world, dtype="float32").description.replay in found
+
+
+def test_a_world_on_two_devices_plays_in_the_server_as_on_one(tmp_path):
+  bundle.write(
+      tmp_path / "w", {name: tiny_world.make_part(name, num_codes=16)
+                       for name in ("tokenizer", "dynamics")},
+      name="noise", actions="latent", sampling={"refinements": 2},
+      prompts=np.zeros((1, *tiny_world.SHAPE), np.uint8), dtype="float32",
+      metrics={}, made_by={})
+  alone, actions = engine.open_world(tmp_path / "w"), [0, 3, 1, 4, 2]
+  state, picture = alone.start(alone.prompts[0], 7)
+  wanted = [picture]
+  for action in actions:
+    [(state, picture)] = alone.step([state], [action])
+    wanted.append(picture)
+  mesh = mesh_lib.make(
+      dict(data=1, fsdp=1, tensor=2, frame=1), jax.local_devices()[:2])
+  split = engine.open_world(tmp_path / "w", mesh=mesh)
+  split.warm_up()
+  with players.serving(split) as (_, host), Player(host) as player, (
+      Player(host)) as other:
+    other.start(seed=7, actions=actions)
+    player.start(seed=7)
+    player.play(actions)
+    other.until_frame(len(actions))
+    for each in (player, other):
+      np.testing.assert_array_equal(
+          [images.from_png(content) for _, content in each.frames],
+          [images.from_png(content) for content in wanted])
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_nothing_is_compiled_beside_a_game_on_several_devices(split):
+  world = fake_world.FakeWorld()
+  sizes = []
+  world.warm_up = lambda batches: sizes.extend(batches)
+  made = engine.Engine(
+      world, [], name="squares", rules={}, batches=(1, 4, 16), split=split)
+  made.warm_up()
+  assert sizes == ([1, 4, 16] if split else [1])
+  made.warm_batches().join(20)
+  assert sizes == [1, 4, 16]
 
 
 def test_playing_loads_no_training_code():
@@ -159,22 +173,3 @@ def test_an_installed_wheel_holds_the_page(tmp_path):
   page = ROOT / "genie_jax" / "serve" / "page"
   assert {f"genie_jax/serve/page/{path.name}"
           for path in page.iterdir()} <= held
-
-
-@pytest.mark.slow
-def test_the_shipped_world_plays_ten_frames_in_a_browser():
-  with Command(SHIPPED) as command, browser.open_browser() as chromium:
-    page = browser.Page(chromium, command.url)
-    page.at(0)
-    seen = [page.painted()]
-    for key in "2222233333":
-      page.press(key)
-      seen.append(page.painted())
-    assert len(set(seen)) == 11
-    page.page.click("#share")
-    other = browser.Page(chromium, page.page.input_value("#share-link"))
-    other.at(10)
-    assert other.painted() == seen[-1]
-    assert page.problems == other.problems == []
-    page.close()
-    other.close()

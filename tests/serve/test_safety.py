@@ -1,12 +1,10 @@
-"""Tests of what the server refuses: foreign pages, bombs, nonsense."""
+"""Tests of what the server refuses: foreign pages and nonsense."""
 
 import http.client
-import io
 import json
 import random
-import socket
-import time
 
+import damage
 import fake_world
 import numpy as np
 import players
@@ -16,7 +14,7 @@ from players import Player
 from websockets import exceptions
 
 from genie_jax.core import images
-from genie_jax.serve import guard, pictures, protocol
+from genie_jax.serve import guard, protocol
 
 
 def get(host, path, **headers):
@@ -27,12 +25,6 @@ def get(host, path, **headers):
   found = answer.status, answer.headers, answer.read()
   connection.close()
   return found
-
-
-def png(picture, kind="PNG", **options):
-  buffer = io.BytesIO()
-  picture.save(buffer, kind, **options)
-  return buffer.getvalue()
 
 
 def test_the_page_and_all_it_needs_come_from_the_server_alone(host):
@@ -94,92 +86,13 @@ def test_a_foreign_page_reaches_neither_socket_nor_uploads(host):
   assert refused.value.response.status_code == 403
   with pytest.raises(exceptions.InvalidStatus):
     Player(host, additional_headers={"Sec-Fetch-Site": "cross-site"})
-  picture = png(Image.new("RGB", (4, 4)))
+  picture = damage.png(Image.new("RGB", (4, 4)))
   status, _, body = players.post(host, picture, Origin="http://evil.example")
   assert status == 403 and b"Origin" in body
   assert get(host, "/", Host="evil.example")[0] == 403
   with Player(host, origin=f"http://{host}") as player:
     player.start()
   assert players.post(host, picture, Origin=f"http://{host}")[0] == 200
-
-
-def test_an_upload_is_stopped_before_or_while_it_is_read(host):
-  name, port = host.split(":")
-  head = f"POST /pictures HTTP/1.1\r\nHost: {host}\r\n"
-  with socket.create_connection((name, int(port)), timeout=20) as line:
-    line.sendall(
-        f"{head}Content-Length: {pictures.MAX_BYTES + 1}\r\n\r\n".encode())
-    assert b" 413 " in line.recv(1000)
-  # Without a stated length: sent until the server hangs up.
-  with socket.create_connection((name, int(port)), timeout=20) as line:
-    line.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
-    piece, sent = b"10000\r\n" + bytes(1 << 16) + b"\r\n", 0
-    with pytest.raises(OSError):
-      while sent < 64 << 20:
-        line.sendall(piece)
-        sent += 1 << 16
-    assert sent < 32 << 20
-
-
-def test_bombs_and_what_is_no_picture_get_a_reason(host):
-  bomb = png(Image.new("1", (20_000, 20_000)))
-  assert len(bomb) < 100_000
-  gap = png(Image.new("RGB", (64, 64)))
-  for content, reason in (
-      (bomb, b"pixels"), (b"", b"empty"), (b"GIF89a", b"not a picture"),
-      (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"unknown format"),
-      (b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"unknown format"),
-      (gap[:60], b"not a picture"), (bytes(1000), b"unknown format")):
-    status, _, body = players.post(host, content)
-    assert status == 415 and reason in body, body
-    assert len(json.loads(body)["error"].splitlines()) == 1
-
-
-def test_a_photo_of_fifty_megapixels_is_read_small(host):
-  photo = png(Image.linear_gradient("L").resize((8192, 6144)), "JPEG")
-  assert len(photo) < pictures.MAX_BYTES
-  began = time.monotonic()
-  status, _, body = players.post(host, photo)
-  assert status == 200 and time.monotonic() - began < 20
-  frame = images.from_png(body)
-  assert frame[-1].mean() > frame[0].mean() + 150
-
-
-def test_every_kind_of_picture_becomes_a_frame(host):
-  height, width = fake_world.SHAPE[:2]
-  base = Image.fromarray(fake_world.picture(5))
-  clear = base.convert("RGBA")
-  clear.putalpha(0)
-  turned = Image.Exif()
-  turned[0x0112] = 6  # The camera was held upright.
-  deep = Image.fromarray(np.full((height, width), 65535, np.uint16))
-  odd = np.full((height, width), np.nan, np.float32)
-  odd[:, 12:] = 1.0
-  wanted = {
-      "white": np.full((height, width, 3), 255),
-      "base": np.asarray(base),
-      "half": np.where(np.arange(width) < 12, 0, 255)[None, :, None].repeat(
-          height, 0).repeat(3, 2)}
-  for content, name in (
-      (png(base), "base"), (png(base, "BMP"), "base"),
-      (png(base, "TIFF"), "base"), (png(clear), "white"), (png(deep), "white"),
-      (png(Image.fromarray(odd), "TIFF"), "half"),
-      (png(base, "WEBP", lossless=True), "base"),
-      (png(base.transpose(Image.Transpose.ROTATE_90), exif=turned.tobytes()),
-       "base"),
-      (png(base, "PNG", save_all=True, append_images=[clear]), "base")):
-    status, _, body = players.post(host, content)
-    assert status == 200, body
-    np.testing.assert_array_equal(
-        images.from_png(body), wanted[name], err_msg=name)
-  assert players.post(host, png(base.convert("CMYK"), "JPEG"))[0] == 200
-  assert players.post(host, png(base.convert("P"), "GIF"))[0] == 200
-
-
-def test_pictures_sent_too_fast_are_refused(host):
-  small = png(Image.new("RGB", (4, 4)))
-  found = [players.post(host, small)[0] for _ in range(40)]
-  assert found[0] == 200 and 429 in found
 
 
 @pytest.mark.parametrize("text, reason", [
@@ -232,78 +145,6 @@ def test_binary_messages_and_other_versions_get_a_reason(host):
     assert "are texts" in player.until("error")["error"]
 
 
-def sample_pictures():
-  """Returns valid files of every format that is read."""
-  random_ = np.random.default_rng(0)
-  noise = Image.fromarray(random_.integers(0, 256, (24, 32, 3), np.uint8))
-  return [
-      png(noise), png(noise.convert("P")), png(noise.convert("LA")),
-      png(noise, "JPEG"), png(noise.convert("CMYK"), "JPEG"),
-      png(noise, "JPEG", progressive=True), png(noise, "GIF"),
-      png(noise, "GIF", save_all=True, append_images=[noise]),
-      png(noise, "WEBP"), png(noise, "WEBP", lossless=True),
-      png(noise, "BMP"), png(noise, "TIFF"), png(noise, "PPM"),
-      png(noise, "TIFF", compression="tiff_lzw"),
-      png(noise.convert("F"), "TIFF"), png(noise.convert("I;16"), "TIFF"),
-      png(noise.convert("1"), "TIFF", compression="group4")]
-
-
-def damaged(content, choose):
-  """Returns bytes like these, with something wrong."""
-  content = bytearray(content)
-  for _ in range(choose.choice([1, 1, 2, 5, 30])):
-    where = choose.randrange(len(content) or 1)
-    kind = choose.randrange(5)
-    if kind == 0 and content:
-      content[where] = choose.choice([0, 1, 127, 128, 255,
-                                      choose.randrange(256)])
-    elif kind == 1:
-      del content[where:]
-    elif kind == 2:
-      content[where:where] = choose.randbytes(choose.randrange(9))
-    elif kind == 3:
-      del content[where:where + choose.randrange(9)]
-    else:
-      content[where:where + 4] = choose.choice(
-          [b"\xff\xff\xff\xff", b"\x00\x00\x00\x00", b"\x7f\xff\xff\xff"])
-  return bytes(content)
-
-
-def read_damaged(seed, count):
-  from genie_jax.core import errors
-
-  choose, samples, refused = random.Random(seed), sample_pictures(), 0
-  for _ in range(count):
-    content = damaged(choose.choice(samples), choose)
-    try:
-      frame = images.read_prompt(io.BytesIO(content), 16, 24, "It")
-      assert frame.shape == (16, 24, 3) and frame.dtype == np.uint8
-    except errors.UserError as error:
-      assert "\n" not in str(error)
-      refused += 1
-  assert count // 4 < refused < count
-
-
-def test_two_thousand_damaged_pictures_are_read_or_refused():
-  read_damaged(0, 2000)
-
-
-@pytest.mark.slow
-def test_forty_thousand_damaged_pictures_are_read_or_refused():
-  read_damaged(1, 40_000)
-
-
-def test_damaged_uploads_leave_the_server_up(server, monkeypatch):
-  found, host = server
-  monkeypatch.setattr(found._uploads, "take", lambda now: True)
-  choose, samples = random.Random(2), sample_pictures()
-  for _ in range(300):
-    content = damaged(choose.choice(samples), choose)
-    status, _, body = players.post(host, content)
-    assert status in (200, 415), body
-  assert players.post(host, samples[0])[0] == 200
-
-
 def mutated(choose):
   """Returns a message that is valid, nearly valid, or neither."""
   values = [0, 1, 3, 4, -1, 2**32, 1.5, "x", "", None, True, [], [0, 9], {},
@@ -323,7 +164,7 @@ def mutated(choose):
       message[key] = choose.choice(values)
   text = json.dumps(message)
   if choose.random() < 0.15:
-    text = damaged(text.encode(), choose).decode("utf-8", "replace")
+    text = damage.damaged(text.encode(), choose).decode("utf-8", "replace")
   return text
 
 

@@ -70,8 +70,13 @@ def test_two_steps_of_the_smoke_config_move_every_parameter(trained, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_preview_is_rows_of_frames_of_the_world(trained, name):
   _, batch, made = trained(name)
-  pictures = made.stage.preview(
-      made.state.params, made.state.extra, batch, jax.random.key(0))
+  drawn = jax.jit(made.stage.preview)(
+      made.state.params, made.state.extra,
+      {name: batch[name][:2] for name in made.stage.features},
+      jax.random.key(0))
+  assert {len(array) for array in jax.tree.leaves(drawn)} == {2}
+  pictures = made.stage.show(
+      jax.tree.map(lambda x: np.asarray(x[0]), drawn))
   assert pictures
   for rows in pictures.values():
     assert len(rows) >= 3

@@ -278,4 +278,7 @@ def test_two_processes_train_and_resume_as_one(straight, tmp_path, mesh):
       if name in b:
         # Processes reduce in another order than devices of one.
         np.testing.assert_allclose(a[name], b[name], rtol=2e-5)
+  previews = lambda folder: sorted(
+      path.name for path in (folder / "previews").iterdir())
+  assert previews(tmp_path) == previews(straight[0])
   train(tmp_path)  # and one process reads what two wrote

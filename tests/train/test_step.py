@@ -1,5 +1,7 @@
 """Tests of the one train step."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -82,6 +84,33 @@ def test_accumulation_equals_the_big_batch_with_uneven_counts(fsdp, devices):
       whole.params["up"]["kernel"], cut.params["up"]["kernel"],
       rtol=1e-4, atol=1e-6)
   assert int(whole.extra["seen"]) == int(cut.extra["seen"])
+
+
+def test_the_sum_of_gradients_is_split_as_the_parameters_are(single):
+  fields = toy.config(
+      mesh__fsdp=4, mesh__tensor=2, optimizer__accumulate=4)
+  _, _, like, _, step = toy.built(fields)
+  batch = {
+      name: jax.ShapeDtypeStruct(x.shape, x.dtype)
+      for name, x in toy.batch(0, 16).items() if name != "source"}
+  lowered = step.lower(like, batch)
+  # Said twice of each parameter: of the zeros and of each sum.
+  said = re.findall(
+      r"sdy.sharding_constraint \S+ <@\w+, (.*?)> : tensor<([\dx]*)xf32>",
+      lowered.as_text())
+  for layout, shape in (
+      ('[{"fsdp", "frame"}, {"tensor"}]', "8x16"),
+      ('[{"tensor"}, {"fsdp", "frame"}]', "16x8"), ('[{"tensor"}]', "16")):
+    assert said.count((layout, shape)) == 2, said
+  # The loop over microbatches carries parts, of 4 x 2 ways.
+  carried = [line for line in lowered.compile().as_text().splitlines()
+             if re.search(r" while\(", line) and "f32[2,8]" in line]
+  assert carried and not [line for line in carried if "f32[8,16]" in line]
+  _, seen = run(fields)
+  for mine, other in zip(seen, single[1], strict=True):
+    for name in ("loss", "grad_norm"):
+      # Sums in another order: a few units in the last place of float32.
+      np.testing.assert_allclose(mine[name], other[name], rtol=2e-5)
 
 
 def test_counting_before_accumulating_runs_no_part_of_the_model():

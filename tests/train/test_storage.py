@@ -1,39 +1,21 @@
 """Tests of run folders in a bucket, with a bucket in memory."""
 
 import json
-from typing import ClassVar
 
-import fsspec
 import numpy as np
 import pytest
-from fsspec.implementations import memory
 
 from genie_jax.core import errors
 from genie_jax.train import goodput, profile, storage
 from genie_jax.train import metrics as metrics_lib
 from genie_jax.train import workdir as workdir_lib
-
-
-class Bucket(memory.MemoryFileSystem):
-  """Objects in memory under s3://."""
-  protocol = "s3"
-  cachable = False
-  # etils keeps the one that it made first, so both belong to the class.
-  store: ClassVar[dict] = {}
-  pseudo_dirs: ClassVar[list] = [""]
-
-  @classmethod
-  def _strip_protocol(cls, path):
-    return super()._strip_protocol(path.removeprefix("s3://"))
+from tests import buckets
 
 
 @pytest.fixture
 def bucket():
   """A run's folder in an empty bucket."""
-  fsspec.register_implementation("s3", Bucket, clobber=True)
-  Bucket.store.clear()
-  Bucket.pseudo_dirs[:] = [""]
-  return "s3://bucket/run"
+  return buckets.empty()
 
 
 def test_a_folder_on_a_disk_is_absolute_and_one_in_a_bucket_is_kept():
@@ -85,7 +67,7 @@ def test_a_trace_reaches_a_bucket(bucket):
   with profiler.step(1):
     np.ones(3).sum()
   profiler.after(1, np.ones(3))
-  names = [name for name in Bucket.store if name.endswith(".xplane.pb")]
+  names = [name for name in buckets.Bucket.store if name.endswith(".xplane.pb")]
   assert len(names) == 1 and names[0].startswith("/bucket/run/profile/")
 
 

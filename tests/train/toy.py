@@ -90,9 +90,11 @@ def make_stage(
 
   def preview(params, extra, batch, rng):
     del extra, rng
-    _, y = forward(params, batch["inputs"][:1])
+    return forward(params, batch["inputs"])[1]
+
+  def show(y):
     frames = np.zeros((FRAMES, 4, 8, 3), np.uint8)
-    frames[..., 0] = (np.abs(np.asarray(y[0]))[:, None] * 99).clip(0, 255)
+    frames[..., 0] = (np.abs(y)[:, None] * 99).clip(0, 255)
     return {"toy": {"truth": frames, "prediction": frames}}
 
   return stage_lib.Stage(
@@ -104,7 +106,8 @@ def make_stage(
       loss_scales={"fit": 1.0, "size": 0.01} if scales is None else scales,
       init=init, loss=loss, after_update=after_update,
       evaluate=lambda params, extra, batch, rng: terms(params, batch)[0],
-      preview=preview, flops_per_clip=6.0 * FRAMES * WIDTH * hidden * 2)
+      preview=preview, show=show,
+      flops_per_clip=6.0 * FRAMES * WIDTH * hidden * 2)
 
 
 def batch(number: int, size: int, seed: int = 0) -> dict[str, np.ndarray]:

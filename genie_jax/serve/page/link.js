@@ -31,6 +31,9 @@ export class Link {
     this.connect();
   }
 
+  // Names the session, also with an upload; empty before the first welcome.
+  get token() { return sessionStorage.getItem(TOKEN) ?? ""; }
+
   connect() {
     const scheme = location.protocol === "https:" ? "wss" : "ws";
     const socket = new WebSocket(`${scheme}://${location.host}/play`);
@@ -39,7 +42,7 @@ export class Link {
     socket.binaryType = "arraybuffer";
     socket.onopen = () => socket.send(JSON.stringify({
       type: "hello", version: VERSION,
-      token: sessionStorage.getItem(TOKEN) ?? "", ...this.known(),
+      token: this.token, ...this.known(),
     }));
     socket.onmessage = (event) => {
       if (socket !== this.socket) return;

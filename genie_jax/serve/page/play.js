@@ -103,6 +103,7 @@ class Game {
   lost(reason, final) {
     this.state("lost", final ? "ended" : reason);
     this.pad.releaseAll();
+    this.record.lost();
     if (final) this.say(reason, true);
   }
 
@@ -129,7 +130,14 @@ class Game {
 
   act(action, seq) {
     if (!this.line) return false;
-    if (this.looking !== null && this.looking < this.newest) {
+    const back = this.looking !== null && this.looking < this.newest;
+    if (!back && this.newest >= this.limits.frames) {
+      // Here too, not only on the server: a held button would ask for ever.
+      this.say(`This run has ${this.limits.frames} frames, the most; go back `
+        + "and play on from there, or start anew.", true);
+      return false;
+    }
+    if (back) {
       this.link.send({type: "rewind", frame: this.looking});
       // Later presses wait until the server has gone back.
       this.looking = null;
@@ -349,7 +357,8 @@ class Game {
 
   async post(blob) {
     try {
-      return await fetch("/pictures", {method: "POST", body: blob});
+      return await fetch("/pictures", {
+        method: "POST", body: blob, headers: {"x-session": this.link.token}});
     } catch {
       return new Response(
         JSON.stringify({error: "The picture could not be sent."}),

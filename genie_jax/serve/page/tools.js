@@ -46,7 +46,11 @@ export class Compare {
       canvas.height = height;
       canvas.role = "img";
       canvas.ariaLabel = `What ${game.pad.name(action)} does`;
-      const scale = Math.max(1, Math.floor(192 / Math.max(width, height)));
+      // Two beside each other on a telephone; whole device pixels as ever.
+      const ratio = devicePixelRatio || 1;
+      const scale = Math.max(1, Math.floor(
+        ratio * Math.min(192, (innerWidth - 120) / 2)
+          / Math.max(width, height))) / ratio;
       canvas.style.width = `${width * scale}px`;
       canvas.style.height = `${height * scale}px`;
       const caption = document.createElement("figcaption");
@@ -116,6 +120,13 @@ export class Record {
     const button = find("record-save");
     button.disabled = waiting;
     button.textContent = waiting ? "Making it …" : "Save";
+  }
+
+  // A film that is ready while nobody is there comes to nobody.
+  lost() {
+    if (!find("record-save").disabled) return;
+    this.wait(false);
+    this.game.say("The connection was lost; save the film again.", true);
   }
 
   take(header, bytes) {

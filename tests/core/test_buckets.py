@@ -1,0 +1,119 @@
+"""Tests of files at an address."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from genie_jax.cli import main
+from genie_jax.core import buckets as buckets_lib
+from genie_jax.core import errors, files, images
+from genie_jax.data import manifest
+from genie_jax.evals import curves
+from genie_jax.infer import resolve
+from tests import buckets
+
+
+@pytest.fixture(autouse=True)
+def bucket(tmp_path, monkeypatch):
+  """An empty bucket, and an empty folder to find litter in."""
+  monkeypatch.chdir(tmp_path)
+  yield buckets.empty()
+  # A path that lost a slash would have made a folder of that name.
+  assert not list(tmp_path.glob("*:"))
+
+
+def test_what_is_written_to_an_address_is_read_from_there(bucket):
+  value = {"a": [1, 2.5, None, "ü"]}
+  files.write_json(f"{bucket}/plan.json", value)
+  files.write_atomic(f"{bucket}/step.txt", "text")
+  assert files.read_json(f"{bucket}/plan.json") == value
+  assert buckets_lib.read_bytes(f"{bucket}/step.txt") == b"text"
+  assert buckets_lib.names(bucket) == ["plan.json", "step.txt"]
+  assert buckets_lib.exists(f"{bucket}/plan.json")
+  assert not buckets_lib.exists(f"{bucket}/other.json")
+
+
+def test_a_large_file_comes_in_pieces(bucket, monkeypatch):
+  monkeypatch.setattr(buckets_lib, "_BLOCK_BYTES", 4)
+  files.write_atomic(f"{bucket}/x", b"0123456789")
+  assert list(buckets_lib.blocks(f"{bucket}/x")) == [b"0123", b"4567", b"89"]
+
+
+def test_missing_and_broken_json_name_the_whole_address(bucket):
+  with pytest.raises(
+      errors.UserError, match=r"s3://bucket/run/gone\.json does not exist"):
+    files.read_json(f"{bucket}/gone.json")
+  files.write_atomic(f"{bucket}/broken.json", b"\xff\xfe")
+  with pytest.raises(
+      errors.UserError, match=r"s3://bucket/run/broken\.json is not valid"):
+    files.read_json(f"{bucket}/broken.json")
+
+
+def test_no_access_is_one_clear_line(bucket, monkeypatch):
+  def forbidden(*_, **__):
+    raise PermissionError("403\nForbidden")
+
+  monkeypatch.setattr(buckets.Bucket, "_open", forbidden)
+  with pytest.raises(errors.UserError, match="403 Forbidden") as raised:
+    files.write_json(f"{bucket}/x.json", 1)
+  assert "\n" not in str(raised.value)
+  with pytest.raises(errors.UserError, match="access to the bucket"):
+    files.read_json(f"{bucket}/x.json")
+
+
+@pytest.mark.parametrize("given", [
+    "s3://bucket/x.gif", pathlib.Path("s3://bucket/x.gif"), "gs:/b/x.gif"])
+def test_what_needs_a_disk_refuses_an_address_in_one_line(given):
+  with pytest.raises(errors.UserError, match="to a disk only") as raised:
+    buckets_lib.disk(given, "--out")
+  assert "--out" in str(raised.value) and "\n" not in str(raised.value)
+  with pytest.raises(errors.UserError, match="to a disk only"):
+    files.temporary_sibling(given)
+
+
+def test_a_film_and_a_picture_reach_a_bucket(bucket):
+  frames = np.zeros((2, 8, 8, 3), np.uint8)
+  images.save_video(f"{bucket}/x.gif", frames, 10)
+  images.save_png(f"{bucket}/x.png", frames[0])
+  assert buckets_lib.read_bytes(f"{bucket}/x.gif").startswith(b"GIF")
+  assert buckets_lib.read_bytes(f"{bucket}/x.png").startswith(b"\x89PNG")
+
+
+def test_paths_on_a_disk_are_taken_as_they_are():
+  for text in ("runs/x", "/runs/x", "s3", "gs", "", "a/gs:/b"):
+    assert buckets_lib.disk(text, "--out") == pathlib.Path(text)
+
+
+def test_copies_are_kept_where_the_user_keeps_caches():
+  folder = buckets_lib.cache_folder("data", {"XDG_CACHE_HOME": "/c"})
+  assert folder == pathlib.Path("/c/genie_jax/data")
+  home = buckets_lib.cache_folder("data", {})
+  assert home == pathlib.Path.home() / ".cache" / "genie_jax" / "data"
+
+
+@pytest.mark.parametrize("read", [
+    resolve.read, curves.read, files.read_json, manifest.Manifest.read])
+def test_a_missing_driver_is_one_clear_line_wherever_it_is_met(read):
+  with pytest.raises(errors.UserError, match="pip install gcsfs"):
+    read("gs://no-such-bucket/x")
+
+
+@pytest.mark.parametrize("line", [
+    "data coinrun --levels 1 --validation-levels 0 --test-levels 0 "
+    "--frames-per-level 1 --workers 1 --out s3://bucket/clips",
+    "tokenize --tokenizer t --clips c --out s3://bucket/tokens",
+    "eval --world w --clips c --out s3://bucket/report"])
+def test_folders_go_to_a_disk_and_the_command_says_so_at_once(line, capsys):
+  assert main.main(line.split()) == 2
+  said = capsys.readouterr().err
+  assert "--out s3://bucket/" in said and "to a disk only" in said
+
+
+def test_curves_are_read_from_a_run_in_a_bucket(bucket):
+  files.write_json(f"{bucket}/config.json", {"stage": "toy"})
+  files.write_atomic(
+      f"{bucket}/metrics.jsonl", '{"step": 1, "loss": 2.0}\n')
+  found = curves.read(bucket)
+  assert found.stage == "toy"
+  assert found.panels["Training loss"]["loss"] == ([1], [2])

@@ -1,0 +1,150 @@
+"""Tests of what the frame axis does to the compiled steps.
+
+Each group of devices has one clip, so that without the axis it could not be
+split. The model is small beside a clip: every matrix has fewer values than the
+clip has activations, so no gather of weights is taken for one of activations.
+"""
+
+import math
+import re
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from experiments.coinrun import common
+from genie_jax.core import config as config_lib
+from genie_jax.sharding import mesh as mesh_lib
+from genie_jax.stages import registry
+from genie_jax.train import optimizer as optimizer_lib
+from genie_jax.train import state as state_lib
+from genie_jax.train import step as step_lib
+from tests.stages import training
+
+FRAMES, TOKENS, WIDTH = 8, 16, 32
+# Frame -> groups: as many as there are devices for, up to two.
+GROUPS = {1: 2, 2: 2, 4: 2, 8: 1}
+STEPS = ("train", "evaluate")
+# To places and back in each of the two loops over blocks, and once where the
+# backward pass computes the block again.
+EXCHANGES = {"train": 5, "evaluate": 2}
+
+
+def lower(frame):
+  """Returns both steps for a mesh that splits clips `frame` ways."""
+  config = config_lib.load("experiments/coinrun/dynamics.py:smoke").unlock()
+  config.start = "random"
+  config.world.num_frames = config.data.num_frames = FRAMES
+  config.model.transformer.update(
+      num_layers=2, unroll=1, remat="full", width=WIDTH, mlp_dim=2 * WIDTH)
+  config.optimizer = common.adamw(  # Compiles faster than the orthogonal one.
+      peak_lr=1e-3, end_lr=1e-4, warmup_steps=1)
+  config.data.batch_size = GROUPS[frame]
+  config.mesh.update(data=1, fsdp=GROUPS[frame], tensor=1, frame=frame)
+  stage = registry.make(config)
+  mesh = mesh_lib.make(config.mesh, jax.devices()[:GROUPS[frame] * frame])
+  optimizer = optimizer_lib.make(
+      config.optimizer, config.steps, stage.no_decay)
+  like = state_lib.abstract(stage, optimizer, mesh)
+  rows = config.data.batch_size
+  batch = training.random_batch(stage, rows, {
+      "tokens": config.world.num_codes,
+      "latent_actions": config.world.num_latent_actions})
+  assert batch["tokens"].shape == (rows, FRAMES, 4, 4)
+  train = step_lib.make_train_step(stage, optimizer, mesh, like, rows)
+  evaluate = step_lib.make_eval_step(stage, mesh, like, rows)
+  return {
+      "train": train.lower(like, batch),
+      "evaluate": evaluate.lower(
+          like.params, like.extra, batch, jax.random.key(0))}
+
+
+@pytest.fixture(scope="module")
+def steps():
+  """Returns a step's (text, bytes of temporaries a device), compiled once."""
+  lowered, kept = {}, {}
+
+  def get(name, frame):
+    if (name, frame) not in kept:
+      if frame not in lowered:
+        lowered[frame] = lower(frame)
+      program = lowered[frame][name].compile()
+      kept[name, frame] = (
+          program.as_text(), program.memory_analysis().temp_size_in_bytes)
+    return kept[name, frame]
+
+  return get
+
+
+def collectives(text, *kinds):
+  """Returns (number of floats of the largest array, line) of collectives."""
+  found = []
+  for line in text.splitlines():
+    made = re.search(rf"= (.*?) (?:{'|'.join(kinds)})(?:-start)?\(", line)
+    if made:
+      # Of a tuple, each array; of other types than floats, none.
+      sizes = [math.prod(int(n) for n in dims.split(",") if n)
+               for dims in re.findall(r"\bb?f\d\w*\[([\d,]*)\]", made[1])]
+      found.append((max(sizes, default=0), line))
+  return found
+
+
+def test_every_way_to_write_a_gather_is_found():
+  for line, size in {
+      "%a = f32[1,8,16,32]{3,2,1,0} all-gather(%x), dimensions={1}": 4096,
+      "ROOT %a = bf16[128,32]{1,0} all-gather(bf16[16,32] %x)": 4096,
+      "%a = (f32[8]{0}, f32[64]{0}) all-gather-start(%x)": 64,
+      "%a = (s32[9]{0}, f8e4m3fn[2,3]{1,0}) all-gather(%x, %y)": 6,
+      "%a = s32[1,4,16]{2,1,0} all-gather(%x)": 0}.items():
+    assert collectives(line, "all-gather") == [(size, line)]
+  assert not collectives(
+      "%a = f32[8]{0} all-gather-done(%all-gather-start)", "all-gather")
+  assert not collectives("%b = f32[8] add(%all-gather.1, %x)", "all-gather")
+
+
+def test_a_gathered_activation_would_be_found():
+  mesh = jax.make_mesh(
+      (8,), ("frame",), (jax.sharding.AxisType.Auto,))
+  place = lambda *axes: jax.sharding.NamedSharding(mesh, P(*axes))
+  text = jax.jit(
+      lambda x: x * 2, in_shardings=place(None, "frame"),
+      out_shardings=place()).lower(
+          jax.ShapeDtypeStruct((1, FRAMES, TOKENS, WIDTH), np.float32)
+      ).compile().as_text()
+  assert [size for size, _ in collectives(text, "all-gather")] == [
+      FRAMES * TOKENS * WIDTH]
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("frame", [2, 4, 8])
+def test_no_activation_is_gathered_whole(steps, step, frame):
+  text, _ = steps(step, frame)
+  # Each group has one clip. Sums of parts are no larger either: gradients of
+  # weights alone are summed.
+  moved = collectives(text, "all-gather", "all-reduce")
+  assert moved
+  for size, line in moved:
+    assert size < FRAMES * TOKENS * WIDTH, line
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("frame", [2, 4, 8])
+def test_every_block_exchanges_frames_for_places(steps, step, frame):
+  text, _ = steps(step, frame)
+  # One body of a loop is all blocks.
+  in_loops = [line for _, line in collectives(text, "all-to-all")
+              if "while/body" in line and "/layers/" in line]
+  assert len(in_loops) == EXCHANGES[step]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_without_the_axis_nothing_is_exchanged(steps, step):
+  assert not collectives(steps(step, 1)[0], "all-to-all")
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_temporaries_of_a_device_fall_as_the_axis_grows(steps, step):
+  sizes = [steps(step, frame)[1] for frame in GROUPS]
+  assert sizes == sorted(set(sizes), reverse=True)
+  assert sizes[-1] < 0.5 * sizes[0]
