@@ -98,7 +98,7 @@ def test_prompts_are_held_out_frames_of_the_clips(folder, clips):
 
 def test_the_card_states_figures_and_holds_no_path(folder, run):
   text = (folder / "README.md").read_text()
-  assert "| delta_psnr | 0.5 |" in text
+  assert "| delta psnr | 0.5 |" in text
   for path in folder.rglob("*"):
     if path.suffix in (".json", ".md"):
       assert str(run.parent) not in path.read_text()
