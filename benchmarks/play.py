@@ -45,7 +45,7 @@ from websockets.asyncio import client
 from genie_jax.core import errors, files
 
 _ROOT = pathlib.Path(__file__).parent.parent
-_WORLD = _ROOT / "experiments" / "coinrun" / "results" / "small" / "world"
+_WORLD = _ROOT / "experiments" / "coinrun" / "results" / "world"
 _LONGEST_PAUSE = 0.15  # Seconds that the slowest player thinks, on average.
 _HEADER = struct.Struct("<BBHIII")  # docs/play.md
 _FRAME = 1

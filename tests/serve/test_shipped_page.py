@@ -22,7 +22,7 @@ from playwright import sync_api
 from genie_jax.core import images
 
 SHIPPED = (
-    command.ROOT / "experiments" / "coinrun" / "results" / "small" / "world")
+    command.ROOT / "experiments" / "coinrun" / "results" / "world")
 LOOKS = {
     "light": {"viewport": {"width": 1280, "height": 900}},
     "dark": {"viewport": {"width": 1280, "height": 900},
