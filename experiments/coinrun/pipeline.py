@@ -40,16 +40,19 @@ class Size:
     test: Levels to judge by; the protocol asks for at least 50.
     frames: Frames of a level.
     clips: Held-out clips that delta PSNR is measured on.
+    action_clips: Held-out clips whose latent actions are counted.
   """
   levels: int
   validation: int
   test: int
   frames: int
   clips: int
+  action_clips: int = 1024
 
 
 SIZES = {
-    "smoke": Size(levels=4, validation=2, test=4, frames=40, clips=8),
+    "smoke": Size(levels=4, validation=2, test=4, frames=40, clips=8,
+                  action_clips=64),
     "tiny": Size(levels=100, validation=20, test=60, frames=500, clips=256),
     "small": Size(levels=250, validation=20, test=60, frames=500, clips=256),
 }
@@ -105,7 +108,8 @@ def commands(mode: str, out: pathlib.Path) -> dict[str, list[str]]:
           "eval", "--world", workdir("world"), "--clips", clips,
           "--out", str(out), "--true-actions-world", workdir("world_true"),
           "--levels", str(size.test),
-          "--num-clips", str(size.clips), "--timings",
+          "--num-clips", str(size.clips),
+          "--num-action-clips", str(size.action_clips), "--timings",
           str(out / "seconds.json"),
           *(arg for name in ("tokenizer", "lam", "dynamics")
             for arg in ("--workdir", workdir(name)))],

@@ -54,7 +54,11 @@ class Lazy:
       unit: tuple[int, ...] | None,
   ):
     """Keeps what is known without reading."""
-    self.shape, self.dtype, self.unit = tuple(shape), np.dtype(dtype), unit
+    self.shape, self._dtype, self.unit = tuple(shape), dtype, unit
+
+  @property
+  def dtype(self) -> np.dtype:
+    return np.dtype(self._dtype)
 
   @property
   def nbytes(self) -> int:

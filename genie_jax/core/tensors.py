@@ -53,13 +53,16 @@ class Stored(pieces.Lazy):
       self, shape: tuple[int, ...], code: str, parts: list[_Piece]
   ):
     """Joins pieces, in order, without gaps; `code` as in the file."""
-    name = _DTYPES[code]
-    if code == "BF16":
+    super().__init__(shape, _DTYPES[code], (1,) * len(shape))
+    self._pieces = parts
+
+  @property
+  def dtype(self) -> np.dtype:
+    if self._dtype == "bfloat16":
       # Late: PyTorch has a bfloat16 of its own.
       import ml_dtypes
-      name = ml_dtypes.bfloat16
-    super().__init__(shape, name, (1,) * len(shape))
-    self._pieces = parts
+      return np.dtype(ml_dtypes.bfloat16)
+    return super().dtype
 
   def __getitem__(self, index: Any) -> np.ndarray:
     index = index if isinstance(index, tuple) else (index,)

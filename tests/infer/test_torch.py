@@ -221,4 +221,4 @@ def test_no_jax_is_loaded():
       [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
       check=False)
   assert done.returncode == 0, done.stderr[-2000:]
-  assert done.stdout.strip() == "coinrun-small"
+  assert done.stdout.strip() == "coinrun"
