@@ -1,15 +1,12 @@
 """What a world says of its training and its figures."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import tiny_world
 
-from data_pipelines.coinrun import procgen_client
 from genie_jax.cli import main
-from genie_jax.core import errors, files
+from genie_jax.core import files
 from genie_jax.data import manifest as manifests
 from genie_jax.infer import bundle
 
@@ -62,20 +59,3 @@ def test_a_world_states_every_run_that_made_a_model(world, clips, tmp_path):
   assert [row.split("|")[2].strip() for row in rows[1:]] == ["7", "1,234"]
   assert "75 frames of 3 sources of noise" in rows[2]
   assert str(tmp_path) not in json.dumps(bundle.read_manifest(world))
-
-
-@pytest.mark.slow
-def test_the_demo_leaves_a_world_that_states_what_was_measured(tmp_path):
-  try:
-    procgen_client.load()
-  except errors.UserError as error:
-    pytest.skip(f"procgen cannot be had here: {error}")
-  subprocess.run(
-      [sys.executable, "-m", "experiments.coinrun.pipeline", "--mode", "smoke",
-       "--out", str(tmp_path)], check=True)
-  figures = files.read_json(tmp_path / "metrics.json")
-  manifest = bundle.read_manifest(tmp_path / "world")
-  assert manifest["fingerprint"] == figures["world_fingerprint"]
-  assert manifest["metrics"]["tokenizer_psnr"] == figures["tokenizer_psnr"]
-  assert set(manifest["made_by"]) == {"tokenizer", "lam", "dynamics"}
-  assert set(manifest["metrics"]["seconds_by_stage"]) >= {"data", "dynamics"}
