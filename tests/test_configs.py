@@ -120,10 +120,7 @@ def test_the_smoke_configs_of_large_models_train_two_steps(file):
   config = load(file, "smoke").unlock()
   if "start" in config:
     config.start = "random"
-  batch = training.random_batch(
-      registry.make(config), config.data.batch_size,
-      {"tokens": config.world.num_codes,
-       "latent_actions": config.world.num_latent_actions})
+  batch = training.random_batch(registry.make(config), config)
   training.check(training.train(config, batch, evaluates=False))
 
 

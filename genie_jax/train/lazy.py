@@ -128,7 +128,7 @@ class _Chunks:
     """Opens an array of a checkpoint's folder as Orbax lays it out."""
     self._path, self._name = path, name
     place = str(path / stored.STATE)
-    with explain.Explain(_cannot_read):
+    with explain.Explain(stored.cannot_read):
       self._array = tensorstore.open({
           "driver": "zarr3",
           "kvstore": {
@@ -167,7 +167,7 @@ class _Chunks:
     return block
 
   def _read(self, box: Any) -> np.ndarray:
-    with explain.Explain(_cannot_read):
+    with explain.Explain(stored.cannot_read):
       return self._array[box].read().result()
 
 
@@ -179,10 +179,6 @@ def _sums(
     corner = tuple(
         outer.start + own.start for outer, own in zip(box, inner, strict=True))
     yield (corner, block[inner].shape), fingerprint.part(block[inner], corner)
-
-
-def _cannot_read(error: Exception) -> stored.Damaged:
-  return stored.Damaged(f"it cannot be read, {explain.one_line(error)}")
 
 
 def _changed(path: Any, damage: stored.Damaged) -> errors.UserError:

@@ -130,7 +130,7 @@ def load(path: epath.Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
           "use the config that made it, or another workdir.")
   context = ocp.Context()
   context.pytree.loading.partial_load = True  # `like` may lack the optimizer
-  with context, explain.Explain(_cannot_read):
+  with context, explain.Explain(cannot_read):
     fields = ocp.load_checkpointables(path, {STATE: like})[STATE]
   found = fingerprint.arrays(fields)
   wrong = [name for name, digits in found.items()
@@ -142,7 +142,7 @@ def load(path: epath.Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
 
 def read_note(path: epath.Path) -> dict[str, Any]:
   """Returns the sealed note of a checkpoint."""
-  with explain.Explain(_cannot_read):
+  with explain.Explain(cannot_read):
     note = dict(ocp.checkpointables_metadata(path).custom_metadata)
   if note.pop("seal", None) != _checksum(note):
     raise Damaged("its note has changed")
@@ -174,5 +174,6 @@ def _abstract_array(signature: str) -> np.ndarray:
   return np.broadcast_to(np.zeros((), jnp.dtype(dtype)), shape)
 
 
-def _cannot_read(error: Exception) -> Damaged:
+def cannot_read(error: Exception) -> Damaged:
+  """Returns what to raise where a checkpoint cannot be read."""
   return Damaged(f"it cannot be read, {explain.one_line(error)}")

@@ -8,7 +8,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from genie_jax.core import config as config_lib
-from genie_jax.scaling import aot, isolated, plan, topology
+from genie_jax.scaling import aot, isolated, plan, table, topology
 from tests.scaling import compiler
 
 
@@ -49,7 +49,9 @@ SHIPPED = (
     ("platformers/lam.py", "v5p:4x8x8"),
     ("platformers/dynamics.py", "v5p:4x8x8"),
     ("platformers/joint.py", "v5p:4x8x8"),
-    ("scaling/dynamics.py:811M", "v5p:4x8x8"),
+    *((f"scaling/dynamics.py:{size}", "v5p:4x4x8")
+      for size in table.SIZES if size != "10.1B"),
+    ("coinrun/tokenizer_images.py", "v5e:2x2"),
     ("coinrun/tokenizer.py", "v5e:2x2"),
     ("coinrun/lam.py", "v5e:2x2"),
     ("coinrun/dynamics.py", "v5e:2x2"),

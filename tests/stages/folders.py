@@ -46,7 +46,7 @@ def write_clips(
 
 def write_tokens(
     folder: pathlib.Path, shape: tuple[int, ...], *, grid: tuple[int, int],
-    num_codes: int, num_frames: int = 4, tokenizer: saved.Part | None = None,
+    num_codes: int, num_frames: int = 8, tokenizer: saved.Part | None = None,
 ) -> pathlib.Path:
   """Writes token records with their frames, two train and one held-out.
 

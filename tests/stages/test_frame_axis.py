@@ -14,12 +14,6 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from experiments.coinrun import common
-from genie_jax.core import config as config_lib
-from genie_jax.sharding import mesh as mesh_lib
-from genie_jax.stages import registry
-from genie_jax.train import optimizer as optimizer_lib
-from genie_jax.train import state as state_lib
-from genie_jax.train import step as step_lib
 from tests.stages import training
 
 FRAMES, TOKENS, WIDTH = 8, 16, 32
@@ -33,8 +27,7 @@ EXCHANGES = {"train": 5, "evaluate": 2}
 
 def lower(frame):
   """Returns both steps for a mesh that splits clips `frame` ways."""
-  config = config_lib.load("experiments/coinrun/dynamics.py:smoke").unlock()
-  config.start = "random"
+  config = training.load("dynamics")
   config.world.num_frames = config.data.num_frames = FRAMES
   config.model.transformer.update(
       num_layers=2, unroll=1, remat="full", width=WIDTH, mlp_dim=2 * WIDTH)
@@ -42,22 +35,13 @@ def lower(frame):
       peak_lr=1e-3, end_lr=1e-4, warmup_steps=1)
   config.data.batch_size = GROUPS[frame]
   config.mesh.update(data=1, fsdp=GROUPS[frame], tensor=1, frame=frame)
-  stage = registry.make(config)
-  mesh = mesh_lib.make(config.mesh, jax.devices()[:GROUPS[frame] * frame])
-  optimizer = optimizer_lib.make(
-      config.optimizer, config.steps, stage.no_decay)
-  like = state_lib.abstract(stage, optimizer, mesh)
-  rows = config.data.batch_size
-  batch = training.random_batch(stage, rows, {
-      "tokens": config.world.num_codes,
-      "latent_actions": config.world.num_latent_actions})
-  assert batch["tokens"].shape == (rows, FRAMES, 4, 4)
-  train = step_lib.make_train_step(stage, optimizer, mesh, like, rows)
-  evaluate = step_lib.make_eval_step(stage, mesh, like, rows)
+  made = training.steps(config, GROUPS[frame] * frame)
+  batch = training.random_batch(made.stage, config)
+  assert batch["tokens"].shape == (GROUPS[frame], FRAMES, 4, 4)
   return {
-      "train": train.lower(like, batch),
-      "evaluate": evaluate.lower(
-          like.params, like.extra, batch, jax.random.key(0))}
+      "train": made.train.lower(made.like, batch),
+      "evaluate": made.evaluate.lower(
+          made.like.params, made.like.extra, batch, jax.random.key(0))}
 
 
 @pytest.fixture(scope="module")

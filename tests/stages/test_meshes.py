@@ -12,12 +12,6 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import PartitionSpec as P
 
-from genie_jax.core import config as config_lib
-from genie_jax.sharding import mesh as mesh_lib
-from genie_jax.stages import registry
-from genie_jax.train import optimizer as optimizer_lib
-from genie_jax.train import state as state_lib
-from genie_jax.train import step as step_lib
 from tests.stages import training
 
 STAGES = ("tokenizer", "lam", "dynamics", "joint")
@@ -27,45 +21,20 @@ ONE = dict(data=1, fsdp=1, tensor=1, frame=1)
 COPIES = "nvoluntary full rematerialization"
 
 
-def load(stage, **model):
-  config = config_lib.load(
-      f"experiments/coinrun/{stage}.py:smoke").unlock()
-  if "start" in config:
-    config.start = "random"  # The other one reads a tokenizer.
-  if model:
-    config.model.transformer.update(model)
-  return config
-
-
-def build(config, sizes):
-  """Returns the step on a mesh, its abstract state, and a batch of noise."""
-  config.mesh.update(sizes)
-  stage = registry.make(config)
-  devices = jax.devices()[:math.prod(sizes.values())]
-  mesh = mesh_lib.make(config.mesh, devices)
-  optimizer = optimizer_lib.make(
-      config.optimizer, config.steps, stage.no_decay)
-  like = state_lib.abstract(stage, optimizer, mesh)
-  rows = config.data.batch_size
-  batch = training.random_batch(stage, rows, {
-      "tokens": config.world.num_codes,
-      "latent_actions": config.world.num_latent_actions})
-  step = step_lib.make_train_step(stage, optimizer, mesh, like, rows)
-  evaluate = step_lib.make_eval_step(stage, mesh, like, rows)
-  state = state_lib.create(stage, optimizer, like, config.seed)
-  return step, evaluate, state, batch
-
-
 def losses(stage, sizes):
   """Returns the losses of two steps and the held-out means."""
-  step, evaluate, state, batch = build(load(stage), sizes)
+  config = training.load(stage)
+  config.mesh.update(sizes)
+  steps = training.steps(config, math.prod(sizes.values()))
+  batch, state = training.random_batch(steps.stage, config), steps.create()
   found = []
   for _ in range(2):
     # The second loss tells of the first gradient. Its norm jumps where sums in
     # another order let one vector of noise choose another code.
-    state, metrics = step(state, batch)
+    state, metrics = steps.train(state, batch)
     found.append(float(metrics["loss"]))
-  terms = evaluate(state.params, state.extra, batch, jax.random.key(0))
+  terms = steps.evaluate(
+      state.params, state.extra, batch, jax.random.key(0))
   return found + [float(terms[name].mean()) for name in sorted(terms)]
 
 

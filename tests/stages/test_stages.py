@@ -210,7 +210,8 @@ def test_flops_count_every_product_of_the_forward_pass_three_times(trained):
         leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(
             made.state.params)
         if "kernel" in jax.tree_util.keystr(path))
-    # Every kernel meets nearly all 4 x 16 tokens of a clip: two FLOPs, three
+    # Every kernel meets nearly all 16 tokens of a frame: two FLOPs, three
     # times. Attention adds 7 % at this width.
     tokens = made.stage.flops_per_clip / (6 * params)
-    assert 0.7 * 64 < tokens < 1.4 * 64, name
+    whole = 16 * config.data.num_frames
+    assert 0.7 * whole < tokens < 1.4 * whole, name

@@ -3,12 +3,15 @@
 import dataclasses
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
+from jax.sharding import Mesh
 
+from genie_jax.core import config as config_lib
 from genie_jax.sharding import mesh as mesh_lib
 from genie_jax.stages import registry
 from genie_jax.train import optimizer as optimizer_lib
@@ -41,30 +44,67 @@ class Trained:
   hides_history: bool
 
 
+def load(stage: str) -> ml_collections.ConfigDict:
+  """Returns a small config of a stage that needs no other's results."""
+  config = config_lib.load(
+      f"experiments/coinrun/{stage}.py:smoke").unlock()
+  if "start" in config:
+    config.start = "random"  # The other one reads a tokenizer.
+  return config
+
+
+@dataclasses.dataclass
+class Steps:
+  """A stage's steps on a mesh, not yet compiled.
+
+  Attributes:
+    stage: The stage.
+    mesh: The mesh.
+    like: The abstract state.
+    train: `(state, batch) -> (state, metrics)`.
+    evaluate: `(params, extra, batch, rng) -> terms`.
+    create: `() -> state`, the first.
+  """
+  stage: stage_lib.Stage
+  mesh: Mesh
+  like: state_lib.TrainState
+  train: Callable[..., Any]
+  evaluate: Callable[..., Any]
+  create: Callable[[], state_lib.TrainState]
+
+
+def steps(config: ml_collections.ConfigDict, num_devices: int) -> Steps:
+  """Returns the steps of a config on the first devices."""
+  stage = registry.make(config)
+  mesh = mesh_lib.make(config.mesh, jax.devices()[:num_devices])
+  optimizer = optimizer_lib.make(
+      config.optimizer, config.steps, stage.no_decay)
+  like = state_lib.abstract(stage, optimizer, mesh)
+  rows = config.data.batch_size
+  return Steps(
+      stage, mesh, like,
+      step_lib.make_train_step(stage, optimizer, mesh, like, rows),
+      step_lib.make_eval_step(stage, mesh, like, rows),
+      lambda: state_lib.create(stage, optimizer, like, config.seed))
+
+
 def train(
     config: ml_collections.ConfigDict, batch: dict[str, np.ndarray],
     evaluates: bool = True,
 ) -> Trained:
   """Takes STEPS steps on one batch and evaluates on it."""
-  stage = registry.make(config)
-  mesh = mesh_lib.make(config.mesh, jax.devices()[:1])
-  optimizer = optimizer_lib.make(
-      config.optimizer, config.steps, stage.no_decay)
-  like = state_lib.abstract(stage, optimizer, mesh)
-  state = state_lib.create(stage, optimizer, like, config.seed)
+  made = steps(config, 1)
+  stage, state = made.stage, made.create()
   before = jax.device_get((state.params, state.extra))
-  rows = config.data.batch_size
-  step_lib.check_batch(stage, batch, rows)
+  step_lib.check_batch(stage, batch, config.data.batch_size)
   batch = {name: batch[name] for name in stage.features}
-  step = step_lib.make_train_step(stage, optimizer, mesh, like, rows)
   metrics = []
   for _ in range(STEPS):
-    state, made = step(state, batch)
-    metrics.append({name: float(x) for name, x in made.items()})
+    state, values = made.train(state, batch)
+    metrics.append({name: float(x) for name, x in values.items()})
   terms = {}
   if evaluates:
-    evaluate = step_lib.make_eval_step(stage, mesh, like, rows)
-    terms = evaluate(state.params, state.extra, batch, jax.random.key(0))
+    terms = made.evaluate(state.params, state.extra, batch, jax.random.key(0))
   return Trained(
       stage, before, state, metrics,
       {name: float(np.asarray(term.total) / max(float(term.count), 1e-9))
@@ -105,12 +145,15 @@ def unmoved(before: Any, after: Any) -> list[str]:
 
 
 def random_batch(
-    stage: stage_lib.Stage, rows: int, limits: dict[str, int]
+    stage: stage_lib.Stage, config: ml_collections.ConfigDict
 ) -> dict[str, np.ndarray]:
-  """Returns a batch of noise; `limits` bounds integers by feature name."""
+  """Returns a batch of noise: codes, latent actions, or pixels."""
   rng = np.random.default_rng(0)
+  most = {"tokens": config.world.num_codes,
+          "latent_actions": config.world.num_latent_actions}
+  rows = config.data.batch_size
   return {
       name: rng.integers(
-          0, limits.get(name, 256), (rows, *feature.shape)).astype(
+          0, most.get(name, 256), (rows, *feature.shape)).astype(
               feature.dtype)
       for name, feature in stage.features.items()}

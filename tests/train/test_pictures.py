@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 
 import jax
@@ -11,11 +12,8 @@ from PIL import Image
 
 from genie_jax.core import errors
 from genie_jax.sharding import mesh as mesh_lib
-from genie_jax.stages import registry
 from genie_jax.train import loop, metrics, pictures, stored
-from genie_jax.train import optimizer as optimizer_lib
-from genie_jax.train import state as state_lib
-from tests.stages import test_meshes, training
+from tests.stages import training
 from tests.train import toy
 
 
@@ -106,22 +104,16 @@ def test_pictures_are_the_same_on_every_mesh(tmp_path):
 
 def rollout_program(sizes):
   """Returns what a dynamics model drew on a mesh, and the program."""
-  config = test_meshes.load("dynamics", num_layers=3, unroll=1)
+  config = training.load("dynamics")
+  config.model.transformer.update(num_layers=3, unroll=1)
   config.mesh.update(sizes)
-  stage = registry.make(config)
-  mesh = mesh_lib.make(
-      config.mesh, jax.devices()[:np.prod(list(sizes.values()))])
-  optimizer = optimizer_lib.make(
-      config.optimizer, config.steps, stage.no_decay)
-  like = state_lib.abstract(stage, optimizer, mesh)
-  state = state_lib.create(stage, optimizer, like, 0)
-  clip = training.random_batch(stage, 1, {
-      "tokens": config.world.num_codes,
-      "latent_actions": config.world.num_latent_actions})
+  steps = training.steps(config, math.prod(sizes.values()))
+  batch, state = training.random_batch(steps.stage, config), steps.create()
+  clip = {name: x[:1] for name, x in batch.items()}
   shown = []
   stage = dataclasses.replace(
-      stage, show=lambda arrays: shown.append(arrays) or {})
-  made = pictures.Pictures(stage, mesh, like, "unused")
+      steps.stage, show=lambda arrays: shown.append(arrays) or {})
+  made = pictures.Pictures(stage, steps.mesh, steps.like, "unused")
   made.draw(1, state, clip, jax.random.key(0), metrics.Many([]))
   return shown[0], made, state
 
