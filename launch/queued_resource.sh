@@ -22,6 +22,9 @@
 # a mistake (2) too: watch its first minutes. The hosts then meet again. A
 # preempted slice is gone, and its entry stays SUSPENDED: only `resume` brings
 # it back, from a cron job if it should come by itself.
+#
+# After a reboot of a host its container stays down, or fails without /bucket,
+# whose mount is gone: type `resume`, which mounts it and starts all again.
 set -euo pipefail
 
 for name in PROJECT ZONE RUN IMAGE BUCKET; do
@@ -93,7 +96,7 @@ sudo docker run --detach --name genie \
   --workdir "gs://$BUCKET/$RUN" \
   --config.data.path=/bucket/tokens \
   --compilation-cache "gs://$BUCKET/cache" \
-  --initialization-timeout 1800
+  --initialization-timeout 86400
 EOF
 }
 

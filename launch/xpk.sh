@@ -24,6 +24,8 @@
 #
 # XPK restarts after the exit codes 42 and 127 to 255, so after a preemption
 # (143) and a lost host (134); a failure (1) is added, a mistake (2) is not.
+# Who gives up waiting for the others exits with 2, so hosts wait a day for one
+# that is repaired or comes late.
 set -euo pipefail
 
 for name in PROJECT ZONE CLUSTER RUN IMAGE BUCKET; do
@@ -50,7 +52,7 @@ start() {
       --workdir gs://$BUCKET/$RUN \
       --config.data.path=/bucket/tokens \
       --compilation-cache gs://$BUCKET/cache \
-      --initialization-timeout 1800"
+      --initialization-timeout 86400"
 }
 
 delete() {

@@ -5,8 +5,12 @@ here; no TPU is needed.
 """
 
 import argparse
+import math
 import os
 import sys
+from typing import Any
+
+from genie_jax.core import errors
 
 _EXAMPLE = """\
 example:
@@ -14,7 +18,8 @@ example:
       --topology v5p:4x8x8 --json plan.json
 
 Needs the library libtpu; see docs/plan.md. Exit code 2 when
-the run does not fit the chips; the JSON is written all the same.
+the run, or a row of --scaling-table, does not fit the chips or cannot be
+planned; the JSON is written all the same.
 """
 
 
@@ -65,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
   """Prints the plan; returns 0, or 2 when it does not fit."""
+  _check(args)
   # Before JAX is imported: a plan never uses a device of this machine.
   os.environ["JAX_PLATFORMS"] = "cpu"
   # The cache cannot read back what is compiled for chips that are not here.
@@ -87,8 +93,18 @@ def run(args: argparse.Namespace) -> int:
   return _one(args, config, found, options)
 
 
+def _check(args: argparse.Namespace) -> None:
+  """Refuses numbers that no plan can be made with."""
+  for name, least in (("players", 1), ("price", 0), ("limit", 1), ("fixes", 0),
+                      ("slices", 1)):
+    value = getattr(args, name)
+    if value is not None and not least <= value < math.inf:
+      raise errors.UserError(
+          f"--{name}={value}: give a number of {least} or more.")
+
+
 def _one(args, config, topology, options) -> int:
-  from genie_jax.core import errors, files
+  from genie_jax.core import files
   from genie_jax.scaling import advice, isolated, plan
 
   report, text = isolated.make(config, topology, args.price, options)
@@ -110,7 +126,7 @@ def _one(args, config, topology, options) -> int:
 
 def _sample(args, config, topology, options) -> int:
   from genie_jax.core import config as config_lib
-  from genie_jax.core import errors, files
+  from genie_jax.core import files
   from genie_jax.scaling import isolated, playing
 
   path, _, mode = args.config.partition(":")
@@ -133,7 +149,7 @@ def _sample(args, config, topology, options) -> int:
 
 
 def _search(args, config, topology, options) -> int:
-  from genie_jax.core import errors, files, progress
+  from genie_jax.core import files, progress
   from genie_jax.scaling import isolated, search
 
   rows = search.run(
@@ -160,23 +176,52 @@ def _scaling_table(args, options) -> int:
   from genie_jax.scaling import aot, isolated, paper, topology
 
   runs = paper.find(args.scaling_table)
+  # All of them first: a slip in an override ends here, not in every row.
+  configs = [config_lib.load(f"{args.config}:{run_.size}", args.overrides)
+             for run_ in runs]
   aot.prepare()
-  rows = []
-  for run_ in progress.track(runs, unit="rows", description="plans"):
-    config = config_lib.load(f"{args.config}:{run_.size}", args.overrides)
-    report, _ = isolated.make(
-        paper.lay_out(config, run_), topology.parse(run_.topology), args.price,
-        options)
-    rows.append(paper.row(run_, report))
+  rows: list[dict[str, Any]] = []
+  pairs = list(zip(runs, configs, strict=True))
+  for run_, config in progress.track(pairs, unit="rows", description="plans"):
+    place = topology.parse(run_.topology)
+    try:
+      report, _ = isolated.make(
+          paper.lay_out(config, run_), place, args.price, options)
+      rows.append(paper.row(run_, report))
+    except errors.UserError as error:
+      rows.append(_refused(run_, place, str(error)))
     if args.json:  # After each row: a whole table takes an hour.
       files.write_json(args.json, rows)
   print(paper.render(rows))
+  lost = [f"{row['size']} {_why(row)}" for row in rows if not row["fits"]]
+  if lost:
+    raise errors.UserError(
+        f"{len(lost)} of {len(rows)} rows of --scaling-table have no plan: "
+        f"{'; '.join(lost)}.")
   return 0
 
 
-def _options(words: list[str]) -> dict[str, str]:
-  from genie_jax.core import errors
+def _refused(run_, place, reason: str) -> dict[str, Any]:
+  """Returns a row like `paper.row` of a run that cannot be planned."""
+  return {
+      "size": run_.size, "topology": run_.topology, "paper_days": run_.days,
+      "hbm_limit_gib": place.chip.hbm_gib, "fits": False, "refused": reason,
+      **dict.fromkeys((
+          "days", "ratio", "flops_ratio", "hbm_gib_per_chip", "step_seconds",
+          "mfu", "mesh", "remat", "accumulate", "copied_whole",
+          "compile_seconds"))}
 
+
+def _why(row: dict[str, Any]) -> str:
+  """Returns why a row of the table has no plan."""
+  if "refused" in row:
+    return f"is refused ({row['refused'].rstrip('.')})"
+  used, limit = row["hbm_gib_per_chip"], row["hbm_limit_gib"]
+  return (f"does not fit the {limit:g} GiB of a chip of {row['topology']}" + (
+      "" if used is None else f" (needs {used:.1f})"))
+
+
+def _options(words: list[str]) -> dict[str, str]:
   options = {}
   for word in words:
     name, equals, value = word.partition("=")

@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add("--compilation-cache", default="", metavar="DIR",
       help="folder that keeps compiled steps for the next start, or off "
       "(default: JAX_COMPILATION_CACHE_DIR, else genie_jax in "
-      "XDG_CACHE_HOME or ~/.cache)")
+      "XDG_CACHE_HOME or ~/.cache, but off for several processes on CPUs)")
   add("--profile-steps", default="", metavar="N-M",
       help="trace these steps on process 0 into WORKDIR/profile")
   add("--distributed", choices=("auto", "on", "off"), default="auto",
@@ -83,25 +83,35 @@ def run(args: argparse.Namespace) -> int:
   config = config_lib.load(args.config, overrides)
   steps = profile.parse(args.profile_steps)
   found = _find_others(args)
-  _keep_compiled(args.compilation_cache)
   if found is None:
+    _keep_compiled(args.compilation_cache)
     return _train(args, config, steps, began)
-  _join(args, config, found)
   # The one place of the program that leaves without unwinding: Python's own
   # end would wait for processes that wait for this one.
+  leave = lambda code: cluster_lib.leave(code, found.process_id)
   try:
+    _join(args, config, found)
+  except cluster_lib.CannotStart as error:
+    _say(error)
+    leave(1)
+  try:
+    _keep_compiled(args.compilation_cache, alone=False)
     code = _train(args, config, steps, began)
   except errors.UserError as error:
     _say(error)
-    cluster_lib.leave(2)
+    leave(2)
+  except OSError as error:
+    # A full disk or a lost file: the machine's fault, and nothing to debug.
+    _say(error)
+    leave(1)
   except KeyboardInterrupt:
     _say("stopped by the keyboard, without saving")
-    cluster_lib.leave(130)
+    leave(130)
   except BaseException:
     traceback.print_exc()
-    cluster_lib.leave(1)
+    leave(1)
   if code == 1:
-    cluster_lib.leave(1)
+    leave(1)
   cluster_lib.part()
   return code
 
@@ -151,17 +161,28 @@ def _join(args: argparse.Namespace, config, found) -> None:
     logging.set_verbosity(logging.WARNING)
 
 
-def _keep_compiled(folder: str) -> None:
-  """Sets where compiled programs are kept for the next start."""
+def _keep_compiled(folder: str, alone: bool = True) -> None:
+  """Sets where compiled programs are kept for the next start.
+
+  Args:
+    folder: As the flag; "" for the default.
+    alone: False where the run has other processes, which have been joined.
+  """
   import jax
 
   if folder == "off":
     jax.config.update("jax_enable_compilation_cache", False)
     return
   # JAX has read JAX_COMPILATION_CACHE_DIR, or whoever calls has set it.
-  if folder or not jax.config.jax_compilation_cache_dir:
-    jax.config.update(
-        "jax_compilation_cache_dir", folder or str(cache.default_folder()))
+  if not folder and jax.config.jax_compilation_cache_dir:
+    return
+  # Of several processes only the first writes, and on CPUs each has keys of
+  # its own. At a restart it would find its programs and wait in a collective
+  # while the others compile, and gloo gives up after 30 seconds.
+  if not folder and not alone and jax.default_backend() == "cpu":
+    return
+  jax.config.update(
+      "jax_compilation_cache_dir", folder or str(cache.default_folder()))
 
 
 def _train(args: argparse.Namespace, config, profile_steps, began) -> int:
@@ -171,8 +192,16 @@ def _train(args: argparse.Namespace, config, profile_steps, began) -> int:
   from genie_jax.sharding import hosts
   from genie_jax.train import failure, loop
 
-  stage, make_batches, make_eval_batches = hosts.together(
+  stage, make_batches, make_eval_batches, fingerprint = hosts.together(
       lambda: _build(config))
+  # Same paths on different hosts may be different copies.
+  hosts.check_same(
+      int(fingerprint[:7], 16),  # As much as fits a 32-bit number.
+      f"The number of the data in {config.data.path}",
+      "give every host the same folder (the one on this host has the "
+      f"fingerprint {fingerprint[:12]} in its manifest.json).")
+  with config.unlocked():
+    config.data.fingerprint = fingerprint  # See `train.workdir`.
   try:
     result = loop.train(
         stage, config, args.workdir, make_batches, make_eval_batches,
@@ -197,23 +226,29 @@ def _say(message: object) -> None:
 
 
 def _build(config):
-  """Returns the stage and the two functions that make iterators."""
+  """Returns the stage, the two functions that make iterators, and a string.
+
+  The string is the fingerprint of the data.
+  """
   from genie_jax.data import loader
   from genie_jax.stages import registry
 
   data = config.data
+  stage = registry.make(config)
+  training, held_out = (
+      registry.source(config, split) for split in (data.split, data.eval_split))
 
-  def batches_of(split: str, threads: int, workers: int):
-    source = registry.source(config, split)
+  def batches_of(source, threads: int, workers: int):
     return lambda share: loader.make_iterator(
-        source, data.batch_size, config.seed, process_index=share.index,
-        process_count=share.count, num_workers=workers, num_threads=threads)
+        source, data.batch_size, config.seed, parts=share.parts,
+        num_parts=share.count, num_workers=workers, num_threads=threads)
 
   return (
-      registry.make(config),
-      batches_of(data.split, data.num_threads, data.num_workers),
+      stage,
+      batches_of(training, data.num_threads, data.num_workers),
       # Read for a few batches at a time: workers would cost more to start.
-      batches_of(data.eval_split, data.num_threads, 0))
+      batches_of(held_out, data.num_threads, 0),
+      training.manifest.fingerprint)
 
 
 def main() -> int:

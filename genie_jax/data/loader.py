@@ -1,10 +1,10 @@
 """Batches in an order that a seed fixes, for any number of processes.
 
-Element j of process p of n is row (j // b) * B + p * b + j % b of the global
-order, where B is the global batch and b = B / n: the global batch holds the
-same rows in the same order for any n. A batch depends only on the seed and
-its number, so an iterator's state is one number, and it can be restored with
-another number of processes or workers.
+A global batch of B rows is the next B of the global order. It is cut into
+equal parts, of which each process reads its own: together they hold the same
+rows in the same order however many there are. A batch depends only on the
+seed and its number, so an iterator's state is one number, and it can be
+restored with another number of processes or workers.
 """
 
 from collections.abc import Sequence
@@ -26,19 +26,19 @@ class _LocalBatches:
 
   def __init__(
       self, source: Sequence[Any], order: grain.MapDataset, batch_size: int,
-      process_index: int, process_count: int, skip: int,
+      parts: Sequence[int], num_parts: int, skip: int,
   ):
     self._source, self._order, self._skip = source, order, skip
     self._batch_size = batch_size
-    self._local_size = batch_size // process_count
-    self._offset = process_index * self._local_size
+    size = batch_size // num_parts
+    self._rows = [part * size + row for part in parts for row in range(size)]
 
   def __len__(self) -> int:
     return max(0, len(self._order) // self._batch_size - self._skip)
 
   def __getitem__(self, number: int) -> sources.Batch:
-    base = (self._skip + number) * self._batch_size + self._offset
-    rows = [self._order[base + row] for row in range(self._local_size)]
+    base = (self._skip + number) * self._batch_size
+    rows = [self._order[base + row] for row in self._rows]
     if isinstance(self._source, sources.Source):
       return self._source.gather(rows)
     elements = [self._source[row] for row in rows]
@@ -52,11 +52,11 @@ class BatchIterator:
 
   def __init__(
       self, source: Sequence[Any], batch_size: int, seed: int, shuffle: bool,
-      repeat: bool, process_index: int, process_count: int, num_workers: int,
+      repeat: bool, parts: Sequence[int], num_parts: int, num_workers: int,
       num_threads: int,
   ):
     self._source, self._batch_size = source, batch_size
-    self._process_index, self._process_count = process_index, process_count
+    self._parts, self._num_parts = tuple(parts), num_parts
     self._num_workers, self._num_threads = num_workers, num_threads
     order = grain.MapDataset.range(len(source))
     if shuffle:
@@ -81,8 +81,8 @@ class BatchIterator:
 
   def _start(self, skip: int) -> grain.DatasetIterator:
     batches = _LocalBatches(
-        self._source, self._order, self._batch_size, self._process_index,
-        self._process_count, skip)
+        self._source, self._order, self._batch_size, self._parts,
+        self._num_parts, skip)
     reading = grain.ReadOptions(
         num_threads=self._num_threads,
         prefetch_buffer_size=_BATCHES_AHEAD * self._num_threads)
@@ -130,8 +130,8 @@ class BatchIterator:
 
 def make_iterator(
     source: Sequence[Any], batch_size: int, seed: int, *,
-    shuffle: bool = True, repeat: bool = True, process_index: int = 0,
-    process_count: int = 1, num_workers: int = 0, num_threads: int = 1,
+    shuffle: bool = True, repeat: bool = True, parts: Sequence[int] = (0,),
+    num_parts: int = 1, num_workers: int = 0, num_threads: int = 1,
 ) -> BatchIterator:
   """Returns an iterator over stacked batches of `source`.
 
@@ -143,31 +143,31 @@ def make_iterator(
     seed: Fixes the order; each epoch has its own.
     shuffle: False for the order of the source.
     repeat: False to stop after one epoch.
-    process_index: Which of the processes this is.
-    process_count: How many processes there are.
+    parts: Which parts of a batch this process reads, in order.
+    num_parts: Into how many equal parts a batch is cut.
     num_workers: Processes that read; 0 is fastest unless decoding is slow.
     num_threads: Threads that read ahead; 0 reads when asked.
 
   Returns:
-    An iterator over {name: array [batch_size / process_count, ...]} with
-    `get_state`, `set_state` and `close`.
+    An iterator over {name: array [batch_size / num_parts * len(parts), ...]},
+    part after part, with `get_state`, `set_state` and `close`.
 
   Raises:
-    UserError: The batch cannot be split among the processes, or one epoch
-      has less than a batch.
+    UserError: The batch cannot be cut into the parts, or one epoch has less
+      than a batch.
   """
-  if batch_size < 1 or batch_size % process_count:
+  if batch_size < 1 or batch_size % num_parts:
     raise errors.UserError(
         f"config.data.batch_size {batch_size} cannot be split among "
-        f"{process_count} processes; make it a multiple of {process_count}.")
-  if not 0 <= process_index < process_count:
+        f"{num_parts} groups of devices; make it a multiple of {num_parts}.")
+  if not all(0 <= part < num_parts for part in parts):
     raise errors.UserError(
-        f"Process {process_index} of {process_count} does not exist; count "
+        f"A batch of {num_parts} parts has no parts {tuple(parts)}; count "
         "from 0.")
   if not len(source) or (not repeat and len(source) < batch_size):
     raise errors.UserError(
         f"The data has {len(source)} clips, less than one batch of "
         f"{batch_size}; use a smaller config.data.batch_size or more data.")
   return BatchIterator(
-      source, batch_size, seed, shuffle, repeat, process_index,
-      process_count, num_workers, num_threads)
+      source, batch_size, seed, shuffle, repeat, parts, num_parts, num_workers,
+      num_threads)

@@ -107,7 +107,7 @@ def row(run: Run, report: Mapping[str, Any]) -> dict[str, Any]:
       "flops_ratio": None if stated is None else ours / stated,
       **{name: report[name] for name in (
           "fits", "hbm_gib_per_chip", "hbm_limit_gib", "step_seconds", "mfu",
-          "mesh", "remat", "accumulate", "compile_seconds")}}
+          "mesh", "remat", "accumulate", "copied_whole", "compile_seconds")}}
 
 
 def render(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from genie_jax.core import chips, errors
 
-_EXAMPLES = {2: "4x4, 8x8 or 16x16", 3: "2x2x1, 4x4x4 or 4x8x8"}
+_EXAMPLES = {2: ("4x4", "8x8", "16x16"), 3: ("2x2x1", "4x4x4", "4x8x8")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +80,8 @@ def parse(text: str, slices: int = 1) -> Topology:
     dims.append(1)
   if chip.torus_dims == 2 and len(dims) == 3 and 1 in dims:
     dims.remove(1)
-  examples = ", ".join(
-      f"{chip.name}:{x}" for x in _EXAMPLES[chip.torus_dims].split(", "))
+  *others, last = (f"{chip.name}:{x}" for x in _EXAMPLES[chip.torus_dims])
+  examples = f"{', '.join(others)} or {last}"
   if len(dims) != chip.torus_dims or min(dims) < 1:
     raise errors.UserError(
         f"--topology={text}: a {chip.name} slice has {chip.torus_dims} "

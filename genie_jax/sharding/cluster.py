@@ -58,6 +58,10 @@ class Cluster:
   local_device_ids: tuple[int, ...] | None = None
 
 
+class CannotStart(Exception):
+  """All processes are here, but JAX could not connect them."""
+
+
 # A launcher that started one process: no later rule is asked.
 _ALONE = Cluster("launcher", "localhost:1", 1, 0)
 
@@ -134,21 +138,29 @@ def start(
 
   Raises:
     UserError: A process did not come, or runs something else.
+    CannotStart: JAX failed to connect the processes, which all came; the
+      others wait for this one until they run out of time.
   """
   host, port = split_address(cluster.coordinator)
   rendezvous.meet(
       host, port, cluster.num_processes, cluster.process_id, card,
       initialization_timeout)
   # All are alive and run the same thing. What may fail from here on is ours.
-  jax.distributed.initialize(
-      cluster.coordinator, cluster.num_processes, cluster.process_id,
-      local_device_ids=cluster.local_device_ids,
-      cluster_detection_method="deactivate",
-      coordinator_bind_address=(
-          cluster.coordinator if host in _LOOPBACK else None),
-      initialization_timeout=initialization_timeout,
-      heartbeat_timeout_seconds=heartbeat_timeout,
-      shutdown_timeout_seconds=shutdown_timeout)
+  try:
+    jax.distributed.initialize(
+        cluster.coordinator, cluster.num_processes, cluster.process_id,
+        local_device_ids=cluster.local_device_ids,
+        cluster_detection_method="deactivate",
+        coordinator_bind_address=(
+            cluster.coordinator if host in _LOOPBACK else None),
+        initialization_timeout=initialization_timeout,
+        heartbeat_timeout_seconds=heartbeat_timeout,
+        shutdown_timeout_seconds=shutdown_timeout)
+  except RuntimeError as error:
+    raise CannotStart(
+        f"JAX could not connect process {cluster.process_id} of "
+        f"{cluster.num_processes} through {cluster.coordinator} ({error}); "
+        "run the same line again on all.") from error
 
 
 def part() -> None:
@@ -156,15 +168,20 @@ def part() -> None:
   jax.distributed.shutdown()
 
 
-def leave(code: int) -> NoReturn:
+def leave(code: int, process_id: int) -> NoReturn:
   """Ends this process at once, without waiting for the others.
 
   Python's way out would wait for processes that are blocked in a collective
   with this one, until the shutdown times out.
+
+  Args:
+    code: Exit code.
+    process_id: Which process this is. JAX is not asked, as it may have failed
+      to start.
   """
   sys.stdout.flush()
   sys.stderr.flush()
-  if jax.process_index() == 0:
+  if process_id == 0:
     # JAX aborts the others as soon as process 0 is gone. Where they are about
     # to leave for the same reason, let them say so.
     time.sleep(_LINGER_SECONDS)

@@ -19,37 +19,37 @@ _T = TypeVar("_T")
 class Share:
   """Which rows of every global batch this process reads.
 
+  A batch is cut into equal parts, one for each group of devices that takes
+  clips. The devices of a process need not be neighbours in the mesh: those of
+  a TPU host are a block of the torus, which a mesh axis crosses several times.
   Processes that hold the same clips, because a clip is split over them
   (tensor or frame axis), have the same share.
 
   Attributes:
-    index: Number of the share.
-    count: Number of different shares; each holds batch_size / count rows.
+    parts: Numbers of the parts that this process reads, in order.
+    count: Number of parts of a batch.
   """
-  index: int = 0
+  parts: tuple[int, ...] = (0,)
   count: int = 1
 
+  def rows(self, batch_size: int) -> int:
+    """Returns how many rows of a global batch this process reads."""
+    return batch_size // self.count * len(self.parts)
 
-def share(mesh: Mesh) -> Share:
-  """Returns this process's share of the rows of a batch on `mesh`.
 
-  Raises:
-    UserError: The process's devices do not hold one run of rows, so that no
-      plain loader could feed them.
+def share(mesh: Mesh, process: int | None = None) -> Share:
+  """Returns a process's share of the rows of a batch on `mesh`.
+
+  Args:
+    mesh: The device mesh.
+    process: Which process; this one when left out.
   """
   ways = mesh_lib.batch_ways(mesh)
-  groups = mesh.devices.reshape(ways, -1)
-  here = jax.process_index()
-  mine = [row for row in range(ways)
-          if any(device.process_index == here for device in groups[row])]
-  size = len(mine)
-  if mine != list(range(mine[0], mine[0] + size)) or mine[0] % size or (
-      ways % size):
-    raise errors.UserError(
-        f"config.mesh gives process {here} the batch rows {mine} of {ways}, "
-        "not one aligned run; make tensor x frame divide, or be a multiple "
-        "of, the devices of a process.")
-  return Share(mine[0] // size, ways // size)
+  here = jax.process_index() if process is None else process
+  parts = tuple(
+      part for part, group in enumerate(mesh.devices.reshape(ways, -1))
+      if any(device.process_index == here for device in group))
+  return Share() if len(parts) == ways else Share(parts, ways)
 
 
 def to_global(
@@ -60,7 +60,8 @@ def to_global(
   """Starts the transfer of a process's rows and returns global arrays.
 
   Args:
-    batch: Name -> local rows [B / local.count, ...] in host memory.
+    batch: Name -> local rows [local.rows(B), ...] in host memory, part after
+      part.
     shardings: Name -> layout of the global array.
     local: This process's share.
 
@@ -78,12 +79,14 @@ def to_global(
 def _assemble(
     rows: np.ndarray, sharding: NamedSharding, local: Share
 ) -> jax.Array:
-  shape = (len(rows) * local.count, *rows.shape[1:])
-  first = len(rows) * local.index
+  size = len(rows) // len(local.parts)  # Rows of a part.
+  shape = (size * local.count, *rows.shape[1:])
 
   def cut(index):
     start, stop, _ = index[0].indices(shape[0])
-    return rows[(slice(start - first, stop - first), *index[1:])]
+    # A device's rows lie within one part.
+    first = local.parts.index(start // size) * size + start % size
+    return rows[(slice(first, first + stop - start), *index[1:])]
 
   return jax.make_array_from_callback(shape, sharding, cut)
 

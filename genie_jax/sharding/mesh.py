@@ -73,8 +73,9 @@ def arrange(devices: Sequence[Any], shape: Mapping[str, int]) -> np.ndarray:
     Devices as an array [data, fsdp, tensor, frame].
   """
   dims = tuple(shape[name] for name in rules.MESH_AXES)
-  # Only devices of multi-slice TPUs carry a slice index.
-  slices = {getattr(device, "slice_index", 0) for device in devices}
+  # GPUs have a slice index too, that of their host; only TPUs have slices.
+  slices = {getattr(device, "slice_index", 0) for device in devices
+            if device.platform == "tpu"} or {0}
   if len(slices) == 1:
     # An axis may take part of a torus dimension: 2 of the 8 chips of one.
     return mesh_utils.create_device_mesh(

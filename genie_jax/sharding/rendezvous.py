@@ -5,7 +5,12 @@ knows nothing of configs. So process 0 first listens on the coordinator's port,
 each other process sends its number and its card, and process 0 answers all of
 them with the same verdict. Then the port is JAX's.
 
-A message is one line of JSON.
+A message is one line of JSON. Whatever else comes over the port is ignored.
+
+A process that comes a second time replaces the first only where that one is
+surely gone: two that live and bear one number are a mistake. A machine that
+loses its power says no goodbye, so both ends let the system ask whether the
+other one is still there (TCP keepalive).
 """
 
 import contextlib
@@ -24,6 +29,10 @@ _MESSAGE_BYTES = 1 << 16
 _HELLO = "genie_jax rendezvous 1"
 # Process 0 may take that long to be heard after it ran out of time.
 _GRACE_SECONDS = 5.0
+# After so much silence the system asks the other end, every so often, and so
+# many times before it takes it for gone.
+_QUIET_SECONDS, _ASK_SECONDS, _ASKS = 4, 2, 3
+_GONE_SECONDS = _QUIET_SECONDS + _ASK_SECONDS * _ASKS + 2.0
 _SHOWN = 8
 
 
@@ -107,7 +116,7 @@ def _receive_all(
       server.settimeout(left)
       with contextlib.suppress(TimeoutError):
         end = stack.enter_context(server.accept()[0])
-        verdict = _hear(end, num_processes, cards, ends)
+        verdict = _hear(end, num_processes, cards, ends, deadline)
       if len(cards) == num_processes and not verdict:
         _forget_gone(cards, ends)
     verdict = verdict or differences(cards)
@@ -119,19 +128,20 @@ def _receive_all(
 
 def _hear(
     end: socket.socket, num_processes: int, cards: dict[int, Card],
-    ends: dict[int, socket.socket],
+    ends: dict[int, socket.socket], deadline: float,
 ) -> str:
   """Adds the card of one process; returns a verdict where none can be good."""
   end.settimeout(_GRACE_SECONDS)
   try:
+    _keep_asking(end)
     message = _receive(end)
-  except (OSError, ValueError):
+  except (OSError, ValueError, RecursionError):
     return ""  # Not one of ours.
-  if not isinstance(message, dict) or message.get("hello") != _HELLO:
+  if not _is_hello(message):
     return ""
   number, total = message["process"], message["processes"]
   # A launcher may start a process again while the others wait for it.
-  again = number in ends and _is_closed(ends[number])
+  again = number in ends and _is_gone(ends[number], deadline)
   known = number in cards and not again
   if not known:
     cards[number] = message["card"]
@@ -144,6 +154,39 @@ def _hear(
     return (f"Two processes call themselves number {number} of {total}; give "
             "each its own --process-id.")
   return ""
+
+
+def _is_hello(message: object) -> bool:
+  """Returns True for what `_ask` sends."""
+  if not isinstance(message, dict) or message.get("hello") != _HELLO:
+    return False
+  number, total, card = map(message.get, ("process", "processes", "card"))
+  return (
+      type(number) is int and type(total) is int and 0 <= number < total
+      and isinstance(card, dict)
+      and all(isinstance(value, str) for value in card.values()))
+
+
+def _keep_asking(end: socket.socket) -> None:
+  """Lets the system find out when the other end's machine is gone."""
+  end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+  for name, value in (("TCP_KEEPIDLE", _QUIET_SECONDS),
+                      ("TCP_KEEPINTVL", _ASK_SECONDS),
+                      ("TCP_KEEPCNT", _ASKS)):
+    if hasattr(socket, name):  # Not every system has each of them.
+      end.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _is_gone(end: socket.socket, deadline: float) -> bool:
+  """Returns True where a process ended, after asking for as long as it takes.
+
+  A process that ends closes its connection at once. That of a machine without
+  power stays open until nobody answers for some seconds.
+  """
+  deadline = min(deadline, time.monotonic() + _GONE_SECONDS)
+  while not (gone := _is_closed(end)) and time.monotonic() < deadline:
+    time.sleep(_RETRY_SECONDS)
+  return gone
 
 
 def _forget_gone(
@@ -183,6 +226,7 @@ def _ask(
     try:
       # Its name may not be known, nor its port open, before it is up.
       with socket.create_connection((host, port), timeout=left) as end:
+        _keep_asking(end)
         _send(end, message)
         # Process 0 may have begun to wait later than this one.
         end.settimeout(timeout + _GRACE_SECONDS)

@@ -1,6 +1,16 @@
 """Checkpoints that are whole, checked, and hold all that a run needs.
 
 What one holds, and how it is read, is in `stored`.
+
+Emergency checkpoints, which hosts of two slices or more keep on their own disks
+so that a lost slice costs a few steps, would go behind `Checkpoints` as well:
+the loop knows `save`, `wait`, `restore` and `close` only. `save` would hand
+each state to Orbax's emergency manager, which writes the rarer ones also to
+the workdir, and `restore` would ask that manager first. Its local copies take
+no data iterator yet (orbax-checkpoint 0.12.8): they hold one tree of arrays,
+and an iterator is written only as rarely as to shared storage. Ours is a few
+numbers of JSON that are equal on all processes, so each host would write the
+note of `save` beside its copy, last, and one without a note would not be whole.
 """
 
 import dataclasses

@@ -53,7 +53,7 @@ class HeldOut:
     self._count = config.eval_batches
     self._pictures = pictures.Pictures(stage, mesh, like, workdir)
     size = config.data.batch_size
-    self._rows = size // share.count
+    self._rows = share.rows(size)
     self._layout = step_lib.batch_shardings(stage, mesh, size)
     self._step = step_lib.make_eval_step(stage, mesh, like, size)
     self._first = jax.jit(

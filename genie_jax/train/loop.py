@@ -183,7 +183,7 @@ class _Run:
     self._stage, self._config, self._share = stage, config, share
     self._profiler = profiler
     size = config.data.batch_size
-    self._rows = size // share.count
+    self._rows = share.rows(size)
     self._layout = step_lib.batch_shardings(
         stage, mesh, size, optimizer.accumulate)
     self._step = step_lib.make_train_step(stage, optimizer, mesh, like, size)

@@ -138,7 +138,8 @@ def make_eval_step(
   return jax.jit(
       step, out_shardings=whole,
       in_shardings=(layout.params, layout.extra,
-                    batch_shardings(stage, mesh, batch_size), whole))
+                    batch_shardings(stage, mesh, batch_size), whole),
+      compiler_options=compiler.options(mesh))
 
 
 def _step(stage, optimizer, state, batch, layout):

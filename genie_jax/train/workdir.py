@@ -1,4 +1,16 @@
-"""The config of a workdir, and what of it may change when a run goes on."""
+"""The config of a workdir, and what of it may change when a run goes on.
+
+A run may go on on another number of chips, so all that only says how a step is
+computed may change: the mesh, the microbatches, and of each transformer stack
+what is recomputed, how attention is computed and how far layers are unrolled.
+The batch of a step stays the same, and so do parameters and optimizer state.
+`optimizer.accumulate` changes which masks are drawn, as each microbatch draws
+its own, but not how they are distributed.
+
+The data may have moved, but must be the same: `config.data.fingerprint`, which
+`genie train` adds to what is written here, tells. Where it is not known, as in
+a workdir of a version that did not write it, the path must stay.
+"""
 
 import time
 from collections.abc import Mapping
@@ -18,8 +30,12 @@ STARTED = "started.json"
 # lengthens or shortens the schedule of the learning rate from here on.
 _MAY_CHANGE = frozenset({
     "steps", "log_every", "eval_every", "eval_batches", "checkpoint_every",
-    "keep_checkpoints", "keep_every", "data.num_workers", "data.num_threads"})
+    "keep_checkpoints", "keep_every", "data.num_workers", "data.num_threads",
+    "optimizer.accumulate"})
 _MAY_CHANGE_GROUPS = ("mesh.",)
+# Of every transformer stack, which is a group with a number of layers.
+_MAY_CHANGE_IN_STACKS = frozenset({"remat", "attention", "unroll"})
+_DATA = "data.fingerprint"
 
 
 def check(
@@ -69,13 +85,40 @@ def _compare(workdir, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     after = new_fields.get(name, "absent")
     if before == after:
       continue
-    if name not in _MAY_CHANGE and not name.startswith(_MAY_CHANGE_GROUPS):
+    if name == _DATA:
+      _compare_data(workdir, old_fields, new_fields)
+      continue
+    if not _may_change(name, old_fields, new_fields):
       raise errors.UserError(
           f"{workdir} was started with config.{name}={before!r}, but now it is "
           f"{after!r}; set it back, or use a new workdir (config.init_from can "
           "start from this one).")
     logging.info("Going on with config.%s=%r instead of %r.", name, after,
                  before)
+
+
+def _compare_data(
+    workdir, old: Mapping[str, Any], new: Mapping[str, Any]
+) -> None:
+  if _DATA in old and _DATA in new:
+    raise errors.UserError(
+        f"{workdir} was started with data of fingerprint {old[_DATA][:12]}, "
+        f"but that of config.data.path={new.get('data.path')} is "
+        f"{new[_DATA][:12]}; give the data it was started with, or use a new "
+        "workdir (config.init_from can start from this one).")
+
+
+def _may_change(
+    name: str, old: Mapping[str, Any], new: Mapping[str, Any]
+) -> bool:
+  """Returns whether a run can go on with another value of a field."""
+  if name in _MAY_CHANGE or name.startswith(_MAY_CHANGE_GROUPS):
+    return True
+  if name == "data.path":
+    return _DATA in old and old[_DATA] == new.get(_DATA)
+  group, _, field = name.rpartition(".")
+  return (field in _MAY_CHANGE_IN_STACKS and group.startswith("model.")
+          and all(f"{group}.num_layers" in fields for fields in (old, new)))
 
 
 def _dotted(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

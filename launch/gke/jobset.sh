@@ -12,6 +12,7 @@
 # Resume  launch/gke/jobset.sh resume   ends what is left and starts again, from
 #                                       the last checkpoint
 # Delete  launch/gke/jobset.sh delete   the bucket keeps the run
+#         (both wait until the last pod is gone, which may save for 300 s)
 #
 # Preempted or lost hosts need nothing: the JobSet starts all of them again. The
 # hosts find each other through the variables that GKE sets.
@@ -27,6 +28,12 @@ if [[ ! "$RUN" =~ ^[a-z]([-a-z0-9]{0,37}[a-z0-9])?$ ]]; then
   echo "$0: RUN=$RUN names Kubernetes objects; use a-z, 0-9 and -." >&2
   exit 2
 fi
+
+# Returns when the last pod is gone. By default the JobSet goes first, and its
+# pods might still save when `resume` makes the next one of that name.
+end_all() {
+  kubectl delete jobset "$RUN" --cascade=foreground --wait "$@"
+}
 
 manifest() {
   sed -e "s|\${RUN}|$RUN|g" -e "s|\${IMAGE}|$IMAGE|g" \
@@ -45,11 +52,11 @@ case "${1:-}" in
     kubectl logs --follow --tail 50 --selector "$host" --container genie
     ;;
   resume)
-    kubectl delete jobset "$RUN" --ignore-not-found --wait
+    end_all --ignore-not-found
     manifest | kubectl create --filename -
     ;;
   delete)
-    kubectl delete jobset "$RUN" --wait
+    end_all
     ;;
   *)
     echo "$0: say start, watch, resume or delete." >&2

@@ -35,7 +35,7 @@ def test_the_global_batch_is_the_same_for_any_number_of_processes(
   alone = _take(loader.make_iterator(windows, 8, 3), 20)
   shares = [
       _take(loader.make_iterator(
-          windows, 8, 3, process_index=index, process_count=count), 20)
+          windows, 8, 3, parts=(index,), num_parts=count), 20)
       for index in range(count)]
   joined = [
       {name: np.concatenate([part[name] for part in parts])
@@ -90,7 +90,7 @@ def test_a_state_serves_any_number_of_processes_and_workers(windows):
   straight = _take(loader.make_iterator(windows, 8, 5), 8)
   two = [
       loader.make_iterator(
-          windows, 8, 5, process_index=index, process_count=2)
+          windows, 8, 5, parts=(index,), num_parts=2)
       for index in range(2)]
   for iterator in two:
     list(itertools.islice(iterator, 3))
@@ -123,10 +123,23 @@ def test_any_list_of_dictionaries_is_a_source():
   assert batch["x"][:, 0].tolist() == list(range(6))
 
 
-@pytest.mark.parametrize("batch, processes", [(6, 4), (0, 1)])
-def test_a_batch_that_cannot_be_split_is_refused(windows, batch, processes):
+@pytest.mark.parametrize("batch, parts", [(6, 4), (0, 1)])
+def test_a_batch_that_cannot_be_split_is_refused(windows, batch, parts):
   with pytest.raises(errors.UserError, match=f"{batch} cannot be split"):
-    loader.make_iterator(windows, batch, 0, process_count=processes)
+    loader.make_iterator(windows, batch, 0, num_parts=parts)
+
+
+def test_a_part_that_does_not_exist_is_refused(windows):
+  with pytest.raises(errors.UserError, match=r"of 2 parts has no parts \(2,\)"):
+    loader.make_iterator(windows, 8, 0, parts=(2,), num_parts=2)
+
+
+def test_parts_that_lie_apart_come_one_after_the_other(windows):
+  alone = _take(loader.make_iterator(windows, 8, 3), 4)
+  apart = _take(
+      loader.make_iterator(windows, 8, 3, parts=(0, 2), num_parts=4), 4)
+  _equal(apart, [{name: x[[0, 1, 4, 5]] for name, x in batch.items()}
+                 for batch in alone])
 
 
 def test_an_epoch_smaller_than_a_batch_is_refused(windows):

@@ -27,13 +27,13 @@ KNOWN = {
         "--project", "--zone", "--worker", "--command"},
     "gcloud auth configure-docker": {"--quiet"},
     "kubectl create": {"--filename"},
-    "kubectl delete jobset": {"--ignore-not-found", "--wait"},
+    "kubectl delete jobset": {"--cascade", "--ignore-not-found", "--wait"},
     "kubectl get jobset": set(),
     "kubectl logs": {"--follow", "--tail", "--selector", "--container"},
     "docker run": {
         "--detach", "--name", "--restart", "--stop-timeout", "--privileged",
         "--user", "--net", "--shm-size", "--volume"},
-    "srun": {"--cpu-bind", "--kill-on-bad-exit"},
+    "srun": {"--cpu-bind", "--kill-on-bad-exit", "--wait"},
 }
 
 

@@ -1,6 +1,7 @@
 """Tests of the line that every recipe starts, and of how it gets there."""
 
 import argparse
+import configparser
 import contextlib
 import os
 import re
@@ -11,6 +12,8 @@ from genie_jax.cli import plan as plan_command
 from genie_jax.cli import train as train_command
 from genie_jax.core import config as config_lib
 from genie_jax.sharding import cluster
+from genie_jax.sharding import mesh as mesh_lib
+from genie_jax.train import workdir
 from tests.launch import known, launchers, recipes
 from tests.multihost import fleet
 from tests.stages import folders
@@ -64,24 +67,39 @@ def test_every_recipe_starts_the_same_line(tmp_path):
       "--workdir", f"gs://{recipes.BUCKET}/{recipes.RUN}",
       "--config.data.path=/bucket/tokens",
       "--compilation-cache", f"gs://{recipes.BUCKET}/cache",
-      "--initialization-timeout", "1800"]
-  # Slurm has a disk where the cloud has a bucket.
-  lines["slurm.sbatch"] = [
-      word.replace("/disk/tokens", "/bucket/tokens")
-      for word in lines["slurm.sbatch"]]
+      "--initialization-timeout", "86400"]
+  # Slurm has a disk where the cloud has a bucket, and GPUs of less memory.
+  slurm = [word.replace("/disk/tokens", "/bucket/tokens")
+           for word in lines["slurm.sbatch"]]
+  slurm.remove("--config.model.transformer.remat=full")  # once
+  lines["slurm.sbatch"] = slurm
   for name, line in lines.items():
     assert line == lines["jobset.sh"], name
 
 
-def test_the_line_is_one_that_genie_train_takes(tmp_path, monkeypatch):
+@pytest.mark.parametrize("script, remat", [
+    (JOBSET, "products"), (SLURM, "full")], ids=name_of)
+def test_the_line_is_one_that_genie_train_takes(
+    script, remat, tmp_path, monkeypatch
+):
   monkeypatch.chdir(recipes.ROOT)
-  line = recipes.genie(tmp_path, JOBSET)
+  line = recipes.genie(tmp_path, script)
   parser = argparse.ArgumentParser(prog="genie train")
   train_command.add_arguments(parser)
   args, overrides = parser.parse_known_args(line[1:])
   assert args.distributed == "auto" and args.coordinator is None
   config = config_lib.load(args.config, overrides)
-  assert config.data.path == "/bucket/tokens" and config.stage == "dynamics"
+  assert config.data.path.endswith("/tokens") and config.stage == "dynamics"
+  assert config.model.transformer.remat == remat
+
+
+def test_what_slurm_installs_reaches_gpus_and_the_bucket():
+  header = SLURM.read_text().partition("set -euo")[0]
+  extras, = re.findall(r'pip install "\.\[([\w,]+)\]"', header)
+  setup = configparser.ConfigParser()
+  setup.read(recipes.ROOT / "setup.cfg")
+  assert extras.split(",") == ["cuda", "gs"]
+  assert set(extras.split(",")) <= set(setup["options.extras_require"])
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +161,28 @@ def test_two_processes_run_the_line_in_its_smoke_mode_and_go_on(
   assert "Going on from step 2" in ended.text(0)
   assert "trained to step 4" in ended.text(0)
   assert "trained to step" not in ended.text(1)
+
+
+def test_the_walk_through_moves_a_run_to_512_chips_by_what_may_change(
+    tmp_path, monkeypatch
+):
+  monkeypatch.chdir(recipes.ROOT)
+  text = (recipes.ROOT / "docs/launch.md").read_text()
+  section = text.partition("### 7.")[2].partition("### 8.")[0]
+  changes = re.findall(r"`(--config\.[\w.]+=\S+)`", section)
+  assert changes and "For 512 chips" in section
+  before, after = (
+      config_lib.load("experiments/platformers/dynamics.py", overrides)
+      for overrides in ([], changes))
+
+  def left_over(config):
+    sizes = mesh_lib.sizes(config.mesh, 512)
+    pieces = sizes["data"] * sizes["fsdp"] * config.optimizer.accumulate
+    return config.data.batch_size % pieces
+
+  assert left_over(before) and not left_over(after)
+  workdir.write(tmp_path, before)
+  workdir.check(tmp_path, after, resumes=True)  # raises where it may not
 
 
 @pytest.mark.parametrize("name", ["docs/launch.md", "BUILD.md"])

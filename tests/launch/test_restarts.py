@@ -104,6 +104,26 @@ def test_resume_on_kubernetes_ends_the_old_one_first(tmp_path):
     assert "create" in calls[1]
 
 
+@pytest.mark.parametrize("verb", ["resume", "delete"])
+def test_a_deletion_on_kubernetes_waits_until_the_last_pod_has_saved(
+    verb, tmp_path
+):
+  deletes = [call for call in recipes.start(tmp_path, JOBSET, verb).of(
+      "kubectl") if call[0] == "delete"]
+  # In the background, kubectl waits for the JobSet alone and not for its pods.
+  assert deletes and all(
+      {"--cascade=foreground", "--wait"} <= set(call) for call in deletes)
+
+
+@pytest.mark.parametrize("script", recipes.SHELL, ids=lambda path: path.name)
+def test_hosts_wait_for_a_missing_one_longer_than_a_repair_takes(
+    script, tmp_path
+):
+  line = recipes.genie(tmp_path, script)
+  day = 24 * 3600  # Who gives up ends with 2, which is not started again.
+  assert int(recipes.value_of(line, "--initialization-timeout")) >= day
+
+
 def test_a_name_that_kubernetes_refuses_stops_before_it(tmp_path):
   for name in ("Run_1", "1run", "a" * 40, "run-"):
     ended = recipes.start(
@@ -173,6 +193,19 @@ def test_a_host_saves_before_its_container_is_replaced(tmp_path):
           if call[0] == "docker"] == ["container", "run"]
 
 
+def test_resume_mounts_the_bucket_on_a_host_that_was_rebooted(tmp_path):
+  ended = recipes.start(tmp_path, QUEUED, "resume", answers={
+      recipes.STATE: [("ACTIVE\n", 0)] * 2})
+  script = recipes.value_of(ended.of("gcloud")[-1], "--command")
+  for name, code, mounts in (("up", 0, 0), ("rebooted", 1, 1)):
+    host = recipes.run(
+        tmp_path / name, ["bash", "-c", script], {},
+        answers={"mountpoint": [("", code)]})
+    verbs = [call[:1] for call in host.of("sudo")]
+    assert host.code == 0 and verbs.count(["gcsfuse"]) == mounts
+    assert host.of("sudo")[-1][:2] == ["docker", "run"]
+
+
 # Slurm
 
 
@@ -187,7 +220,21 @@ def test_slurm_goes_back_into_the_queue_after_all_codes_but_0_and_2(
       variables={"SLURM_RESTART_COUNT": restarts})
   assert ended.of("scontrol") == ([["requeue", "7"]] if back else [])
   assert ended.code == (0 if back else code)
-  known.assert_known("srun", ended.of("srun")[0][:2])
+  known.assert_known("srun", srun_flags(ended))
+
+
+def srun_flags(ended):
+  srun, = ended.of("srun")
+  return srun[:srun.index("genie")]
+
+
+def test_a_task_that_ends_alone_does_not_leave_the_others_waiting(tmp_path):
+  flags = srun_flags(recipes.start(tmp_path, SLURM))
+  seconds, = [int(word.removeprefix("--wait=")) for word in flags
+              if word.startswith("--wait=")]
+  # Long enough to save, as before the time limit; far below a day.
+  assert 300 <= seconds <= 1800
+  assert "--kill-on-bad-exit=0" in flags
 
 
 def test_slurm_does_not_start_again_what_was_told_to_end(tmp_path):

@@ -44,13 +44,13 @@ def alone(*args):
     assert main.main(["train", *args]) == 0
 
 
-def together(folder, count, *args, devices):
+def together(folder, count, *args, devices, module="tests.multihost.digests"):
   """Trains on several processes, which keep digests too."""
   # JAX keeps compiled steps for process 0 alone. Found there, it would wait
   # while the others compile, and gives up after 30 seconds.
   return fleet.train(
       folder, count, *args, "--compilation-cache", "off", devices=devices,
-      module="tests.multihost.digests")
+      module=module)
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +130,17 @@ def test_two_processes_train_as_one_and_one_goes_on(
   assert_same_run(tmp_path / "run", straight)
 
 
+def test_hosts_that_are_blocks_of_a_torus_train_as_one(
+    tokens, straight, tmp_path
+):
+  args = arguments(tokens, tmp_path / "run", steps=2)
+  ended = together(
+      tmp_path / "logs", 2, *args, devices=4, module="tests.multihost.torus")
+  # Rows 2 and 3 of the mesh are not its own.
+  assert "parts (0, 1, 4, 5) of 8" in ended.text(0), ended.text(0)
+  assert_same_run(tmp_path / "run", straight, steps=(1, 2))
+
+
 def test_different_configs_end_in_one_line_on_each(tokens, tmp_path):
   args = arguments(tokens, tmp_path / "run")
   with fleet.running(tmp_path / "logs", 2, *args, extra=[
@@ -165,6 +176,29 @@ def test_four_processes_train_as_one(tokens, straight, tmp_path, mesh):
   args = arguments(tokens, tmp_path / "run", **mesh)
   together(tmp_path / "logs", 4, *args, devices=2)
   assert_same_run(tmp_path / "run", straight)
+
+
+@pytest.mark.slow
+def test_four_processes_judge_held_out_clips_as_one(tokens, tmp_path):
+  found = {}
+  for name in ("alone", "together"):
+    args = arguments(
+        tokens, tmp_path / name, steps=2, eval_batches=1, eval_every=1)
+    if name == "alone":
+      alone(*args)
+    else:
+      logs = together(tmp_path / "logs", 4, *args, devices=2)
+      # The folder has no tokenizer, so there is nothing to show.
+      assert "no more pictures" in logs.text(0)
+    found[name] = [
+        {key: value for key, value in line.items() if key.startswith("eval/")}
+        for line in lines(tmp_path / name)]
+  scores = [line for line in found["alone"] if line]
+  assert len(scores) == 2 and "eval/cross_entropy" in scores[0]
+  for one, other in zip(found["together"], found["alone"], strict=True):
+    assert one.keys() == other.keys()
+    for key in one:
+      np.testing.assert_allclose(one[key], other[key], rtol=RTOL, err_msg=key)
 
 
 @pytest.mark.slow

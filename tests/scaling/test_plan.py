@@ -191,6 +191,59 @@ def test_bad_topologies_and_meshes_are_one_line(capsys):
   assert "did you mean" in line("--scaling-table", "812M")
 
 
+@pytest.mark.parametrize("flag, value", [
+    ("players", "0"), ("price", "-1"), ("price", "nan"), ("limit", "0"),
+    ("fixes", "-1"), ("slices", "0")])
+def test_a_number_that_no_plan_can_have_is_one_line(
+    capsys, monkeypatch, flag, value
+):
+  monkeypatch.setattr(aot, "prepare", lambda: pytest.fail("too late"))
+  err = refused(capsys, "plan", "--config", SMOKE, "--topology", "v5e:2x2",
+                "--sample", f"--{flag}", value)
+  assert f"--{flag}={value}" in err and "or more" in err
+
+
+def test_a_table_plans_every_row_and_names_those_without_a_plan(
+    capsys, monkeypatch, tmp_path
+):
+  def make(config, place, price, options):
+    del price, options
+    if config.model.transformer.num_layers == 18:  # 41M
+      raise errors.UserError("A dimension does not split.")
+    facts = {"model_flops_per_step": 1e15, "steps": 10, "mesh": {},
+             "remat": "full", "accumulate": 1, "copied_whole": []}
+    if place.name == "v2:8x8":
+      return facts | plan.too_large(
+          aot.OutOfMemory(10 * 2**30, None, 3.0), place), ""
+    return facts | {
+        "fits": True, "hbm_gib_per_chip": 1.0, "hbm_limit_gib": 2.0,
+        "step_seconds": 1.0, "mfu": 0.5, "days": 7.0, "compile_seconds": 1.0
+    }, ""
+
+  monkeypatch.setattr(isolated, "make", make)
+  monkeypatch.setattr(aot, "prepare", lambda: None)
+  path = tmp_path / "table.json"
+  argv = ("plan", "--config", str(CONFIGS.parent / "scaling/dynamics.py"),
+          "--json", str(path), "--scaling-table")
+  code = main.main([*argv, "41M,96M,811M"])
+  out, err = capsys.readouterr()
+  err = err.splitlines()[-1]  # Behind the progress bar.
+  assert code == 2 and "2 of 3 rows" in err and "811M" not in err
+  assert "41M is refused (A dimension does not split)" in err
+  assert "96M does not fit the 14.96 GiB of a chip of v2:8x8" in err
+  assert "needs 20.0" in err
+  for size in ("41M", "96M", "811M"):
+    assert f"\n{size}" in out
+  found = json.loads(path.read_text())
+  assert [row["fits"] for row in found] == [False, False, True]
+  assert found[0].keys() == found[2].keys() | {"refused"}
+  assert main.main([*argv, "811M"]) == 0
+  capsys.readouterr()
+  # A slip in an override is one line, before anything is compiled.
+  assert "peak_lr" in refused(
+      capsys, *argv, "all", "--config.optimizer.peek_lr=1")
+
+
 @compiler.needed
 def test_a_mesh_that_does_not_multiply_or_divide_is_refused(library):
   def refuse(override):

@@ -84,7 +84,7 @@ def test_guesses_are_near_the_plans_of_the_final_model():
   mesh = {"data": 4, "fsdp": 64, "tensor": 1, "frame": 1}
   guess = layouts.guess(found, mesh, "products", 2, topology.parse("v5p:4x8x8"))
   assert guess.bytes / 2**30 == pytest.approx(79.2, rel=0.05)
-  assert guess.seconds == pytest.approx(6.13, rel=0.05)
+  assert guess.seconds == pytest.approx(6.14, rel=0.05)
   mesh["data"] = 8
   guess = layouts.guess(found, mesh, "products", 1, topology.parse("v5p:8x8x8"))
   assert guess.bytes / 2**30 == pytest.approx(78.1, rel=0.05)

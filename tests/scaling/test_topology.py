@@ -89,6 +89,15 @@ def test_a_wrong_shape_is_one_line_with_an_example(text, reason):
   assert "for example" in str(raised.value) or "slices" in str(raised.value)
 
 
+def test_every_example_of_a_refusal_is_a_topology():
+  for text in ("v5p:4", "v5p:3x3x3", "v5e:4x4x4"):
+    with pytest.raises(errors.UserError) as raised:
+      topology.parse(text)
+    examples = str(raised.value).partition("for example ")[2].rstrip(".")
+    for example in examples.replace(" or ", ", ").split(", "):
+      assert topology.parse(example).name == example
+
+
 def test_no_slices_are_refused():
   with pytest.raises(errors.UserError, match="--slices=0"):
     topology.parse("v5p:4x4x4", slices=0)

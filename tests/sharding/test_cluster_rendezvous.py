@@ -1,7 +1,10 @@
 """Tests of how processes meet, with threads for processes."""
 
 import concurrent.futures
+import contextlib
+import json
 import socket
+import struct
 import time
 
 import pytest
@@ -10,6 +13,9 @@ from genie_jax.core import errors
 from genie_jax.sharding import rendezvous
 
 CARD = {"config": "aaa", "version": "1"}
+# Of process 1 of 3, which shows an old card.
+HELLO = (b'{"hello": "genie_jax rendezvous 1", "process": 1, "processes": 3, '
+         b'"card": {"config": "old"}}\n')
 
 
 @pytest.fixture
@@ -72,7 +78,8 @@ def test_different_numbers_of_processes_are_named(port):
   assert "told of 3 processes, process 0 of 2" in said[0]
 
 
-def test_two_with_one_number_are_told(port):
+def test_two_with_one_number_are_told(port, monkeypatch):
+  monkeypatch.setattr(rendezvous, "_GONE_SECONDS", 0.5)
   said = meet(port, [(0, CARD, 3), (1, CARD, 3), (1, CARD, 3)])
   assert len(set(said)) == 1 and "call themselves number 1" in said[0]
 
@@ -84,10 +91,18 @@ def test_a_busy_port_is_one_clear_line(port):
 
 
 def test_strangers_are_not_counted_and_a_restarted_process_is_once(port):
+  hello = json.loads(HELLO)
+  odd = [hello | {"process": 1.5}, hello | {"process": [1]},
+         hello | {"process": -1}, hello | {"processes": "3"},
+         hello | {"card": "aaa"}, hello | {"card": {"config": 1}}]
+  odd += [{n: x for n, x in hello.items() if n != name}
+          for name in ("process", "processes", "card")]
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
     first = pool.submit(
         rendezvous.meet, "127.0.0.1", port, 2, 0, CARD, 10.0)
-    for message in (b"GET / HTTP/1.0\r\n\r\n", b"{}\n", b"[1]\n", b""):
+    for message in (b"GET / HTTP/1.0\r\n\r\n", b"{}\n", b"[1]\n", b"",
+                    b"[" * 50_000 + b"\n",
+                    *(json.dumps(x).encode() + b"\n" for x in odd)):
       knock(port, message)
     # A process that came and died before all were there.
     assert not first.done()
@@ -100,9 +115,7 @@ def test_a_process_that_was_started_again_replaces_itself(port):
     meet = lambda n: pool.submit(
         rendezvous.meet, "127.0.0.1", port, 3, n, CARD, 10.0)
     first = meet(0)
-    card = b'{"config": "old"}'
-    knock(port, b'{"hello": "genie_jax rendezvous 1", "process": 1, '
-          b'"processes": 3, "card": ' + card + b"}\n")
+    knock(port, HELLO)
     # All numbers have come once now, but the first to bear 1 is gone.
     rest = [meet(2)]
     time.sleep(0.5)
@@ -110,13 +123,45 @@ def test_a_process_that_was_started_again_replaces_itself(port):
     assert [x.result() for x in (first, *rest)] == [None] * 3
 
 
-def knock(port, message):
-  """Sends bytes and hangs up."""
+def test_a_process_whose_machine_turns_out_gone_is_replaced(port):
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    first = pool.submit(rendezvous.meet, "127.0.0.1", port, 3, 0, CARD, 10.0)
+    lost = reach(port)
+    lost.sendall(HELLO)
+    again = pool.submit(rendezvous.meet, "127.0.0.1", port, 3, 1, CARD, 10.0)
+    time.sleep(0.5)
+    assert not first.done() and not again.done()
+    # What process 0 sees once the system found nobody there: an error.
+    lost.setsockopt(
+        socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    lost.close()
+    rendezvous.meet("127.0.0.1", port, 3, 2, CARD, 10.0)
+    assert first.result() is None and again.result() is None
+
+
+def test_the_system_is_told_to_ask_for_silent_processes():
+  with socket.socket() as end:
+    rendezvous._keep_asking(end)
+    assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    asked = [getattr(socket, name) for name in (
+        "TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT")
+        if hasattr(socket, name)]
+    quiet = [end.getsockopt(socket.IPPROTO_TCP, name) for name in asked]
+  if len(asked) == 3:
+    assert quiet[0] + quiet[1] * quiet[2] < rendezvous._GONE_SECONDS
+
+
+def reach(port):
+  """Returns a connection to who listens, who may begin to a little later."""
   for _ in range(50):
     try:
-      with socket.create_connection(("127.0.0.1", port), timeout=5) as end:
-        end.sendall(message)
-      return
+      return socket.create_connection(("127.0.0.1", port), timeout=5)
     except ConnectionRefusedError:
       time.sleep(0.1)
   raise AssertionError("Nobody listens.")
+
+
+def knock(port, message):
+  """Sends bytes and hangs up."""
+  with reach(port) as end, contextlib.suppress(ConnectionError):
+    end.sendall(message)

@@ -20,21 +20,38 @@ def fake_mesh(owners, **shape):
 
 
 def test_one_process_reads_every_row():
-  assert hosts.share(fake_mesh([0] * 8, data=4, frame=2)) == hosts.Share(0, 1)
+  assert hosts.share(fake_mesh([0] * 8, data=4, frame=2)) == hosts.Share()
+  assert hosts.Share().rows(8) == 8
 
 
 def test_processes_that_split_the_batch_read_different_rows():
-  assert hosts.share(fake_mesh([1, 1, 0, 0], fsdp=4)) == hosts.Share(1, 2)
+  mesh = fake_mesh([1, 1, 0, 0], fsdp=4)
+  assert hosts.share(mesh) == hosts.share(mesh, 0) == hosts.Share((2, 3), 4)
+  assert hosts.share(mesh, 1) == hosts.Share((0, 1), 4)
+  assert hosts.share(mesh).rows(8) == 4
 
 
 def test_processes_that_split_a_clip_read_the_same_rows():
   mesh = fake_mesh([0, 1, 0, 1, 2, 3, 2, 3], data=4, tensor=2)
-  assert hosts.share(mesh) == hosts.Share(0, 2)
+  for process, parts in enumerate([(0, 1), (0, 1), (2, 3), (2, 3)]):
+    assert hosts.share(mesh, process) == hosts.Share(parts, 4)
 
 
-def test_rows_that_are_no_single_run_raise():
-  with pytest.raises(errors.UserError, match="not one aligned run"):
-    hosts.share(fake_mesh([0, 1, 0, 1], data=4))
+def test_a_host_whose_devices_lie_apart_reads_the_rows_of_each():
+  mesh = fake_mesh([0, 1, 0, 1], data=4)
+  assert hosts.share(mesh, 0) == hosts.Share((0, 2), 4)
+  assert hosts.share(mesh, 1) == hosts.Share((1, 3), 4)
+
+
+def test_rows_that_lie_apart_go_to_their_devices():
+  mesh = mesh_lib.make(dict(data=4, fsdp=1, tensor=1, frame=2))
+  layout = mesh_lib.sharding(mesh, ("act_batch", None))
+  whole = np.arange(32).reshape(8, 4)
+  # Were this a process of a few devices, it would be asked for theirs alone.
+  parts = (2, 0, 3, 1)
+  rows = np.concatenate([np.split(whole, 4)[part] for part in parts])
+  found = hosts._assemble(rows, layout, hosts.Share(parts, 4))
+  np.testing.assert_array_equal(found, whole)
 
 
 def test_global_batch_has_the_rows_in_order_and_is_split():

@@ -46,10 +46,11 @@ def test_a_missing_axis_is_named():
     mesh_lib.sizes(dict(data=1, fsdp=-1, tensor=1), 8)
 
 
-def device(slice_index: int, number: int):
+def device(slice_index: int, number: int, platform: str = "tpu"):
   return types.SimpleNamespace(
       id=number, slice_index=slice_index, process_index=slice_index,
-      platform="cpu", device_kind="cpu")
+      platform=platform, device_kind=platform, coords=(number % 4, 0, 0),
+      core_on_chip=0)
 
 
 def test_only_the_data_axis_crosses_slices():
@@ -63,3 +64,10 @@ def test_data_that_does_not_split_over_slices_raises():
   devices = [device(s, 4 * s + i) for s in range(2) for i in range(4)]
   with pytest.raises(errors.UserError, match="does not split over 2 slices"):
     mesh_lib.arrange(devices, dict(data=1, fsdp=8, tensor=1, frame=1))
+
+
+def test_gpus_of_several_hosts_are_no_slices():
+  # XLA gives those of each host a slice index of their own.
+  devices = [device(i // 4, i, "gpu") for i in range(8)]
+  array = mesh_lib.arrange(devices, dict(data=1, fsdp=8, tensor=1, frame=1))
+  assert [d.id for d in array.flat] == list(range(8))

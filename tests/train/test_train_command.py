@@ -1,12 +1,19 @@
-"""Tests of the flags of `genie train` about processes and caches."""
+"""Tests of `genie train` about processes, their data, and caches."""
 
+import dataclasses
 import pathlib
 
 import jax
+import numpy as np
 import pytest
 
 from genie_jax.cli import main
 from genie_jax.cli import train as train_command
+from genie_jax.data import manifest
+from genie_jax.sharding import cluster, hosts, rendezvous
+from genie_jax.train import loop
+from tests.multihost import fleet
+from tests.stages import folders
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = f"{ROOT / 'experiments' / 'coinrun' / 'tokenizer.py'}:smoke"
@@ -78,3 +85,127 @@ def test_programs_are_kept_where_asked_else_where_jax_was_told(
   assert jax.config.jax_enable_compilation_cache
   train_command._keep_compiled("off")
   assert not jax.config.jax_enable_compilation_cache
+
+
+def test_programs_of_several_processes_on_cpus_are_kept_only_where_asked(
+    compilation_cache, tmp_path, monkeypatch
+):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  kept = lambda: jax.config.jax_compilation_cache_dir
+  jax.config.update("jax_compilation_cache_dir", None)
+  train_command._keep_compiled("", alone=False)
+  assert kept() is None
+  train_command._keep_compiled(str(tmp_path / "mine"), alone=False)
+  assert kept() == str(tmp_path / "mine")
+  train_command._keep_compiled("", alone=False)  # as the variable would say
+  assert kept() == str(tmp_path / "mine")
+  jax.config.update("jax_compilation_cache_dir", None)
+  monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+  train_command._keep_compiled("", alone=False)
+  assert kept().startswith(str(tmp_path / "genie_jax"))
+
+
+class Left(Exception):
+  """In place of the end of the process."""
+
+
+@pytest.fixture
+def among_others(compilation_cache, monkeypatch):
+  """Makes this process think that it is 1 of 2, which have met."""
+  def leave(code, process_id):
+    assert process_id == 1
+    raise Left(code)
+
+  monkeypatch.setattr(rendezvous, "meet", lambda *words: None)
+  monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **b: None)
+  monkeypatch.setattr(cluster, "leave", leave)
+
+
+def ends(capsys, tmp_path):
+  """Trains as process 1 of 2; returns the exit code and what was said."""
+  with pytest.raises(Left) as left:
+    main.main(
+        ["train", "--config", CONFIG, "--workdir", str(tmp_path / "run"),
+         "--coordinator", "127.0.0.1:1", "--num-processes", "2",
+         "--process-id", "1"])
+  err = capsys.readouterr().err
+  said = [line for line in err.splitlines() if line.startswith("genie train:")]
+  assert "Traceback" not in err and len(said) == 1, err
+  return left.value.args[0], said[0]
+
+
+def test_a_join_that_fails_is_one_line_and_a_code_to_start_again_on(
+    among_others, capsys, tmp_path, monkeypatch
+):
+  def fail(*words, **names):
+    raise jax.errors.JaxRuntimeError("UNAVAILABLE: no\nservice")
+
+  monkeypatch.setattr(jax.distributed, "initialize", fail)
+  code, said = ends(capsys, tmp_path)
+  assert code == 1
+  assert "process 1 of 2 through 127.0.0.1:1 (UNAVAILABLE: no service)" in said
+
+
+def test_a_fault_of_the_machine_is_one_line_and_ends_the_others(
+    among_others, capsys, tmp_path, monkeypatch
+):
+  def fail(config):
+    raise OSError(5, "Input/output error", "shard-3")
+
+  monkeypatch.setattr(train_command, "_build", fail)
+  code, said = ends(capsys, tmp_path)
+  assert code == 1 and "shard-3" in said
+
+
+DATA = ("--config", f"{ROOT / 'experiments/coinrun/dynamics.py'}:smoke",
+        "--config.data.path=tokens")
+
+
+def write_tokens(folder):
+  return folders.write_tokens(
+      folder / "tokens", (64, 64, 3), grid=(4, 4), num_codes=64)
+
+
+def other_tokens(folder):
+  """Writes tokens of the same form that were made by something else."""
+  written = write_tokens(folder)
+  found = manifest.Manifest.read(written)
+  made_by = {**found.made_by, "seed": 1}
+  dataclasses.replace(found, made_by=made_by).write(written)
+  return written
+
+
+def test_data_that_differs_from_another_hosts_is_refused_before_training(
+    capsys, tmp_path, monkeypatch
+):
+  read = manifest.Manifest.read
+  own = read(write_tokens(tmp_path)).fingerprint
+  other = read(other_tokens(tmp_path / "b")).fingerprint
+  assert own != other
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(loop, "train", lambda *a, **b: pytest.fail("trained"))
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(
+      hosts.multihost_utils, "process_allgather", lambda x: np.stack(
+          [x, x if x.dtype == bool else int(other[:7], 16)]))
+  code = main.main(["train", *DATA, "--workdir", str(tmp_path / "run")])
+  line = capsys.readouterr().err.splitlines()[-1]
+  assert code == 2 and not (tmp_path / "run").exists()
+  assert f"{int(own[:7], 16)} on process 0, but {int(other[:7], 16)}" in line
+  assert own[:12] in line and "give every host the same folder" in line
+
+
+@pytest.mark.slow
+def test_hosts_with_different_data_at_one_path_all_end_with_code_2(tmp_path):
+  places = [tmp_path / "a", tmp_path / "b"]
+  for place, write in zip(places, (write_tokens, other_tokens), strict=True):
+    place.mkdir()
+    write(place)
+  with fleet.running(
+      tmp_path / "logs", 2, *DATA, "--workdir", str(tmp_path / "run"),
+      devices=1, folders=places) as both:
+    assert both.codes() == [2, 2], both.text(0) + both.text(1)
+  for n in (0, 1):
+    assert "The number of the data in tokens is" in both.text(n)
+    assert "Traceback" not in both.text(n)
+  assert not (tmp_path / "run").exists()

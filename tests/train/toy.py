@@ -133,9 +133,9 @@ class Batches:
   def __next__(self):
     whole = batch(self._next, self._size, self._seed)
     self._next += 1
-    rows = self._size // self._share.count
-    first = rows * self._share.index
-    return {name: x[first:first + rows] for name, x in whole.items()}
+    parts = {name: np.split(x, self._share.count) for name, x in whole.items()}
+    return {name: np.concatenate([cut[part] for part in self._share.parts])
+            for name, cut in parts.items()}
 
   def get_state(self):
     return {"next": self._next}
