@@ -1,4 +1,4 @@
-"""Tests of the TPU kernels, interpreted on a CPU."""
+"""Tests of the TPU kernels, interpreted on a CPU, and of what GPUs get."""
 
 import functools
 
@@ -141,3 +141,27 @@ def test_blocks_waste_little_and_stay_small():
     block, padded = splash._blocks(n)
     assert block <= 1024 and padded % block == 0 and block % 128 == 0
     assert n <= padded < n + 128 * (padded // block)
+
+
+@pytest.mark.parametrize("tokens, num_valid, dtype, fused", [
+    (920, None, "bfloat16", True), (928, 920, "bfloat16", True),
+    (64, None, "bfloat16", False), (920, None, "float32", False)])
+def test_on_a_gpu_long_frames_are_lowered_to_cudnn_and_back(
+    monkeypatch, tokens, num_valid, dtype, fused
+):
+  # Nothing here can run it: the library's own check of the device is left out,
+  # and what is lowered for one is looked at.
+  from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+  monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
+  monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
+  monkeypatch.setattr(attention, "_platform", lambda _: "gpu")
+  x = jax.ShapeDtypeStruct((1, 2, tokens, 4, 128), dtype)
+
+  def loss(*qkv):
+    return attention.space_attention(*qkv, num_valid).astype("float32").sum()
+
+  program = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(x, x, x).lower(
+      lowering_platforms=("cuda",)).as_text()
+  for name in ("fmhaSoftmax(", "fmhaSoftmaxBackward("):
+    assert (f"__cudnn${name}" in program) == fused

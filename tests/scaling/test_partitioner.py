@@ -62,6 +62,19 @@ SHIPPED = (
 )
 
 
+@compiler.needed
+@pytest.mark.slow
+def test_the_policy_offload_keeps_attention_in_the_hosts_memory():
+  config = config_lib.load("experiments/platformers/dynamics.py:smoke").unlock()
+  kept = {}
+  for policy in ("attention", "offload"):
+    config.model.transformer.remat = policy
+    report, text = isolated.make(config, topology.parse("v5e:1x1"))
+    assert report["fits"] and report["remat"] == policy
+    kept[policy] = "S(5)" in text  # The host's memory, as the compiler has it.
+  assert kept == {"attention": False, "offload": True}
+
+
 def test_gradients_that_are_summed_everywhere_are_told():
   row = lambda gigabytes: {"bytes": gigabytes * 1e9}
   report = {"params": 10e9, "params_per_chip": 0.16e9, "accumulate": 2}
