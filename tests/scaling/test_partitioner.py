@@ -54,7 +54,7 @@ SHIPPED = (
     ("platformers/joint.py", "v5p:4x8x8"),
     *((f"scaling/dynamics.py:{size}", "v5p:4x4x8")
       for size in table.SIZES if size != "10.1B"),
-    ("coinrun/tokenizer_images.py", "v5e:2x2"),
+    ("coinrun/tokenizer_images.py:small", "v5e:2x2"),
     ("coinrun/tokenizer.py", "v5e:2x2"),
     ("coinrun/lam.py", "v5e:2x2"),
     ("coinrun/dynamics.py", "v5e:2x2"),
