@@ -49,7 +49,7 @@ play: setup  ## play the world that ships with this repository, in the browser
 $(LIBTPU): $(STAMP)
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  --no-deps --target $(VENV)/libtpu "$$($(BIN)/python -c \
-	  'from genie_jax.scaling import aot; print(aot.library_requirement())')"
+	  'from genie_jax.plan import aot_compile; print(aot_compile.library_requirement())')"
 
 test: setup $(LIBTPU)  ## the default tier of tests (CPU)
 	TPU_LIBRARY_PATH=$(abspath $(LIBTPU)) \

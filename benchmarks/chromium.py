@@ -8,9 +8,14 @@ from collections.abc import Iterator
 from playwright import sync_api
 
 _FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update",
-    "--disable-sync")
+  "--no-sandbox",
+  "--disable-gpu",
+  "--disable-quic",
+  "--no-first-run",
+  "--disable-background-networking",
+  "--disable-component-update",
+  "--disable-sync",
+)
 
 
 def path() -> str | None:
@@ -28,7 +33,8 @@ def launch() -> Iterator[sync_api.Browser]:
   found = path()
   if found is None:
     raise FileNotFoundError(
-        "needs Chromium: install it, or name it in $CHROMIUM")
+      "needs Chromium: install it, or name it in $CHROMIUM"
+    )
   with sync_api.sync_playwright() as driver:
     browser = driver.chromium.launch(executable_path=found, args=[*_FLAGS])
     try:

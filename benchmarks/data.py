@@ -40,7 +40,8 @@ _WARM_BATCHES = 4
 
 
 def _read_level(
-    found: manifest.Manifest, split: str,
+  found: manifest.Manifest,
+  split: str,
 ) -> Iterator[np.ndarray]:
   """Yields the frames of each level of a split: [n, H, W, C] uint8."""
   for path, entry in found.shards(split):
@@ -57,7 +58,9 @@ def _read_level(
 
 
 def write_recipe(
-    folder: pathlib.Path, found: manifest.Manifest, options: str,
+  folder: pathlib.Path,
+  found: manifest.Manifest,
+  options: str,
 ) -> tuple[pathlib.Path, int]:
   """Writes a split as pickled chunks; returns the file and its frames."""
   path, frames = folder / "recipe.array_record", 0
@@ -65,9 +68,12 @@ def write_recipe(
   writer = array_record_module.ArrayRecordWriter(str(path), options)
   for level in _read_level(found, "train"):
     for start in range(0, len(level) - _CHUNK_FRAMES + 1, _CHUNK_FRAMES):
-      chunk = level[start:start + _CHUNK_FRAMES]
-      writer.write(pickle.dumps(
-          {"raw_video": chunk.tobytes(), "sequence_length": len(chunk)}))
+      chunk = level[start : start + _CHUNK_FRAMES]
+      writer.write(
+        pickle.dumps(
+          {"raw_video": chunk.tobytes(), "sequence_length": len(chunk)}
+        )
+      )
       frames += len(chunk)
   writer.close()
   return path, frames
@@ -81,40 +87,60 @@ def read_recipe(path: pathlib.Path, batch_size: int) -> Any:
     chunk = pickle.loads(record)
     frames = np.frombuffer(chunk["raw_video"], np.uint8).reshape(shape)
     start = rng.integers(0, chunk["sequence_length"] - _CLIP_FRAMES + 1)
-    return {"frames": frames[start:start + _CLIP_FRAMES]}
+    return {"frames": frames[start : start + _CLIP_FRAMES]}
 
   source = array_record_data_source.ArrayRecordDataSource(str(path))
   dataset = grain.MapDataset.source(source).seed(0).shuffle().repeat()
   dataset = dataset.random_map(window).batch(batch_size, drop_remainder=True)
-  return iter(dataset.to_iter_dataset(
-      grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
+  return iter(
+    dataset.to_iter_dataset(
+      grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+    )
+  )
 
 
 def write_tokens(folder: pathlib.Path, count: int) -> None:
   """Writes `count` token records of random codes."""
   rng = np.random.default_rng(0)
   with shards.ShardWriter(
-      folder / "train" / shards.shard_name(0, 1),
-      shards.TOKENS_OPTIONS) as writer:
+    folder / "train" / shards.shard_name(0, 1), shards.TOKENS_OPTIONS
+  ) as writer:
     for source in range(count):
-      writer.write(records.pack(
-          {"tokens": rng.integers(
-              0, _NUM_CODES, (_CLIP_FRAMES, *_TOKEN_GRID), dtype=np.uint16),
-           "latent_actions": rng.integers(
-               0, 6, _CLIP_FRAMES - 1, dtype=np.int32)},
-          {"fps": 15, "source": source, "start": 0}))
+      writer.write(
+        records.pack(
+          {
+            "tokens": rng.integers(
+              0, _NUM_CODES, (_CLIP_FRAMES, *_TOKEN_GRID), dtype=np.uint16
+            ),
+            "latent_actions": rng.integers(
+              0, 6, _CLIP_FRAMES - 1, dtype=np.int32
+            ),
+          },
+          {"fps": 15, "source": source, "start": 0},
+        )
+      )
   entry = {**writer.entry, "episodes": []}
   manifest.Manifest(
-      kind="tokens", name="random", fps=15, frame_shape=(64, 64, 3),
-      frames_per_record=_CLIP_FRAMES, splits={"train": manifest.split_summary(
-          [entry], count * _CLIP_FRAMES)},
-      num_actions=None, action_aliases={}, made_by={"by": "benchmark"},
-      token_grid=_TOKEN_GRID, num_codes=_NUM_CODES, num_latent_actions=6,
-      num_frames=_CLIP_FRAMES, stride=_CLIP_FRAMES).write(folder)
+    kind="tokens",
+    name="random",
+    fps=15,
+    frame_shape=(64, 64, 3),
+    frames_per_record=_CLIP_FRAMES,
+    splits={"train": manifest.split_summary([entry], count * _CLIP_FRAMES)},
+    num_actions=None,
+    action_aliases={},
+    made_by={"by": "benchmark"},
+    token_grid=_TOKEN_GRID,
+    num_codes=_NUM_CODES,
+    num_latent_actions=6,
+    num_frames=_CLIP_FRAMES,
+    stride=_CLIP_FRAMES,
+  ).write(folder)
 
 
 def check_lossless(
-    path: pathlib.Path, found: manifest.Manifest,
+  path: pathlib.Path,
+  found: manifest.Manifest,
 ) -> None:
   """Compares every frame of the recipe's chunks with ours."""
   reader = array_record_module.ArrayRecordReader(str(path))
@@ -122,7 +148,7 @@ def check_lossless(
   for level in _read_level(found, "train"):
     for start in range(0, len(level) - _CHUNK_FRAMES + 1, _CHUNK_FRAMES):
       raw = pickle.loads(reader.read([number])[0])["raw_video"]
-      assert raw == level[start:start + _CHUNK_FRAMES].tobytes(), number
+      assert raw == level[start : start + _CHUNK_FRAMES].tobytes(), number
       number += 1
   assert number == reader.num_records()
 
@@ -134,14 +160,15 @@ def measure(iterator: Any, batch_size: int, seconds: float) -> dict[str, float]:
     next(iterator)
     clips += batch_size
   return {
-      "wall": clips / (time.perf_counter() - wall),
-      "cpu": clips / (time.process_time() - cpu)}
+    "wall": clips / (time.perf_counter() - wall),
+    "cpu": clips / (time.process_time() - cpu),
+  }
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(
-      description=__doc__,
-      formatter_class=argparse.RawDescriptionHelpFormatter)
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("--json", metavar="F", help="also write the result")
   parser.add_argument("--levels", type=int, default=30)
   parser.add_argument("--frames-per-level", type=int, default=960)
@@ -158,24 +185,32 @@ def main() -> None:
 
 def run(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, Any]:
   """Writes the data, lets all take turns, and returns the figures."""
-  collect.collect(folder / "clips", collect.Options(
-      levels=args.levels, validation_levels=0, test_levels=0,
-      frames_per_level=args.frames_per_level))
+  collect.collect(
+    folder / "clips",
+    collect.Options(
+      levels=args.levels,
+      validation_levels=0,
+      test_levels=0,
+      frames_per_level=args.frames_per_level,
+    ),
+  )
   found = manifest.Manifest.read(folder / "clips")
   raw, raw_frames = write_recipe(
-      folder / "raw", found, "group_size:1,uncompressed")
+    folder / "raw", found, "group_size:1,uncompressed"
+  )
   zstd, zstd_frames = write_recipe(folder / "zstd", found, "group_size:1")
   check_lossless(raw, found)
   windows = sources.WindowSource(
-      folder / "clips", "train", _CLIP_FRAMES, keys=("frames",))
+    folder / "clips", "train", _CLIP_FRAMES, keys=("frames",)
+  )
   write_tokens(folder / "tokens", len(windows))
   tokens = sources.TokenSource(folder / "tokens", "train")
   size = args.batch_size
   readers = {
-      "recipe": read_recipe(raw, size),
-      "recipe_zstd": read_recipe(zstd, size),
-      "windows": loader.make_iterator(windows, size, 0),
-      "tokens": loader.make_iterator(tokens, size, 0),
+    "recipe": read_recipe(raw, size),
+    "recipe_zstd": read_recipe(zstd, size),
+    "windows": loader.make_iterator(windows, size, 0),
+    "tokens": loader.make_iterator(tokens, size, 0),
   }
   turns = {name: [] for name in readers}
   for reader in readers.values():
@@ -189,39 +224,45 @@ def run(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, Any]:
 
   def ratio(ours: str, theirs: str, clock: str) -> float:
     return statistics.median(
-        mine[clock] / other[clock]
-        for mine, other in zip(
-            turns[ours], turns[theirs], strict=True))
+      mine[clock] / other[clock]
+      for mine, other in zip(turns[ours], turns[theirs], strict=True)
+    )
 
   ours = found.splits["train"]
   size_of = lambda path, frames: path.stat().st_size / frames
   bytes_per_frame = {
-      "recipe": size_of(raw, raw_frames),
-      "recipe_zstd": size_of(zstd, zstd_frames),
-      "windows": sum(
-          entry["bytes"] for entry in ours["shards"]) / ours["frames"]}
+    "recipe": size_of(raw, raw_frames),
+    "recipe_zstd": size_of(zstd, zstd_frames),
+    "windows": sum(entry["bytes"] for entry in ours["shards"]) / ours["frames"],
+  }
   return {
-      "machine": f"{platform.machine()}, Python {platform.python_version()}",
-      "clips_per_second": {
-          name: {clock: statistics.median(turn[clock] for turn in measured)
-                 for clock in ("wall", "cpu")}
-          for name, measured in turns.items()},
-      "bytes_per_frame": bytes_per_frame,
-      "lossless": True,  # Else check_lossless has ended the run.
-      "windows_over_recipe": {
-          clock: ratio("windows", "recipe", clock)
-          for clock in ("wall", "cpu")},
-      "windows_over_recipe_zstd": {
-          clock: ratio("windows", "recipe_zstd", clock)
-          for clock in ("wall", "cpu")},
-      "tokens_over_windows": {
-          clock: ratio("tokens", "windows", clock)
-          for clock in ("wall", "cpu")},
-      "bytes_over_recipe": (
-          bytes_per_frame["windows"] / bytes_per_frame["recipe"]),
-      "targets": {
-          "windows_over_recipe": 2.2, "tokens_over_windows": 3,
-          "bytes_over_recipe": 0.1},
+    "machine": f"{platform.machine()}, Python {platform.python_version()}",
+    "clips_per_second": {
+      name: {
+        clock: statistics.median(turn[clock] for turn in measured)
+        for clock in ("wall", "cpu")
+      }
+      for name, measured in turns.items()
+    },
+    "bytes_per_frame": bytes_per_frame,
+    "lossless": True,  # Else check_lossless has ended the run.
+    "windows_over_recipe": {
+      clock: ratio("windows", "recipe", clock) for clock in ("wall", "cpu")
+    },
+    "windows_over_recipe_zstd": {
+      clock: ratio("windows", "recipe_zstd", clock) for clock in ("wall", "cpu")
+    },
+    "tokens_over_windows": {
+      clock: ratio("tokens", "windows", clock) for clock in ("wall", "cpu")
+    },
+    "bytes_over_recipe": (
+      bytes_per_frame["windows"] / bytes_per_frame["recipe"]
+    ),
+    "targets": {
+      "windows_over_recipe": 2.2,
+      "tokens_over_windows": 3,
+      "bytes_over_recipe": 0.1,
+    },
   }
 
 

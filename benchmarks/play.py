@@ -50,9 +50,10 @@ _LONGEST_PAUSE = 0.15  # Seconds that the slowest player thinks, on average.
 _HEADER = struct.Struct("<BBHIII")  # docs/play.md
 _FRAME = 1
 _ENTRIES = (
-    "performance.getEntriesByName('genie:frame').map("
-    "(e) => [e.detail.frame, e.detail.seq, e.startTime,"
-    " e.startTime + e.duration])")
+  "performance.getEntriesByName('genie:frame').map("
+  "(e) => [e.detail.frame, e.detail.seq, e.startTime,"
+  " e.startTime + e.duration])"
+)
 _FIRST_FRAME = """async (n) => {
   performance.clearMeasures();
   const began = performance.now();
@@ -67,8 +68,8 @@ _FIRST_FRAME = """async (n) => {
 
 def main() -> None:
   parser = argparse.ArgumentParser(
-      description=__doc__,
-      formatter_class=argparse.RawDescriptionHelpFormatter)
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("--json", metavar="F", help="also write the result")
   parser.add_argument("--world", default=str(_WORLD), metavar="DIR")
   parser.add_argument("--seconds", type=float, default=20)
@@ -89,19 +90,20 @@ def main() -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
   """Measures, and returns all figures."""
   result: dict[str, Any] = {
-      "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python "
-      f"{platform.python_version()}",
-      "command": " ".join(["python", "benchmarks/play.py", *sys.argv[1:]]),
-      "refinements": args.refinements, "slide": args.slide,
-      "load_average_before": os.getloadavg()[0]}
+    "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python "
+    f"{platform.python_version()}",
+    "command": " ".join(["python", "benchmarks/play.py", *sys.argv[1:]]),
+    "refinements": args.refinements,
+    "slide": args.slide,
+    "load_average_before": os.getloadavg()[0],
+  }
   with serving(args) as (url, started):
     result |= started
     with chromium.launch() as browser:
       result["chromium"] = browser.version
       result |= in_browser(browser, url, args)
     result["load_average_between"] = os.getloadavg()[0]
-    result["players"] = asyncio.run(
-        crowd(url, args.players, args.seconds))
+    result["players"] = asyncio.run(crowd(url, args.players, args.seconds))
   result["load_average_after"] = os.getloadavg()[0]
   result["targets"] = {"browser_fps": 10, "first_frame_ms": 1000}
   return result
@@ -115,14 +117,22 @@ def serving(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     UserError: It did not start; it said why.
   """
   words = [
-      sys.executable, "-m", "genie_jax.cli.play", "--world", args.world,
-      "--port", "0", "--no-open", "--max-sessions", str(args.players + 1)]
+    sys.executable,
+    "-m",
+    "genie_jax.cli.play",
+    "--world",
+    args.world,
+    "--port",
+    "0",
+    "--no-open",
+    "--max-sessions",
+    str(args.players + 1),
+  ]
   for name in ("refinements", "slide"):
     if getattr(args, name) is not None:
       words += [f"--{name}", str(getattr(args, name))]
   began = time.monotonic()
-  server = subprocess.Popen(
-      words, stdout=subprocess.PIPE, text=True, cwd=_ROOT)
+  server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=_ROOT)
   try:
     for line in server.stdout:
       if line.startswith("Play at "):
@@ -136,7 +146,7 @@ def serving(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def in_browser(
-    browser: Any, url: str, args: argparse.Namespace
+  browser: Any, url: str, args: argparse.Namespace
 ) -> dict[str, Any]:
   """Plays in a real browser, as somebody at the keyboard would."""
   page = browser.new_page()
@@ -146,10 +156,13 @@ def in_browser(
     if isinstance(message, bytes) and message[1] == _FRAME:
       header = _HEADER.unpack_from(message)
       frames[header[3], header[4]] = hashlib.sha256(
-          message[_HEADER.size:]).hexdigest()
+        message[_HEADER.size :]
+      ).hexdigest()
 
-  page.on("websocket", lambda opened: opened.on(
-      "framereceived", lambda message: receive(message)))
+  page.on(
+    "websocket",
+    lambda opened: opened.on("framereceived", lambda message: receive(message)),
+  )
   page.goto(url)
   page.wait_for_selector("#connection[data-state=open]")
   page.select_option("#speed", "most")
@@ -180,49 +193,59 @@ def in_browser(
   seconds = (times[-1] - times[0]) / 1000
   held = [entry[3] - entry[2] for entry in entries]
   return {
-      "browser_fps": (len(distinct) - 1) / seconds,
-      "painted_fps": (len(times) - 1) / seconds,
-      "painted_frames": len(times), "distinct_frames": len(distinct),
-      "in_order": numbers == sorted(set(numbers)),
-      "latency_ms_p50": percentile(taps, 50),
-      "latency_ms_p95": percentile(taps, 95),
-      "latency_ms_worst": max(taps), "presses": len(taps),
-      "held_latency_ms_p50": percentile(held, 50),
-      "held_latency_ms_p95": percentile(held, 95),
-      "first_frame_ms_p50": percentile(first, 50),
-      "first_frame_ms_worst": max(first)}
+    "browser_fps": (len(distinct) - 1) / seconds,
+    "painted_fps": (len(times) - 1) / seconds,
+    "painted_frames": len(times),
+    "distinct_frames": len(distinct),
+    "in_order": numbers == sorted(set(numbers)),
+    "latency_ms_p50": percentile(taps, 50),
+    "latency_ms_p95": percentile(taps, 95),
+    "latency_ms_worst": max(taps),
+    "presses": len(taps),
+    "held_latency_ms_p50": percentile(held, 50),
+    "held_latency_ms_p95": percentile(held, 95),
+    "first_frame_ms_p50": percentile(first, 50),
+    "first_frame_ms_worst": max(first),
+  }
 
 
 def press_and_wait(page: Any, count: int, buttons: int) -> None:
   """Presses keys one by one, each when the last frame was painted."""
   for number in range(count):
-    before = page.evaluate(
-        "performance.getEntriesByName('genie:frame').length")
+    before = page.evaluate("performance.getEntriesByName('genie:frame').length")
     page.keyboard.press(str(number % buttons + 1))
-    while page.evaluate(
-        "performance.getEntriesByName('genie:frame').length") == before:
+    while (
+      page.evaluate("performance.getEntriesByName('genie:frame').length")
+      == before
+    ):
       page.wait_for_timeout(5)
 
 
 async def crowd(url: str, count: int, seconds: float) -> dict[str, Any]:
   """Lets many play at once, each at its own pace, and replays each alone."""
   until = time.monotonic() + seconds
-  found = await asyncio.gather(*(
+  found = await asyncio.gather(
+    *(
       play(url, number, _LONGEST_PAUSE * number / count, until)
-      for number in range(count)))
+      for number in range(count)
+    )
+  )
   # One after the other, so that each is alone.
   unlike = [differences(each, await replay(url, each)) for each in found]
   waits = [wait for each in found for wait in each["waits"]]
   return {
-      "players": count,
-      "frames": len(waits), "fps_of_all": len(waits) / seconds,
-      "fewest_frames": min(len(each["waits"]) for each in found),
-      "most_frames": max(len(each["waits"]) for each in found),
-      "lost_or_out_of_order": sum(each["disorder"] for each in found),
-      "same_as_alone": not any(unlike), "unlike_alone": sum(unlike),
-      "latency_ms_p50": percentile(waits, 50),
-      "latency_ms_p95": percentile(waits, 95),
-      "latency_ms_p99": percentile(waits, 99)}
+    "players": count,
+    "frames": len(waits),
+    "fps_of_all": len(waits) / seconds,
+    "fewest_frames": min(len(each["waits"]) for each in found),
+    "most_frames": max(len(each["waits"]) for each in found),
+    "lost_or_out_of_order": sum(each["disorder"] for each in found),
+    "same_as_alone": not any(unlike),
+    "unlike_alone": sum(unlike),
+    "latency_ms_p50": percentile(waits, 50),
+    "latency_ms_p95": percentile(waits, 95),
+    "latency_ms_p99": percentile(waits, 99),
+  }
 
 
 @contextlib.asynccontextmanager
@@ -239,11 +262,11 @@ async def next_frame(socket: Any) -> tuple[tuple[int, ...], bytes]:
   while True:
     message = await socket.recv()
     if isinstance(message, bytes):
-      return _HEADER.unpack_from(message), message[_HEADER.size:]
+      return _HEADER.unpack_from(message), message[_HEADER.size :]
 
 
 async def play(
-    url: str, number: int, pause: float, until: float
+  url: str, number: int, pause: float, until: float
 ) -> dict[str, Any]:
   """Plays random buttons until a time.
 
@@ -265,25 +288,34 @@ async def play(
       await asyncio.sleep(random.uniform(0, 2 * pause))
       actions.append(int(random.integers(buttons)))
       began = time.monotonic()
-      await socket.send(json.dumps(
-          {"type": "act", "action": actions[-1], "seq": len(actions)}))
+      await socket.send(
+        json.dumps({"type": "act", "action": actions[-1], "seq": len(actions)})
+      )
       header, picture = await next_frame(socket)
       waits.append(1000 * (time.monotonic() - began))
       hashes.append(hashlib.sha256(picture).hexdigest())
       disorder += header[4:6] != (len(actions), len(actions)) or (
-          header[2] != actions[-1])
-  return {"waits": waits, "hashes": hashes, "actions": actions,
-          "disorder": disorder, "start": start}
+        header[2] != actions[-1]
+      )
+  return {
+    "waits": waits,
+    "hashes": hashes,
+    "actions": actions,
+    "disorder": disorder,
+    "start": start,
+  }
 
 
 async def replay(url: str, run: dict[str, Any]) -> list[str]:
   """Returns hashes of the frames of a player's run, played alone."""
   async with connected(url) as (socket, _):
-    await socket.send(json.dumps(
-        {"type": "start", **run["start"], "actions": run["actions"]}))
+    await socket.send(
+      json.dumps({"type": "start", **run["start"], "actions": run["actions"]})
+    )
     found = [
-        hashlib.sha256((await next_frame(socket))[1]).hexdigest()
-        for _ in range(len(run["actions"]) + 1)]
+      hashlib.sha256((await next_frame(socket))[1]).hexdigest()
+      for _ in range(len(run["actions"]) + 1)
+    ]
     await socket.send(json.dumps({"type": "stop"}))  # Makes room.
     return found
 
@@ -291,7 +323,8 @@ async def replay(url: str, run: dict[str, Any]) -> list[str]:
 def differences(run: dict[str, Any], alone: list[str]) -> int:
   """Returns how many frames of a run are not those it has alone."""
   return sum(
-      one != other for one, other in zip(run["hashes"], alone, strict=True))
+    one != other for one, other in zip(run["hashes"], alone, strict=True)
+  )
 
 
 def percentile(values: list[float], share: float) -> float:

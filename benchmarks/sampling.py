@@ -44,62 +44,75 @@ import numpy as np
 
 from genie_jax.core import config as config_lib
 from genie_jax.core import files
-from genie_jax.models import build, saved
-from genie_jax.sampling import maskgit, player, prepare
-from genie_jax.sampling import slide as slides
+from genie_jax.models import build, store
+from genie_jax.sampling import maskgit, player, prepare, slide
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _SMALL = _ROOT / "experiments/coinrun/results/world"
 
 
 def case_study(
-    dtype: str | None, size: str = "case"
+  dtype: str | None, size: str = "case"
 ) -> tuple[player.Models, dict[str, Any]]:
   """Returns the models of the case study and random weights."""
   mode = "" if size == "case" else f":{size}"
   load = lambda name: config_lib.load(
-      str(_ROOT / f"experiments/coinrun/{name}.py{mode}")).to_dict()
+    str(_ROOT / f"experiments/coinrun/{name}.py{mode}")
+  ).to_dict()
   config = load("dynamics")
   world, key = config["world"], jax.random.key(0)
   dynamics = build.dynamics(config)
   tokens = jnp.zeros((1, 2, *dynamics.grid), jnp.int32)
-  weights = {"dynamics": jax.jit(dynamics.init)(
-      key, tokens, tokens[:, 1:, 0, 0], tokens == 0)}
+  weights = {
+    "dynamics": jax.jit(dynamics.init)(
+      key, tokens, tokens[:, 1:, 0, 0], tokens == 0
+    )
+  }
   tokenizer = build.tokenizer(load("tokenizer"))
   weights["tokenizer"] = jax.jit(tokenizer.init)(
-      key, jnp.zeros((1, 2, world["height"], world["width"], 3)))
+    key, jnp.zeros((1, 2, world["height"], world["width"], 3))
+  )
   modules, params = {}, {}
   for name, module in (("tokenizer", tokenizer), ("dynamics", dynamics)):
     modules[name], params[name] = prepare.for_play(
-        module, nn.unbox(weights[name])["params"], dtype)
+      module, nn.unbox(weights[name])["params"], dtype
+    )
   window = world["num_frames"]
   return player.Models(
-      modules["tokenizer"], modules["dynamics"], window, window), params
+    modules["tokenizer"], modules["dynamics"], window, window
+  ), params
 
 
 @functools.partial(jax.jit, static_argnames="models")
 def recomputed(models, params, past, actions, keys, sampling):
   """Draws one frame after each `past` [B, W - 1, h, w] with nothing kept."""
+
   def logits_of(tokens, hidden):
     seen = jnp.concatenate([past, tokens[:, None]], 1)
     unknown = jnp.zeros(seen.shape, bool).at[:, -1].set(hidden)
     return models.dynamics.apply(
-        {"params": params["dynamics"]}, seen, actions, unknown)[:, -1]
+      {"params": params["dynamics"]}, seen, actions, unknown
+    )[:, -1]
+
   number = past.shape[1]
   frame = maskgit.draw_frame(
-      logits_of, past.shape[2:],
-      jax.vmap(lambda key: jax.random.fold_in(key, number))(keys), sampling)
+    logits_of,
+    past.shape[2:],
+    jax.vmap(lambda key: jax.random.fold_in(key, number))(keys),
+    sampling,
+  )
   seen = jnp.concatenate([past, frame[:, None]], 1)
   frames = models.tokenizer.apply(
-      {"params": params["tokenizer"]}, seen, method="decode")
+    {"params": params["tokenizer"]}, seen, method="decode"
+  )
   return frame, jnp.round(frames[:, -1] * 255).astype(jnp.uint8)
 
 
 reset = jax.jit(player.reset, static_argnames="models")
-step = jax.jit(
-    player.step, static_argnames="models", donate_argnames="state")
+step = jax.jit(player.step, static_argnames="models", donate_argnames="state")
 step_many = jax.jit(
-    player.step_many, static_argnames="models", donate_argnames="states")
+  player.step_many, static_argnames="models", donate_argnames="states"
+)
 
 
 def logit_difference(models, params, past, actions, key) -> dict[str, float]:
@@ -110,13 +123,15 @@ def logit_difference(models, params, past, actions, key) -> dict[str, float]:
   hidden = jax.random.bernoulli(key, 0.5, frame.shape)
   seen = jnp.concatenate([past, frame[None]])[None]
   unknown = jnp.zeros(seen.shape, bool).at[:, -1].set(hidden)
-  whole = run(
-      {"params": params["dynamics"]}, seen, actions[None], unknown)[0, -1]
+  whole = run({"params": params["dynamics"]}, seen, actions[None], unknown)[
+    0, -1
+  ]
   state = reset(models, params, past, actions[:-1], key)
   cached = scored(models, params, state, actions[-1], frame, hidden)
   return {
-      "max_logit_difference": float(jnp.abs(whole - cached).max()),
-      "logit_deviation": float(whole.std())}
+    "max_logit_difference": float(jnp.abs(whole - cached).max()),
+    "logit_deviation": float(whole.std()),
+  }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +144,7 @@ class Way:
     count: Frames timed in a turn.
     players: How many are stepped at once.
   """
+
   models: player.Models
   prompt: int
   count: int
@@ -138,13 +154,15 @@ class Way:
 def ways_of(models: player.Models, rollouts: int) -> dict[str, Way]:
   """Returns the ways that take turns; "one_..." are of one player."""
   sliding = lambda mode, drop=1: dataclasses.replace(
-      models, slide=slides.Slide(mode, drop))
+    models, slide=slide.Slide(mode, drop)
+  )
   window = models.window
   # The last frame but one is the last that is passed once more.
   kinds = {
-      "cached": (sliding("exact"), window - 2, 1),
-      "rolling": (sliding("rolling"), window, 2),
-      "exact": (sliding("exact"), window, 1)}
+    "cached": (sliding("exact"), window - 2, 1),
+    "rolling": (sliding("rolling"), window, 2),
+    "exact": (sliding("exact"), window, 1),
+  }
   if window > 4:
     kinds["exact_drop_4"] = (sliding("exact", 4), window, 4)
   ways = {name: Way(*kind, rollouts) for name, kind in kinds.items()}
@@ -161,48 +179,63 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
   key = jax.random.key(1)
   keys = jax.random.split(key, args.rollouts)
   tokens = jax.random.randint(
-      key, (args.rollouts, window, *grid), 0, models.dynamics.num_codes)
+    key, (args.rollouts, window, *grid), 0, models.dynamics.num_codes
+  )
   actions = jax.random.randint(
-      key, (args.rollouts, window - 1), 0, models.dynamics.num_latent_actions)
+    key, (args.rollouts, window - 1), 0, models.dynamics.num_latent_actions
+  )
   sampling = maskgit.Sampling(args.refinements)
   ways = ways_of(models, args.rollouts)
 
   def players(way):
     return tuple(
-        reset(way.models, params, tokens[i, :way.prompt],
-              actions[i, :way.prompt - 1], keys[i])
-        for i in range(way.players))
+      reset(
+        way.models,
+        params,
+        tokens[i, : way.prompt],
+        actions[i, : way.prompt - 1],
+        keys[i],
+      )
+      for i in range(way.players)
+    )
 
   def program(way):
     """Returns `players -> players, frames`, compiled."""
     states = players(way)
     if way.players == 1:
       done = step.lower(
-          way.models, params, states[0], actions[0, -1], sampling).compile()
+        way.models, params, states[0], actions[0, -1], sampling
+      ).compile()
 
       def run(states):
         state, frame = done(params, states[0], actions[0, -1], sampling)
         return (state,), frame[None]
+
       return run
     done = step_many.lower(
-        way.models, params, states, actions[:, -1], sampling).compile()
+      way.models, params, states, actions[:, -1], sampling
+    ).compile()
 
     def run_many(states):
       states, frames = done(params, states, actions[:, -1], sampling)
       return tuple(states), frames
+
     return run_many
 
-  past = tokens[:, :window - 1]
+  past = tokens[:, : window - 1]
   plain = recomputed.lower(
-      models, params, past, actions, keys, sampling).compile()
+    models, params, past, actions, keys, sampling
+  ).compile()
   programs = {name: program(way) for name, way in ways.items()}
 
   def timed(count, draw):
     began = time.perf_counter(), time.process_time()
     for _ in range(count):
       last = draw()
-    return {"wall": (time.perf_counter() - began[0]) / count,
-            "cpu": (time.process_time() - began[1]) / count}, last
+    return {
+      "wall": (time.perf_counter() - began[0]) / count,
+      "cpu": (time.process_time() - began[1]) / count,
+    }, last
 
   def turn(name):
     states = jax.block_until_ready(players(ways[name]))
@@ -211,11 +244,16 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
       nonlocal states
       states, frames = programs[name](states)
       np.asarray(frames)  # A player waits for pixels.
+
     return timed(ways[name].count, draw)[0]
 
   def baseline():
-    return timed(1, lambda: [
-        np.asarray(x) for x in plain(params, past, actions, keys, sampling)])
+    return timed(
+      1,
+      lambda: [
+        np.asarray(x) for x in plain(params, past, actions, keys, sampling)
+      ],
+    )
 
   seconds = {name: [] for name in ("recomputed", *ways)}
   # The first run on an accelerator loads what was compiled; on a CPU it is as
@@ -234,91 +272,125 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
   close = players(dataclasses.replace(ways["cached"], prompt=window - 1))
   same = [state.tokens[-1] for state in programs["cached"](close)[0]]
   median = lambda name: statistics.median(
-      took["wall"] for took in seconds[name])
+    took["wall"] for took in seconds[name]
+  )
   fps = lambda name: args.rollouts / median(name)
   ratio = lambda name, clock="wall": statistics.median(
-      plain[clock] / ours[clock] for plain, ours in zip(
-          seconds["recomputed"], seconds[name], strict=True))
+    plain[clock] / ours[clock]
+    for plain, ours in zip(seconds["recomputed"], seconds[name], strict=True)
+  )
   several = [name for name in ways if not name.startswith("one_")]
   alone = "one_" if args.rollouts > 1 else ""
   return {
-      "dtype": dict(models.dynamics.transformer)["dtype"],
-      "size": args.size, "rollouts": args.rollouts,
-      "refinements": args.refinements,
-      "cached_fps": fps("cached"), "recomputed_fps": fps("recomputed"),
-      "speedup": ratio("cached"), "speedup_cpu": ratio("cached", "cpu"),
-      "latency_ms": {
-          name: 1000 * median(f"{alone}{name}") for name in several},
-      **logit_difference(
-          models, params, tokens[0, :-1], actions[0], key),
-      "equal_tokens": float((np.stack(same) == drawn).mean()),
-      "modes": {
-          name: {"fps": fps(name), "speedup": ratio(name),
-                 "speedup_cpu": ratio(name, "cpu")} for name in several},
-      "seconds_a_call": seconds,
+    "dtype": dict(models.dynamics.transformer)["dtype"],
+    "size": args.size,
+    "rollouts": args.rollouts,
+    "refinements": args.refinements,
+    "cached_fps": fps("cached"),
+    "recomputed_fps": fps("recomputed"),
+    "speedup": ratio("cached"),
+    "speedup_cpu": ratio("cached", "cpu"),
+    "latency_ms": {name: 1000 * median(f"{alone}{name}") for name in several},
+    **logit_difference(models, params, tokens[0, :-1], actions[0], key),
+    "equal_tokens": float((np.stack(same) == drawn).mean()),
+    "modes": {
+      name: {
+        "fps": fps(name),
+        "speedup": ratio(name),
+        "speedup_cpu": ratio(name, "cpu"),
+      }
+      for name in several
+    },
+    "seconds_a_call": seconds,
   }
 
 
 def memory(num_steps: int) -> dict[str, Any]:
   """Steps the shipped world's models many times and watches memory."""
-  parts = saved.load(_SMALL).parts
-  ready = {name: prepare.for_play(parts[name].module, parts[name].params)
-           for name in ("tokenizer", "dynamics")}
+  parts = store.load(_SMALL).parts
+  ready = {
+    name: prepare.for_play(parts[name].module, parts[name].params)
+    for name in ("tokenizer", "dynamics")
+  }
   params = jax.device_put({name: ready[name][1] for name in ready})
   found = {}
-  for mode in slides.MODES:
+  for mode in slide.MODES:
     models = player.Models(
-        ready["tokenizer"][0], ready["dynamics"][0], 8, 8, slides.Slide(mode))
+      ready["tokenizer"][0], ready["dynamics"][0], 8, 8, slide.Slide(mode)
+    )
     sampling = maskgit.Sampling(1)
     state = reset(
-        models, params, jnp.zeros((1, 8, 8), jnp.int32),
-        jnp.zeros((0,), jnp.int32), jax.random.key(0))
+      models,
+      params,
+      jnp.zeros((1, 8, 8), jnp.int32),
+      jnp.zeros((0,), jnp.int32),
+      jax.random.key(0),
+    )
     readings = []
     for number in range(num_steps + 1):
       state, frame = step(
-          models, params, state, jnp.int32(number % 6), sampling)
+        models, params, state, jnp.int32(number % 6), sampling
+      )
       if number in (100, num_steps):
         frame.block_until_ready()
         gc.collect()
-        readings.append({
-            "rss_mib": _resident_mib(), "live_arrays": len(jax.live_arrays()),
-            "live_mib": sum(x.nbytes for x in jax.live_arrays()) / 2 ** 20})
-    found[mode] = {"steps": num_steps, "after_100": readings[0],
-                   "at_the_end": readings[1]}
+        readings.append(
+          {
+            "rss_mib": _resident_mib(),
+            "live_arrays": len(jax.live_arrays()),
+            "live_mib": sum(x.nbytes for x in jax.live_arrays()) / 2**20,
+          }
+        )
+    found[mode] = {
+      "steps": num_steps,
+      "after_100": readings[0],
+      "at_the_end": readings[1],
+    }
   return found
 
 
 def _resident_mib() -> float:
   pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
-  return pages * os.sysconf("SC_PAGE_SIZE") / 2 ** 20
+  return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(
-      description=__doc__,
-      formatter_class=argparse.RawDescriptionHelpFormatter)
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("--json", metavar="F", help="also write the result")
   parser.add_argument("--rounds", type=int, default=3)
   parser.add_argument(
-      "--rollouts", type=int, default=1, metavar="N",
-      help="players stepped in one call")
+    "--rollouts",
+    type=int,
+    default=1,
+    metavar="N",
+    help="players stepped in one call",
+  )
   parser.add_argument("--size", default="case", choices=("case", "smoke"))
   parser.add_argument("--refinements", type=int, default=25)
   parser.add_argument(
-      "--dtype", default=None, choices=("float32", "bfloat16"),
-      help="of the products (default: by device)")
+    "--dtype",
+    default=None,
+    choices=("float32", "bfloat16"),
+    help="of the products (default: by device)",
+  )
   parser.add_argument(
-      "--memory-steps", type=int, default=10_000, metavar="N",
-      help="0 leaves memory out")
+    "--memory-steps",
+    type=int,
+    default=10_000,
+    metavar="N",
+    help="0 leaves memory out",
+  )
   args = parser.parse_args()
   result = {
-      "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
-                 f"{jax.devices()[0].device_kind}",
-      "load_average_before": os.getloadavg(),
-      **measure(args),
-      "load_average_after": os.getloadavg(),
-      "memory": memory(args.memory_steps) if args.memory_steps else None,
-      "targets": {"cached": 12, "rolling": 12, "exact": 7},
+    "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
+    f"{jax.devices()[0].device_kind}",
+    "load_average_before": os.getloadavg(),
+    **measure(args),
+    "load_average_after": os.getloadavg(),
+    "memory": memory(args.memory_steps) if args.memory_steps else None,
+    "targets": {"cached": 12, "rolling": 12, "exact": 7},
   }
   print(json.dumps(result, indent=2))
   if args.json:

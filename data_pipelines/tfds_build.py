@@ -16,7 +16,8 @@ from tensorflow_datasets.scripts.cli import build, cli_utils
 def main() -> None:
   """Parses the arguments of `tfds build` and runs it."""
   parse = cli_utils.make_flags_parser(
-      build.Args, description="Builds a data set without TensorFlow.")
+    build.Args, description="Builds a data set without TensorFlow."
+  )
   app.run(lambda args: args.execute(), flags_parser=parse)
 
 

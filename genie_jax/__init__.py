@@ -28,15 +28,21 @@ def load_world(folder_or_url, *, dtype=None, mesh=None):
       a large world over; the default device when left out.
 
   Returns:
-    A `genie_jax.infer.world.World`, which also keeps `.manifest`, `.name` and
+    A `genie_jax.worlds.world.World`, which also keeps `.manifest`, `.name` and
     `.prompts`.
 
   Raises:
     genie_jax.core.errors.UserError: There is no world, or it is damaged.
   """
   # Late imports: JAX takes seconds, which `import genie_jax` must not.
-  from genie_jax.infer import bundle, fetch
   from genie_jax.sampling import prepare
+  from genie_jax.worlds import download, world_folder
 
-  return fetch.read(folder_or_url, lambda folder: bundle.load(
-      folder, dtype=dtype or prepare.default_dtype(), mesh=mesh).world)
+  return download.read(
+    folder_or_url,
+    lambda folder: (
+      world_folder.load(
+        folder, dtype=dtype or prepare.default_dtype(), mesh=mesh
+      ).world
+    ),
+  )

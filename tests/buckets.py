@@ -9,6 +9,7 @@ from fsspec.implementations import memory
 
 class Bucket(memory.MemoryFileSystem):
   """Objects in memory under s3://."""
+
   protocol = "s3"
   cachable = False
   # etils keeps the one that it made first, so both belong to the class.
@@ -34,7 +35,8 @@ def upload(folder: pathlib.Path, address: str) -> str:
   for path in folder.rglob("*"):
     if path.is_file():
       target.pipe_file(
-          f"{address}/{path.relative_to(folder)}", path.read_bytes())
+        f"{address}/{path.relative_to(folder)}", path.read_bytes()
+      )
   return address
 
 

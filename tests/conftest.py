@@ -6,8 +6,9 @@ import pathlib
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Also of the processes that tests start, which would use the home folder.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
-    "GENIE_TEST_CACHE",
-    str(pathlib.Path(__file__).parent.parent / ".cache" / "jax"))
+  "GENIE_TEST_CACHE",
+  str(pathlib.Path(__file__).parent.parent / ".cache" / "jax"),
+)
 
 import jax
 

@@ -18,26 +18,29 @@ from genie_jax.stages import registry
 from genie_jax.train import optimizer as optimizer_lib
 from genie_jax.train import state as state_lib
 from genie_jax.train import step as step_lib
+from tests.fixtures import stage_training
 from tests.sharding import layouts
-from tests.stages import training
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
 def _has_get_config(path):
   return any(
-      isinstance(node, ast.FunctionDef) and node.name == "get_config"
-      for node in ast.parse(path.read_text()).body)
+    isinstance(node, ast.FunctionDef) and node.name == "get_config"
+    for node in ast.parse(path.read_text()).body
+  )
 
 
-FILES = [str(path.relative_to(ROOT)) for path in sorted(
-    (ROOT / "experiments").rglob("*.py")) if _has_get_config(path)]
+FILES = [
+  str(path.relative_to(ROOT))
+  for path in sorted((ROOT / "experiments").rglob("*.py"))
+  if _has_get_config(path)
+]
 
 
 def modes(file):
   """Returns the modes that a config says it has."""
-  module = importlib.import_module(
-      file.removesuffix(".py").replace("/", "."))
+  module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
   return module.MODES if hasattr(module, "MODES") else module.common.MODES
 
 
@@ -47,8 +50,11 @@ def load(file, mode=""):
 
 CASES = [(file, mode) for file in FILES for mode in modes(file)]
 # The scaling rows are one function of their size, traced at their ends.
-TRACED = [(file, mode) for file, mode in CASES if mode != "smoke" and (
-    "scaling" not in file or mode in ("41M", "10.1B"))]
+TRACED = [
+  (file, mode)
+  for file, mode in CASES
+  if mode != "smoke" and ("scaling" not in file or mode in ("41M", "10.1B"))
+]
 
 
 def test_the_papers_models_all_have_a_config():
@@ -97,14 +103,15 @@ def test_every_size_traces_without_memory(file, mode):
   params, extra = jax.eval_shape(stage.init, jax.random.key(0))
   params = nn.unbox(params)
   batch = {
-      name: jax.ShapeDtypeStruct(
-          (config.data.batch_size, *feature.shape), feature.dtype)
-      for name, feature in stage.features.items()}
+    name: jax.ShapeDtypeStruct(
+      (config.data.batch_size, *feature.shape), feature.dtype
+    )
+    for name, feature in stage.features.items()
+  }
 
   def step(params, extra, batch, rng):
     outcome = stage.loss(params, extra, batch, rng, 0)
-    return outcome, stage.after_update(
-        params, outcome.extra, outcome.aux, rng)
+    return outcome, stage.after_update(params, outcome.extra, outcome.aux, rng)
 
   rng = jax.random.key(0)
   outcome, after = jax.eval_shape(step, params, extra, batch, rng)
@@ -114,39 +121,45 @@ def test_every_size_traces_without_memory(file, mode):
   assert stage.flops_per_clip > 0
 
 
-@pytest.mark.parametrize("file", [
-    file for file in FILES if "platformers" in file])
+@pytest.mark.parametrize(
+  "file", [file for file in FILES if "platformers" in file]
+)
 def test_the_smoke_configs_of_large_models_train_two_steps(file):
   config = load(file, "smoke").unlock()
   if "start" in config:
     config.start = "random"
-  batch = training.random_batch(registry.make(config), config)
-  training.check(training.train(config, batch, evaluates=False))
+  batch = stage_training.random_batch(registry.make(config), config)
+  stage_training.check(stage_training.train(config, batch, evaluates=False))
 
 
 def test_the_scaling_studys_smoke_config_is_the_platformers():
   assert config_lib.fingerprint(
-      load("experiments/scaling/dynamics.py", "smoke")) == (
-          config_lib.fingerprint(
-              load("experiments/platformers/dynamics.py", "smoke")))
+    load("experiments/scaling/dynamics.py", "smoke")
+  ) == (
+    config_lib.fingerprint(load("experiments/platformers/dynamics.py", "smoke"))
+  )
 
 
-@pytest.mark.parametrize("file, chips", [
+@pytest.mark.parametrize(
+  "file, chips",
+  [
     ("experiments/platformers/dynamics.py:", 256),
     ("experiments/platformers/joint.py:", 256),
     ("experiments/platformers/tokenizer.py:", 128),
     ("experiments/scaling/dynamics.py:2.7B", 256),
-    ("experiments/coinrun/dynamics.py:", 4)])
+    ("experiments/coinrun/dynamics.py:", 4),
+  ],
+)
 def test_states_and_batches_divide_over_the_papers_chips(file, chips):
   config = load(*file.split(":"))
   stage = registry.make(config)
   mesh = layouts.mesh_of(config, chips)
   sizes = dict(mesh.shape)
-  optimizer = optimizer_lib.make(
-      config.optimizer, config.steps, stage.no_decay)
+  optimizer = optimizer_lib.make(config.optimizer, config.steps, stage.no_decay)
   state = state_lib.abstract(stage, optimizer, mesh)
   step_lib.batch_shardings(
-      stage, mesh, config.data.batch_size, config.optimizer.accumulate)
+    stage, mesh, config.data.batch_size, config.optimizer.accumulate
+  )
   kept = lambda x: np.prod(x.sharding.shard_shape(x.shape)) * 4
   whole = sum(np.prod(x.shape) * 4 for x in jax.tree.leaves(state.params))
   mine = sum(kept(x) for x in jax.tree.leaves(state.params))
@@ -167,18 +180,22 @@ def test_the_world_of_the_final_model_is_the_papers():
 
 def test_docstrings_of_large_models_state_the_counted_size():
   counted = {
-      part: table.count(part, load(f"experiments/platformers/{part}.py"))
-      for part in ("tokenizer", "lam", "dynamics")}
+    part: table.count(part, load(f"experiments/platformers/{part}.py"))
+    for part in ("tokenizer", "lam", "dynamics")
+  }
   stated = {
-      "tokenizer": f"{counted['tokenizer'] / 1e6:.0f}M",
-      "lam": f"{counted['lam'] / 1e6:.0f}M",
-      "dynamics": f"{counted['dynamics'] / 1e9:.2f}B",
-      "joint": f"{(counted['lam'] + counted['dynamics']) / 1e9:.2f}B"}
+    "tokenizer": f"{counted['tokenizer'] / 1e6:.0f}M",
+    "lam": f"{counted['lam'] / 1e6:.0f}M",
+    "dynamics": f"{counted['dynamics'] / 1e9:.2f}B",
+    "joint": f"{(counted['lam'] + counted['dynamics']) / 1e9:.2f}B",
+  }
   for name, text in stated.items():
     source = (ROOT / f"experiments/platformers/{name}.py").read_text()
     assert f"Size:    {text}" in source, (name, text)
-  assert f"{sum(counted.values()) / 1e9:.2f}B" in (
-      ROOT / "experiments/platformers/joint.py").read_text()
+  assert (
+    f"{sum(counted.values()) / 1e9:.2f}B"
+    in (ROOT / "experiments/platformers/joint.py").read_text()
+  )
 
 
 @pytest.mark.parametrize("mode", sorted(table.SIZES))
@@ -187,7 +204,11 @@ def test_each_scaling_config_is_its_row(mode):
   size = table.SIZES[mode]
   stack = config.model.transformer
   assert (stack.num_layers, stack.num_heads, stack.width, stack.head_dim) == (
-      size.layers, size.heads, size.width, size.head_dim)
+    size.layers,
+    size.heads,
+    size.width,
+    size.head_dim,
+  )
   wanted = (512, 125_000) if mode == "10.1B" else (256, 200_000)
   assert (config.data.batch_size, config.steps) == wanted
   assert build.token_grid(config.world) == (23, 40)

@@ -11,8 +11,25 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 LAYERS = (
-    "core", "sharding", "data", "nn", "models", "sampling", "evals", "train",
-    "stages", "scaling", "infer", "serve", "cli")
+  "core",
+  "sharding",
+  "weights",
+  "data",
+  "checkpoints",
+  "nn",
+  "models",
+  "sampling",
+  "train",
+  "stages",
+  "worlds",
+  "tokenizing",
+  "ports",
+  "evals",
+  "plan",
+  "scaling",
+  "serve",
+  "cli",
+)
 # Outside the package; who may import what of the package.
 ALLOWED = {"data_pipelines": {"core", "data"}}
 ACCELERATED = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
@@ -42,22 +59,27 @@ def imports(path):
 def packages(path):
   """Returns the sub-packages of genie_jax that a file imports."""
   return {
-      name.split(".")[1] for name in imports(path)
-      if name.startswith("genie_jax.") and name != "genie_jax.__version__"}
+    name.split(".")[1]
+    for name in imports(path)
+    if name.startswith("genie_jax.") and name != "genie_jax.__version__"
+  }
 
 
 def test_every_package_has_a_layer():
-  found = {path.parent.name for path in modules("genie_jax")
-           if path.name == "__init__.py" and path.parent != ROOT / "genie_jax"}
+  package = ROOT / "genie_jax"
+  found = {
+    path.relative_to(package).parts[0]
+    for path in modules("genie_jax")
+    if path.name == "__init__.py" and path.parent != package
+  }
   assert found <= set(LAYERS), found - set(LAYERS)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_a_package_imports_only_packages_below_it(layer):
-  below = set(LAYERS[:LAYERS.index(layer) + 1])
+  below = set(LAYERS[: LAYERS.index(layer) + 1])
   for path in modules(f"genie_jax/{layer}"):
-    assert packages(path) <= below, (
-        f"{path} imports {packages(path) - below}")
+    assert packages(path) <= below, f"{path} imports {packages(path) - below}"
 
 
 @pytest.mark.parametrize("folder", sorted(ALLOWED))
@@ -85,26 +107,36 @@ def test_reading_data_needs_no_accelerator_library(layer):
 
 
 def test_no_module_is_longer_than_a_person_reads():
-  # The style asks for about 350 lines.
+  # About 500 lines is where to ask whether a file has one purpose.
   for folder in ("genie_jax", "data_pipelines", "experiments"):
     for path in modules(folder):
-      assert len(path.read_text().splitlines()) <= 375, path
+      assert len(path.read_text().splitlines()) <= 500, path
 
 
 def test_nothing_unpickles():
   for folder in ("genie_jax", "data_pipelines", "experiments", "benchmarks"):
     for path in modules(folder):
       if folder != "benchmarks":  # The baseline that we are compared with.
-        assert "pickle" not in {
-            name.split(".")[0] for name in imports(path)}, path
+        assert "pickle" not in {name.split(".")[0] for name in imports(path)}, (
+          path
+        )
 
 
 def loaded_after(code):
   """Runs code in a fresh Python and returns the names of loaded modules."""
   done = subprocess.run(
-      [sys.executable, "-c", f"{code}\nimport json, sys\n"
-       "print('\\n' + json.dumps(sorted(sys.modules)))"],
-      cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    [
+      sys.executable,
+      "-c",
+      f"{code}\nimport json, sys\n"
+      "print('\\n' + json.dumps(sorted(sys.modules)))",
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
   assert done.returncode == 0, done.stderr[-2000:]
   return set(json.loads(done.stdout.splitlines()[-1])), done.stdout
 
@@ -118,10 +150,11 @@ def test_help_names_every_command_and_loads_no_accelerator_library():
   from genie_jax.cli import main
 
   loaded, out = loaded_after(
-      "from genie_jax.cli import main\n"
-      "for argv in ['--help'], *([n, '--help'] for n in main.COMMANDS):\n"
-      "  try: main.main(argv)\n"
-      "  except SystemExit as end: assert not end.code")
+    "from genie_jax.cli import main\n"
+    "for argv in ['--help'], *([n, '--help'] for n in main.COMMANDS):\n"
+    "  try: main.main(argv)\n"
+    "  except SystemExit as end: assert not end.code"
+  )
   assert not loaded & ACCELERATED
   for name, text in main.COMMANDS.items():
     assert name in out and text in " ".join(out.split())
@@ -132,16 +165,18 @@ def test_help_names_every_command_and_loads_no_accelerator_library():
 def test_a_data_worker_starts_no_backend():
   names = [f"genie_jax.data.{path.stem}" for path in modules("genie_jax/data")]
   loaded, _ = loaded_after(
-      "\n".join(f"import {name}" for name in names) + "\n"
-      "import sys\n"
-      "bridge = sys.modules.get('jax._src.xla_bridge')\n"
-      "assert bridge is None or not bridge._backends")
+    "\n".join(f"import {name}" for name in names) + "\n"
+    "import sys\n"
+    "bridge = sys.modules.get('jax._src.xla_bridge')\n"
+    "assert bridge is None or not bridge._backends"
+  )
   assert "genie_jax.data.loader" in loaded
 
 
 @pytest.mark.parametrize(
-    "name", [path.stem for path in modules("genie_jax/cli")
-             if path.stem != "__init__"])
+  "name",
+  [path.stem for path in modules("genie_jax/cli") if path.stem != "__init__"],
+)
 def test_every_entry_point_imports_and_can_be_run_as_a_module(name):
   module = importlib.import_module(f"genie_jax.cli.{name}")
   assert callable(module.main)

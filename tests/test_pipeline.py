@@ -12,8 +12,15 @@ import genie_jax
 
 @pytest.mark.slow
 def test_the_smoke_mode_goes_from_nothing_to_a_world_with_figures(tmp_path):
-  line = [sys.executable, "-m", "experiments.coinrun.pipeline",
-          "--mode", "smoke", "--out", str(tmp_path)]
+  line = [
+    sys.executable,
+    "-m",
+    "experiments.coinrun.pipeline",
+    "--mode",
+    "smoke",
+    "--out",
+    str(tmp_path),
+  ]
   first = subprocess.run(line, capture_output=True, text=True, check=False)
   assert first.returncode == 0, first.stdout + first.stderr
   metrics = json.loads((tmp_path / "metrics.json").read_text())

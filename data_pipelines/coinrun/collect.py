@@ -23,12 +23,15 @@ import numpy as np
 
 from data_pipelines.coinrun import procgen_client, workers
 from genie_jax.core import buckets, errors, files, progress
-from genie_jax.data import manifest as manifests
+from genie_jax.data import manifest as manifest_lib
 from genie_jax.data import records, shards
 
 # First level and number of levels of each split.
 SPLITS = {
-    "train": (0, 10_000), "validation": (10_000, 100), "test": (10_100, 100)}
+  "train": (0, 10_000),
+  "validation": (10_000, 100),
+  "test": (10_100, 100),
+}
 FRAMES_PER_RECORD = 16
 # The six special keys do nothing in CoinRun, exactly as action 4.
 ACTION_ALIASES = dict.fromkeys(range(9, 15), 4)
@@ -50,6 +53,7 @@ class Options:
     policy_seed: Actions of a level come from default_rng([it, level]).
     levels_per_shard: Levels in a file.
   """
+
   levels: int = 10_000
   validation_levels: int = 100
   test_levels: int = 100
@@ -64,33 +68,40 @@ class Options:
       name = "levels" if split == "train" else f"{split}_levels"
       if not 0 <= count <= SPLITS[split][1]:
         raise errors.UserError(
-            f"--{name.replace('_', '-')} {count}: {split} has 0 to "
-            f"{SPLITS[split][1]} levels, so that splits stay disjoint.")
+          f"--{name.replace('_', '-')} {count}: {split} has 0 to "
+          f"{SPLITS[split][1]} levels, so that splits stay disjoint."
+        )
     if not self.levels:
       raise errors.UserError("--levels 0: collect at least one train level.")
     for name in ("frames_per_level", "levels_per_shard"):
       if getattr(self, name) < 1:
         raise errors.UserError(
-            f"--{name.replace('_', '-')} must be at least 1, not "
-            f"{getattr(self, name)}.")
+          f"--{name.replace('_', '-')} must be at least 1, not "
+          f"{getattr(self, name)}."
+        )
     if self.policy_seed < 0:
       raise errors.UserError(
-          f"--policy-seed must not be negative, as {self.policy_seed} is.")
+        f"--policy-seed must not be negative, as {self.policy_seed} is."
+      )
     if self.mode not in procgen_client.MODES:
       raise errors.UserError(
-          f"--mode {self.mode!r} must be 'hard' or 'easy'"
-          f"{errors.closest(self.mode, procgen_client.MODES)}.")
+        f"--mode {self.mode!r} must be 'hard' or 'easy'"
+        f"{errors.closest(self.mode, procgen_client.MODES)}."
+      )
 
   def counts(self) -> dict[str, int]:
     """Returns how many levels each split has."""
     return {
-        "train": self.levels, "validation": self.validation_levels,
-        "test": self.test_levels}
+      "train": self.levels,
+      "validation": self.validation_levels,
+      "test": self.test_levels,
+    }
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
   """One shard to be written."""
+
   split: str
   name: str
   levels: range
@@ -106,7 +117,8 @@ class Report:
     kept_frames: Frames that an earlier call had written.
     seconds: Wall time of this call, the first load of the game included.
   """
-  manifest: manifests.Manifest
+
+  manifest: manifest_lib.Manifest
   frames: int
   kept_frames: int
   seconds: float
@@ -120,7 +132,8 @@ class Report:
 
 
 def play(
-    level: int, options: Options,
+  level: int,
+  options: Options,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Plays one level with uniformly random actions.
 
@@ -130,7 +143,8 @@ def play(
   """
   count = options.frames_per_level
   actions = np.random.default_rng([options.policy_seed, level]).integers(
-      0, procgen_client.NUM_ACTIONS, size=count, dtype=np.int32)
+    0, procgen_client.NUM_ACTIONS, size=count, dtype=np.int32
+  )
   frames = np.empty((count, *procgen_client.FRAME_SHAPE), np.uint8)
   first = np.empty(count, bool)
   with procgen_client.CoinRun(level, options.mode) as game:
@@ -148,14 +162,21 @@ def plan(options: Options) -> list[Job]:
     begin, size = SPLITS[split][0], options.levels_per_shard
     number = -(-count // size)
     jobs += [
-        Job(split, shards.shard_name(index, number), range(
-            begin + index * size, begin + min((index + 1) * size, count)))
-        for index in range(number)]
+      Job(
+        split,
+        shards.shard_name(index, number),
+        range(begin + index * size, begin + min((index + 1) * size, count)),
+      )
+      for index in range(number)
+    ]
   return jobs
 
 
 def write_shard(
-    job: Job, tick: workers.Tick, out: pathlib.Path, options: Options,
+  job: Job,
+  tick: workers.Tick,
+  out: pathlib.Path,
+  options: Options,
 ) -> dict[str, Any]:
   """Writes one shard, notes that it is done, and returns its entry.
 
@@ -169,13 +190,19 @@ def write_shard(
   with shards.ShardWriter(out / job.split / job.name) as writer:
     for level in job.levels:
       frames, actions, first = play(level, options)
-      episodes += manifests.episodes_of(level, record, first)
+      episodes += manifest_lib.episodes_of(level, record, first)
       for start in range(0, len(frames), FRAMES_PER_RECORD):
         piece = slice(start, start + FRAMES_PER_RECORD)
-        writer.write(records.pack(
-            {"frames": frames[piece], "actions": actions[piece],
-             "first": first[piece]},
-            {"fps": procgen_client.FPS, "source": level, "start": start}))
+        writer.write(
+          records.pack(
+            {
+              "frames": frames[piece],
+              "actions": actions[piece],
+              "first": first[piece],
+            },
+            {"fps": procgen_client.FPS, "source": level, "start": start},
+          )
+        )
         record += 1
       tick(len(frames))
   entry = {**writer.entry, "episodes": episodes}
@@ -190,23 +217,25 @@ def _note(out: pathlib.Path, job: Job) -> pathlib.Path:
 def _made_by(options: Options) -> dict[str, Any]:
   """Returns the manifest's account of where the frames come from."""
   return {
-      "collector": "data_pipelines.coinrun.collect",
-      "collector_version": _COLLECTOR_VERSION,
-      "simulator": procgen_client.WHEEL,
-      "simulator_sha256": procgen_client.WHEEL_SHA256,
-      "policy": "uniformly random over 15 actions, no repeat",
-      "first_levels": {split: begin for split, (begin, _) in SPLITS.items()},
-      "options": dataclasses.asdict(options),
-      "record_options": shards.FRAMES_OPTIONS,
-      "licences": (
-          "procgen code: MIT (OpenAI); drawn assets: CC0, CC-BY 3.0, CC-BY "
-          "4.0 and OGA-BY 3.0; who publishes frames must credit the authors "
-          "listed in data_pipelines/coinrun/ASSETS.md"),
+    "collector": "data_pipelines.coinrun.collect",
+    "collector_version": _COLLECTOR_VERSION,
+    "simulator": procgen_client.WHEEL,
+    "simulator_sha256": procgen_client.WHEEL_SHA256,
+    "policy": "uniformly random over 15 actions, no repeat",
+    "first_levels": {split: begin for split, (begin, _) in SPLITS.items()},
+    "options": dataclasses.asdict(options),
+    "record_options": shards.FRAMES_OPTIONS,
+    "licences": (
+      "procgen code: MIT (OpenAI); drawn assets: CC0, CC-BY 3.0, CC-BY "
+      "4.0 and OGA-BY 3.0; who publishes frames must credit the authors "
+      "listed in data_pipelines/coinrun/ASSETS.md"
+    ),
   }
 
 
 def _earlier(
-    out: pathlib.Path, options: Options,
+  out: pathlib.Path,
+  options: Options,
 ) -> dict[tuple[str, str], dict[str, Any]]:
   """Returns entries of shards that earlier runs finished, by split and name.
 
@@ -215,31 +244,36 @@ def _earlier(
   """
   request = out / _PROGRESS / "request.json"
   entries = {}
-  if (out / manifests.FILE_NAME).exists():
-    manifest = manifests.Manifest.read(out)
+  if (out / manifest_lib.FILE_NAME).exists():
+    manifest = manifest_lib.Manifest.read(out)
     found = manifest.made_by
     entries = {
-        (split, entry["file"]): entry
-        for split, summary in manifest.splits.items()
-        for entry in summary["shards"]}
+      (split, entry["file"]): entry
+      for split, summary in manifest.splits.items()
+      for entry in summary["shards"]
+    }
   elif request.exists():
     found = files.read_json(request)
   elif out.is_dir() and any(out.iterdir()):
     raise errors.UserError(
-        f"--out {out} is not empty and holds no CoinRun clips; give a new or "
-        "empty folder.")
+      f"--out {out} is not empty and holds no CoinRun clips; give a new or "
+      "empty folder."
+    )
   else:
     return {}
   wanted = _made_by(options)
   if found != wanted:
     old, new = found.get("options", {}), wanted["options"]
     different = [
-        f"{name} {old.get(name)!r} there, {value!r} now"
-        for name, value in new.items() if old.get(name) != value]
+      f"{name} {old.get(name)!r} there, {value!r} now"
+      for name, value in new.items()
+      if old.get(name) != value
+    ]
     raise errors.UserError(
-        f"--out {out} was begun with other options "
-        f"({'; '.join(different) or 'another collector'}); give the same "
-        "options to go on, or another folder.")
+      f"--out {out} was begun with other options "
+      f"({'; '.join(different) or 'another collector'}); give the same "
+      "options to go on, or another folder."
+    )
   for job in plan(options):
     if _note(out, job).exists():
       entries[job.split, job.name] = files.read_json(_note(out, job))
@@ -251,7 +285,9 @@ def _still_whole(path: pathlib.Path, entry: dict[str, Any]) -> bool:
 
 
 def collect(
-    out: files.PathLike, options: Options, num_workers: int = 1,
+  out: files.PathLike,
+  options: Options,
+  num_workers: int = 1,
 ) -> Report:
   """Collects a clips folder, or finishes one that a killed run began.
 
@@ -267,8 +303,7 @@ def collect(
   """
   options.check()
   if num_workers < 1:
-    raise errors.UserError(
-        f"--workers must be at least 1, not {num_workers}.")
+    raise errors.UserError(f"--workers must be at least 1, not {num_workers}.")
   out, began = buckets.disk(out, "--out"), time.monotonic()
   entries = _earlier(out, options)
   procgen_client.load()  # Fetched once, before the workers want it.
@@ -278,48 +313,61 @@ def collect(
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
       raise errors.UserError(
-          f"Another process is collecting into {out}; wait for it or give "
-          "another folder.") from error
+        f"Another process is collecting into {out}; wait for it or give "
+        "another folder."
+      ) from error
     files.write_json(out / _PROGRESS / "request.json", _made_by(options))
     for left in out.glob("*/.*.tmp"):  # Of a killed writer; we hold the lock.
       left.unlink()
     jobs = plan(options)
     done = {
-        job: entries[job.split, job.name] for job in jobs
-        if (job.split, job.name) in entries and _still_whole(
-            out / job.split / job.name, entries[job.split, job.name])}
+      job: entries[job.split, job.name]
+      for job in jobs
+      if (job.split, job.name) in entries
+      and _still_whole(out / job.split / job.name, entries[job.split, job.name])
+    }
     for job, entry in done.items():
       files.write_json(_note(out, job), entry)
     missing = [job for job in jobs if job not in done]
     if missing:
       # Until all shards are whole again the folder must not look finished.
-      (out / manifests.FILE_NAME).unlink(missing_ok=True)
+      (out / manifest_lib.FILE_NAME).unlink(missing_ok=True)
     sizes = {job: len(job.levels) * options.frames_per_level for job in jobs}
     kept = sum(sizes[job] for job in done)
     with progress.track(
-        total=sum(sizes.values()), initial=kept, unit="frames",
-        description="coinrun") as bar:
+      total=sum(sizes.values()),
+      initial=kept,
+      unit="frames",
+      description="coinrun",
+    ) as bar:
       write = functools.partial(write_shard, out=out, options=options)
       done |= workers.run(write, missing, num_workers, bar.update)
     manifest = _summarise(options, {job: done[job] for job in jobs})
     manifest.write(out)
     shutil.rmtree(out / _PROGRESS)
   return Report(
-      manifest, sum(sizes[job] for job in missing), kept,
-      time.monotonic() - began)
+    manifest, sum(sizes[job] for job in missing), kept, time.monotonic() - began
+  )
 
 
 def _summarise(
-    options: Options, done: dict[Job, dict[str, Any]],
-) -> manifests.Manifest:
-  return manifests.Manifest(
-      kind="clips", name=f"coinrun-{options.mode}", fps=procgen_client.FPS,
-      frame_shape=procgen_client.FRAME_SHAPE,
-      frames_per_record=FRAMES_PER_RECORD,
-      splits={
-          split: manifests.split_summary(
-              [entry for job, entry in done.items() if job.split == split],
-              count * options.frames_per_level)
-          for split, count in options.counts().items()},
-      num_actions=procgen_client.NUM_ACTIONS, action_aliases=ACTION_ALIASES,
-      made_by=_made_by(options))
+  options: Options,
+  done: dict[Job, dict[str, Any]],
+) -> manifest_lib.Manifest:
+  return manifest_lib.Manifest(
+    kind="clips",
+    name=f"coinrun-{options.mode}",
+    fps=procgen_client.FPS,
+    frame_shape=procgen_client.FRAME_SHAPE,
+    frames_per_record=FRAMES_PER_RECORD,
+    splits={
+      split: manifest_lib.split_summary(
+        [entry for job, entry in done.items() if job.split == split],
+        count * options.frames_per_level,
+      )
+      for split, count in options.counts().items()
+    },
+    num_actions=procgen_client.NUM_ACTIONS,
+    action_aliases=ACTION_ALIASES,
+    made_by=_made_by(options),
+  )

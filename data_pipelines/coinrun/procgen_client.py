@@ -30,7 +30,8 @@ from genie_jax.core import errors, files
 
 WHEEL = "procgen-mirror==0.10.7"
 WHEEL_SHA256 = (
-    "992aff14a0bc39c5fd594b68c3243c06e01b1a94f47ff261e60cc316c01660a7")
+  "992aff14a0bc39c5fd594b68c3243c06e01b1a94f47ff261e60cc316c01660a7"
+)
 NUM_ACTIONS = 15
 FRAME_SHAPE = (64, 64, 3)
 FPS = 15  # procgen's own "video.frames_per_second"
@@ -50,16 +51,23 @@ _MAX_NAME, _MAX_RANK = 128, 16
 
 class _TensorType(ctypes.Structure):
   _fields_ = [
-      ("name", ctypes.c_char * _MAX_NAME), ("scalar_type", ctypes.c_int),
-      ("dtype", ctypes.c_int), ("shape", ctypes.c_int * _MAX_RANK),
-      ("rank", ctypes.c_int), ("low", ctypes.c_uint32),
-      ("high", ctypes.c_uint32)]
+    ("name", ctypes.c_char * _MAX_NAME),
+    ("scalar_type", ctypes.c_int),
+    ("dtype", ctypes.c_int),
+    ("shape", ctypes.c_int * _MAX_RANK),
+    ("rank", ctypes.c_int),
+    ("low", ctypes.c_uint32),
+    ("high", ctypes.c_uint32),
+  ]
 
 
 class _Option(ctypes.Structure):
   _fields_ = [
-      ("name", ctypes.c_char * _MAX_NAME), ("dtype", ctypes.c_int),
-      ("count", ctypes.c_int), ("data", ctypes.c_void_p)]
+    ("name", ctypes.c_char * _MAX_NAME),
+    ("dtype", ctypes.c_int),
+    ("count", ctypes.c_int),
+    ("data", ctypes.c_void_p),
+  ]
 
 
 class _Options(ctypes.Structure):
@@ -68,10 +76,12 @@ class _Options(ctypes.Structure):
 
 class _Buffers(ctypes.Structure):
   _fields_ = [
-      ("observation", ctypes.POINTER(ctypes.c_void_p)),
-      ("reward", ctypes.c_void_p), ("first", ctypes.c_void_p),
-      ("info", ctypes.POINTER(ctypes.c_void_p)),
-      ("action", ctypes.POINTER(ctypes.c_void_p))]
+    ("observation", ctypes.POINTER(ctypes.c_void_p)),
+    ("reward", ctypes.c_void_p),
+    ("first", ctypes.c_void_p),
+    ("info", ctypes.POINTER(ctypes.c_void_p)),
+    ("action", ctypes.POINTER(ctypes.c_void_p)),
+  ]
 
 
 def _cache_folder() -> pathlib.Path:
@@ -82,23 +92,38 @@ def _cache_folder() -> pathlib.Path:
 def _download(folder: pathlib.Path) -> pathlib.Path:
   """Fetches the wheel into `folder` and returns its path, checked."""
   command = [
-      sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
-      "--only-binary", ":all:", "--python-version", "3.11", "--platform",
-      "manylinux2014_x86_64", "--disable-pip-version-check",
-      "--dest", str(folder), WHEEL]
+    sys.executable,
+    "-m",
+    "pip",
+    "download",
+    "--quiet",
+    "--no-deps",
+    "--only-binary",
+    ":all:",
+    "--python-version",
+    "3.11",
+    "--platform",
+    "manylinux2014_x86_64",
+    "--disable-pip-version-check",
+    "--dest",
+    str(folder),
+    WHEEL,
+  ]
   done = subprocess.run(command, capture_output=True, text=True)
   wheels = list(folder.glob("*.whl"))
   if done.returncode or not wheels:
     said = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
     raise errors.UserError(
-        f"The wheel {WHEEL} cannot be fetched ({said}); check the network, "
-        "or unpack it by hand and set GENIE_PROCGEN to its folder.")
+      f"The wheel {WHEEL} cannot be fetched ({said}); check the network, "
+      "or unpack it by hand and set GENIE_PROCGEN to its folder."
+    )
   found = files.sha256(wheels[0])
   if found != WHEEL_SHA256:
     raise errors.UserError(
-        f"The wheel {WHEEL} that was fetched has sha256 {found}, but "
-        f"{WHEEL_SHA256} is needed; check the package index, or set "
-        "GENIE_PROCGEN to an unpacked wheel you trust.")
+      f"The wheel {WHEEL} that was fetched has sha256 {found}, but "
+      f"{WHEEL_SHA256} is needed; check the package index, or set "
+      "GENIE_PROCGEN to an unpacked wheel you trust."
+    )
   return wheels[0]
 
 
@@ -111,15 +136,17 @@ def folder() -> pathlib.Path:
   """
   if sys.platform != "linux" or platform.machine() != "x86_64":
     raise errors.UserError(
-        "procgen's library is built for x86-64 Linux only, and this is "
-        f"{sys.platform} on {platform.machine()}; collect the clips on such "
-        "a machine (or in its container) and copy the folder.")
+      "procgen's library is built for x86-64 Linux only, and this is "
+      f"{sys.platform} on {platform.machine()}; collect the clips on such "
+      "a machine (or in its container) and copy the folder."
+    )
   chosen = os.environ.get("GENIE_PROCGEN")
   if chosen:
     if not (pathlib.Path(chosen) / _LIBRARY).is_file():
       raise errors.UserError(
-          f"GENIE_PROCGEN={chosen} has no {_LIBRARY}; set it to the folder "
-          f"where the wheel {WHEEL} was unpacked, or unset it.")
+        f"GENIE_PROCGEN={chosen} has no {_LIBRARY}; set it to the folder "
+        f"where the wheel {WHEEL} was unpacked, or unset it."
+      )
     return pathlib.Path(chosen)
   target = _cache_folder() / WHEEL.replace("==", "-")
   if target.is_dir():
@@ -128,11 +155,12 @@ def folder() -> pathlib.Path:
   fresh = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
   try:
     with (
-        tempfile.TemporaryDirectory(dir=target.parent) as downloads,
-        zipfile.ZipFile(_download(pathlib.Path(downloads))) as wheel,
+      tempfile.TemporaryDirectory(dir=target.parent) as downloads,
+      zipfile.ZipFile(_download(pathlib.Path(downloads))) as wheel,
     ):
-      wheel.extractall(fresh, [
-          name for name in wheel.namelist() if name.startswith(_UNPACKED)])
+      wheel.extractall(
+        fresh, [name for name in wheel.namelist() if name.startswith(_UNPACKED)]
+      )
     try:
       os.rename(fresh, target)
     except OSError:
@@ -157,14 +185,20 @@ def load() -> ctypes.CDLL:
     library = ctypes.CDLL(str(path), mode=mode)
   except OSError as error:
     raise errors.UserError(
-        f"procgen's library does not load ({error}); it needs libGL and "
-        f"glib, as root: {_APT}") from error
+      f"procgen's library does not load ({error}); it needs libGL and "
+      f"glib, as root: {_APT}"
+    ) from error
   library.libenv_make.restype = ctypes.c_void_p
   library.libenv_make.argtypes = [ctypes.c_int, _Options]
   library.libenv_get_tensortypes.argtypes = [
-      ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(_TensorType)]
+    ctypes.c_void_p,
+    ctypes.c_int,
+    ctypes.POINTER(_TensorType),
+  ]
   library.libenv_set_buffers.argtypes = [
-      ctypes.c_void_p, ctypes.POINTER(_Buffers)]
+    ctypes.c_void_p,
+    ctypes.POINTER(_Buffers),
+  ]
   for name in ("libenv_observe", "libenv_act", "libenv_close"):
     function = library[name]
     function.argtypes, function.restype = [ctypes.c_void_p], None
@@ -178,8 +212,7 @@ def _options(values: dict[str, bool | int | str]) -> tuple[_Options, list]:
   """Returns procgen's options and the memory that must outlive them."""
   items = (_Option * len(values))()
   kept: list = [items]
-  for item, (name, value) in zip(
-      items, values.items(), strict=True):
+  for item, (name, value) in zip(items, values.items(), strict=True):
     if isinstance(value, bool):
       data, dtype, count = ctypes.c_uint8(value), _UINT8, 1
     elif isinstance(value, int):
@@ -212,20 +245,31 @@ class CoinRun:
     self._library = load()
     # All options as procgen's own environment sets them by default, but one
     # level, no threads, and a fixed seed for what the level does not fix.
-    options, self._kept = _options({
-        "center_agent": True, "use_generated_assets": False,
-        "use_monochrome_assets": False, "restrict_themes": False,
-        "use_backgrounds": True, "paint_vel_info": False,
-        "distribution_mode": MODES[mode], "env_name": "coinrun",
-        "num_levels": 1, "start_level": int(level),
-        "num_actions": NUM_ACTIONS, "use_sequential_levels": False,
-        "debug_mode": 0, "rand_seed": 0, "num_threads": 0,
-        "render_human": False, "resource_root": f"{folder() / _ASSETS}/",
-    })
+    options, self._kept = _options(
+      {
+        "center_agent": True,
+        "use_generated_assets": False,
+        "use_monochrome_assets": False,
+        "restrict_themes": False,
+        "use_backgrounds": True,
+        "paint_vel_info": False,
+        "distribution_mode": MODES[mode],
+        "env_name": "coinrun",
+        "num_levels": 1,
+        "start_level": int(level),
+        "num_actions": NUM_ACTIONS,
+        "use_sequential_levels": False,
+        "debug_mode": 0,
+        "rand_seed": 0,
+        "num_threads": 0,
+        "render_human": False,
+        "resource_root": f"{folder() / _ASSETS}/",
+      }
+    )
     self._handle = self._library.libenv_make(1, options)
     spaces = {
-        space: self._allocate(space)
-        for space in (_OBSERVATION, _INFO, _ACTION)}
+      space: self._allocate(space) for space in (_OBSERVATION, _INFO, _ACTION)
+    }
     self.frame = spaces[_OBSERVATION]["rgb"]
     self._action = spaces[_ACTION]["action"]
     self._reward = np.zeros(1, np.float32)
@@ -234,14 +278,18 @@ class CoinRun:
 
     def pointers(arrays: dict[str, np.ndarray]) -> ctypes.Array:
       table = (ctypes.c_void_p * len(arrays))(
-          *(array.ctypes.data for array in arrays.values()))
+        *(array.ctypes.data for array in arrays.values())
+      )
       self._kept += [arrays, table]
       return table
 
     buffers = _Buffers(
-        pointers(spaces[_OBSERVATION]), self._reward.ctypes.data,
-        self._first.ctypes.data, pointers(spaces[_INFO]),
-        pointers(spaces[_ACTION]))
+      pointers(spaces[_OBSERVATION]),
+      self._reward.ctypes.data,
+      self._first.ctypes.data,
+      pointers(spaces[_INFO]),
+      pointers(spaces[_ACTION]),
+    )
     self._kept.append(buffers)
     self._library.libenv_set_buffers(self._handle, ctypes.byref(buffers))
 
@@ -251,9 +299,11 @@ class CoinRun:
     ask(self._handle, space, found)
     dtypes = {_UINT8: np.uint8, _INT32: np.int32}
     return {
-        item.name.decode(): np.zeros(
-            tuple(item.shape[:item.rank]), dtypes[item.dtype])
-        for item in found}
+      item.name.decode(): np.zeros(
+        tuple(item.shape[: item.rank]), dtypes[item.dtype]
+      )
+      for item in found
+    }
 
   def observe(self) -> tuple[float, bool]:
     """Draws `frame`; returns the reward and `first` of the step into it."""
@@ -276,7 +326,9 @@ class CoinRun:
     return self
 
   def __exit__(
-      self, kind: type[BaseException] | None, error: BaseException | None,
-      trace: types.TracebackType | None,
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: types.TracebackType | None,
   ) -> None:
     self.close()

@@ -31,6 +31,7 @@ class CoinrunConfig(tfds.core.BuilderConfig):
   Attributes:
     options: Levels, frames a level and mode, as for `genie data coinrun`.
   """
+
   options: collect.Options
 
 
@@ -40,53 +41,71 @@ class CoinrunClips(tfds.core.GeneratorBasedBuilder):
   VERSION = tfds.core.Version("1.0.0")
   RELEASE_NOTES: ClassVar = {"1.0.0": "Hard mode, uniformly random actions."}
   BUILDER_CONFIGS: ClassVar = [
-      CoinrunConfig(
-          name="tiny", description="Two levels of 64 frames a split.",
-          options=collect.Options(2, 2, 2, 64)),
-      CoinrunConfig(
-          name="paper", description="Genie, appendix F: 10,000 train levels.",
-          options=collect.Options()),
+    CoinrunConfig(
+      name="tiny",
+      description="Two levels of 64 frames a split.",
+      options=collect.Options(2, 2, 2, 64),
+    ),
+    CoinrunConfig(
+      name="paper",
+      description="Genie, appendix F: 10,000 train levels.",
+      options=collect.Options(),
+    ),
   ]
 
   def _info(self) -> tfds.core.DatasetInfo:
-    features = tfds.features.FeaturesDict({
+    features = tfds.features.FeaturesDict(
+      {
         "frames": tfds.features.Tensor(
-            shape=(CLIP_FRAMES, *procgen_client.FRAME_SHAPE),
-            dtype=np.uint8, encoding="bytes"),
+          shape=(CLIP_FRAMES, *procgen_client.FRAME_SHAPE),
+          dtype=np.uint8,
+          encoding="bytes",
+        ),
         # Action t leads from frame t to t + 1.
         "actions": tfds.features.Tensor(
-            shape=(CLIP_FRAMES - 1,), dtype=np.int32),
+          shape=(CLIP_FRAMES - 1,), dtype=np.int32
+        ),
         "level": np.int32,
         "start": np.int32,
-    })
+      }
+    )
     return tfds.core.DatasetInfo(
-        builder=self, features=features,
-        description="CoinRun (procgen) under a uniformly random policy.",
-        homepage="https://github.com/openai/procgen",
-        license="Code: MIT. Assets: see data_pipelines/coinrun/ASSETS.md",
-        citation="arXiv:1912.01588")
+      builder=self,
+      features=features,
+      description="CoinRun (procgen) under a uniformly random policy.",
+      homepage="https://github.com/openai/procgen",
+      license="Code: MIT. Assets: see data_pipelines/coinrun/ASSETS.md",
+      citation="arXiv:1912.01588",
+    )
 
   def _split_generators(
-      self, dl_manager: tfds.download.DownloadManager,
+    self,
+    dl_manager: tfds.download.DownloadManager,
   ) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
     del dl_manager  # The game is fetched by its client.
     return {
-        split: self._generate_examples(
-            range(collect.SPLITS[split][0], collect.SPLITS[split][0] + count))
-        for split, count in self.builder_config.options.counts().items()}
+      split: self._generate_examples(
+        range(collect.SPLITS[split][0], collect.SPLITS[split][0] + count)
+      )
+      for split, count in self.builder_config.options.counts().items()
+    }
 
   def _generate_examples(
-      self, levels: range,
+    self,
+    levels: range,
   ) -> Iterator[tuple[str, dict[str, Any]]]:
     for level in levels:
-      frames, actions, first = collect.play(
-          level, self.builder_config.options)
+      frames, actions, first = collect.play(level, self.builder_config.options)
       for _, _, begin, length in manifest.episodes_of(level, 0, first):
         for start in range(
-            begin, begin + length - CLIP_FRAMES + 1, CLIP_FRAMES):
-          yield f"{level}-{start}", {
-              "frames": frames[start:start + CLIP_FRAMES],
-              "actions": actions[start:start + CLIP_FRAMES - 1],
+          begin, begin + length - CLIP_FRAMES + 1, CLIP_FRAMES
+        ):
+          yield (
+            f"{level}-{start}",
+            {
+              "frames": frames[start : start + CLIP_FRAMES],
+              "actions": actions[start : start + CLIP_FRAMES - 1],
               "level": level,
               "start": start,
-          }
+            },
+          )

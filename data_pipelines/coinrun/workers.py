@@ -15,8 +15,10 @@ _POLL_SECONDS = 0.2
 
 
 def run(
-    function: Callable[[Any, Tick], Any], jobs: Sequence[Any], workers: int,
-    tick: Tick,
+  function: Callable[[Any, Tick], Any],
+  jobs: Sequence[Any],
+  workers: int,
+  tick: Tick,
 ) -> dict[Any, Any]:
   """Returns {job: function(job, tick)}.
 
@@ -37,21 +39,24 @@ def run(
   counter, stop = context.Value("q", 0), context.Event()
   shown, done = 0, {}
   with concurrent.futures.ProcessPoolExecutor(
-      min(workers, len(jobs)), context, _start, (counter, stop)) as pool:
+    min(workers, len(jobs)), context, _start, (counter, stop)
+  ) as pool:
     futures = {pool.submit(_work, function, job): job for job in jobs}
     try:
       waiting = set(futures)
       while waiting:
         ended, waiting = concurrent.futures.wait(
-            waiting, _POLL_SECONDS, concurrent.futures.FIRST_COMPLETED)
+          waiting, _POLL_SECONDS, concurrent.futures.FIRST_COMPLETED
+        )
         done |= {futures[future]: future.result() for future in ended}
         now = counter.value
         tick(now - shown)
         shown = now
     except process.BrokenProcessPool as error:
       raise ChildProcessError(
-          "A worker was killed (out of memory?); run the same command again, "
-          "what was finished is kept.") from error
+        "A worker was killed (out of memory?); run the same command again, "
+        "what was finished is kept."
+      ) from error
     finally:
       stop.set()
       pool.shutdown(cancel_futures=True)

@@ -16,7 +16,8 @@ def check(mode: str) -> None:
   """Raises unless a config has this mode."""
   if mode not in MODES:
     raise ValueError(
-        f"Unknown mode {mode!r}; use one of {', '.join(map(repr, MODES))}.")
+      f"Unknown mode {mode!r}; use one of {', '.join(map(repr, MODES))}."
+    )
 
 
 def pick(mode: str, **values):
@@ -33,28 +34,48 @@ def base(stage: str, mode: str) -> ml_collections.ConfigDict:
   config.actions = "latent"
   config.init_from = ""
   laptop = dict(
-      num_frames=8, height=64, width=64, channels=3, fps=15, token_patch=8,
-      num_codes=1024, num_latent_actions=6)
+    num_frames=8,
+    height=64,
+    width=64,
+    channels=3,
+    fps=15,
+    token_patch=8,
+    num_codes=1024,
+    num_latent_actions=6,
+  )
   # 15 frames a second is procgen's own rate; the paper states none.
   config.world = pick(
-      mode,
-      full=dict(
-          num_frames=16, height=64, width=64, channels=3, fps=15,
-          token_patch=4, num_codes=1024, num_latent_actions=6),
-      smoke=dict(laptop, token_patch=16, num_codes=64),
-      tiny=laptop,
-      small=laptop)
+    mode,
+    full=dict(
+      num_frames=16,
+      height=64,
+      width=64,
+      channels=3,
+      fps=15,
+      token_patch=4,
+      num_codes=1024,
+      num_latent_actions=6,
+    ),
+    smoke=dict(laptop, token_patch=16, num_codes=64),
+    tiny=laptop,
+    small=laptop,
+  )
   config.data = dict(
-      path="", split="train", eval_split="validation", batch_size=4,
-      num_frames=config.world.num_frames, stride=1, num_workers=0,
-      num_threads=1)
+    path="",
+    split="train",
+    eval_split="validation",
+    batch_size=4,
+    num_frames=config.world.num_frames,
+    stride=1,
+    num_workers=0,
+    num_threads=1,
+  )
   config.mesh = dict(data=1, fsdp=-1, tensor=1, frame=1)
   config.steps = 4
   config.log_every = pick(mode, full=100, smoke=1, tiny=25, small=50)
   config.eval_every = pick(mode, full=5000, smoke=2, tiny=400, small=1000)
   config.eval_batches = pick(mode, full=16, smoke=1, tiny=4, small=8)
-  config.checkpoint_every = pick(
-      mode, full=1000, smoke=2, tiny=200, small=500)
+  config.checkpoint_every = pick(mode, full=1000, smoke=2, tiny=200, small=500)
   config.keep_checkpoints = 2
   # Kept for good, to look at what a run was like: 0 for none.
   config.keep_every = pick(mode, full=25_000, smoke=0, tiny=0, small=0)
@@ -64,10 +85,21 @@ def base(stage: str, mode: str) -> ml_collections.ConfigDict:
 def adamw(**changes) -> dict:
   """Returns the paper's optimizer (appendix F) with some fields changed."""
   fields = dict(
-      name="adamw", peak_lr=3e-4, end_lr=3e-4, warmup_steps=10_000,
-      schedule="cosine", decay_steps=0, b1=0.9, b2=0.9, eps=1e-8,
-      weight_decay=1e-4, clip_norm=0.0, accumulate=1, mu_dtype="float32",
-      momentum=0.95)
+    name="adamw",
+    peak_lr=3e-4,
+    end_lr=3e-4,
+    warmup_steps=10_000,
+    schedule="cosine",
+    decay_steps=0,
+    b1=0.9,
+    b2=0.9,
+    eps=1e-8,
+    weight_decay=1e-4,
+    clip_norm=0.0,
+    accumulate=1,
+    mu_dtype="float32",
+    momentum=0.95,
+  )
   unknown = set(changes) - set(fields)
   if unknown:
     raise ValueError(f"The optimizer has no field {sorted(unknown)}.")
@@ -77,8 +109,12 @@ def adamw(**changes) -> dict:
 def laptop_adamw(peak_lr: float, steps: int) -> dict:
   """Returns an optimizer for short runs on a CPU."""
   return adamw(
-      peak_lr=peak_lr, end_lr=peak_lr / 20, warmup_steps=min(50, steps // 4),
-      b2=0.95, clip_norm=1.0)
+    peak_lr=peak_lr,
+    end_lr=peak_lr / 20,
+    warmup_steps=min(50, steps // 4),
+    b2=0.95,
+    clip_norm=1.0,
+  )
 
 
 def laptop_muon(peak_lr: float, steps: int) -> dict:
@@ -95,11 +131,15 @@ def stack(mode: str, *, layers: int, width: int, heads: int) -> dict:
   """
   laptop = mode != ""
   return dict(
-      num_layers=layers, width=width, num_heads=heads,
-      head_dim=width // heads, mlp_dim=4 * width,
-      remat="none" if laptop else "full",
-      dtype="float32" if laptop else "bfloat16",
-      unroll=layers if laptop else 1)
+    num_layers=layers,
+    width=width,
+    num_heads=heads,
+    head_dim=width // heads,
+    mlp_dim=4 * width,
+    remat="none" if laptop else "full",
+    dtype="float32" if laptop else "bfloat16",
+    unroll=layers if laptop else 1,
+  )
 
 
 def codebook(mode: str) -> dict:
@@ -110,5 +150,8 @@ def codebook(mode: str) -> dict:
   are moving averages of their inputs, which a learning rate cannot make lag.
   """
   return dict(
-      learn_by="average" if mode else "gradient", share_decay=0.99,
-      centre_decay=0.99, dead_below=0.05)
+    learn_by="average" if mode else "gradient",
+    share_decay=0.99,
+    centre_decay=0.99,
+    dead_below=0.05,
+  )

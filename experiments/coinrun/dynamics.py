@@ -24,7 +24,8 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   config.model = model(mode)
   config.mask, config.sampling = mask(mode), sampling(mode)
   config.start = pick(
-      full="random", smoke="codebook", tiny="codebook", small="codebook")
+    full="random", smoke="codebook", tiny="codebook", small="codebook"
+  )
   config.data.batch_size = pick(full=36, smoke=4, tiny=8, small=8)
   config.steps = pick(full=200_000, smoke=4, tiny=700, small=1800)
   config.optimizer = optimizer(mode, config.steps)
@@ -34,14 +35,19 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
 def model(mode: str) -> dict:
   """Returns the model's fields, also for the joint config."""
   return dict(
-      actions_enter="add",
-      last_frame=mode != "",
-      transformer=common.stack(mode, **common.pick(
-          mode,
-          full=dict(layers=12, width=512, heads=8),
-          smoke=dict(layers=1, width=32, heads=2),
-          tiny=dict(layers=4, width=128, heads=4),
-          small=dict(layers=4, width=128, heads=4))))
+    actions_enter="add",
+    last_frame=mode != "",
+    transformer=common.stack(
+      mode,
+      **common.pick(
+        mode,
+        full=dict(layers=12, width=512, heads=8),
+        smoke=dict(layers=1, width=32, heads=2),
+        tiny=dict(layers=4, width=128, heads=4),
+        small=dict(layers=4, width=128, heads=4),
+      ),
+    ),
+  )
 
 
 def mask(mode: str) -> dict:
@@ -53,20 +59,32 @@ def mask(mode: str) -> dict:
   """
   if mode == "":
     return dict(
-        per="clip", rate="uniform", low=0.5, high=1.0, clean_frame=0.0,
-        clean_past=0.0)
+      per="clip",
+      rate="uniform",
+      low=0.5,
+      high=1.0,
+      clean_frame=0.0,
+      clean_past=0.0,
+    )
   return dict(
-      per="frame", rate="cosine", low=0.0, high=1.0, clean_frame=0.2,
-      clean_past=0.0)
+    per="frame",
+    rate="cosine",
+    low=0.0,
+    high=1.0,
+    clean_frame=0.2,
+    clean_past=0.0,
+  )
 
 
 def sampling(mode: str) -> dict:
   """Returns how frames are drawn (Genie, appendix F: 25 steps at 1.0)."""
   return dict(
-      refinements=common.pick(mode, full=25, smoke=2, tiny=8, small=8),
-      schedule="cosine", order="random",
-      temperature=common.pick(mode, full=1.0, smoke=1.0, tiny=0.5, small=1.0),
-      choice_temperature=4.5)
+    refinements=common.pick(mode, full=25, smoke=2, tiny=8, small=8),
+    schedule="cosine",
+    order="random",
+    temperature=common.pick(mode, full=1.0, smoke=1.0, tiny=0.5, small=1.0),
+    choice_temperature=4.5,
+  )
 
 
 def optimizer(mode: str, steps: int) -> dict:

@@ -27,31 +27,37 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   config.optimizer = common.laptop_adamw(1e-3, config.steps)
   if mode == "":
     config.optimizer = common.adamw(
-        peak_lr=3e-5, end_lr=3e-6, warmup_steps=5_000)
+      peak_lr=3e-5, end_lr=3e-6, warmup_steps=5_000
+    )
   return config
 
 
 def model(mode: str) -> dict:
   """Returns the model's fields, also for the joint config."""
   pick = lambda **values: common.pick(mode, **values)
-  stack = common.stack(mode, **pick(
+  stack = common.stack(
+    mode,
+    **pick(
       full=dict(layers=8, width=512, heads=8),
       smoke=dict(layers=1, width=32, heads=2),
       tiny=dict(layers=2, width=96, heads=3),
-      small=dict(layers=2, width=96, heads=3)))
+      small=dict(layers=2, width=96, heads=3),
+    ),
+  )
   full = mode == ""
   return dict(
-      patch=16 if full else 8,
-      # On small budgets a plain LAM ignores its actions for long. Three
-      # things cure that within 200 steps: a coarser picture, a decoder that
-      # sees only the last frame, and predicting the change from it.
-      shrink=1 if full else 2,
-      predict="frame" if full else "change",
-      code_dim=pick(full=32, smoke=8, tiny=16, small=16),
-      unit_norm=True,
-      actions_enter="add",
-      encoder=stack,
-      decoder=dict(stack, window=0 if full else 1))
+    patch=16 if full else 8,
+    # On small budgets a plain LAM ignores its actions for long. Three
+    # things cure that within 200 steps: a coarser picture, a decoder that
+    # sees only the last frame, and predicting the change from it.
+    shrink=1 if full else 2,
+    predict="frame" if full else "change",
+    code_dim=pick(full=32, smoke=8, tiny=16, small=16),
+    unit_norm=True,
+    actions_enter="add",
+    encoder=stack,
+    decoder=dict(stack, window=0 if full else 1),
+  )
 
 
 def loss() -> dict:

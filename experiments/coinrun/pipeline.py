@@ -42,6 +42,7 @@ class Size:
     clips: Held-out clips that delta PSNR is measured on.
     action_clips: Held-out clips whose latent actions are counted.
   """
+
   levels: int
   validation: int
   test: int
@@ -51,10 +52,11 @@ class Size:
 
 
 SIZES = {
-    "smoke": Size(levels=4, validation=2, test=4, frames=40, clips=8,
-                  action_clips=64),
-    "tiny": Size(levels=100, validation=20, test=60, frames=500, clips=256),
-    "small": Size(levels=250, validation=20, test=60, frames=500, clips=256),
+  "smoke": Size(
+    levels=4, validation=2, test=4, frames=40, clips=8, action_clips=64
+  ),
+  "tiny": Size(levels=100, validation=20, test=60, frames=500, clips=256),
+  "small": Size(levels=250, validation=20, test=60, frames=500, clips=256),
 }
 
 
@@ -64,55 +66,120 @@ def commands(mode: str, out: pathlib.Path) -> dict[str, list[str]]:
   config = lambda name: ["--config", f"{_HERE / name}.py:{mode}"]
   clips, tokens = str(out / "clips"), str(out / "tokens")
   workdir = lambda name: str(out / name)
-  true_world = [
-      "--config.actions=true", "--config.world.num_latent_actions=15"]
+  true_world = ["--config.actions=true", "--config.world.num_latent_actions=15"]
   export = lambda world, *stages: [
-      "export", *(arg for stage in stages for arg in (
-          "--workdir", workdir(stage))), "--prompts", clips,
-      "--out", workdir(world), "--name", f"coinrun-{mode}"]
+    "export",
+    *(arg for stage in stages for arg in ("--workdir", workdir(stage))),
+    "--prompts",
+    clips,
+    "--out",
+    workdir(world),
+    "--name",
+    f"coinrun-{mode}",
+  ]
   return {
-      "data": [
-          "data", "coinrun", "--out", clips, "--levels", str(size.levels),
-          "--validation-levels", str(size.validation),
-          "--test-levels", str(size.test),
-          "--frames-per-level", str(size.frames),
-          "--levels-per-shard", "20"],
-      "tokenizer_images": [
-          "train", *config("tokenizer_images"),
-          "--workdir", workdir("tokenizer_images"),
-          f"--config.data.path={clips}"],
-      "tokenizer": [
-          "train", *config("tokenizer"), "--workdir", workdir("tokenizer"),
-          "--init-from", workdir("tokenizer_images"),
-          f"--config.data.path={clips}"],
-      "lam": [
-          "train", *config("lam"), "--workdir", workdir("lam"),
-          f"--config.data.path={clips}"],
-      "tokenize": [
-          "tokenize", "--tokenizer", workdir("tokenizer"),
-          "--lam", workdir("lam"), "--clips", clips, "--out", tokens,
-          "--splits", "train,validation"],
-      "dynamics": [
-          "train", *config("dynamics"), "--workdir", workdir("dynamics"),
-          f"--config.data.path={tokens}"],
-      "dynamics_true": [
-          "train", *config("dynamics"), "--workdir", workdir("dynamics_true"),
-          f"--config.data.path={tokens}", *true_world],
-      "export": export("world", "tokenizer", "lam", "dynamics"),
-      "export_true": export(
-          "world_true", "tokenizer", "dynamics_true"),
-      "rollout": [
-          "sample", "--world", workdir("world"), "--actions",
-          "0x8,1x8,2x8,3x8,4x8,5x8", "--out", str(out / "buttons.gif")],
-      "eval": [
-          "eval", "--world", workdir("world"), "--clips", clips,
-          "--out", str(out), "--true-actions-world", workdir("world_true"),
-          "--levels", str(size.test),
-          "--num-clips", str(size.clips),
-          "--num-action-clips", str(size.action_clips), "--timings",
-          str(out / "seconds.json"),
-          *(arg for name in ("tokenizer", "lam", "dynamics")
-            for arg in ("--workdir", workdir(name)))],
+    "data": [
+      "data",
+      "coinrun",
+      "--out",
+      clips,
+      "--levels",
+      str(size.levels),
+      "--validation-levels",
+      str(size.validation),
+      "--test-levels",
+      str(size.test),
+      "--frames-per-level",
+      str(size.frames),
+      "--levels-per-shard",
+      "20",
+    ],
+    "tokenizer_images": [
+      "train",
+      *config("tokenizer_images"),
+      "--workdir",
+      workdir("tokenizer_images"),
+      f"--config.data.path={clips}",
+    ],
+    "tokenizer": [
+      "train",
+      *config("tokenizer"),
+      "--workdir",
+      workdir("tokenizer"),
+      "--init-from",
+      workdir("tokenizer_images"),
+      f"--config.data.path={clips}",
+    ],
+    "lam": [
+      "train",
+      *config("lam"),
+      "--workdir",
+      workdir("lam"),
+      f"--config.data.path={clips}",
+    ],
+    "tokenize": [
+      "tokenize",
+      "--tokenizer",
+      workdir("tokenizer"),
+      "--lam",
+      workdir("lam"),
+      "--clips",
+      clips,
+      "--out",
+      tokens,
+      "--splits",
+      "train,validation",
+    ],
+    "dynamics": [
+      "train",
+      *config("dynamics"),
+      "--workdir",
+      workdir("dynamics"),
+      f"--config.data.path={tokens}",
+    ],
+    "dynamics_true": [
+      "train",
+      *config("dynamics"),
+      "--workdir",
+      workdir("dynamics_true"),
+      f"--config.data.path={tokens}",
+      *true_world,
+    ],
+    "export": export("world", "tokenizer", "lam", "dynamics"),
+    "export_true": export("world_true", "tokenizer", "dynamics_true"),
+    "rollout": [
+      "sample",
+      "--world",
+      workdir("world"),
+      "--actions",
+      "0x8,1x8,2x8,3x8,4x8,5x8",
+      "--out",
+      str(out / "buttons.gif"),
+    ],
+    "eval": [
+      "eval",
+      "--world",
+      workdir("world"),
+      "--clips",
+      clips,
+      "--out",
+      str(out),
+      "--true-actions-world",
+      workdir("world_true"),
+      "--levels",
+      str(size.test),
+      "--num-clips",
+      str(size.clips),
+      "--num-action-clips",
+      str(size.action_clips),
+      "--timings",
+      str(out / "seconds.json"),
+      *(
+        arg
+        for name in ("tokenizer", "lam", "dynamics")
+        for arg in ("--workdir", workdir(name))
+      ),
+    ],
   }
 
 
@@ -133,15 +200,18 @@ def run(mode: str, out: pathlib.Path) -> None:
     begin = time.monotonic()
     try:
       code = subprocess.run(
-          [sys.executable, "-m", "genie_jax", *arguments], check=False
+        [sys.executable, "-m", "genie_jax", *arguments], check=False
       ).returncode
     finally:
       spent = time.monotonic() - begin
       seconds[name] = round(seconds.get(name, 0.0) + spent, 1)
       files.write_json(clock, seconds)
     if code:
-      print(f"Step {name!r} ended with code {code}; the same command goes on "
-            "from here once it is mended.", file=sys.stderr)
+      print(
+        f"Step {name!r} ended with code {code}; the same command goes on "
+        "from here once it is mended.",
+        file=sys.stderr,
+      )
       sys.exit(code)
   metrics = files.read_json(out / "metrics.json")
   metrics["seconds_by_stage"] = seconds
@@ -153,11 +223,15 @@ def run(mode: str, out: pathlib.Path) -> None:
 
 def _state_figures(mode: str, out: pathlib.Path) -> None:
   """Exports the world once more, now that there are figures to state."""
-  arguments = [*commands(mode, out)["export"], "--metrics",
-               str(out / "metrics.json")]
+  arguments = [
+    *commands(mode, out)["export"],
+    "--metrics",
+    str(out / "metrics.json"),
+  ]
   print(f"\n$ genie {shlex.join(arguments)}", flush=True)
   code = subprocess.run(
-      [sys.executable, "-m", "genie_jax", *arguments], check=False).returncode
+    [sys.executable, "-m", "genie_jax", *arguments], check=False
+  ).returncode
   if code:
     sys.exit(code)
 
@@ -174,11 +248,12 @@ def _summary(out: pathlib.Path, metrics: dict) -> None:
 def main() -> None:
   """Entry point of `python -m experiments.coinrun.pipeline`."""
   parser = argparse.ArgumentParser(
-      description=__doc__,
-      formatter_class=argparse.RawDescriptionHelpFormatter)
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
   parser.add_argument("--mode", choices=list(SIZES), default="tiny")
   parser.add_argument(
-      "--out", type=pathlib.Path, default=pathlib.Path("runs/demo"))
+    "--out", type=pathlib.Path, default=pathlib.Path("runs/demo")
+  )
   args = parser.parse_args()
   run(args.mode, args.out)
 

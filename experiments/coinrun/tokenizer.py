@@ -22,29 +22,34 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   config = common.base("tokenizer", mode)
   pick = lambda **values: common.pick(mode, **values)
   stack = pick(
-      full=dict(layers=8, width=512, heads=8),
-      smoke=dict(layers=1, width=32, heads=2),
-      tiny=dict(layers=2, width=128, heads=4),
-      small=dict(layers=3, width=128, heads=4))
+    full=dict(layers=8, width=512, heads=8),
+    smoke=dict(layers=1, width=32, heads=2),
+    tiny=dict(layers=2, width=128, heads=4),
+    small=dict(layers=3, width=128, heads=4),
+  )
   # Short runs start as a transform codec on which training improves.
   short = dict(final_norm=False, residual_scale=0.0) if mode else {}
   config.model = dict(
-      code_dim=pick(full=32, smoke=8, tiny=64, small=64),
-      unit_norm=mode == "",
-      start="cosine" if mode else "random",
-      output="linear" if mode else "sigmoid",
-      encoder=dict(common.stack(mode, **stack), **short),
-      decoder=dict(common.stack(mode, **stack), **short))
+    code_dim=pick(full=32, smoke=8, tiny=64, small=64),
+    unit_norm=mode == "",
+    start="cosine" if mode else "random",
+    output="linear" if mode else "sigmoid",
+    encoder=dict(common.stack(mode, **stack), **short),
+    decoder=dict(common.stack(mode, **stack), **short),
+  )
   # The paper states no weights. Squared errors of pixels in [0, 1] are near
   # 0.004 at 24 dB. Distances on the sphere are near 0.1; those of cosine
   # coefficients are the squared error of a whole patch, near 3.
   config.loss = dict(
-      squared_error=100.0, codebook=1.0 if mode == "" else 0.0,
-      commitment=0.25 if mode == "" else 0.02)
+    squared_error=100.0,
+    codebook=1.0 if mode == "" else 0.0,
+    commitment=0.25 if mode == "" else 0.02,
+  )
   config.codebook = common.codebook(mode)
   config.data.batch_size = pick(full=48, smoke=4, tiny=4, small=4)
   config.data.num_frames = config.world.num_frames
   config.steps = pick(full=300_000, smoke=4, tiny=400, small=1200)
-  config.optimizer = common.adamw() if mode == "" else (
-      common.laptop_adamw(1e-3, config.steps))
+  config.optimizer = (
+    common.adamw() if mode == "" else (common.laptop_adamw(1e-3, config.steps))
+  )
   return config

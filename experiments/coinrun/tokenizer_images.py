@@ -22,11 +22,11 @@ def get_config(mode: str = "tiny") -> ml_collections.ConfigDict:
   """Returns the configuration; `mode` is one of MODES."""
   if mode not in MODES:
     raise ValueError(
-        f"Unknown mode {mode!r}; use one of {', '.join(map(repr, MODES))}.")
+      f"Unknown mode {mode!r}; use one of {', '.join(map(repr, MODES))}."
+    )
   config = tokenizer.get_config(mode)
   config.data.num_frames = 1
-  config.data.batch_size = common.pick(
-      mode, full=0, smoke=8, tiny=32, small=32)
+  config.data.batch_size = common.pick(mode, full=0, smoke=8, tiny=32, small=32)
   config.steps = common.pick(mode, full=0, smoke=4, tiny=1200, small=4000)
   config.optimizer = common.laptop_muon(4e-3, config.steps)
   return config

@@ -20,7 +20,8 @@ def check(mode: str) -> None:
   """Raises unless a config has this mode."""
   if mode not in MODES:
     raise ValueError(
-        f"Unknown mode {mode!r}; use one of {', '.join(map(repr, MODES))}.")
+      f"Unknown mode {mode!r}; use one of {', '.join(map(repr, MODES))}."
+    )
 
 
 def set_world(config: ml_collections.ConfigDict, mode: str) -> None:

@@ -28,7 +28,8 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   """Returns the configuration; `mode` is one of `MODES`."""
   if mode not in MODES:
     raise ValueError(
-        f"Unknown mode {mode!r}; use one of {', '.join(map(repr, MODES))}.")
+      f"Unknown mode {mode!r}; use one of {', '.join(map(repr, MODES))}."
+    )
   if mode == "smoke":
     return dynamics.get_config(mode)
   size = table.find(mode or "41M")

@@ -23,41 +23,87 @@ example:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the sub-commands `coinrun` and `inspect`."""
   commands = parser.add_subparsers(
-      dest="data_command", metavar="COMMAND", required=True)
+    dest="data_command", metavar="COMMAND", required=True
+  )
   coinrun = commands.add_parser(
-      "coinrun", help="collect CoinRun clips with random actions",
-      description="Collects CoinRun clips as Genie's appendix F does.",
-      epilog=_COINRUN_EXAMPLE,
-      formatter_class=argparse.RawDescriptionHelpFormatter)
+    "coinrun",
+    help="collect CoinRun clips with random actions",
+    description="Collects CoinRun clips as Genie's appendix F does.",
+    epilog=_COINRUN_EXAMPLE,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
   add = coinrun.add_argument
   add("--out", required=True, metavar="DIR", help="folder to write")
-  add("--levels", type=int, default=10_000, metavar="N",
-      help="train levels, from seed 0 on (default: 10000)")
-  add("--validation-levels", type=int, default=100, metavar="N",
-      help="validation levels, from seed 10000 on (default: 100)")
-  add("--test-levels", type=int, default=100, metavar="N",
-      help="test levels, from seed 10100 on (default: 100)")
-  add("--frames-per-level", type=int, default=1_000, metavar="N",
-      help="steps played in each level (default: 1000)")
-  add("--mode", default="hard", metavar="MODE",
-      help="hard, as in the paper, or easy (default: hard)")
-  add("--policy-seed", type=int, default=0, metavar="N",
-      help="seed of the random actions (default: 0)")
-  add("--levels-per-shard", type=int, default=50, metavar="N",
-      help="levels in one file; also what workers share out (default: 50)")
-  add("--workers", type=int, default=None, metavar="N",
-      help="processes that play; the bytes do not depend on it (default: "
-      "one for each core)")
+  add(
+    "--levels",
+    type=int,
+    default=10_000,
+    metavar="N",
+    help="train levels, from seed 0 on (default: 10000)",
+  )
+  add(
+    "--validation-levels",
+    type=int,
+    default=100,
+    metavar="N",
+    help="validation levels, from seed 10000 on (default: 100)",
+  )
+  add(
+    "--test-levels",
+    type=int,
+    default=100,
+    metavar="N",
+    help="test levels, from seed 10100 on (default: 100)",
+  )
+  add(
+    "--frames-per-level",
+    type=int,
+    default=1_000,
+    metavar="N",
+    help="steps played in each level (default: 1000)",
+  )
+  add(
+    "--mode",
+    default="hard",
+    metavar="MODE",
+    help="hard, as in the paper, or easy (default: hard)",
+  )
+  add(
+    "--policy-seed",
+    type=int,
+    default=0,
+    metavar="N",
+    help="seed of the random actions (default: 0)",
+  )
+  add(
+    "--levels-per-shard",
+    type=int,
+    default=50,
+    metavar="N",
+    help="levels in one file; also what workers share out (default: 50)",
+  )
+  add(
+    "--workers",
+    type=int,
+    default=None,
+    metavar="N",
+    help="processes that play; the bytes do not depend on it (default: "
+    "one for each core)",
+  )
   inspect = commands.add_parser(
-      "inspect", help="print a manifest and check every record",
-      description="Prints the manifest of a clips or token folder, checks the "
-      "SHA-256 of every shard and every record in it.",
-      epilog=_INSPECT_EXAMPLE,
-      formatter_class=argparse.RawDescriptionHelpFormatter)
+    "inspect",
+    help="print a manifest and check every record",
+    description="Prints the manifest of a clips or token folder, checks the "
+    "SHA-256 of every shard and every record in it.",
+    epilog=_INSPECT_EXAMPLE,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
   inspect.add_argument("folder", metavar="DIR", help="clips or token folder")
   inspect.add_argument(
-      "--contact-sheet", metavar="FILE.png",
-      help="also write a picture with frames of several sources")
+    "--contact-sheet",
+    metavar="FILE.png",
+    help="also write a picture with frames of several sources",
+  )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -69,19 +115,24 @@ def _coinrun(args: argparse.Namespace) -> int:
   from data_pipelines.coinrun import collect
 
   options = collect.Options(
-      levels=args.levels, validation_levels=args.validation_levels,
-      test_levels=args.test_levels, frames_per_level=args.frames_per_level,
-      mode=args.mode, policy_seed=args.policy_seed,
-      levels_per_shard=args.levels_per_shard)
+    levels=args.levels,
+    validation_levels=args.validation_levels,
+    test_levels=args.test_levels,
+    frames_per_level=args.frames_per_level,
+    mode=args.mode,
+    policy_seed=args.policy_seed,
+    levels_per_shard=args.levels_per_shard,
+  )
   workers = args.workers
   if workers is None:
     workers = len(os.sched_getaffinity(0))
   report = collect.collect(args.out, options, workers)
   print(
-      f"{args.out}: wrote {report.frames} frames in {report.seconds:.1f} s, "
-      f"{report.frames / report.seconds:.0f} frames/s, kept "
-      f"{report.kept_frames} of an earlier run; {report.bytes_per_frame:.0f} "
-      f"bytes/frame; fingerprint {report.manifest.fingerprint[:12]}")
+    f"{args.out}: wrote {report.frames} frames in {report.seconds:.1f} s, "
+    f"{report.frames / report.seconds:.0f} frames/s, kept "
+    f"{report.kept_frames} of an earlier run; {report.bytes_per_frame:.0f} "
+    f"bytes/frame; fingerprint {report.manifest.fingerprint[:12]}"
+  )
   return 0
 
 
@@ -93,7 +144,8 @@ def _inspect(args: argparse.Namespace) -> int:
   print(inspection.describe(found))
   records = sum(split["records"] for split in found.splits.values())
   with progress.track(
-      total=records, unit="records", description="checking") as bar:
+    total=records, unit="records", description="checking"
+  ) as bar:
     inspection.verify(found, bar.update)
   print(f"{records} records checked: all whole, all as the manifest says")
   if args.contact_sheet:
@@ -110,9 +162,9 @@ def _inspect(args: argparse.Namespace) -> int:
 
 def main() -> int:
   """Entry point of `python -m genie_jax.cli.data`."""
-  from genie_jax.cli import main as cli
+  from genie_jax.cli import main as main_lib
 
-  return cli.main(["data", *sys.argv[1:]])
+  return main_lib.main(["data", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

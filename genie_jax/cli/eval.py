@@ -22,31 +22,79 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.epilog = _EXAMPLE
   parser.formatter_class = argparse.RawDescriptionHelpFormatter
   add = parser.add_argument
-  add("--world", required=True, metavar="DIR",
-      help="world that `genie export` wrote")
-  add("--clips", required=True, metavar="DIR",
-      help="clips that `genie data` wrote, with train and test splits")
+  add(
+    "--world",
+    required=True,
+    metavar="DIR",
+    help="world that `genie export` wrote",
+  )
+  add(
+    "--clips",
+    required=True,
+    metavar="DIR",
+    help="clips that `genie data` wrote, with train and test splits",
+  )
   add("--out", required=True, metavar="DIR", help="folder to write to")
-  add("--true-actions-world", metavar="DIR",
-      help="world trained with config.actions=true, for the same tables")
-  add("--workdir", action="append", default=[], metavar="DIR",
-      help="run whose training curves to show; may be repeated")
-  add("--timings", metavar="FILE",
-      help="JSON, stage -> seconds, to be stated beside the figures")
-  add("--split", default="test", metavar="NAME",
-      help="held-out split (default: test)")
-  add("--num-clips", type=int, default=256, metavar="N",
-      help="clips to judge on (default: 256)")
-  add("--levels", type=int, default=60, metavar="N",
-      help="levels that they come from; the protocol asks for at least 50 "
-      "(default: 60)")
-  add("--num-action-clips", type=int, default=1024, metavar="N",
-      help="clips for the agreement of actions (default: 1024)")
-  add("--kmeans-patches", type=int, default=204_800, metavar="N",
-      help="training patches of the k-means baseline; the protocol asks for "
-      "at least 200000 (default: 204800)")
-  add("--seed", type=int, default=0, metavar="N",
-      help="of the choice of clips, the draws and the bootstrap (default: 0)")
+  add(
+    "--true-actions-world",
+    metavar="DIR",
+    help="world trained with config.actions=true, for the same tables",
+  )
+  add(
+    "--workdir",
+    action="append",
+    default=[],
+    metavar="DIR",
+    help="run whose training curves to show; may be repeated",
+  )
+  add(
+    "--timings",
+    metavar="FILE",
+    help="JSON, stage -> seconds, to be stated beside the figures",
+  )
+  add(
+    "--split",
+    default="test",
+    metavar="NAME",
+    help="held-out split (default: test)",
+  )
+  add(
+    "--num-clips",
+    type=int,
+    default=256,
+    metavar="N",
+    help="clips to judge on (default: 256)",
+  )
+  add(
+    "--levels",
+    type=int,
+    default=60,
+    metavar="N",
+    help="levels that they come from; the protocol asks for at least 50 "
+    "(default: 60)",
+  )
+  add(
+    "--num-action-clips",
+    type=int,
+    default=1024,
+    metavar="N",
+    help="clips for the agreement of actions (default: 1024)",
+  )
+  add(
+    "--kmeans-patches",
+    type=int,
+    default=204_800,
+    metavar="N",
+    help="training patches of the k-means baseline; the protocol asks for "
+    "at least 200000 (default: 204800)",
+  )
+  add(
+    "--seed",
+    type=int,
+    default=0,
+    metavar="N",
+    help="of the choice of clips, the draws and the bootstrap (default: 0)",
+  )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,43 +104,58 @@ def run(args: argparse.Namespace) -> int:
   for name in ("num_clips", "levels", "num_action_clips", "kmeans_patches"):
     if getattr(args, name) < 1:
       raise errors.UserError(
-          f"--{name.replace('_', '-')} is {getattr(args, name)}; give a "
-          "number of at least 1.")
+        f"--{name.replace('_', '-')} is {getattr(args, name)}; give a "
+        "number of at least 1."
+      )
   if not 0 <= args.seed < 1 << 31:
     raise errors.UserError(
-        f"--seed {args.seed}: give a number from 0 to {(1 << 31) - 1}.")
+      f"--seed {args.seed}: give a number from 0 to {(1 << 31) - 1}."
+    )
   # Late imports: JAX and scikit-image take seconds, --help need not wait.
   from genie_jax.core import buckets
   from genie_jax.evals import report
-  from genie_jax.evals import run as evaluation
-  from genie_jax.infer import bundle
+  from genie_jax.evals import run as run_lib
+  from genie_jax.worlds import world_folder
 
   buckets.disk(args.out, "--out")  # Known before minutes of judging.
   timings = report.read_seconds(args.timings) if args.timings else {}
   curves = report.read_curves(args.workdir)
-  found = bundle.load(args.world)
+  found = world_folder.load(args.world)
   other = None
   if args.true_actions_world:
-    other = bundle.load(args.true_actions_world)
+    other = world_folder.load(args.true_actions_world)
     if other.world.actions != "true":
       raise errors.UserError(
-          f"--true-actions-world {args.true_actions_world} was trained on "
-          f"{other.world.actions} actions; give one of a config with "
-          "actions='true'.")
-  results = evaluation.evaluate(
-      _subject(found), args.clips,
-      evaluation.Options(
-          split=args.split, num_clips=args.num_clips, num_levels=args.levels,
-          num_action_clips=args.num_action_clips,
-          train_patches=args.kmeans_patches, seed=args.seed),
-      true_actions=_subject(other) if other else None)
+        f"--true-actions-world {args.true_actions_world} was trained on "
+        f"{other.world.actions} actions; give one of a config with "
+        "actions='true'."
+      )
+  results = run_lib.evaluate(
+    _subject(found),
+    args.clips,
+    run_lib.Options(
+      split=args.split,
+      num_clips=args.num_clips,
+      num_levels=args.levels,
+      num_action_clips=args.num_action_clips,
+      train_patches=args.kmeans_patches,
+      seed=args.seed,
+    ),
+    true_actions=_subject(other) if other else None,
+  )
   metrics = report.write(
-      args.out, results, report.Origin(
-          name=found.name, command=_command(args),
-          commit=_commit(), fps=found.world.fps, seconds_by_stage=timings,
-          date=datetime.datetime.now(datetime.UTC).isoformat(
-              timespec="seconds")),
-      curves)
+    args.out,
+    results,
+    report.Origin(
+      name=found.name,
+      command=_command(args),
+      commit=_commit(),
+      fps=found.world.fps,
+      seconds_by_stage=timings,
+      date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    ),
+    curves,
+  )
   _print(metrics, pathlib.Path(args.out))
   return 0
 
@@ -100,9 +163,20 @@ def run(args: argparse.Namespace) -> int:
 def _command(args: argparse.Namespace) -> str:
   """Returns the line that gives these figures, every choice spelt out."""
   words = ["genie", "eval"]
-  for name in ("world", "clips", "out", "true_actions_world", "workdir",
-               "timings", "split", "num_clips", "levels", "num_action_clips",
-               "kmeans_patches", "seed"):
+  for name in (
+    "world",
+    "clips",
+    "out",
+    "true_actions_world",
+    "workdir",
+    "timings",
+    "split",
+    "num_clips",
+    "levels",
+    "num_action_clips",
+    "kmeans_patches",
+    "seed",
+  ):
     given = getattr(args, name)
     for value in given if isinstance(given, list) else [given]:
       if value is not None:
@@ -111,11 +185,14 @@ def _command(args: argparse.Namespace) -> str:
 
 
 def _subject(found):
-  from genie_jax.evals import subject
+  from genie_jax.evals import evaluated_world
 
-  return subject.from_parts(
-      found.world.parts, sampling=found.world.sampling,
-      actions=found.world.actions, fingerprint=found.world.fingerprint)
+  return evaluated_world.from_parts(
+    found.world.parts,
+    sampling=found.world.sampling,
+    actions=found.world.actions,
+    fingerprint=found.world.fingerprint,
+  )
 
 
 def _commit() -> str | None:
@@ -124,8 +201,11 @@ def _commit() -> str | None:
   if not (root / ".git").exists():
     return None
   ask = lambda *words: subprocess.run(
-      ["git", "-C", str(root), *words], capture_output=True, text=True,
-      check=False)
+    ["git", "-C", str(root), *words],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   try:
     commit = ask("rev-parse", "HEAD")
     edited = ask("status", "--porcelain", "--untracked-files=no")
@@ -137,28 +217,35 @@ def _commit() -> str | None:
 
 
 def _print(metrics, out: pathlib.Path) -> None:
-  interval = (f"{metrics['delta_psnr_low']:.3f} to "
-              f"{metrics['delta_psnr_high']:.3f}")
+  interval = (
+    f"{metrics['delta_psnr_low']:.3f} to {metrics['delta_psnr_high']:.3f}"
+  )
   nmi = metrics["action_nmi"]
   for line in (
-      f"tokenizer {metrics['tokenizer_psnr']:.2f} dB, k-means "
-      f"{metrics['kmeans_psnr']:.2f} dB, "
-      f"{100 * metrics['code_usage']:.1f} % of codes in use",
-      f"next frame, changed pixels {metrics['changed_pixel_psnr']:.2f} dB, "
-      f"copying {metrics['copy_last_frame_changed_pixel_psnr']:.2f} dB",
-      f"delta PSNR {metrics['delta_psnr']:.3f} dB ({interval})",
-      *([] if nmi is None else [
-          f"latent actions: NMI {nmi:.3f}, rarest "
-          f"{100 * metrics['min_action_share']:.1f} %"]),
-      f"wrote {out / 'report.html'} and {out / 'metrics.json'}"):
+    f"tokenizer {metrics['tokenizer_psnr']:.2f} dB, k-means "
+    f"{metrics['kmeans_psnr']:.2f} dB, "
+    f"{100 * metrics['code_usage']:.1f} % of codes in use",
+    f"next frame, changed pixels {metrics['changed_pixel_psnr']:.2f} dB, "
+    f"copying {metrics['copy_last_frame_changed_pixel_psnr']:.2f} dB",
+    f"delta PSNR {metrics['delta_psnr']:.3f} dB ({interval})",
+    *(
+      []
+      if nmi is None
+      else [
+        f"latent actions: NMI {nmi:.3f}, rarest "
+        f"{100 * metrics['min_action_share']:.1f} %"
+      ]
+    ),
+    f"wrote {out / 'report.html'} and {out / 'metrics.json'}",
+  ):
     print(line)
 
 
 def main() -> int:
   """Entry point of `python -m genie_jax.cli.eval`."""
-  from genie_jax.cli import main as cli
+  from genie_jax.cli import main as main_lib
 
-  return cli.main(["eval", *sys.argv[1:]])
+  return main_lib.main(["eval", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -12,20 +12,20 @@ from collections.abc import Sequence
 
 from absl import logging as absl_logging
 
-from genie_jax.core import errors
+from genie_jax.core import errors, registry
 
 # Name -> what `genie --help` says of it. Each is a module of this package, so
 # that one sub-command never pays for the imports of another.
 COMMANDS = {
-    "data": "collect clips, or look at a folder of them",
-    "train": "train one stage; goes on by itself where it was ended",
-    "tokenize": "turn clips into token records",
-    "export": "turn checkpoints into a world folder",
-    "sample": "roll a world out from a picture and a list of actions",
-    "play": "play a world in the browser",
-    "eval": "measure a world: metrics.json and report.html",
-    "plan": "estimate memory, time and cost of a run before renting chips",
-    "scaling": "print the parameter counts of the scaling study",
+  "data": "collect clips, or look at a folder of them",
+  "train": "train one stage; goes on by itself where it was ended",
+  "tokenize": "turn clips into token records",
+  "export": "turn checkpoints into a world folder",
+  "sample": "roll a world out from a picture and a list of actions",
+  "play": "play a world in the browser",
+  "eval": "measure a world: metrics.json and report.html",
+  "plan": "estimate memory, time and cost of a run before renting chips",
+  "scaling": "print the parameter counts of the scaling study",
 }
 
 _EPILOG = """\
@@ -59,32 +59,40 @@ class _Parser(argparse.ArgumentParser):
 
   def error(self, message: str):
     raise errors.UserError(
-        f"{message[:1].upper()}{message[1:]}; see `{self.prog} --help`.")
+      f"{message[:1].upper()}{message[1:]}; see `{self.prog} --help`."
+    )
 
 
 def _run(argv: list[str]) -> int:
   parser = _Parser(
-      prog="genie",
-      description="Train, measure and play Genie-style world models.",
-      epilog=_EPILOG,
-      formatter_class=argparse.RawDescriptionHelpFormatter)
+    prog="genie",
+    description="Train, measure and play Genie-style world models.",
+    epilog=_EPILOG,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
   parser.add_argument("--version", action="version", version=_version())
   commands = parser.add_subparsers(
-      dest="command", metavar="COMMAND", required=True)
+    dest="command", metavar="COMMAND", required=True
+  )
   asked = argv[0] if argv and argv[0] in COMMANDS else None
   for name, help_ in COMMANDS.items():
     module = _module(name) if name == asked else None
     sub = commands.add_parser(
-        name, help=help_, description=(module.__doc__ if module else help_),
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+      name,
+      help=help_,
+      description=(module.__doc__ if module else help_),
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     if module:
       module.add_arguments(sub)
   args, rest = parser.parse_known_args(argv)
   overrides = _overrides(rest)
   if overrides and not hasattr(args, "config"):
     raise errors.UserError(
-        f"genie {args.command} takes no config, so not {overrides[0]}.")
+      f"genie {args.command} takes no config, so not {overrides[0]}."
+    )
   args.overrides = overrides
+  registry.load_plugins()
   return _module(args.command).run(args)
 
 
@@ -93,8 +101,10 @@ def _show_own_log() -> None:
   absl_logging.set_verbosity(absl_logging.INFO)
   absl_logging.use_absl_handler()
   absl_logging.get_absl_handler().addFilter(
-      lambda record: record.levelno >= std_logging.WARNING
-      or "genie_jax" in record.pathname)
+    lambda record: (
+      record.levelno >= std_logging.WARNING or "genie_jax" in record.pathname
+    )
+  )
 
 
 def _module(name: str):
@@ -108,8 +118,9 @@ def _overrides(rest: list[str]) -> list[str]:
     if not word.startswith("--config."):
       known = (f"--{name}" for name in ("config", "workdir", "out"))
       raise errors.UserError(
-          f"Unknown argument {word!r}{errors.closest(word, known)}; "
-          "`--help` lists those of this command.")
+        f"Unknown argument {word!r}{errors.closest(word, known)}; "
+        "`--help` lists those of this command."
+      )
     if "=" not in word:
       value = next(words, None)
       if value is None:
@@ -121,6 +132,7 @@ def _overrides(rest: list[str]) -> list[str]:
 
 def _version() -> str:
   import genie_jax  # Read only when asked for.
+
   return f"genie_jax {genie_jax.__version__}"
 
 

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from genie_jax.serve import loading
+from genie_jax.cli import play
 
 _EXAMPLE = """\
 example:
@@ -22,43 +22,112 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.epilog = _EXAMPLE
   parser.formatter_class = argparse.RawDescriptionHelpFormatter
   add = parser.add_argument
-  add("--world", required=True, metavar="DIR",
-      help="world folder that `genie export` wrote, or its address")
-  add("--prompt", action="append", default=None, metavar="IMG",
-      dest="prompts",
-      help="picture to start from; give several for several frames (default: "
-      "the world's first prompt)")
-  add("--actions", required=True, metavar="LIST",
-      help="for example 0,3,3,1 or 0x8,3x8 or random:32")
-  add("--out", default="rollout.gif", metavar="FILE",
-      help="ends in .gif or .mp4 (default: rollout.gif)")
-  add("--seed", type=int, default=0, metavar="N",
-      help="fixes all noise (default: 0)")
-  add("--temperature", type=float, default=None, metavar="X",
-      help="0 takes the most likely token (default: the world's)")
-  add("--refinements", type=int, default=None, metavar="N",
-      help="MaskGIT steps a frame (default: the world's)")
-  add("--order", default=None, metavar="ORDER",
-      help="random or confidence (default: the world's)")
-  add("--schedule", default=None, metavar="NAME",
-      help="cosine, linear or square_root (default: the world's)")
-  add("--top-k", type=int, default=None, metavar="N",
-      help="draw only from the N likeliest tokens, 0 for all (default: the "
-      "world's)")
-  add("--top-p", type=float, default=None, metavar="X",
-      help="draw only from the likeliest tokens that have this probability "
-      "together, 1 for all (default: the world's)")
-  add("--slide", default=None, metavar="MODE",
-      help="what a full window does: exact, rolling or re-encode (default: "
-      "the world's)")
-  add("--drop", type=int, default=None, metavar="N",
-      help="frames that a full window drops at once, in modes exact and "
-      "re-encode (default: the world's, or 1 with --slide)")
-  loading.add_arguments(parser)
-  add("--fps", type=float, default=None, metavar="X",
-      help="frames a second of the film (default: the world's)")
-  add("--scale", type=int, default=4, metavar="N",
-      help="enlargement of each pixel (default: 4)")
+  add(
+    "--world",
+    required=True,
+    metavar="DIR",
+    help="world folder that `genie export` wrote, or its address",
+  )
+  add(
+    "--prompt",
+    action="append",
+    default=None,
+    metavar="IMG",
+    dest="prompts",
+    help="picture to start from; give several for several frames (default: "
+    "the world's first prompt)",
+  )
+  add(
+    "--actions",
+    required=True,
+    metavar="LIST",
+    help="for example 0,3,3,1 or 0x8,3x8 or random:32",
+  )
+  add(
+    "--out",
+    default="rollout.gif",
+    metavar="FILE",
+    help="ends in .gif or .mp4 (default: rollout.gif)",
+  )
+  add(
+    "--seed",
+    type=int,
+    default=0,
+    metavar="N",
+    help="fixes all noise (default: 0)",
+  )
+  add(
+    "--temperature",
+    type=float,
+    default=None,
+    metavar="X",
+    help="0 takes the most likely token (default: the world's)",
+  )
+  add(
+    "--refinements",
+    type=int,
+    default=None,
+    metavar="N",
+    help="MaskGIT steps a frame (default: the world's)",
+  )
+  add(
+    "--order",
+    default=None,
+    metavar="ORDER",
+    help="random or confidence (default: the world's)",
+  )
+  add(
+    "--schedule",
+    default=None,
+    metavar="NAME",
+    help="cosine, linear or square_root (default: the world's)",
+  )
+  add(
+    "--top-k",
+    type=int,
+    default=None,
+    metavar="N",
+    help="draw only from the N likeliest tokens, 0 for all (default: the "
+    "world's)",
+  )
+  add(
+    "--top-p",
+    type=float,
+    default=None,
+    metavar="X",
+    help="draw only from the likeliest tokens that have this probability "
+    "together, 1 for all (default: the world's)",
+  )
+  add(
+    "--slide",
+    default=None,
+    metavar="MODE",
+    help="what a full window does: exact, rolling or re-encode (default: "
+    "the world's)",
+  )
+  add(
+    "--drop",
+    type=int,
+    default=None,
+    metavar="N",
+    help="frames that a full window drops at once, in modes exact and "
+    "re-encode (default: the world's, or 1 with --slide)",
+  )
+  play.add_device_arguments(parser)
+  add(
+    "--fps",
+    type=float,
+    default=None,
+    metavar="X",
+    help="frames a second of the film (default: the world's)",
+  )
+  add(
+    "--scale",
+    type=int,
+    default=4,
+    metavar="N",
+    help="enlargement of each pixel (default: 4)",
+  )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -72,49 +141,64 @@ def run(args: argparse.Namespace) -> int:
 
   import genie_jax
   from genie_jax.core import errors, images
-  from genie_jax.infer import steps
   from genie_jax.sampling import maskgit
-  from genie_jax.sampling import slide as slides
+  from genie_jax.sampling import slide as slide_lib
+  from genie_jax.worlds import compiled
 
   if pathlib.Path(args.out).suffix not in (".gif", ".mp4"):
     raise errors.UserError(f"--out {args.out}: give a .gif or .mp4 file.")
   if not 1 <= args.scale <= 64 or (
-      args.fps is not None and not 0 < args.fps <= 1000):
+    args.fps is not None and not 0 < args.fps <= 1000
+  ):
     raise errors.UserError(
-        f"--scale {args.scale} --fps {args.fps}: the scale is a whole number "
-        "from 1 to 64, and fps above 0 and at most 1000.")
+      f"--scale {args.scale} --fps {args.fps}: the scale is a whole number "
+      "from 1 to 64, and fps above 0 and at most 1000."
+    )
   if not 0 <= args.seed < 1 << 32:
     raise errors.UserError(
-        f"--seed {args.seed}: give a number from 0 to {(1 << 32) - 1}.")
-  loading.check(args)
-  steps.keep_programs()
-  with loading.options(args) as held:
+      f"--seed {args.seed}: give a number from 0 to {(1 << 32) - 1}."
+    )
+  play.check_device_flags(args)
+  compiled.keep_programs()
+  with play.device_options(args) as held:
     world = genie_jax.load_world(args.world, **held)
   actions = world.check_actions(
-      parse_actions(args.actions, world.num_actions, args.seed))
+    parse_actions(args.actions, world.num_actions, args.seed)
+  )
   given = lambda *names: {
-      name: getattr(args, name)
-      for name in names if getattr(args, name) is not None}
-  sampling = maskgit.make_sampling({**vars(world.sampling), **given(
-      "temperature", "refinements", "order", "schedule", "top_k", "top_p")})
+    name: getattr(args, name)
+    for name in names
+    if getattr(args, name) is not None
+  }
+  sampling = maskgit.make_sampling(
+    {
+      **vars(world.sampling),
+      **given(
+        "temperature", "refinements", "order", "schedule", "top_k", "top_p"
+      ),
+    }
+  )
   slide = world.slide
   if args.slide is not None:
-    slide = slides.Slide(args.slide)
+    slide = slide_lib.Slide(args.slide)
   slide = dataclasses.replace(slide, **given("drop"))
   world = world.with_options(sampling=sampling, slide=slide)
   pictures = args.prompts or [str(path) for path in world.prompts[:1]]
   if not pictures:
     raise errors.UserError(
-        f"{args.world} holds no prompts; give a picture with --prompt.")
-  prompt = np.stack([
-      images.load_prompt(path, *world.frame_shape[:2]) for path in pictures])
+      f"{args.world} holds no prompts; give a picture with --prompt."
+    )
+  prompt = np.stack(
+    [images.load_prompt(path, *world.frame_shape[:2]) for path in pictures]
+  )
   began = time.monotonic()
   frames = world.rollout(prompt, actions, seed=args.seed)
   seconds = time.monotonic() - began
   images.save_video(args.out, frames, args.fps or world.fps, args.scale)
   print(
-      f"{args.out}: {len(frames)} frames, {len(actions)} of them drawn in "
-      f"{seconds:.1f} s, compilation included.")
+    f"{args.out}: {len(frames)} frames, {len(actions)} of them drawn in "
+    f"{seconds:.1f} s, compilation included."
+  )
   return 0
 
 
@@ -139,14 +223,16 @@ def parse_actions(text: str, num_actions: int, seed: int) -> list[int]:
     try:
       if count and not word:
         actions += [
-            generator.randrange(num_actions) for _ in range(_count(count))]
+          generator.randrange(num_actions) for _ in range(_count(count))
+        ]
       else:
         action, _, count = item.strip().partition("x")
         actions += [int(action)] * (_count(count) if count else 1)
     except ValueError as error:
       raise errors.UserError(
-          f"--actions {text[:40]!r}: {item.strip()[:20]!r} is neither a "
-          "number nor like 3x8 or random:32.") from error
+        f"--actions {text[:40]!r}: {item.strip()[:20]!r} is neither a "
+        "number nor like 3x8 or random:32."
+      ) from error
   return actions
 
 
@@ -159,9 +245,9 @@ def _count(text: str) -> int:
 
 def main() -> int:
   """Entry point of `python -m genie_jax.cli.sample`."""
-  from genie_jax.cli import main as cli
+  from genie_jax.cli import main as main_lib
 
-  return cli.main(["sample", *sys.argv[1:]])
+  return main_lib.main(["sample", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -16,14 +16,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the sub-command `table`."""
   parser.epilog = _EXAMPLE
   commands = parser.add_subparsers(
-      dest="scaling_command", metavar="COMMAND", required=True)
+    dest="scaling_command", metavar="COMMAND", required=True
+  )
   table = commands.add_parser(
-      "table", help="our parameter counts beside the paper's",
-      description="Prints every model of the paper's scaling study (tables "
-      "10 and 11), of its batch size study and its final one.",
-      epilog=_EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
+    "table",
+    help="our parameter counts beside the paper's",
+    description="Prints every model of the paper's scaling study (tables "
+    "10 and 11), of its batch size study and its final one.",
+    epilog=_EXAMPLE,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
   table.add_argument(
-      "--json", default=None, metavar="FILE", help="also write the table there")
+    "--json", default=None, metavar="FILE", help="also write the table there"
+  )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,9 +47,9 @@ def run(args: argparse.Namespace) -> int:
 
 def main() -> int:
   """Entry point of `python -m genie_jax.cli.scaling`."""
-  from genie_jax.cli import main as cli
+  from genie_jax.cli import main as main_lib
 
-  return cli.main(["scaling", *sys.argv[1:]])
+  return main_lib.main(["scaling", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

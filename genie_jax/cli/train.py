@@ -39,42 +39,81 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.epilog = _EXAMPLE
   parser.formatter_class = argparse.RawDescriptionHelpFormatter
   add = parser.add_argument
-  add("--config", required=True, metavar="FILE.py[:MODE]",
-      help="what to train, for example experiments/coinrun/lam.py:tiny")
-  add("--workdir", required=True, metavar="DIR",
-      help="checkpoints, metrics and previews go here, a folder, gs://... or "
-      "s3://...; a run that is there goes on")
-  add("--init-from", default="", metavar="DIR",
-      help="workdir or saved model whose weights to start from; the same as "
-      "--config.init_from")
-  add("--compilation-cache", default="", metavar="DIR",
-      help="folder that keeps compiled steps for the next start, or off "
-      "(default: JAX_COMPILATION_CACHE_DIR, else genie_jax in "
-      "XDG_CACHE_HOME or ~/.cache, but off for several processes on CPUs)")
-  add("--profile-steps", default="", metavar="N-M",
-      help="trace these steps on process 0 into WORKDIR/profile")
-  add("--distributed", choices=("auto", "on", "off"), default="auto",
-      nargs="?", const="on",
-      help="auto: join the other processes where a launcher names some; on: "
-      "fail where none does; off: train on this host alone")
-  add("--coordinator", metavar="HOST:PORT",
-      help="where process 0 listens")
-  add("--num-processes", type=int, metavar="N",
-      help="how many processes the run has")
-  add("--process-id", type=int, metavar="I",
-      help="which of them this is, from 0")
-  add("--initialization-timeout", type=int, default=300, metavar="SECONDS",
-      help="how long to wait for the other processes (default: 300)")
-  add("--heartbeat-timeout", type=int, default=60, metavar="SECONDS",
-      help="silence after which a process counts as dead, which ends the run "
-      "(default: 60)")
+  add(
+    "--config",
+    required=True,
+    metavar="FILE.py[:MODE]",
+    help="what to train, for example experiments/coinrun/lam.py:tiny",
+  )
+  add(
+    "--workdir",
+    required=True,
+    metavar="DIR",
+    help="checkpoints, metrics and previews go here, a folder, gs://... or "
+    "s3://...; a run that is there goes on",
+  )
+  add(
+    "--init-from",
+    default="",
+    metavar="DIR",
+    help="workdir or saved model whose weights to start from; the same as "
+    "--config.init_from",
+  )
+  add(
+    "--compilation-cache",
+    default="",
+    metavar="DIR",
+    help="folder that keeps compiled steps for the next start, or off "
+    "(default: JAX_COMPILATION_CACHE_DIR, else genie_jax in "
+    "XDG_CACHE_HOME or ~/.cache, but off for several processes on CPUs)",
+  )
+  add(
+    "--profile-steps",
+    default="",
+    metavar="N-M",
+    help="trace these steps on process 0 into WORKDIR/profile",
+  )
+  add(
+    "--distributed",
+    choices=("auto", "on", "off"),
+    default="auto",
+    nargs="?",
+    const="on",
+    help="auto: join the other processes where a launcher names some; on: "
+    "fail where none does; off: train on this host alone",
+  )
+  add("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+  add(
+    "--num-processes",
+    type=int,
+    metavar="N",
+    help="how many processes the run has",
+  )
+  add(
+    "--process-id", type=int, metavar="I", help="which of them this is, from 0"
+  )
+  add(
+    "--initialization-timeout",
+    type=int,
+    default=300,
+    metavar="SECONDS",
+    help="how long to wait for the other processes (default: 300)",
+  )
+  add(
+    "--heartbeat-timeout",
+    type=int,
+    default=60,
+    metavar="SECONDS",
+    help="silence after which a process counts as dead, which ends the run "
+    "(default: 60)",
+  )
 
 
 def run(args: argparse.Namespace) -> int:
   """Trains; returns 0 at the end, 1 on a failure, 128 + signal if stopped."""
   began = time.time()
   from genie_jax.core import config as config_lib
-  from genie_jax.sharding import cluster as cluster_lib
+  from genie_jax.sharding import cluster
   from genie_jax.train import profile
 
   overrides = list(args.overrides)
@@ -88,10 +127,10 @@ def run(args: argparse.Namespace) -> int:
     return _train(args, config, steps, began)
   # The one place of the program that leaves without unwinding: Python's own
   # end would wait for processes that wait for this one.
-  leave = lambda code: cluster_lib.leave(code, found.process_id)
+  leave = lambda code: cluster.leave(code, found.process_id)
   try:
     _join(args, config, found)
-  except cluster_lib.CannotStart as error:
+  except cluster.CannotStart as error:
     _say(error)
     leave(1)
   try:
@@ -112,27 +151,29 @@ def run(args: argparse.Namespace) -> int:
     leave(1)
   if code == 1:
     leave(1)
-  cluster_lib.part()
+  cluster.part()
   return code
 
 
 def _find_others(args: argparse.Namespace):
   """Returns the cluster that this process is of, None where it is alone."""
-  from genie_jax.sharding import cluster as cluster_lib
+  from genie_jax.sharding import cluster
 
   flags = (args.coordinator, args.num_processes, args.process_id)
   if args.distributed == "off":
     if any(flag is not None for flag in flags):
       raise errors.UserError(
-          "--distributed off trains on this host alone, so leave out "
-          "--coordinator, --num-processes and --process-id.")
+        "--distributed off trains on this host alone, so leave out "
+        "--coordinator, --num-processes and --process-id."
+      )
     return None
-  found = cluster_lib.detect(*flags)
+  found = cluster.detect(*flags)
   if found is None and args.distributed == "on":
     raise errors.UserError(
-        "--distributed on, but no launcher names other processes (TPU_*, "
-        "SLURM_*, OMPI_* or JAX_* variables); give --coordinator, "
-        "--num-processes and --process-id.")
+      "--distributed on, but no launcher names other processes (TPU_*, "
+      "SLURM_*, OMPI_* or JAX_* variables); give --coordinator, "
+      "--num-processes and --process-id."
+    )
   return found
 
 
@@ -143,20 +184,27 @@ def _join(args: argparse.Namespace, config, found) -> None:
 
   import genie_jax
   from genie_jax.core import config as config_lib
-  from genie_jax.sharding import cluster as cluster_lib
+  from genie_jax.sharding import cluster
 
   logging.info(
-      "Process %d of %d (by %s), process 0 at %s.", found.process_id,
-      found.num_processes, found.found_by, found.coordinator)
+    "Process %d of %d (by %s), process 0 at %s.",
+    found.process_id,
+    found.num_processes,
+    found.found_by,
+    found.coordinator,
+  )
   card = {
-      "the config's fingerprint": config_lib.fingerprint(config)[:12],
-      "the version of genie_jax": genie_jax.__version__,
-      "the version of jax": jax.__version__,
-      "--workdir": args.workdir,
+    "the config's fingerprint": config_lib.fingerprint(config)[:12],
+    "the version of genie_jax": genie_jax.__version__,
+    "the version of jax": jax.__version__,
+    "--workdir": args.workdir,
   }
-  cluster_lib.start(
-      found, card, initialization_timeout=args.initialization_timeout,
-      heartbeat_timeout=args.heartbeat_timeout)
+  cluster.start(
+    found,
+    card,
+    initialization_timeout=args.initialization_timeout,
+    heartbeat_timeout=args.heartbeat_timeout,
+  )
   if found.process_id:
     logging.set_verbosity(logging.WARNING)
 
@@ -182,7 +230,8 @@ def _keep_compiled(folder: str, alone: bool = True) -> None:
   if not folder and not alone and jax.default_backend() == "cpu":
     return
   jax.config.update(
-      "jax_compilation_cache_dir", folder or str(cache.default_folder()))
+    "jax_compilation_cache_dir", folder or str(cache.default_folder())
+  )
 
 
 def _train(args: argparse.Namespace, config, profile_steps, began) -> int:
@@ -190,31 +239,41 @@ def _train(args: argparse.Namespace, config, profile_steps, began) -> int:
   import jax
 
   from genie_jax.sharding import hosts
-  from genie_jax.train import failure, loop
+  from genie_jax.train import loop
 
   stage, make_batches, make_eval_batches, fingerprint = hosts.together(
-      lambda: _build(config))
+    lambda: _build(config)
+  )
   # Same paths on different hosts may be different copies.
   hosts.check_same(
-      int(fingerprint[:7], 16),  # As much as fits a 32-bit number.
-      f"The number of the data in {config.data.path}",
-      "give every host the same folder (the one on this host has the "
-      f"fingerprint {fingerprint[:12]} in its manifest.json).")
+    int(fingerprint[:7], 16),  # As much as fits a 32-bit number.
+    f"The number of the data in {config.data.path}",
+    "give every host the same folder (the one on this host has the "
+    f"fingerprint {fingerprint[:12]} in its manifest.json).",
+  )
   with config.unlocked():
     config.data.fingerprint = fingerprint  # See `train.workdir`.
   try:
     result = loop.train(
-        stage, config, args.workdir, make_batches, make_eval_batches,
-        profile_steps=profile_steps, began=began)
-  except failure.RunFailed as error:
+      stage,
+      config,
+      args.workdir,
+      make_batches,
+      make_eval_batches,
+      profile_steps=profile_steps,
+      began=began,
+    )
+  except errors.RunFailed as error:
     _say(error)
     return 1
   first = jax.process_index() == 0
   if result.stopped_by is not None:
     if first:
       name = signal.Signals(result.stopped_by).name
-      _say(f"stopped by {name} at step {result.step} of {config.steps}, which "
-           f"is saved in {args.workdir}; run the same line again to go on.")
+      _say(
+        f"stopped by {name} at step {result.step} of {config.steps}, which "
+        f"is saved in {args.workdir}; run the same line again to go on."
+      )
     return 128 + result.stopped_by
   if first:
     print(f"{args.workdir}: trained to step {result.step}.")
@@ -236,26 +295,34 @@ def _build(config):
   data = config.data
   stage = registry.make(config)
   training, held_out = (
-      registry.source(config, split) for split in (data.split, data.eval_split))
+    registry.source(config, split) for split in (data.split, data.eval_split)
+  )
 
   def batches_of(source, threads: int, workers: int):
     return lambda share: loader.make_iterator(
-        source, data.batch_size, config.seed, parts=share.parts,
-        num_parts=share.count, num_workers=workers, num_threads=threads)
+      source,
+      data.batch_size,
+      config.seed,
+      parts=share.parts,
+      num_parts=share.count,
+      num_workers=workers,
+      num_threads=threads,
+    )
 
   return (
-      stage,
-      batches_of(training, data.num_threads, data.num_workers),
-      # Read for a few batches at a time: workers would cost more to start.
-      batches_of(held_out, data.num_threads, 0),
-      training.manifest.fingerprint)
+    stage,
+    batches_of(training, data.num_threads, data.num_workers),
+    # Read for a few batches at a time: workers would cost more to start.
+    batches_of(held_out, data.num_threads, 0),
+    training.manifest.fingerprint,
+  )
 
 
 def main() -> int:
   """Entry point of `python -m genie_jax.cli.train`."""
-  from genie_jax.cli import main as cli
+  from genie_jax.cli import main as main_lib
 
-  return cli.main(["train", *sys.argv[1:]])
+  return main_lib.main(["train", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -40,13 +40,27 @@ def path(given: PathLike) -> "pathlib.Path | epath.Path":
   scheme = text.partition("://")[0]
   if scheme not in _DRIVERS:
     raise errors.UserError(
-        f"{text} is of no known kind of storage"
-        f"{errors.closest(scheme, _DRIVERS)}; give a folder, gs://BUCKET/... "
-        "or s3://BUCKET/...")
+      f"{text} is of no known kind of storage"
+      f"{errors.closest(scheme, _DRIVERS)}; give a folder, gs://BUCKET/... "
+      "or s3://BUCKET/..."
+    )
   # Late: slow to import, and only for buckets.
   from etils import epath
 
   return epath.Path(text)
+
+
+def run_folder(given: PathLike) -> "epath.Path":
+  """Returns a run's folder as an epath; absolute where it is on a disk.
+
+  Raises:
+    UserError: It is an address of an unknown scheme.
+  """
+  from etils import epath
+
+  if is_remote(given):
+    return epath.Path(path(given))
+  return epath.Path(os.path.abspath(os.fspath(given)))
 
 
 def reached(given: PathLike) -> "pathlib.Path | epath.Path":
@@ -74,9 +88,10 @@ def disk(given: PathLike, flag: str) -> pathlib.Path:
   first = (*pathlib.PurePath(text).parts, "")[0]
   if "://" in text or (first[:-1] in _DRIVERS and first.endswith(":")):
     raise errors.UserError(
-        f"{flag} {text} is an address, and this can be written to a disk "
-        "only; give a folder on one, and copy it to the bucket when it is "
-        "whole.")
+      f"{flag} {text} is an address, and this can be written to a disk "
+      "only; give a folder on one, and copy it to the bucket when it is "
+      "whole."
+    )
   return pathlib.Path(text)
 
 
@@ -120,7 +135,7 @@ def names(address: PathLike) -> list[str]:
 
 
 def cache_folder(
-    kind: str, environ: Mapping[str, str] | None = None
+  kind: str, environ: Mapping[str, str] | None = None
 ) -> pathlib.Path:
   """Returns where copies of one kind are kept.
 
@@ -143,8 +158,9 @@ def _one_line(address: PathLike) -> Iterator[None]:
   except ImportError as error:
     scheme = text.partition("://")[0]
     raise errors.UserError(
-        f"{text} needs a driver that is not installed; "
-        f"`pip install {_DRIVERS[scheme]}`.") from error
+      f"{text} needs a driver that is not installed; "
+      f"`pip install {_DRIVERS[scheme]}`."
+    ) from error
   except FileNotFoundError:
     raise  # The caller knows what should have been there.
   except (OSError, ValueError) as error:
@@ -152,5 +168,6 @@ def _one_line(address: PathLike) -> Iterator[None]:
       raise
     why = " ".join(str(error).split())[:120] or type(error).__name__
     raise errors.UserError(
-        f"{text} cannot be reached ({why}); check the address, the network "
-        "and this machine's access to the bucket.") from error
+      f"{text} cannot be reached ({why}); check the address, the network "
+      "and this machine's access to the bucket."
+    ) from error

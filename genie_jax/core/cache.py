@@ -30,6 +30,7 @@ def _features() -> str:
   text = platform.processor()
   if _CPU.is_file():
     lines = _CPU.read_text().splitlines()
-    text = next((line for line in lines
-                 if line.startswith(("flags", "Features"))), text)
+    text = next(
+      (line for line in lines if line.startswith(("flags", "Features"))), text
+    )
   return hashlib.sha256(text.encode()).hexdigest()[:8]

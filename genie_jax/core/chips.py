@@ -39,6 +39,7 @@ class Chip:
     assumptions: What of this no vendor's page states.
     kernels: Whether Pallas kernels with bfloat16 products compile for it.
   """
+
   name: str
   library_name: str
   hbm_gib: float
@@ -71,108 +72,172 @@ _OLD_DCN = "DCN bandwidth: one 25 Gb/s card a host of four chips"
 _TWO_UNITS = "vector rate: two operations a lane and cycle"
 _FOUR_UNITS = "vector rate: four operations a lane and cycle"
 
-CHIPS = {chip.name: chip for chip in (
+CHIPS = {
+  chip.name: chip
+  for chip in (
     Chip(
-        "v2", "v2", hbm_gib=14.96,  # [e]; [a] says 16 GiB
-        hbm_bandwidth=700e9,  # [b]
-        peak_flops=46e12, clock=0.70e9,  # [b]
-        vector_rate=_vector(2, 0.70e9, 2),  # [?]
-        link_bandwidth=496e9 / 8, torus_dims=2,  # [b]
-        wraps_from=16,  # [b]: only the whole pod of 16 x 16 is a torus
-        dcn_bandwidth=25e9 / 8 / 4,  # [?]
-        devices=2, matrix_tile=128, max_chips=256,  # [a]
-        assumptions=(_OLD_DCN, _TWO_UNITS), kernels=False),  # [e]
+      "v2",
+      "v2",
+      hbm_gib=14.96,  # [e]; [a] says 16 GiB
+      hbm_bandwidth=700e9,  # [b]
+      peak_flops=46e12,
+      clock=0.70e9,  # [b]
+      vector_rate=_vector(2, 0.70e9, 2),  # [?]
+      link_bandwidth=496e9 / 8,
+      torus_dims=2,  # [b]
+      wraps_from=16,  # [b]: only the whole pod of 16 x 16 is a torus
+      dcn_bandwidth=25e9 / 8 / 4,  # [?]
+      devices=2,
+      matrix_tile=128,
+      max_chips=256,  # [a]
+      assumptions=(_OLD_DCN, _TWO_UNITS),
+      kernels=False,
+    ),  # [e]
     Chip(
-        "v3", "v3", hbm_gib=30.96,  # [e]; [a] says 32 GiB
-        hbm_bandwidth=900e9,  # [a]
-        peak_flops=123e12,  # [a]
-        clock=0.94e9,  # [b]
-        vector_rate=_vector(2, 0.94e9, 2),  # [?]
-        link_bandwidth=656e9 / 8, torus_dims=2,  # [b]
-        wraps_from=32,  # [b]: only the whole pod of 32 x 32 is a torus
-        dcn_bandwidth=25e9 / 8 / 4,  # [?]
-        devices=2, matrix_tile=128, max_chips=1024,  # [a]
-        assumptions=(_OLD_DCN, _TWO_UNITS), kernels=False),  # [e]
+      "v3",
+      "v3",
+      hbm_gib=30.96,  # [e]; [a] says 32 GiB
+      hbm_bandwidth=900e9,  # [a]
+      peak_flops=123e12,  # [a]
+      clock=0.94e9,  # [b]
+      vector_rate=_vector(2, 0.94e9, 2),  # [?]
+      link_bandwidth=656e9 / 8,
+      torus_dims=2,  # [b]
+      wraps_from=32,  # [b]: only the whole pod of 32 x 32 is a torus
+      dcn_bandwidth=25e9 / 8 / 4,  # [?]
+      devices=2,
+      matrix_tile=128,
+      max_chips=1024,  # [a]
+      assumptions=(_OLD_DCN, _TWO_UNITS),
+      kernels=False,
+    ),  # [e]
     Chip(
-        "v4", "v4", hbm_gib=30.75,  # [e]; [a] says 32 GiB
-        hbm_bandwidth=1228e9,  # [a]
-        peak_flops=275e12,  # [a]
-        clock=1.05e9,  # [c]
-        vector_rate=_vector(2, 1.05e9, 2),  # [?]
-        link_bandwidth=50e9, torus_dims=3,  # [c]
-        wraps_from=4,  # [c]: cubes of 4 x 4 x 4 joined by optical switches
-        dcn_bandwidth=6.25e9,  # [?] as v5p
-        devices=1,  # both cores as one ("megacore")
-        matrix_tile=128, max_chips=4096,  # [a]
-        assumptions=("DCN bandwidth: that of v5p", _TWO_UNITS)),
+      "v4",
+      "v4",
+      hbm_gib=30.75,  # [e]; [a] says 32 GiB
+      hbm_bandwidth=1228e9,  # [a]
+      peak_flops=275e12,  # [a]
+      clock=1.05e9,  # [c]
+      vector_rate=_vector(2, 1.05e9, 2),  # [?]
+      link_bandwidth=50e9,
+      torus_dims=3,  # [c]
+      wraps_from=4,  # [c]: cubes of 4 x 4 x 4 joined by optical switches
+      dcn_bandwidth=6.25e9,  # [?] as v5p
+      devices=1,  # both cores as one ("megacore")
+      matrix_tile=128,
+      max_chips=4096,  # [a]
+      assumptions=("DCN bandwidth: that of v5p", _TWO_UNITS),
+    ),
     Chip(
-        "v5e", "v5e", hbm_gib=15.75,  # [e]; [a] says 16 GB
-        hbm_bandwidth=819e9, peak_flops=197e12,  # [a]
-        clock=1.5e9,  # [d]
-        vector_rate=_vector(1, 1.5e9, 4),  # [d]
-        link_bandwidth=50e9, torus_dims=2,  # [a]: 400 GB/s on 4 links, 2 ways
-        wraps_from=16,  # [a]: only 16 in a row close to a ring
-        dcn_bandwidth=6.4e12 / 8 / 256,  # [a] for a pod of 256
-        devices=1, matrix_tile=128, max_chips=256,  # [a]
-        assumptions=(_DCN,)),
+      "v5e",
+      "v5e",
+      hbm_gib=15.75,  # [e]; [a] says 16 GB
+      hbm_bandwidth=819e9,
+      peak_flops=197e12,  # [a]
+      clock=1.5e9,  # [d]
+      vector_rate=_vector(1, 1.5e9, 4),  # [d]
+      link_bandwidth=50e9,
+      torus_dims=2,  # [a]: 400 GB/s on 4 links, 2 ways
+      wraps_from=16,  # [a]: only 16 in a row close to a ring
+      dcn_bandwidth=6.4e12 / 8 / 256,  # [a] for a pod of 256
+      devices=1,
+      matrix_tile=128,
+      max_chips=256,  # [a]
+      assumptions=(_DCN,),
+    ),
     Chip(
-        "v5p", "v5p", hbm_gib=95.74,  # [e]; [a] says 95 GiB
-        hbm_bandwidth=2765e9,  # [a]
-        peak_flops=459e12,  # [a]
-        clock=1.75e9,  # [d]
-        vector_rate=_vector(2, 1.75e9, 4),  # [d]
-        link_bandwidth=100e9, torus_dims=3,  # [a]: 1200 GB/s on 6 links, 2 ways
-        wraps_from=4,  # [a]: cubes of 4 x 4 x 4
-        dcn_bandwidth=50e9 / 8,  # [a]
-        devices=1, matrix_tile=128, max_chips=6144),  # [a]
+      "v5p",
+      "v5p",
+      hbm_gib=95.74,  # [e]; [a] says 95 GiB
+      hbm_bandwidth=2765e9,  # [a]
+      peak_flops=459e12,  # [a]
+      clock=1.75e9,  # [d]
+      vector_rate=_vector(2, 1.75e9, 4),  # [d]
+      link_bandwidth=100e9,
+      torus_dims=3,  # [a]: 1200 GB/s on 6 links, 2 ways
+      wraps_from=4,  # [a]: cubes of 4 x 4 x 4
+      dcn_bandwidth=50e9 / 8,  # [a]
+      devices=1,
+      matrix_tile=128,
+      max_chips=6144,
+    ),  # [a]
     Chip(
-        "v6e", "v6e", hbm_gib=31.25,  # [e]; [a] says 32 GB
-        hbm_bandwidth=1638e9, peak_flops=918e12,  # [a]
-        clock=1.75e9,  # [?]
-        vector_rate=_vector(1, 1.75e9, 4),  # [?]
-        link_bandwidth=100e9, torus_dims=2,  # [a]: 800 GB/s on 4 links, 2 ways
-        wraps_from=16,  # [a]: as v5e
-        dcn_bandwidth=100e9 / 8,  # [a]
-        devices=1, matrix_tile=256, max_chips=256,  # [a]
-        assumptions=("clock: 1.75 GHz", _FOUR_UNITS)),
+      "v6e",
+      "v6e",
+      hbm_gib=31.25,  # [e]; [a] says 32 GB
+      hbm_bandwidth=1638e9,
+      peak_flops=918e12,  # [a]
+      clock=1.75e9,  # [?]
+      vector_rate=_vector(1, 1.75e9, 4),  # [?]
+      link_bandwidth=100e9,
+      torus_dims=2,  # [a]: 800 GB/s on 4 links, 2 ways
+      wraps_from=16,  # [a]: as v5e
+      dcn_bandwidth=100e9 / 8,  # [a]
+      devices=1,
+      matrix_tile=256,
+      max_chips=256,  # [a]
+      assumptions=("clock: 1.75 GHz", _FOUR_UNITS),
+    ),
     Chip(
-        "v7x", "tpu7x", hbm_gib=189.5,  # [e]; [a] says 192 GiB
-        hbm_bandwidth=7380e9,  # [a]
-        peak_flops=2307e12,  # [a]
-        clock=2.2e9,  # [?]: four 256 x 256 units, two products a cycle
-        vector_rate=_vector(2, 2.2e9, 4),  # [?]
-        link_bandwidth=100e9, torus_dims=3,  # [a]: 1200 GB/s on 6 links, 2 ways
-        wraps_from=4,  # [a]
-        dcn_bandwidth=100e9 / 8,  # [a]
-        devices=2, matrix_tile=256, max_chips=9216,  # [a]
-        assumptions=("clock: 2.2 GHz", _FOUR_UNITS)),
-)}
+      "v7x",
+      "tpu7x",
+      hbm_gib=189.5,  # [e]; [a] says 192 GiB
+      hbm_bandwidth=7380e9,  # [a]
+      peak_flops=2307e12,  # [a]
+      clock=2.2e9,  # [?]: four 256 x 256 units, two products a cycle
+      vector_rate=_vector(2, 2.2e9, 4),  # [?]
+      link_bandwidth=100e9,
+      torus_dims=3,  # [a]: 1200 GB/s on 6 links, 2 ways
+      wraps_from=4,  # [a]
+      dcn_bandwidth=100e9 / 8,  # [a]
+      devices=2,
+      matrix_tile=256,
+      max_chips=9216,  # [a]
+      assumptions=("clock: 2.2 GHz", _FOUR_UNITS),
+    ),
+  )
+}
 
 # Bytes a second between one chip and its host's memory, one way: half of what
 # 16 lanes of PCIe of the third generation carry. No page states it: [?].
 HOST_BANDWIDTH = 8e9
 
 # Other names under which people know a chip.
-ALIASES = {"tpu7x": "v7x", "v7": "v7x", "v5": "v5p", "v5litepod": "v5e",
-           "v5lite": "v5e", "trillium": "v6e", "ironwood": "v7x"}
+ALIASES = {
+  "tpu7x": "v7x",
+  "v7": "v7x",
+  "v5": "v5p",
+  "v5litepod": "v5e",
+  "v5lite": "v5e",
+  "trillium": "v6e",
+  "ironwood": "v7x",
+}
 
 # What JAX calls the kind of a chip's devices.
 _DEVICE_KINDS = {
-    "TPU v2": "v2", "TPU v3": "v3", "TPU v4": "v4", "TPU v5 lite": "v5e",
-    "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6 lite": "v6e",
-    "TPU v6e": "v6e", "TPU7x": "v7x"}
+  "TPU v2": "v2",
+  "TPU v3": "v3",
+  "TPU v4": "v4",
+  "TPU v5 lite": "v5e",
+  "TPU v5e": "v5e",
+  "TPU v5": "v5p",
+  "TPU v5p": "v5p",
+  "TPU v6 lite": "v6e",
+  "TPU v6e": "v6e",
+  "TPU7x": "v7x",
+}
 
 # Peak dense bfloat16 FLOPs a second by kind: NVIDIA's data sheets of A100,
 # H100, H200, B200 and L4, without sparsity.
 _GPU_PEAK_FLOPS = {
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA A100 80GB PCIe": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-    "NVIDIA L4": 121e12,
+  "NVIDIA A100-SXM4-40GB": 312e12,
+  "NVIDIA A100-SXM4-80GB": 312e12,
+  "NVIDIA A100 80GB PCIe": 312e12,
+  "NVIDIA H100 80GB HBM3": 989e12,
+  "NVIDIA H100 PCIe": 756e12,
+  "NVIDIA H200": 989e12,
+  "NVIDIA B200": 2250e12,
+  "NVIDIA L4": 121e12,
 }
 
 
@@ -186,8 +251,9 @@ def find(name: str) -> Chip:
   key = ALIASES.get(key, key)
   if key not in CHIPS:
     raise errors.UserError(
-        f"Unknown chip {name!r}{errors.closest(key, CHIPS)}; the known ones "
-        f"are {', '.join(CHIPS)}.")
+      f"Unknown chip {name!r}{errors.closest(key, CHIPS)}; the known ones "
+      f"are {', '.join(CHIPS)}."
+    )
   return CHIPS[key]
 
 

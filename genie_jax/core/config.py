@@ -36,8 +36,9 @@ def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
   file = pathlib.Path(name)
   if not file.is_file():
     raise errors.UserError(
-        f"--config={path}: {file} is not a file; give a path such as "
-        "experiments/coinrun/tokenizer.py:tiny.")
+      f"--config={path}: {file} is not a file; give a path such as "
+      "experiments/coinrun/tokenizer.py:tiny."
+    )
   get_config = _import(file)
   try:
     config = get_config(mode)
@@ -55,18 +56,21 @@ def _import(file: pathlib.Path):
   spec = importlib.util.spec_from_file_location(f"_{file.stem}_config", file)
   if spec is None or spec.loader is None:
     raise errors.UserError(
-        f"--config={file} is no Python file; a config's name ends in .py.")
+      f"--config={file} is no Python file; a config's name ends in .py."
+    )
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)
   except (ImportError, SyntaxError, NameError) as error:
     raise errors.UserError(
-        f"{file} cannot be imported ({error}); mend the file, or start from "
-        "the folder that holds experiments/.") from error
+      f"{file} cannot be imported ({error}); mend the file, or start from "
+      "the folder that holds experiments/."
+    ) from error
   if not hasattr(module, "get_config"):
     raise errors.UserError(
-        f"{file} has no function get_config(mode); see experiments/ for "
-        "examples of configs.")
+      f"{file} has no function get_config(mode); see experiments/ for "
+      "examples of configs."
+    )
   return module.get_config
 
 
@@ -81,34 +85,39 @@ def _make_experiments_importable(file: pathlib.Path) -> None:
 
 
 def _override(
-    config: ml_collections.ConfigDict, path: str, override: str
+  config: ml_collections.ConfigDict, path: str, override: str
 ) -> None:
   """Sets one field from "--config.group.field=value"."""
   name, equals, text = override.removeprefix(_PREFIX).partition("=")
   if not override.startswith(_PREFIX) or not equals:
     raise errors.UserError(
-        f"{override!r} is no override; write --config.group.field=value.")
+      f"{override!r} is no override; write --config.group.field=value."
+    )
   *groups, field = name.split(".")
   node = config
   for group in groups:
-    node = node.get(group) if isinstance(node, ml_collections.ConfigDict) else (
-        None)
+    node = (
+      node.get(group) if isinstance(node, ml_collections.ConfigDict) else (None)
+    )
   if not isinstance(node, ml_collections.ConfigDict) or field not in node:
     known = _field_names(config)
     raise errors.UserError(
-        f"{path} has no field config.{name}{errors.closest(name, known)}; "
-        "its fields are those of get_config in that file.")
+      f"{path} has no field config.{name}{errors.closest(name, known)}; "
+      "its fields are those of get_config in that file."
+    )
   old = node[field]
   if isinstance(old, ml_collections.ConfigDict):
     raise errors.UserError(
-        f"config.{name} is a group of fields; set one of them, for example "
-        f"--config.{name}.{next(iter(_field_names(old)), 'field')}=value.")
+      f"config.{name} is a group of fields; set one of them, for example "
+      f"--config.{name}.{next(iter(_field_names(old)), 'field')}=value."
+    )
   try:
     node[field] = _parse(text, old)
   except (TypeError, ValueError, SyntaxError) as error:
     raise errors.UserError(
-        f"{override}: {text!r} is no {type(old).__name__}; the field holds "
-        f"{old!r}.") from error
+      f"{override}: {text!r} is no {type(old).__name__}; the field holds "
+      f"{old!r}."
+    ) from error
 
 
 def _parse(text: str, old: Any) -> Any:
@@ -134,7 +143,7 @@ def _parse(text: str, old: Any) -> Any:
 
 
 def _field_names(
-    config: ml_collections.ConfigDict, prefix: str = ""
+  config: ml_collections.ConfigDict, prefix: str = ""
 ) -> list[str]:
   names = []
   for key in config:
@@ -163,5 +172,6 @@ def fingerprint(value: Any) -> str:
   order in which the fields were set, and whether they are lists or tuples.
   """
   text = json.dumps(
-      to_dict(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    to_dict(value), sort_keys=True, separators=(",", ":"), allow_nan=False
+  )
   return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The error for a user's mistake: one line that says what, where and how."""
+"""Errors that the command line prints as one line."""
 
 import difflib
 from collections.abc import Iterable
@@ -9,6 +9,13 @@ class UserError(ValueError):
 
   Its message is one line that says what is wrong, where, and how to mend it.
   The command line prints it without a traceback and exits with code 2.
+  """
+
+
+class RunFailed(RuntimeError):
+  """A run cannot continue, and not by the user's mistake: exit code 1.
+
+  Its message is one line that says what to do next.
   """
 
 
@@ -27,7 +34,7 @@ def closest(name: str, known: Iterable[str]) -> str:
 
 
 def check_fields(
-    group: str, fields: Iterable[str], known: Iterable[str]
+  group: str, fields: Iterable[str], known: Iterable[str]
 ) -> None:
   """Raises UserError for the first field that a group does not have.
 
@@ -40,5 +47,6 @@ def check_fields(
   for name in fields:
     if name not in known:
       raise UserError(
-          f"Unknown field {group}.{name}{closest(name, known)}; the fields "
-          f"are {', '.join(known)}.")
+        f"Unknown field {group}.{name}{closest(name, known)}; the fields "
+        f"are {', '.join(known)}."
+      )

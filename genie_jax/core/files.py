@@ -77,12 +77,14 @@ def read_json(path: PathLike) -> Any:
     return json.loads(pathlib.Path(path).read_text())
   except (FileNotFoundError, NotADirectoryError) as error:
     raise errors.UserError(
-        f"{path} does not exist; check the path, or make it with the command "
-        "that writes it.") from error
+      f"{path} does not exist; check the path, or make it with the command "
+      "that writes it."
+    ) from error
   except (json.JSONDecodeError, UnicodeDecodeError) as error:
     raise errors.UserError(
-        f"{path} is not valid JSON ({error}); it was damaged or edited, so "
-        "write it again.") from error
+      f"{path} is not valid JSON ({error}); it was damaged or edited, so "
+      "write it again."
+    ) from error
 
 
 def sha256(path: PathLike) -> str:

@@ -19,17 +19,19 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _DRAFT_FACTOR = 4  # JPEGs are read no finer than this times the frame.
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90}
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
+}
 _LABEL_PIXELS = 14
 _GIF_HUNDREDTHS = 100  # GIF delays count hundredths of a second.
 
 
-def load_prompt(
-    path: files.PathLike, height: int, width: int
-) -> np.ndarray:
+def load_prompt(path: files.PathLike, height: int, width: int) -> np.ndarray:
   """Reads a picture file as one frame; see `read_prompt`.
 
   Raises:
@@ -40,16 +42,18 @@ def load_prompt(
     content = path.open("rb")
   except FileNotFoundError as error:
     raise errors.UserError(
-        f"{path} does not exist; give a picture to start from.") from error
+      f"{path} does not exist; give a picture to start from."
+    ) from error
   except OSError as error:
     raise errors.UserError(
-        f"{path} is not a picture that can be read ({error}).") from error
+      f"{path} is not a picture that can be read ({error})."
+    ) from error
   with content:
     return read_prompt(content, height, width, str(path))
 
 
 def read_prompt(
-    content: BinaryIO, height: int, width: int, name: str
+  content: BinaryIO, height: int, width: int, name: str
 ) -> np.ndarray:
   """Reads any picture as one frame.
 
@@ -80,33 +84,50 @@ def read_prompt(
         columns, rows = picture.size
         if not 0 < rows * columns <= MAX_PIXELS:
           raise errors.UserError(
-              f"{name} has {columns} x {rows} pixels; 1 to {MAX_PIXELS} are "
-              "read, so make it smaller.")
+            f"{name} has {columns} x {rows} pixels; 1 to {MAX_PIXELS} are "
+            "read, so make it smaller."
+          )
         turn = _UPRIGHT.get(picture.getexif().get(_EXIF_ORIENTATION))
         lying = turn in (
-            Image.Transpose.TRANSPOSE, Image.Transpose.TRANSVERSE,
-            Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270)
+          Image.Transpose.TRANSPOSE,
+          Image.Transpose.TRANSVERSE,
+          Image.Transpose.ROTATE_90,
+          Image.Transpose.ROTATE_270,
+        )
         size = (height, width) if lying else (width, height)
         # Lets the JPEG decoder shrink large photos while it reads.
         picture.draft(
-            picture.mode, (size[0] * _DRAFT_FACTOR, size[1] * _DRAFT_FACTOR))
+          picture.mode, (size[0] * _DRAFT_FACTOR, size[1] * _DRAFT_FACTOR)
+        )
         picture.load()
         frame = _cut(_resizable(picture), size)
   except errors.UserError:
     raise
   except Image.DecompressionBombError as error:  # Pillow was first.
     raise errors.UserError(
-        f"{name} has far more than the {MAX_PIXELS} pixels that are read, so "
-        "make it smaller.") from error
-  except (OSError, SyntaxError, ValueError, RuntimeError, EOFError, TypeError,
-          LookupError, ArithmeticError, MemoryError, struct.error) as error:
+      f"{name} has far more than the {MAX_PIXELS} pixels that are read, so "
+      "make it smaller."
+    ) from error
+  except (
+    OSError,
+    SyntaxError,
+    ValueError,
+    RuntimeError,
+    EOFError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    MemoryError,
+    struct.error,
+  ) as error:
     # What Pillow's decoders raise for damaged files differs by format.
     reason = " ".join(str(error).split())[:120] or type(error).__name__
     if isinstance(error, Image.UnidentifiedImageError):
       reason = "unknown format"
     raise errors.UserError(
-        f"{name} is not a picture that can be read ({reason}); give a PNG, "
-        "JPEG, WebP or GIF file.") from error
+      f"{name} is not a picture that can be read ({reason}); give a PNG, "
+      "JPEG, WebP or GIF file."
+    ) from error
   if turn is not None:
     frame = frame.transpose(turn)
   return np.asarray(frame, np.uint8)
@@ -164,10 +185,10 @@ def from_png(content: bytes) -> np.ndarray:
 
 
 def strip(
-    rows: Mapping[str, np.ndarray],
-    *,
-    scale: int = 2,
-    edges: Mapping[str, Sequence[str]] | None = None,
+  rows: Mapping[str, np.ndarray],
+  *,
+  scale: int = 2,
+  edges: Mapping[str, Sequence[str]] | None = None,
 ) -> np.ndarray:
   """Lays labelled rows of frames under one another.
 
@@ -185,7 +206,8 @@ def strip(
   height, width = next(iter(rows.values())).shape[1:3]
   cell_w, cell_h = width * scale + 4, height * scale + 4
   canvas = Image.new(
-      "RGB", (count * cell_w, len(rows) * (cell_h + _LABEL_PIXELS)), "white")
+    "RGB", (count * cell_w, len(rows) * (cell_h + _LABEL_PIXELS)), "white"
+  )
   draw = ImageDraw.Draw(canvas)
   font = ImageFont.load_default()
   for row, (label, frames) in enumerate(rows.items()):
@@ -196,15 +218,17 @@ def strip(
       x, y = column * cell_w, top + _LABEL_PIXELS
       colour = colours[column] if column < len(colours) else "lightgrey"
       draw.rectangle(
-          (x, y, x + cell_w - 2, y + cell_h - 2), outline=colour, width=2)
+        (x, y, x + cell_w - 2, y + cell_h - 2), outline=colour, width=2
+      )
       picture = Image.fromarray(np.asarray(frame, np.uint8)).resize(
-          (width * scale, height * scale), Image.Resampling.NEAREST)
+        (width * scale, height * scale), Image.Resampling.NEAREST
+      )
       canvas.paste(picture, (x + 2, y + 2))
   return np.asarray(canvas)
 
 
 def save_video(
-    path: files.PathLike, frames: np.ndarray, fps: float, scale: int = 4
+  path: files.PathLike, frames: np.ndarray, fps: float, scale: int = 4
 ) -> None:
   """Writes frames as a GIF or an MP4, by the path's ending, atomically.
 
@@ -220,13 +244,12 @@ def save_video(
   suffix = pathlib.PurePath(path).suffix
   if suffix not in (".gif", ".mp4"):
     raise errors.UserError(
-        f"{path}: videos end in .gif or .mp4, not {suffix!r}.")
+      f"{path}: videos end in .gif or .mp4, not {suffix!r}."
+    )
   files.write_atomic(path, to_video(frames, suffix[1:], fps, scale))
 
 
-def to_video(
-    frames: np.ndarray, kind: str, fps: float, scale: int
-) -> bytes:
+def to_video(frames: np.ndarray, kind: str, fps: float, scale: int) -> bytes:
   """Returns the bytes of a film of uint8 frames [T, H, W, 3].
 
   Args:
@@ -244,30 +267,41 @@ def _gif(frames: np.ndarray, fps: float) -> bytes:
   sample = np.concatenate(list(frames[:: max(1, len(frames) // 8)]))
   palette = Image.fromarray(sample).quantize(255)
   pictures = [
-      Image.fromarray(frame).quantize(
-          palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
+    for frame in frames
+  ]
   buffer = io.BytesIO()
   delay = max(2, round(_GIF_HUNDREDTHS / fps)) * 10
   pictures[0].save(
-      buffer, "GIF", save_all=True, append_images=pictures[1:],
-      duration=delay, loop=0, optimize=False)
+    buffer,
+    "GIF",
+    save_all=True,
+    append_images=pictures[1:],
+    duration=delay,
+    loop=0,
+    optimize=False,
+  )
   return buffer.getvalue()
 
 
 def _mp4(frames: np.ndarray, fps: float) -> bytes:
   # H.264 wants even sides in the colour format that every player knows.
   frames = np.pad(
-      frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2),
-               (0, 0)), mode="edge")
+    frames,
+    ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)),
+    mode="edge",
+  )
   buffer = io.BytesIO()
   with av.open(buffer, "w", format="mp4") as container:
     stream = container.add_stream(
-        "libx264", rate=round(fps), options={"crf": "16"})
+      "libx264", rate=round(fps), options={"crf": "16"}
+    )
     stream.height, stream.width = frames.shape[1:3]
     stream.pix_fmt = "yuv420p"
     for frame in frames:
       container.mux(
-          stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24"))
+      )
     container.mux(stream.encode())
   return buffer.getvalue()
 

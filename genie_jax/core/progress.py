@@ -11,13 +11,13 @@ _LINE_SECONDS = 10.0
 
 
 def track(
-    iterable: Iterable[Any] | None = None,
-    *,
-    total: int | None = None,
-    initial: int = 0,
-    unit: str = "it",
-    description: str = "",
-    disable: bool = False,
+  iterable: Iterable[Any] | None = None,
+  *,
+  total: int | None = None,
+  initial: int = 0,
+  unit: str = "it",
+  description: str = "",
+  disable: bool = False,
 ) -> tqdm.tqdm:
   """Returns a tqdm bar with rate and time left.
 
@@ -35,20 +35,20 @@ def track(
   """
   terminal = sys.stderr.isatty()
   return tqdm.tqdm(
-      iterable,
-      total=total,
-      initial=initial,
-      unit=f" {unit}",
-      unit_scale=False,
-      desc=description,
-      disable=disable,
-      file=sys.stderr if terminal else _Lines(),
-      mininterval=0.2 if terminal else _LINE_SECONDS,
-      maxinterval=_LINE_SECONDS,
-      ascii=None if terminal else True,
-      ncols=None if terminal else 78,
-      dynamic_ncols=terminal,
-      smoothing=0.1,
+    iterable,
+    total=total,
+    initial=initial,
+    unit=f" {unit}",
+    unit_scale=False,
+    desc=description,
+    disable=disable,
+    file=sys.stderr if terminal else _Lines(),
+    mininterval=0.2 if terminal else _LINE_SECONDS,
+    maxinterval=_LINE_SECONDS,
+    ascii=None if terminal else True,
+    ncols=None if terminal else 78,
+    dynamic_ncols=terminal,
+    smoothing=0.1,
   )
 
 

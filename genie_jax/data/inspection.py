@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from genie_jax.core import errors, files
-from genie_jax.data import manifest as manifests
+from genie_jax.data import manifest as manifest_lib
 from genie_jax.data import shards, sources
 
 # Records read by one call: some 13 MB of frames.
 _RECORDS_AT_ONCE = 64
 
 
-def describe(manifest: manifests.Manifest) -> str:
+def describe(manifest: manifest_lib.Manifest) -> str:
   """Returns what a manifest says as lines for a person."""
   fields = manifest.to_dict()
   splits, made_by = fields.pop("splits"), fields.pop("made_by")
@@ -23,21 +23,21 @@ def describe(manifest: manifests.Manifest) -> str:
   lines.append(f"fingerprint: {manifest.fingerprint}")
   for name, split in splits.items():
     size = sum(entry["bytes"] for entry in split["shards"])
-    episodes = [
-        row for entry in split["shards"] for row in entry["episodes"]]
+    episodes = [row for entry in split["shards"] for row in entry["episodes"]]
     lines.append(
-        f"{name}: {len({row[0] for row in episodes})} sources, "
-        f"{len(episodes)} episodes, {split['records']} records, "
-        f"{split['frames']} frames in {len(split['shards'])} shards of "
-        f"{size / 2**20:.1f} MiB ({size / max(1, split['frames']):.0f} bytes "
-        "a frame)")
+      f"{name}: {len({row[0] for row in episodes})} sources, "
+      f"{len(episodes)} episodes, {split['records']} records, "
+      f"{split['frames']} frames in {len(split['shards'])} shards of "
+      f"{size / 2**20:.1f} MiB ({size / max(1, split['frames']):.0f} bytes "
+      "a frame)"
+    )
   lines += [f"made by: {name}: {value}" for name, value in made_by.items()]
   return "\n".join(lines)
 
 
 def verify(
-    manifest: manifests.Manifest,
-    tick: Callable[[int], object] = lambda records: None,
+  manifest: manifest_lib.Manifest,
+  tick: Callable[[int], object] = lambda records: None,
 ) -> None:
   """Reads everything and compares it with the manifest.
 
@@ -59,12 +59,17 @@ def verify(
       found = files.sha256(path)
       if found != entry["sha256"]:
         raise errors.UserError(
-            f"{path} has sha256 {found[:12]}, but its manifest says "
-            f"{entry['sha256'][:12]}; copy or write the folder again.")
-      check = _clip_places(manifest, path, entry) if (
-          manifest.kind == "clips") else itertools.repeat(None)
+          f"{path} has sha256 {found[:12]}, but its manifest says "
+          f"{entry['sha256'][:12]}; copy or write the folder again."
+        )
+      check = (
+        _clip_places(manifest, path, entry)
+        if (manifest.kind == "clips")
+        else itertools.repeat(None)
+      )
       for number, (arrays, meta), place in zip(
-          itertools.count(), _read_all(reader, tick), check):
+        itertools.count(), _read_all(reader, tick), check
+      ):
         where = f"{path} record {number}"
         if place is None:
           frames += _check_tokens(manifest, arrays, where)
@@ -74,64 +79,77 @@ def verify(
     for name, value in (("records", records), ("frames", frames)):
       if value != summary[name]:
         raise errors.UserError(
-            f"{manifest.folder}: split {split!r} holds {value} {name}, but "
-            f"its manifest says {summary[name]}; write the folder again.")
+          f"{manifest.folder}: split {split!r} holds {value} {name}, but "
+          f"its manifest says {summary[name]}; write the folder again."
+        )
 
 
 def _read_all(
-    reader: shards.ShardReader, tick: Callable[[int], object],
+  reader: shards.ShardReader,
+  tick: Callable[[int], object],
 ) -> Iterable[tuple[dict[str, np.ndarray], dict[str, Any]]]:
   for start in range(0, len(reader), _RECORDS_AT_ONCE):
     found = reader.read(
-        range(start, min(start + _RECORDS_AT_ONCE, len(reader))))
+      range(start, min(start + _RECORDS_AT_ONCE, len(reader)))
+    )
     yield from found
     tick(len(found))
 
 
 def _clip_places(
-    manifest: manifests.Manifest, path: pathlib.Path, entry: dict[str, Any],
+  manifest: manifest_lib.Manifest,
+  path: pathlib.Path,
+  entry: dict[str, Any],
 ) -> list[tuple[int, int, list[bool]]]:
   """Returns each record's source, start and flags by the episode table."""
   size, places = manifest.frames_per_record, []
   run = lambda row: (row[0], row[1])
-  for (source, first_record), rows in itertools.groupby(
-      entry["episodes"], run):
+  for (source, first_record), rows in itertools.groupby(entry["episodes"], run):
     starts = {row[2]: row[3] for row in rows}
     total, frame = 0, 0
     while frame in starts:  # Episodes must follow on one another.
       total = frame = frame + starts[frame]
     if first_record != len(places) or total != sum(starts.values()):
       raise errors.UserError(
-          f"The manifest's episodes of source {source} in {path} leave gaps "
-          "or overlap; write the folder again.")
+        f"The manifest's episodes of source {source} in {path} leave gaps "
+        "or overlap; write the folder again."
+      )
     flags = [frame in starts for frame in range(total)]
     places += [
-        (source, start, flags[start:start + size])
-        for start in range(0, total, size)]
+      (source, start, flags[start : start + size])
+      for start in range(0, total, size)
+    ]
   if len(places) != entry["records"]:
     raise errors.UserError(
-        f"The manifest's episodes of {path} fill {len(places)} records, but "
-        f"it has {entry['records']}; write the folder again.")
+      f"The manifest's episodes of {path} fill {len(places)} records, but "
+      f"it has {entry['records']}; write the folder again."
+    )
   return places
 
 
 def _needs(where: str, what: str, found: Any, needed: Any) -> None:
   if found != needed:
     raise errors.UserError(
-        f"{where} has {what} {found}, but its manifest needs {needed}; write "
-        "the folder again.")
+      f"{where} has {what} {found}, but its manifest needs {needed}; write "
+      "the folder again."
+    )
 
 
 def _check_clip(
-    manifest: manifests.Manifest, arrays: dict[str, np.ndarray],
-    meta: dict[str, Any], place: tuple[int, int, list[bool]], where: str,
+  manifest: manifest_lib.Manifest,
+  arrays: dict[str, np.ndarray],
+  meta: dict[str, Any],
+  place: tuple[int, int, list[bool]],
+  where: str,
 ) -> int:
   """Checks one record of frames; returns how many frames it holds."""
   source, start, flags = place
-  _needs(where, "source and start", (meta["source"], meta["start"]),
-         (source, start))
-  _needs(where, "frames", arrays["frames"].shape,
-         (len(flags), *manifest.frame_shape))
+  _needs(
+    where, "source and start", (meta["source"], meta["start"]), (source, start)
+  )
+  _needs(
+    where, "frames", arrays["frames"].shape, (len(flags), *manifest.frame_shape)
+  )
   if "first" in arrays:
     found = arrays["first"].tolist()
     if not start:
@@ -144,37 +162,49 @@ def _check_clip(
 
 
 def _check_tokens(
-    manifest: manifests.Manifest, arrays: dict[str, np.ndarray], where: str,
+  manifest: manifest_lib.Manifest,
+  arrays: dict[str, np.ndarray],
+  where: str,
 ) -> int:
   """Checks one token record; returns how many frames it encodes."""
   count = manifest.num_frames
-  _needs(where, "tokens", arrays["tokens"].shape,
-         (count, *manifest.token_grid))
+  _needs(where, "tokens", arrays["tokens"].shape, (count, *manifest.token_grid))
   _check_range(where, "tokens", arrays["tokens"], manifest.num_codes)
   for name, size in (
-      ("actions", manifest.num_actions),
-      ("latent_actions", manifest.num_latent_actions)):
+    ("actions", manifest.num_actions),
+    ("latent_actions", manifest.num_latent_actions),
+  ):
     if name in arrays:
       _needs(where, name, arrays[name].shape, (count - 1,))
       _check_range(where, name, arrays[name], size)
   if "frames" in arrays:
-    _needs(where, "frames", arrays["frames"].shape,
-           (count, *manifest.frame_shape))
+    _needs(
+      where, "frames", arrays["frames"].shape, (count, *manifest.frame_shape)
+    )
   return count
 
 
 def _check_range(
-    where: str, name: str, values: np.ndarray, size: int | None,
+  where: str,
+  name: str,
+  values: np.ndarray,
+  size: int | None,
 ) -> None:
-  if size is not None and values.size and not (
-      values.min() >= 0 and values.max() < size):
+  if (
+    size is not None
+    and values.size
+    and not (values.min() >= 0 and values.max() < size)
+  ):
     raise errors.UserError(
-        f"{where} has {name} from {values.min()} to {values.max()}, but its "
-        f"manifest has {size} of them; write the folder again.")
+      f"{where} has {name} from {values.min()} to {values.max()}, but its "
+      f"manifest has {size} of them; write the folder again."
+    )
 
 
 def contact_rows(
-    manifest: manifests.Manifest, rows: int = 8, columns: int = 12,
+  manifest: manifest_lib.Manifest,
+  rows: int = 8,
+  columns: int = 12,
 ) -> dict[str, np.ndarray]:
   """Returns frames of several sources, to be laid out as a picture.
 
@@ -205,27 +235,38 @@ def _spread(items: list[Any], count: int) -> list[Any]:
 
 
 def _clip_rows(
-    manifest: manifests.Manifest, split: str, rows: int,
+  manifest: manifest_lib.Manifest,
+  split: str,
+  rows: int,
 ) -> Iterable[tuple[int, np.ndarray]]:
   size = manifest.frames_per_record
   episodes = [
-      (path, entry, row) for path, entry in manifest.shards(split)
-      for row in entry["episodes"] if row[2] == 0]
+    (path, entry, row)
+    for path, entry in manifest.shards(split)
+    for row in entry["episodes"]
+    if row[2] == 0
+  ]
   for path, entry, (source, record, _, length) in _spread(episodes, rows):
     found = shards.ShardReader(path, entry).read(
-        range(record, record + -(-length // size)))
+      range(record, record + -(-length // size))
+    )
     frames = np.concatenate([arrays["frames"] for arrays, _ in found])
     yield source, frames[:length]
 
 
 def _token_rows(
-    manifest: manifests.Manifest, split: str, rows: int,
+  manifest: manifest_lib.Manifest,
+  split: str,
+  rows: int,
 ) -> Iterable[tuple[str, np.ndarray]]:
   source = sources.TokenSource(manifest.folder, split)
   colours = np.random.default_rng(0).integers(
-      0, 256, (manifest.num_codes, 3), dtype=np.uint8)
+    0, 256, (manifest.num_codes, 3), dtype=np.uint8
+  )
   for index in _spread(list(range(len(source))), rows):
     element = source[index]
     frames = element.get("frames")
-    yield f"{element['source']} frame {element['start']}", (
-        colours[element["tokens"]] if frames is None else frames)
+    yield (
+      f"{element['source']} frame {element['start']}",
+      (colours[element["tokens"]] if frames is None else frames),
+    )

@@ -25,8 +25,13 @@ class _LocalBatches:
   """Batch number i of one process, by number; what Grain reads from."""
 
   def __init__(
-      self, source: Sequence[Any], order: grain.MapDataset, batch_size: int,
-      parts: Sequence[int], num_parts: int, skip: int,
+    self,
+    source: Sequence[Any],
+    order: grain.MapDataset,
+    batch_size: int,
+    parts: Sequence[int],
+    num_parts: int,
+    skip: int,
   ):
     self._source, self._order, self._skip = source, order, skip
     self._batch_size = batch_size
@@ -43,17 +48,25 @@ class _LocalBatches:
       return self._source.gather(rows)
     elements = [self._source[row] for row in rows]
     return {
-        name: np.stack([element[name] for element in elements])
-        for name in elements[0]}
+      name: np.stack([element[name] for element in elements])
+      for name in elements[0]
+    }
 
 
 class BatchIterator:
   """Iterates over a process's share of the batches; see `make_iterator`."""
 
   def __init__(
-      self, source: Sequence[Any], batch_size: int, seed: int, shuffle: bool,
-      repeat: bool, parts: Sequence[int], num_parts: int, num_workers: int,
-      num_threads: int,
+    self,
+    source: Sequence[Any],
+    batch_size: int,
+    seed: int,
+    shuffle: bool,
+    repeat: bool,
+    parts: Sequence[int],
+    num_parts: int,
+    num_workers: int,
+    num_threads: int,
   ):
     self._source, self._batch_size = source, batch_size
     self._parts, self._num_parts = tuple(parts), num_parts
@@ -64,8 +77,12 @@ class BatchIterator:
     self._order = order.repeat() if repeat else order
     # What must be equal for the batches to go on as they would have.
     self._identity = {
-        "rows": len(source), "batch_size": batch_size, "seed": seed,
-        "shuffle": shuffle, "repeat": repeat}
+      "rows": len(source),
+      "batch_size": batch_size,
+      "seed": seed,
+      "shuffle": shuffle,
+      "repeat": repeat,
+    }
     self._next_batch = 0
     self._iterator: grain.DatasetIterator | None = None
 
@@ -81,20 +98,28 @@ class BatchIterator:
 
   def _start(self, skip: int) -> grain.DatasetIterator:
     batches = _LocalBatches(
-        self._source, self._order, self._batch_size, self._parts,
-        self._num_parts, skip)
+      self._source,
+      self._order,
+      self._batch_size,
+      self._parts,
+      self._num_parts,
+      skip,
+    )
     reading = grain.ReadOptions(
-        num_threads=self._num_threads,
-        prefetch_buffer_size=_BATCHES_AHEAD * self._num_threads)
+      num_threads=self._num_threads,
+      prefetch_buffer_size=_BATCHES_AHEAD * self._num_threads,
+    )
     dataset = grain.MapDataset.source(batches).to_iter_dataset(reading)
     if self._num_workers:
       # Grain's workers read absl flags, which fails in a program (or a test)
       # that has not parsed any.
       if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
-      dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(
-          num_workers=self._num_workers,
-          per_worker_buffer_size=_BATCHES_AHEAD))
+      dataset = dataset.mp_prefetch(
+        grain.MultiprocessingOptions(
+          num_workers=self._num_workers, per_worker_buffer_size=_BATCHES_AHEAD
+        )
+      )
     return iter(dataset)
 
   def get_state(self) -> dict[str, Any]:
@@ -114,10 +139,11 @@ class BatchIterator:
     for name, value in self._identity.items():
       if state.get(name) != value:
         raise errors.UserError(
-            f"The checkpoint's data iterator has {name} {state.get(name)!r}, "
-            f"but this run has {value!r}; resume with the data and the batch "
-            "size it was started with, or start in a new workdir with "
-            "config.init_from.")
+          f"The checkpoint's data iterator has {name} {state.get(name)!r}, "
+          f"but this run has {value!r}; resume with the data and the batch "
+          "size it was started with, or start in a new workdir with "
+          "config.init_from."
+        )
     self.close()
     self._next_batch = state["next_batch"]
 
@@ -129,9 +155,16 @@ class BatchIterator:
 
 
 def make_iterator(
-    source: Sequence[Any], batch_size: int, seed: int, *,
-    shuffle: bool = True, repeat: bool = True, parts: Sequence[int] = (0,),
-    num_parts: int = 1, num_workers: int = 0, num_threads: int = 1,
+  source: Sequence[Any],
+  batch_size: int,
+  seed: int,
+  *,
+  shuffle: bool = True,
+  repeat: bool = True,
+  parts: Sequence[int] = (0,),
+  num_parts: int = 1,
+  num_workers: int = 0,
+  num_threads: int = 1,
 ) -> BatchIterator:
   """Returns an iterator over stacked batches of `source`.
 
@@ -158,16 +191,26 @@ def make_iterator(
   """
   if batch_size < 1 or batch_size % num_parts:
     raise errors.UserError(
-        f"config.data.batch_size {batch_size} cannot be split among "
-        f"{num_parts} groups of devices; make it a multiple of {num_parts}.")
+      f"config.data.batch_size {batch_size} cannot be split among "
+      f"{num_parts} groups of devices; make it a multiple of {num_parts}."
+    )
   if not all(0 <= part < num_parts for part in parts):
     raise errors.UserError(
-        f"A batch of {num_parts} parts has no parts {tuple(parts)}; count "
-        "from 0.")
+      f"A batch of {num_parts} parts has no parts {tuple(parts)}; count from 0."
+    )
   if not len(source) or (not repeat and len(source) < batch_size):
     raise errors.UserError(
-        f"The data has {len(source)} clips, less than one batch of "
-        f"{batch_size}; use a smaller config.data.batch_size or more data.")
+      f"The data has {len(source)} clips, less than one batch of "
+      f"{batch_size}; use a smaller config.data.batch_size or more data."
+    )
   return BatchIterator(
-      source, batch_size, seed, shuffle, repeat, parts, num_parts, num_workers,
-      num_threads)
+    source,
+    batch_size,
+    seed,
+    shuffle,
+    repeat,
+    parts,
+    num_parts,
+    num_workers,
+    num_threads,
+  )

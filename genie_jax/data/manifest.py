@@ -60,6 +60,7 @@ class Manifest:
     address: The folder in a bucket; None for one on a disk. Not part of the
       fingerprint.
   """
+
   kind: str
   name: str
   fps: float
@@ -83,12 +84,14 @@ class Manifest:
   def to_dict(self) -> dict[str, Any]:
     """Returns what `manifest.json` holds, less the fingerprint."""
     fields = {
-        field.name: getattr(self, field.name)
-        for field in dataclasses.fields(self)
-        if field.name not in _PLACES and (
-            self.kind == "tokens" or field.name not in _TOKEN_FIELDS)}
+      field.name: getattr(self, field.name)
+      for field in dataclasses.fields(self)
+      if field.name not in _PLACES
+      and (self.kind == "tokens" or field.name not in _TOKEN_FIELDS)
+    }
     fields["action_aliases"] = {
-        str(key): value for key, value in self.action_aliases.items()}
+      str(key): value for key, value in self.action_aliases.items()
+    }
     return {"schema_version": SCHEMA_VERSION, **config.to_dict(fields)}
 
   @property
@@ -106,37 +109,43 @@ class Manifest:
     path = _path(folder)
     if not exists(folder):
       raise errors.UserError(
-          f"{path} does not exist; give a folder that `genie data` or `genie "
-          "tokenize` has finished, or run that command again to finish it.")
+        f"{path} does not exist; give a folder that `genie data` or `genie "
+        "tokenize` has finished, or run that command again to finish it."
+      )
     found = files.read_json(path)
     try:
       version = found.pop("schema_version")
       if version != SCHEMA_VERSION:
         raise errors.UserError(
-            f"{path} has schema version {version}, but this program reads "
-            f"version {SCHEMA_VERSION}; write the folder again.")
+          f"{path} has schema version {version}, but this program reads "
+          f"version {SCHEMA_VERSION}; write the folder again."
+        )
       stated = found.pop("fingerprint")
       found["frame_shape"] = tuple(found["frame_shape"])
       found["action_aliases"] = {
-          int(key): value for key, value in found["action_aliases"].items()}
+        int(key): value for key, value in found["action_aliases"].items()
+      }
       if found.get("token_grid") is not None:
         found["token_grid"] = tuple(found["token_grid"])
       manifest = cls(**found, folder=pathlib.Path(folder), address=None)
       manifest._check_form()
     except (AttributeError, KeyError, TypeError) as error:
       raise errors.UserError(
-          f"{path} is not a genie manifest ({type(error).__name__}: {error}); "
-          "write the folder again.") from error
+        f"{path} is not a genie manifest ({type(error).__name__}: {error}); "
+        "write the folder again."
+      ) from error
     if manifest.fingerprint != stated:
       raise errors.UserError(
-          f"{path} was edited: its content has fingerprint "
-          f"{manifest.fingerprint[:12]}, but it states {stated[:12]}; write "
-          "the folder again.")
+        f"{path} was edited: its content has fingerprint "
+        f"{manifest.fingerprint[:12]}, but it states {stated[:12]}; write "
+        "the folder again."
+      )
     if not buckets.is_remote(folder):
       return manifest
     address = os.fspath(folder).rstrip("/")
     return dataclasses.replace(
-        manifest, address=address, folder=mirror.folder(stated))
+      manifest, address=address, folder=mirror.folder(stated)
+    )
 
   def _check_form(self) -> None:
     if self.kind not in KINDS:
@@ -150,11 +159,14 @@ class Manifest:
   def write(self, folder: files.PathLike) -> None:
     """Writes `folder`/manifest.json atomically, as the last of its files."""
     text = json.dumps(
-        {**self.to_dict(), "fingerprint": self.fingerprint}, indent=2,
-        allow_nan=False)
+      {**self.to_dict(), "fingerprint": self.fingerprint},
+      indent=2,
+      allow_nan=False,
+    )
     # One line for each row of the episode tables.
     text = _NUMBER_LIST.sub(
-        lambda match: "[" + " ".join(match[1].split()) + "]", text)
+      lambda match: "[" + " ".join(match[1].split()) + "]", text
+    )
     files.write_atomic(_path(folder), text + "\n")
 
   def check(self, expected: Mapping[str, Any]) -> None:
@@ -170,14 +182,15 @@ class Manifest:
     for name, needed in expected.items():
       if name not in _FIELDS:
         raise errors.UserError(
-            f"A manifest has no field {name!r}"
-            f"{errors.closest(name, _FIELDS)}.")
+          f"A manifest has no field {name!r}{errors.closest(name, _FIELDS)}."
+        )
       found = config.to_dict({"_": getattr(self, name)})["_"]
       if found != config.to_dict({"_": needed})["_"]:
         raise errors.UserError(
-            f"{self._where()} has {name} {found!r}, but {needed!r} is needed; "
-            f"give a folder with {name} {needed!r}, or change the config to "
-            f"{found!r}.")
+          f"{self._where()} has {name} {found!r}, but {needed!r} is needed; "
+          f"give a folder with {name} {needed!r}, or change the config to "
+          f"{found!r}."
+        )
 
   def _where(self) -> str:
     if self.address:
@@ -217,28 +230,36 @@ class Manifest:
   def _entries(self, split: str) -> list[dict[str, Any]]:
     if split not in self.splits:
       raise errors.UserError(
-          f"{self._where()} has no split {split!r}"
-          f"{errors.closest(split, self.splits)}; it has "
-          f"{', '.join(self.splits)}.")
+        f"{self._where()} has no split {split!r}"
+        f"{errors.closest(split, self.splits)}; it has "
+        f"{', '.join(self.splits)}."
+      )
     entries = self.splits[split]["shards"]
     if not entries:
       raise errors.UserError(
-          f"Split {split!r} of {self._where()} is empty; write the folder "
-          "again with at least one source in it.")
+        f"Split {split!r} of {self._where()} is empty; write the folder "
+        "again with at least one source in it."
+      )
     return entries
 
   def sources(self, split: str) -> list[int]:
     """Returns the sources (levels, videos) of a split, in order."""
-    return sorted({
-        episode[0] for entry in self._entries(split)
-        for episode in entry["episodes"]})
+    return sorted(
+      {
+        episode[0]
+        for entry in self._entries(split)
+        for episode in entry["episodes"]
+      }
+    )
 
 
 _PLACES = ("folder", "address")
 _FIELDS = tuple(
-    field.name for field in dataclasses.fields(Manifest)
-    if field.name not in _PLACES)
-_TOKEN_FIELDS = _FIELDS[_FIELDS.index("token_grid"):]
+  field.name
+  for field in dataclasses.fields(Manifest)
+  if field.name not in _PLACES
+)
+_TOKEN_FIELDS = _FIELDS[_FIELDS.index("token_grid") :]
 
 
 def exists(folder: files.PathLike) -> bool:
@@ -256,7 +277,8 @@ def _path(folder: files.PathLike) -> str:
 
 
 def split_summary(
-    shards: Sequence[Mapping[str, Any]], frames: int,
+  shards: Sequence[Mapping[str, Any]],
+  frames: int,
 ) -> dict[str, Any]:
   """Returns a split's part of the manifest.
 
@@ -265,14 +287,16 @@ def split_summary(
     frames: Frames in all of them.
   """
   return {
-      "records": sum(entry["records"] for entry in shards),
-      "frames": frames,
-      "shards": list(shards),
+    "records": sum(entry["records"] for entry in shards),
+    "frames": frames,
+    "shards": list(shards),
   }
 
 
 def episodes_of(
-    source: int, first_record: int, first: Iterable[bool],
+  source: int,
+  first_record: int,
+  first: Iterable[bool],
 ) -> list[list[int]]:
   """Returns the episode rows of one source.
 
@@ -287,8 +311,10 @@ def episodes_of(
   """
   flags = list(first)
   starts = [0] + [
-      frame for frame, begins in enumerate(flags) if begins and frame]
+    frame for frame, begins in enumerate(flags) if begins and frame
+  ]
   ends = starts[1:] + [len(flags)]
   return [
-      [source, first_record, start, end - start]
-      for start, end in zip(starts, ends, strict=True)]
+    [source, first_record, start, end - start]
+    for start, end in zip(starts, ends, strict=True)
+  ]

@@ -33,8 +33,10 @@ def folder(fingerprint: str) -> pathlib.Path:
 
 
 def copy_shards(
-    address: str, target: pathlib.Path, split: str,
-    entries: Sequence[Mapping[str, Any]],
+  address: str,
+  target: pathlib.Path,
+  split: str,
+  entries: Sequence[Mapping[str, Any]],
 ) -> None:
   """Copies the shards of a split that are not there yet.
 
@@ -52,17 +54,25 @@ def copy_shards(
   for name in (entry["file"] for entry in entries):
     if not split.isidentifier() or not shards.SHARD_NAME.fullmatch(name):
       raise errors.UserError(
-          f"{address} has a shard {split}/{name}, which is no name of one; "
-          "write the folder again.")
+        f"{address} has a shard {split}/{name}, which is no name of one; "
+        "write the folder again."
+      )
   missing = [
-      entry for entry in entries
-      if not _has_size(target / split / entry["file"], entry["bytes"])]
+    entry
+    for entry in entries
+    if not _has_size(target / split / entry["file"], entry["bytes"])
+  ]
   if not missing:
     return
   size = sum(entry["bytes"] for entry in missing)
   logging.info(
-      "Copying split %r of %s, %d files, %.1f MB, to %s.", split, address,
-      len(missing), size / 1e6, target)
+    "Copying split %r of %s, %d files, %.1f MB, to %s.",
+    split,
+    address,
+    len(missing),
+    size / 1e6,
+    target,
+  )
   with _room(address, target, size):
     (target / split).mkdir(parents=True, exist_ok=True)
 
@@ -88,8 +98,9 @@ def copy_folder(address: str, target: pathlib.Path) -> None:
   with _room(address, target, 0):
     temporary = files.temporary_sibling(target)
     try:
-      found = [name for name in buckets.names(address)
-               if name.endswith(_MODEL_FILES)]
+      found = [
+        name for name in buckets.names(address) if name.endswith(_MODEL_FILES)
+      ]
       temporary.mkdir(parents=True)
       for name in found:
         with open(temporary / name, "wb") as file:
@@ -109,9 +120,7 @@ def copy_folder(address: str, target: pathlib.Path) -> None:
       shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _copy(
-    address: str, path: pathlib.Path, entry: Mapping[str, Any]
-) -> None:
+def _copy(address: str, path: pathlib.Path, entry: Mapping[str, Any]) -> None:
   """Copies a shard under a temporary name, checks it, and renames it."""
   temporary, digest, size = files.temporary_sibling(path), hashlib.sha256(), 0
   try:
@@ -124,8 +133,9 @@ def _copy(
         file.write(block)
     if (size, digest.hexdigest()) != (entry["bytes"], entry["sha256"]):
       raise errors.UserError(
-          f"{address} is not the shard that its manifest describes (its size "
-          "or SHA-256 differs); copy the folder to the bucket again.")
+        f"{address} is not the shard that its manifest describes (its size "
+        "or SHA-256 differs); copy the folder to the bucket again."
+      )
     os.replace(temporary, path)
   except FileNotFoundError as error:
     raise _missing(address) from error
@@ -135,7 +145,8 @@ def _copy(
 
 def _missing(address: str) -> errors.UserError:
   return errors.UserError(
-      f"{address} does not exist; copy the whole folder to the bucket again.")
+    f"{address} does not exist; copy the whole folder to the bucket again."
+  )
 
 
 def _has_size(path: pathlib.Path, size: int) -> bool:
@@ -143,20 +154,20 @@ def _has_size(path: pathlib.Path, size: int) -> bool:
 
 
 @contextlib.contextmanager
-def _room(
-    address: str, target: pathlib.Path, size: int
-) -> Iterator[None]:
+def _room(address: str, target: pathlib.Path, size: int) -> Iterator[None]:
   """Turns a disk that is full, or not ours, into one line."""
   parent = next(path for path in target.absolute().parents if path.is_dir())
   free = shutil.disk_usage(parent).free
   if size > free:
     raise errors.UserError(
-        f"{address} needs {size / 1e6:.0f} MB and {parent} has "
-        f"{free / 1e6:.0f} MB left; free some space, or set XDG_CACHE_HOME to "
-        "a folder elsewhere.")
+      f"{address} needs {size / 1e6:.0f} MB and {parent} has "
+      f"{free / 1e6:.0f} MB left; free some space, or set XDG_CACHE_HOME to "
+      "a folder elsewhere."
+    )
   try:
     yield
   except OSError as error:
     raise errors.UserError(
-        f"{address} cannot be kept in {target} ({error.strerror}); free some "
-        "space, or set XDG_CACHE_HOME to a folder elsewhere.") from error
+      f"{address} cannot be kept in {target} ({error.strerror}); free some "
+      "space, or set XDG_CACHE_HOME to a folder elsewhere."
+    ) from error

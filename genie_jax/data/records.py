@@ -56,14 +56,18 @@ def pack(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> bytes:
     array = np.asarray(array, order="C")
     if array.dtype.kind not in _DTYPE_KINDS:
       raise ValueError(
-          f"Array {name!r} has dtype {array.dtype}; records hold bools, "
-          "integers and floats.")
+        f"Array {name!r} has dtype {array.dtype}; records hold bools, "
+        "integers and floats."
+      )
     array = array.astype(array.dtype.newbyteorder("<"), copy=False)
     table.append([name, array.dtype.str, list(array.shape)])
     pieces += [array.tobytes(), bytes(_padding(array.nbytes))]
   header = json.dumps(
-      {"arrays": table, "meta": meta}, separators=(",", ":"), sort_keys=True,
-      allow_nan=False).encode()
+    {"arrays": table, "meta": meta},
+    separators=(",", ":"),
+    sort_keys=True,
+    allow_nan=False,
+  ).encode()
   header += b" " * _padding(_PREFIX.size + len(header))
   prefix = _PREFIX.pack(_MAGIC, SCHEMA_VERSION, 0, len(header))
   body = b"".join([prefix, header, *pieces])
@@ -71,7 +75,8 @@ def pack(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> bytes:
 
 
 def unpack(
-    record: bytes, where: str = "record",
+  record: bytes,
+  where: str = "record",
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
   """Returns the arrays and the description of one record.
 
@@ -89,20 +94,23 @@ def unpack(
   """
   if len(record) < _PREFIX.size + _CRC.size or record[:4] != _MAGIC:
     raise errors.UserError(
-        f"{where} is not a genie record ({len(record)} bytes that do not "
-        "begin with its magic number); check that the folder was written by "
-        "`genie data` or `genie tokenize`.")
+      f"{where} is not a genie record ({len(record)} bytes that do not "
+      "begin with its magic number); check that the folder was written by "
+      "`genie data` or `genie tokenize`."
+    )
   _, version, _, header_length = _PREFIX.unpack_from(record)
   if version != SCHEMA_VERSION:
     raise errors.UserError(
-        f"{where} has schema version {version}, but this program reads "
-        f"version {SCHEMA_VERSION}; write the folder again.")
+      f"{where} has schema version {version}, but this program reads "
+      f"version {SCHEMA_VERSION}; write the folder again."
+    )
   if google_crc32c.value(record) != _CRC_RESIDUE:
     raise errors.UserError(
-        f"{where} is damaged (its CRC-32C does not fit its "
-        f"{len(record)} bytes); write its folder again.")
+      f"{where} is damaged (its CRC-32C does not fit its "
+      f"{len(record)} bytes); write its folder again."
+    )
   offset = _PREFIX.size + header_length
-  header = json.loads(record[_PREFIX.size:offset])
+  header = json.loads(record[_PREFIX.size : offset])
   arrays = {}
   for name, dtype, shape in header["arrays"]:
     array = np.ndarray(shape, dtype, buffer=record, offset=offset)

@@ -38,8 +38,11 @@ def disk_error(error: RuntimeError, path: files.PathLike) -> OSError:
   for code in _DISK_ERRORS:
     if os.strerror(code) in str(error):
       return OSError(
-          code, f"{os.strerror(code)} while writing; nothing half-written "
-          "was kept: make room and run the same command again", str(path))
+        code,
+        f"{os.strerror(code)} while writing; nothing half-written "
+        "was kept: make room and run the same command again",
+        str(path),
+      )
   return OSError(errno.EIO, f"writing failed ({error})", str(path))
 
 
@@ -64,7 +67,8 @@ class ShardWriter:
     self._temporary = files.temporary_sibling(self._path)
     self._path.parent.mkdir(parents=True, exist_ok=True)
     self._writer = array_record_module.ArrayRecordWriter(
-        str(self._temporary), self._options)
+      str(self._temporary), self._options
+    )
     return self
 
   def write(self, record: bytes) -> None:
@@ -80,8 +84,10 @@ class ShardWriter:
     self._records += 1
 
   def __exit__(
-      self, kind: type[BaseException] | None, error: BaseException | None,
-      trace: types.TracebackType | None,
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: types.TracebackType | None,
   ) -> None:
     try:
       try:
@@ -102,10 +108,10 @@ class ShardWriter:
     finally:
       os.close(descriptor)
     self.entry = {
-        "file": self._path.name,
-        "sha256": files.sha256(self._temporary),
-        "bytes": self._temporary.stat().st_size,
-        "records": self._records,
+      "file": self._path.name,
+      "sha256": files.sha256(self._temporary),
+      "bytes": self._temporary.stat().st_size,
+      "records": self._records,
     }
     os.replace(self._temporary, self._path)
 
@@ -144,13 +150,15 @@ class ShardReader:
       size = self.path.stat().st_size
     except FileNotFoundError as error:
       raise errors.UserError(
-          f"{self.path} is missing though the manifest lists it; copy the "
-          "folder again or write it again.") from error
+        f"{self.path} is missing though the manifest lists it; copy the "
+        "folder again or write it again."
+      ) from error
     if size != self._bytes:
       raise errors.UserError(
-          f"{self.path} has {size} bytes but its manifest says "
-          f"{self._bytes}: it was cut short or exchanged; copy or write the "
-          "folder again.")
+        f"{self.path} has {size} bytes but its manifest says "
+        f"{self._bytes}: it was cut short or exchanged; copy or write the "
+        "folder again."
+      )
 
   def open(self) -> array_record_module.ArrayRecordReader:
     """Opens the file and checks it against the manifest.
@@ -162,19 +170,23 @@ class ShardReader:
       return self._reader
     self.check_size()
     reader = array_record_module.ArrayRecordReader(
-        str(self.path), _READER_OPTIONS,
-        file_reader_buffer_size=_READER_BUFFER_BYTES)
+      str(self.path),
+      _READER_OPTIONS,
+      file_reader_buffer_size=_READER_BUFFER_BYTES,
+    )
     # A damaged file opens without an exception and then has no records.
     if not reader.ok() or reader.num_records() != self._records:
       raise errors.UserError(
-          f"{self.path} is damaged: {reader.num_records()} records can be "
-          f"read where its manifest says {self._records}; copy or write the "
-          "folder again.")
+        f"{self.path} is damaged: {reader.num_records()} records can be "
+        f"read where its manifest says {self._records}; copy or write the "
+        "folder again."
+      )
     self._reader = reader
     return reader
 
   def read(
-      self, positions: Sequence[int],
+    self,
+    positions: Sequence[int],
   ) -> list[tuple[dict[str, np.ndarray], dict[str, Any]]]:
     """Returns the (arrays, meta) of the records at `positions`.
 
@@ -186,10 +198,11 @@ class ShardReader:
       found = reader.read(positions)
     except RuntimeError as error:
       raise errors.UserError(
-          f"{self.path} is damaged in record {positions[0]} or just behind "
-          f"({str(error).splitlines()[0][:120]}); copy or write the folder "
-          "again.") from error
+        f"{self.path} is damaged in record {positions[0]} or just behind "
+        f"({str(error).splitlines()[0][:120]}); copy or write the folder "
+        "again."
+      ) from error
     return [
-        records.unpack(record, f"{self.path} record {position}")
-        for position, record in zip(
-            positions, found, strict=True)]
+      records.unpack(record, f"{self.path} record {position}")
+      for position, record in zip(positions, found, strict=True)
+    ]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from genie_jax.core import errors, files
-from genie_jax.data import manifest as manifests
+from genie_jax.data import manifest as manifest_lib
 from genie_jax.data import shards
 
 Batch = dict[str, np.ndarray]
@@ -39,21 +39,23 @@ class Source(abc.ABC):
 
 
 def _readers(
-    manifest: manifests.Manifest, split: str,
+  manifest: manifest_lib.Manifest,
+  split: str,
 ) -> list[shards.ShardReader]:
   readers = [
-      shards.ShardReader(path, entry)
-      for path, entry in manifest.shards(split)]
+    shards.ShardReader(path, entry) for path, entry in manifest.shards(split)
+  ]
   for reader in readers:
     reader.check_size()  # A cut copy is found now, not hours into a run.
   return readers
 
 
-def _needs_kind(manifest: manifests.Manifest, kind: str, maker: str) -> None:
+def _needs_kind(manifest: manifest_lib.Manifest, kind: str, maker: str) -> None:
   if manifest.kind != kind:
     raise errors.UserError(
-        f"{manifest.address or manifest.folder} holds {manifest.kind}, but "
-        f"{kind} are needed; give a folder made by `{maker}`.")
+      f"{manifest.address or manifest.folder} holds {manifest.kind}, but "
+      f"{kind} are needed; give a folder made by `{maker}`."
+    )
 
 
 class WindowSource(Source):
@@ -80,44 +82,57 @@ class WindowSource(Source):
   """
 
   def __init__(
-      self, folder: files.PathLike, split: str, num_frames: int,
-      stride: int = 1, keys: Sequence[str] = ("frames", "actions"),
+    self,
+    folder: files.PathLike,
+    split: str,
+    num_frames: int,
+    stride: int = 1,
+    keys: Sequence[str] = ("frames", "actions"),
   ):
-    self.manifest = manifests.Manifest.read(folder)
+    self.manifest = manifest_lib.Manifest.read(folder)
     _needs_kind(self.manifest, "clips", "genie data")
     if num_frames < 1 or stride < 1:
       raise errors.UserError(
-          f"Windows need num_frames and stride of at least 1, not "
-          f"{num_frames} and {stride}; change them in config.data.")
+        f"Windows need num_frames and stride of at least 1, not "
+        f"{num_frames} and {stride}; change them in config.data."
+      )
     self._readers = _readers(self.manifest, split)
     self._num_frames, self._stride = num_frames, stride
     self._record_frames = self.manifest.frames_per_record
     self._episodes = [
-        (number, *episode)
-        for number, (_, entry) in enumerate(self.manifest.shards(split))
-        for episode in entry["episodes"] if episode[3] >= num_frames]
+      (number, *episode)
+      for number, (_, entry) in enumerate(self.manifest.shards(split))
+      for episode in entry["episodes"]
+      if episode[3] >= num_frames
+    ]
     if not self._episodes:
       raise errors.UserError(
-          f"Split {split!r} of {folder} has no episode of "
-          f"{num_frames} frames; use shorter windows or collect longer "
-          "levels.")
+        f"Split {split!r} of {folder} has no episode of "
+        f"{num_frames} frames; use shorter windows or collect longer "
+        "levels."
+      )
     # Windows up to and including each episode.
-    self._ends = list(itertools.accumulate(
-        (length - num_frames) // stride + 1
-        for *_, length in self._episodes))
+    self._ends = list(
+      itertools.accumulate(
+        (length - num_frames) // stride + 1 for *_, length in self._episodes
+      )
+    )
     number, _, record, *_ = self._episodes[0]
     arrays, _ = self._readers[number].read([record])[0]
     unknown = [name for name in keys if name not in arrays]
     if unknown:
       raise errors.UserError(
-          f"{folder} has no {unknown[0]!r}"
-          f"{errors.closest(unknown[0], arrays)}; its records hold "
-          f"{', '.join(arrays)}.")
+        f"{folder} has no {unknown[0]!r}"
+        f"{errors.closest(unknown[0], arrays)}; its records hold "
+        f"{', '.join(arrays)}."
+      )
     self._layout = {
-        name: ((num_frames - (name in _BETWEEN_FRAMES),
-                *arrays[name].shape[1:]),
-               np.int32 if name in _BETWEEN_FRAMES else arrays[name].dtype)
-        for name in keys}
+      name: (
+        (num_frames - (name in _BETWEEN_FRAMES), *arrays[name].shape[1:]),
+        np.int32 if name in _BETWEEN_FRAMES else arrays[name].dtype,
+      )
+      for name in keys
+    }
 
   def __len__(self) -> int:
     return self._ends[-1]
@@ -125,8 +140,9 @@ class WindowSource(Source):
   def gather(self, indices: Sequence[int]) -> Batch:
     """Returns windows stacked: each array as above, behind an axis n."""
     out = {
-        name: np.empty((len(indices), *shape), dtype)
-        for name, (shape, dtype) in self._layout.items()}
+      name: np.empty((len(indices), *shape), dtype)
+      for name, (shape, dtype) in self._layout.items()
+    }
     out["source"] = np.empty(len(indices), np.int32)
     out["start"] = np.empty(len(indices), np.int32)
     for row, index in enumerate(indices):
@@ -147,27 +163,31 @@ class WindowSource(Source):
     size = self._record_frames
     head = start // size
     tail = (start + self._num_frames - 1) // size
-    found = self._readers[shard].read(
-        range(record + head, record + tail + 1))
+    found = self._readers[shard].read(range(record + head, record + tail + 1))
     for number, (arrays, meta) in enumerate(found, start=head):
       self._check(shard, source, number, meta)
       # The window's frames that lie in this record, from its first to `stop`.
       low = max(start - number * size, 0)
       at = number * size + low - start
       for name, (shape, _) in self._layout.items():
-        piece = arrays[name][low:low + shape[0] - at]
-        out[name][row, at:at + len(piece)] = piece
+        piece = arrays[name][low : low + shape[0] - at]
+        out[name][row, at : at + len(piece)] = piece
     out["source"][row], out["start"][row] = source, start
 
   def _check(
-      self, shard: int, source: int, number: int, meta: dict[str, Any],
+    self,
+    shard: int,
+    source: int,
+    number: int,
+    meta: dict[str, Any],
   ) -> None:
     start = number * self._record_frames
     if meta["source"] != source or meta["start"] != start:
       raise errors.UserError(
-          f"{self._readers[shard].path} holds frame {meta['start']} of source "
-          f"{meta['source']} where its manifest says frame {start} of source "
-          f"{source}; `genie data inspect` the folder, then write it again.")
+        f"{self._readers[shard].path} holds frame {meta['start']} of source "
+        f"{meta['source']} where its manifest says frame {start} of source "
+        f"{source}; `genie data inspect` the folder, then write it again."
+      )
 
 
 class TokenSource(Source):
@@ -192,11 +212,14 @@ class TokenSource(Source):
   """
 
   def __init__(
-      self, folder: files.PathLike, split: str,
-      num_frames: int | None = None, keys: Sequence[str] | None = None,
-      merge_aliases: bool = False,
+    self,
+    folder: files.PathLike,
+    split: str,
+    num_frames: int | None = None,
+    keys: Sequence[str] | None = None,
+    merge_aliases: bool = False,
   ):
-    self.manifest = manifests.Manifest.read(folder)
+    self.manifest = manifest_lib.Manifest.read(folder)
     _needs_kind(self.manifest, "tokens", "genie tokenize")
     self._readers = _readers(self.manifest, split)
     self._ends = list(itertools.accumulate(len(r) for r in self._readers))
@@ -205,22 +228,26 @@ class TokenSource(Source):
     self._num_frames = held if num_frames is None else num_frames
     if not 1 <= self._num_frames <= held:
       raise errors.UserError(
-          f"{folder} holds clips of {held} frames, but "
-          f"{num_frames} are needed; tokenize again with --num-frames "
-          f"{num_frames}, or set config.data.num_frames to at most {held}.")
+        f"{folder} holds clips of {held} frames, but "
+        f"{num_frames} are needed; tokenize again with --num-frames "
+        f"{num_frames}, or set config.data.num_frames to at most {held}."
+      )
     keys = tuple(arrays) if keys is None else tuple(keys)
     for name in keys:
       if name not in arrays:
         raise errors.UserError(
-            f"{folder} has no {name!r}"
-            f"{errors.closest(name, arrays)}; its records hold "
-            f"{', '.join(arrays)}; tokenize again with --lam for latent "
-            "actions and --keep-frames for frames.")
+          f"{folder} has no {name!r}"
+          f"{errors.closest(name, arrays)}; its records hold "
+          f"{', '.join(arrays)}; tokenize again with --lam for latent "
+          "actions and --keep-frames for frames."
+        )
     self._layout = {
-        name: ((self._num_frames - (name in _BETWEEN_FRAMES),
-                *arrays[name].shape[1:]),
-               np.uint8 if name == "frames" else np.int32)
-        for name in keys}
+      name: (
+        (self._num_frames - (name in _BETWEEN_FRAMES), *arrays[name].shape[1:]),
+        np.uint8 if name == "frames" else np.int32,
+      )
+      for name in keys
+    }
     self._merged = None
     if merge_aliases and "actions" in keys and self.manifest.num_actions:
       self._merged = np.arange(self.manifest.num_actions, dtype=np.int32)
@@ -233,8 +260,9 @@ class TokenSource(Source):
   def gather(self, indices: Sequence[int]) -> Batch:
     """Returns records stacked: each array as above, behind an axis n."""
     out = {
-        name: np.empty((len(indices), *shape), dtype)
-        for name, (shape, dtype) in self._layout.items()}
+      name: np.empty((len(indices), *shape), dtype)
+      for name, (shape, dtype) in self._layout.items()
+    }
     out["source"] = np.empty(len(indices), np.int32)
     out["start"] = np.empty(len(indices), np.int32)
     for row, index in enumerate(indices):
@@ -245,7 +273,7 @@ class TokenSource(Source):
       before = self._ends[shard - 1] if shard else 0
       arrays, meta = self._readers[shard].read([index - before])[0]
       for name, (shape, _) in self._layout.items():
-        out[name][row] = arrays[name][:shape[0]]
+        out[name][row] = arrays[name][: shape[0]]
       if self._merged is not None:
         out["actions"][row] = self._merged[out["actions"][row]]
       out["source"][row], out["start"][row] = meta["source"], meta["start"]

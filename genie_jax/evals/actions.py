@@ -30,6 +30,7 @@ class Agreement:
     table: int64 [A, K], transitions by latent and true action.
     true_actions: Labels of the K columns.
   """
+
   nmi: intervals.Interval
   shuffled_nmi: intervals.Interval
   purity: intervals.Interval
@@ -47,11 +48,11 @@ def merge(actions: np.ndarray, aliases: Mapping[int, int]) -> np.ndarray:
 
 
 def tables(
-    latent: np.ndarray,
-    true: np.ndarray,
-    levels: np.ndarray,
-    num_latent: int,
-    num_true: int,
+  latent: np.ndarray,
+  true: np.ndarray,
+  levels: np.ndarray,
+  num_latent: int,
+  num_true: int,
 ) -> np.ndarray:
   """Counts transitions of each level by latent and true action.
 
@@ -85,8 +86,10 @@ def nmi(table: np.ndarray) -> np.ndarray:
   joint = table / np.maximum(table.sum((-2, -1), keepdims=True), 1e-12)
   rows, columns = joint.sum(-1), joint.sum(-2)
   information = (
-      _entropy(rows) + _entropy(columns)
-      - _entropy(joint.reshape(*joint.shape[:-2], -1)))
+    _entropy(rows)
+    + _entropy(columns)
+    - _entropy(joint.reshape(*joint.shape[:-2], -1))
+  )
   mean = (_entropy(rows) + _entropy(columns)) / 2
   return np.where(mean > 1e-12, information / np.maximum(mean, 1e-12), 0.0)
 
@@ -102,13 +105,13 @@ def purity(table: np.ndarray) -> np.ndarray:
 
 
 def agreement(
-    latent: np.ndarray,
-    true: np.ndarray,
-    levels: np.ndarray,
-    num_latent: int,
-    *,
-    aliases: Mapping[int, int],
-    seed: int,
+  latent: np.ndarray,
+  true: np.ndarray,
+  levels: np.ndarray,
+  num_latent: int,
+  *,
+  aliases: Mapping[int, int],
+  seed: int,
 ) -> Agreement:
   """Measures the agreement of latent with true actions.
 
@@ -134,20 +137,29 @@ def agreement(
     shuffled[by_row] = true[order]
     chance = count(shuffled)
     values.append(nmi(chance.sum(0)))
-    resampled = nmi(intervals.resample(
-        {"table": chance}, seed + 1 + number,
-        intervals.NUM_RESAMPLES // _NUM_SHUFFLES)["table"])
+    resampled = nmi(
+      intervals.resample(
+        {"table": chance},
+        seed + 1 + number,
+        intervals.NUM_RESAMPLES // _NUM_SHUFFLES,
+      )["table"]
+    )
     draws.append(resampled - (resampled.mean() - values[-1]))
   whole = by_level.sum(0)
   return Agreement(
-      nmi=intervals.bootstrap(
-          lambda sums: nmi(sums["table"]), {"table": by_level}, seed=seed,
-          unbiased=True),
-      shuffled_nmi=intervals.Interval(
-          float(np.mean(values)),
-          *intervals.percentiles(np.concatenate(draws))),
-      purity=intervals.bootstrap(
-          lambda sums: purity(sums["table"]), {"table": by_level}, seed=seed),
-      majority=float(whole.sum(0).max() / whole.sum()),
-      table=whole,
-      true_actions=tuple(int(label) for label in labels))
+    nmi=intervals.bootstrap(
+      lambda sums: nmi(sums["table"]),
+      {"table": by_level},
+      seed=seed,
+      unbiased=True,
+    ),
+    shuffled_nmi=intervals.Interval(
+      float(np.mean(values)), *intervals.percentiles(np.concatenate(draws))
+    ),
+    purity=intervals.bootstrap(
+      lambda sums: purity(sums["table"]), {"table": by_level}, seed=seed
+    ),
+    majority=float(whole.sum(0).max() / whole.sum()),
+    table=whole,
+    true_actions=tuple(int(label) for label in labels),
+  )

@@ -17,17 +17,29 @@ from matplotlib.backends import backend_svg
 _INK, _FAINT = "#010101", "#020202"
 SERIES = ("#0a0a01", "#0a0a02", "#0a0a03", "#0a0a04")
 _VARIABLES = {
-    _INK: "var(--ink)", _FAINT: "var(--faint)",
-    **{colour: f"var(--c{n})" for n, colour in enumerate(SERIES, 1)}}
+  _INK: "var(--ink)",
+  _FAINT: "var(--faint)",
+  **{colour: f"var(--c{n})" for n, colour in enumerate(SERIES, 1)},
+}
 
 _STYLE = {
-    "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10,
-    "text.color": _INK, "axes.labelcolor": _INK, "axes.edgecolor": _FAINT,
-    "xtick.color": _INK, "ytick.color": _INK, "grid.color": _FAINT,
-    "grid.alpha": 0.5, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.titlesize": 10, "axes.titleweight": "bold",
-    "axes.titlelocation": "left", "legend.frameon": False,
-    "svg.hashsalt": "genie",
+  "svg.fonttype": "none",
+  "font.family": "sans-serif",
+  "font.size": 10,
+  "text.color": _INK,
+  "axes.labelcolor": _INK,
+  "axes.edgecolor": _FAINT,
+  "xtick.color": _INK,
+  "ytick.color": _INK,
+  "grid.color": _FAINT,
+  "grid.alpha": 0.5,
+  "axes.spines.top": False,
+  "axes.spines.right": False,
+  "axes.titlesize": 10,
+  "axes.titleweight": "bold",
+  "axes.titlelocation": "left",
+  "legend.frameon": False,
+  "svg.hashsalt": "genie",
 }
 
 # (label, value, low, high); low and high are None where there is no interval.
@@ -43,10 +55,14 @@ def _figure(width: float, height: float, columns: int = 1):
 def _svg(drawn: figure.Figure, description: str) -> str:
   """Returns the figure as an <svg> element with nothing external in it."""
   buffer = io.StringIO()
-  drawn.savefig(buffer, format="svg", transparent=True, metadata={
-      "Date": None, "Creator": None, "Format": None, "Type": None})
+  drawn.savefig(
+    buffer,
+    format="svg",
+    transparent=True,
+    metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+  )
   text = buffer.getvalue()
-  text = text[text.index("<svg"):]
+  text = text[text.index("<svg") :]
   text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
   text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)
   for colour, variable in _VARIABLES.items():
@@ -56,17 +72,19 @@ def _svg(drawn: figure.Figure, description: str) -> str:
   text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", text)
   size = re.search(r'width="([\d.]+)pt"', text)
   text = re.sub(
-      r'<svg[^>]*viewBox="([^"]*)"[^>]*>',
-      lambda match: (
-          f'<svg viewBox="{match[1]}" role="img" '
-          f'aria-label="{description}" '
-          f'style="max-width:{float(size[1]) * 1.35:.0f}px">'), text, count=1)
+    r'<svg[^>]*viewBox="([^"]*)"[^>]*>',
+    lambda match: (
+      f'<svg viewBox="{match[1]}" role="img" '
+      f'aria-label="{description}" '
+      f'style="max-width:{float(size[1]) * 1.35:.0f}px">'
+    ),
+    text,
+    count=1,
+  )
   return text
 
 
-def comparison(
-    panels: Mapping[str, Sequence[Row]], description: str
-) -> str:
+def comparison(panels: Mapping[str, Sequence[Row]], description: str) -> str:
   """Draws values with their intervals as dots with whiskers, panel by panel.
 
   Args:
@@ -79,14 +97,19 @@ def comparison(
   """
   most = max(len(rows) for rows in panels.values())
   with matplotlib.rc_context(_STYLE):
-    drawn, axes = _figure(
-        3.6 * len(panels), 0.9 + 0.34 * most, len(panels))
+    drawn, axes = _figure(3.6 * len(panels), 0.9 + 0.34 * most, len(panels))
     for ax, (title, rows) in zip(axes, panels.items(), strict=True):
       for place, (_, value, low, high) in enumerate(rows):
         colour = SERIES[0] if place == 0 else SERIES[1]
         if low is not None:
-          ax.plot([low, high], [place, place], color=colour, linewidth=3,
-                  solid_capstyle="butt", alpha=0.55)
+          ax.plot(
+            [low, high],
+            [place, place],
+            color=colour,
+            linewidth=3,
+            solid_capstyle="butt",
+            alpha=0.55,
+          )
         ax.plot([value], [place], "o", color=colour, markersize=6)
       ax.set_yticks(range(len(rows)), [row[0] for row in rows])
       ax.set_ylim(most - 0.4, -0.6)
@@ -105,11 +128,23 @@ def code_usage(counts: np.ndarray) -> str:
   with matplotlib.rc_context(_STYLE):
     drawn, (ax,) = _figure(6.4, 2.7)
     ax.fill_between(
-        np.arange(1, used + 1), share[:used], share[used - 1] / 2,
-        step="mid", color=SERIES[0], alpha=0.65, linewidth=0)
+      np.arange(1, used + 1),
+      share[:used],
+      share[used - 1] / 2,
+      step="mid",
+      color=SERIES[0],
+      alpha=0.65,
+      linewidth=0,
+    )
     ax.axhline(100 / len(share), color=SERIES[1], linewidth=1.5)
-    ax.text(len(share), 100 / len(share) * 1.15, "all codes alike",
-            ha="right", va="bottom", color=SERIES[1])
+    ax.text(
+      len(share),
+      100 / len(share) * 1.15,
+      "all codes alike",
+      ha="right",
+      va="bottom",
+      color=SERIES[1],
+    )
     ax.set_yscale("log")
     ax.set_ylim(bottom=share[used - 1] / 2)
     ax.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f"{y:g}"))
@@ -117,19 +152,21 @@ def code_usage(counts: np.ndarray) -> str:
     ax.set_xlabel("codes, most frequent first")
     ax.set_ylabel("% of tokens")
     return _svg(
-        drawn, f"Code usage: {used} of {len(share)} codes are in use, the most "
-        f"frequent makes {share[0]:.1f} % of tokens.")
+      drawn,
+      f"Code usage: {used} of {len(share)} codes are in use, the most "
+      f"frequent makes {share[0]:.1f} % of tokens.",
+    )
 
 
 def heat_map(
-    table: np.ndarray,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    labels: tuple[str, str],
-    description: str,
-    *,
-    text: str,
-    top: float | None = None,
+  table: np.ndarray,
+  rows: Sequence[str],
+  columns: Sequence[str],
+  labels: tuple[str, str],
+  description: str,
+  *,
+  text: str,
+  top: float | None = None,
 ) -> str:
   """Draws a matrix as shaded cells with their values.
 
@@ -145,14 +182,19 @@ def heat_map(
   table = np.asarray(table, float)
   top = top or max(table.max(), 1e-12)
   with matplotlib.rc_context(_STYLE):
-    drawn, (ax,) = _figure(
-        1.3 + 0.62 * len(columns), 1.0 + 0.42 * len(rows))
+    drawn, (ax,) = _figure(1.3 + 0.62 * len(columns), 1.0 + 0.42 * len(rows))
     for (y, x), value in np.ndenumerate(table):
-      ax.add_patch(patches.Rectangle(
-          (x - 0.48, y - 0.48), 0.96, 0.96, color=SERIES[0], linewidth=0,
-          alpha=0.04 + 0.66 * min(value / top, 1)))
-      ax.text(x, y, format(value, text), ha="center", va="center",
-              fontsize=9)
+      ax.add_patch(
+        patches.Rectangle(
+          (x - 0.48, y - 0.48),
+          0.96,
+          0.96,
+          color=SERIES[0],
+          linewidth=0,
+          alpha=0.04 + 0.66 * min(value / top, 1),
+        )
+      )
+      ax.text(x, y, format(value, text), ha="center", va="center", fontsize=9)
     ax.set_xlim(-0.5, len(columns) - 0.5)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.set_xticks(range(len(columns)), columns)
@@ -166,11 +208,11 @@ def heat_map(
 
 
 def lines(
-    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
-    x_label: str,
-    description: str,
-    *,
-    logarithmic: Sequence[str] = (),
+  panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+  x_label: str,
+  description: str,
+  *,
+  logarithmic: Sequence[str] = (),
 ) -> str:
   """Draws lines, panel by panel.
 
@@ -181,13 +223,17 @@ def lines(
     logarithmic: Titles of panels whose y axis is logarithmic.
   """
   with matplotlib.rc_context(_STYLE):
-    drawn, axes = _figure(
-        3.6 * len(panels) + 1.4, 2.8, len(panels))
+    drawn, axes = _figure(3.6 * len(panels) + 1.4, 2.8, len(panels))
     for ax, (title, curves) in zip(axes, panels.items(), strict=True):
       for place, (name, (x, y)) in enumerate(curves.items()):
         ax.plot(
-            x, y, color=SERIES[place % len(SERIES)], label=name,
-            linewidth=1.8, linestyle=("-", "--", "-.", ":")[place % 4])
+          x,
+          y,
+          color=SERIES[place % len(SERIES)],
+          label=name,
+          linewidth=1.8,
+          linestyle=("-", "--", "-.", ":")[place % 4],
+        )
       if title in logarithmic:
         ax.set_yscale("log")
       ax.set_title(title)

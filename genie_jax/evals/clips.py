@@ -21,20 +21,21 @@ class Clips:
     actions: int32 [n, T-1], the true ones; None where they are not known.
     levels: int32 [n], the level (source) of each clip.
   """
+
   frames: np.ndarray
   actions: np.ndarray | None
   levels: np.ndarray
 
 
 def pick(
-    folder: files.PathLike,
-    split: str,
-    *,
-    num_frames: int,
-    num_clips: int,
-    num_levels: int,
-    with_actions: bool,
-    seed: int,
+  folder: files.PathLike,
+  split: str,
+  *,
+  num_frames: int,
+  num_clips: int,
+  num_levels: int,
+  with_actions: bool,
+  seed: int,
 ) -> Clips:
   """Draws clips evenly from levels, in turns: one of each, then the next.
 
@@ -55,21 +56,22 @@ def pick(
   windows = _windows_by_level(source, split, num_frames)
   if len(windows) < num_levels:
     raise errors.UserError(
-        f"Split {split!r} of {folder} has {len(windows)} levels with a clip "
-        f"of {num_frames} frames, but {num_levels} are asked for; collect "
-        f"more, or give --levels {len(windows)}.")
+      f"Split {split!r} of {folder} has {len(windows)} levels with a clip "
+      f"of {num_frames} frames, but {num_levels} are asked for; collect "
+      f"more, or give --levels {len(windows)}."
+    )
   rng = np.random.default_rng(seed)
-  chosen = np.sort(
-      rng.choice(sorted(windows), num_levels, replace=False))
+  chosen = np.sort(rng.choice(sorted(windows), num_levels, replace=False))
   per_level = -(-num_clips // num_levels)
   drawn = []
   for level in chosen:
     if len(windows[level]) < per_level:
       raise errors.UserError(
-          f"Level {level} of split {split!r} of {folder} has "
-          f"{len(windows[level])} windows, but {per_level} are needed for "
-          f"{num_clips} clips of {num_levels} levels; collect longer levels, "
-          "or ask for fewer with --num-clips.")
+        f"Level {level} of split {split!r} of {folder} has "
+        f"{len(windows[level])} windows, but {per_level} are needed for "
+        f"{num_clips} clips of {num_levels} levels; collect longer levels, "
+        "or ask for fewer with --num-clips."
+      )
     drawn.append(rng.choice(windows[level], per_level, replace=False))
   order = np.stack(drawn, 1).ravel()[:num_clips]
   found = source.gather(order)
@@ -77,7 +79,7 @@ def pick(
 
 
 def _windows_by_level(
-    source: sources.WindowSource, split: str, num_frames: int
+  source: sources.WindowSource, split: str, num_frames: int
 ) -> dict[int, np.ndarray]:
   """Returns the numbers of each level's windows, of a source of stride 1."""
   ranges: dict[int, list[np.ndarray]] = {}
@@ -93,12 +95,12 @@ def _windows_by_level(
 
 
 def random_clips(
-    folder: files.PathLike,
-    split: str,
-    *,
-    num_frames: int,
-    num_clips: int,
-    seed: int,
+  folder: files.PathLike,
+  split: str,
+  *,
+  num_frames: int,
+  num_clips: int,
+  seed: int,
 ) -> np.ndarray:
   """Draws clips by chance from all levels of a split.
 
@@ -114,5 +116,6 @@ def random_clips(
   """
   source = sources.WindowSource(folder, split, num_frames, keys=("frames",))
   order = np.random.default_rng(seed).choice(
-      len(source), min(num_clips, len(source)), replace=False)
+    len(source), min(num_clips, len(source)), replace=False
+  )
   return source.gather(np.sort(order))["frames"]

@@ -28,9 +28,9 @@ def summary(occurrences: np.ndarray) -> dict[str, Any]:
     rarest code's share of what was seen; `num_seen`, how much that was.
   """
   return {
-      "num_codes": len(occurrences),
-      "usage": float((occurrences > 0).mean()),
-      "perplexity": float(2 ** entropy(occurrences)),
-      "min_share": float(occurrences.min() / occurrences.sum()),
-      "num_seen": int(occurrences.sum()),
+    "num_codes": len(occurrences),
+    "usage": float((occurrences > 0).mean()),
+    "perplexity": float(2 ** entropy(occurrences)),
+    "min_share": float(occurrences.min() / occurrences.sum()),
+    "num_seen": int(occurrences.sum()),
   }

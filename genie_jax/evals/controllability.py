@@ -20,12 +20,12 @@ DELTA_FRAME = 4
 
 
 def delta_psnr(
-    truth: np.ndarray,
-    inferred: np.ndarray,
-    random: np.ndarray,
-    levels: np.ndarray,
-    *,
-    seed: int,
+  truth: np.ndarray,
+  inferred: np.ndarray,
+  random: np.ndarray,
+  levels: np.ndarray,
+  *,
+  seed: int,
 ) -> dict[str, intervals.Interval]:
   """Delta PSNR of one frame: a difference for each clip, then their mean.
 
@@ -44,8 +44,10 @@ def delta_psnr(
   second = reconstruction.psnr(reconstruction.clip_errors(truth, random))
   mean = lambda x: intervals.ratio(x, np.ones(len(x)), levels, seed=seed)
   return {
-      "delta": mean(first - second), "inferred": mean(first),
-      "random": mean(second)}
+    "delta": mean(first - second),
+    "inferred": mean(first),
+    "random": mean(second),
+  }
 
 
 def effects(rollouts: np.ndarray) -> np.ndarray:
@@ -60,8 +62,9 @@ def effects(rollouts: np.ndarray) -> np.ndarray:
     rollouts, in 8-bit levels (0 to 255); zeros on the diagonal.
   """
   flat = rollouts.reshape(len(rollouts), -1).astype(np.float32)
-  return np.array([
-      [np.abs(a - b).mean(dtype=np.float64) for b in flat] for a in flat])
+  return np.array(
+    [[np.abs(a - b).mean(dtype=np.float64) for b in flat] for a in flat]
+  )
 
 
 def action_effects(matrix: np.ndarray) -> np.ndarray:
@@ -83,7 +86,7 @@ def motion(frames: np.ndarray) -> np.ndarray:
 
 
 def liveliness(
-    frames: np.ndarray, tokens: np.ndarray, num_codes: int
+  frames: np.ndarray, tokens: np.ndarray, num_codes: int
 ) -> dict[str, Any]:
   """Motion and variety of clips, to compare free rollouts with real ones.
 
@@ -99,8 +102,8 @@ def liveliness(
   """
   by_frame = motion(frames)
   return {
-      "motion": float(by_frame.mean()),
-      "motion_by_frame": [float(x) for x in by_frame],
-      "token_entropy": codebook.entropy(codebook.counts(tokens, num_codes)),
-      "token_change": float((tokens[:, 1:] != tokens[:, :-1]).mean()),
+    "motion": float(by_frame.mean()),
+    "motion_by_frame": [float(x) for x in by_frame],
+    "token_entropy": codebook.entropy(codebook.counts(tokens, num_codes)),
+    "token_change": float((tokens[:, 1:] != tokens[:, :-1]).mean()),
   }

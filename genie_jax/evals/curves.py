@@ -24,6 +24,7 @@ class Run:
     panels: Title -> line -> steps and values.
     logarithmic: Titles of panels whose values are best seen as logarithms.
   """
+
   stage: str
   panels: Mapping[str, Mapping[str, Line]]
   logarithmic: Sequence[str]
@@ -42,28 +43,36 @@ def read(workdir: files.PathLike) -> Run:
   path = workdir / _FILE
   if not path.is_file():
     raise errors.UserError(
-        f"{path} does not exist; --workdir takes a folder that `genie train` "
-        "wrote.")
+      f"{path} does not exist; --workdir takes a folder that `genie train` "
+      "wrote."
+    )
   series = _series(path)
   if "loss" not in series:
     raise errors.UserError(
-        f"{path} has no line with a loss; train for longer than "
-        "config.log_every steps, or leave this --workdir out.")
+      f"{path} has no line with a loss; train for longer than "
+      "config.log_every steps, or leave this --workdir out."
+    )
   stage = files.read_json(workdir / "config.json")["stage"]
   panels = {"Training loss": {"loss": _thinned(series["loss"])}}
   errors_of = {
-      name: line for name, line in series.items()
-      if name.startswith("eval/") and name.endswith("squared_error")}
+    name: line
+    for name, line in series.items()
+    if name.startswith("eval/") and name.endswith("squared_error")
+  }
   if errors_of:
     panels["Held-out PSNR, dB"] = {
-        _readable(name): (steps, -10 * np.log10(np.maximum(values, 1e-10)))
-        for name, (steps, values) in errors_of.items()}
+      _readable(name): (steps, -10 * np.log10(np.maximum(values, 1e-10)))
+      for name, (steps, values) in errors_of.items()
+    }
   accuracies = {
-      name: line for name, line in series.items()
-      if name.startswith("eval/") and name.endswith("accuracy")}
+    name: line
+    for name, line in series.items()
+    if name.startswith("eval/") and name.endswith("accuracy")
+  }
   if accuracies:
     panels["Held-out accuracy"] = {
-        _readable(name): line for name, line in accuracies.items()}
+      _readable(name): line for name, line in accuracies.items()
+    }
   losses = series["loss"][1]
   spread = min(losses) > 0 and max(losses) > 10 * min(losses)
   return Run(stage, panels, ["Training loss"] if spread else [])
@@ -78,8 +87,8 @@ def _series(path: pathlib.Path) -> dict[str, Line]:
       step = line.pop("step")
     except (json.JSONDecodeError, KeyError, AttributeError, TypeError):
       raise errors.UserError(
-          f"{path}, line {number} is no line of metrics; the run may have "
-          "been killed while writing it: resume it, or delete that line."
+        f"{path}, line {number} is no line of metrics; the run may have "
+        "been killed while writing it: resume it, or delete that line."
       ) from None
     for name, value in line.items():
       if isinstance(value, int | float):

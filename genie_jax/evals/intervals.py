@@ -22,6 +22,7 @@ Sums = Mapping[str, np.ndarray]
 @dataclasses.dataclass(frozen=True)
 class Interval:
   """A value and its percentile interval."""
+
   value: float
   low: float
   high: float
@@ -60,20 +61,23 @@ def resample(sums: Sums, seed: int, num_resamples: int) -> Sums:
   """
   num_levels = len(next(iter(sums.values())))
   counts = np.random.default_rng(seed).multinomial(
-      num_levels, np.full(num_levels, 1 / num_levels), size=num_resamples)
+    num_levels, np.full(num_levels, 1 / num_levels), size=num_resamples
+  )
   return {
-      name: (counts @ values.reshape(num_levels, -1)).reshape(
-          num_resamples, *values.shape[1:])
-      for name, values in sums.items()}
+    name: (counts @ values.reshape(num_levels, -1)).reshape(
+      num_resamples, *values.shape[1:]
+    )
+    for name, values in sums.items()
+  }
 
 
 def bootstrap(
-    statistic: Callable[[Sums], np.ndarray],
-    sums: Sums,
-    *,
-    seed: int,
-    num_resamples: int = NUM_RESAMPLES,
-    unbiased: bool = False,
+  statistic: Callable[[Sums], np.ndarray],
+  sums: Sums,
+  *,
+  seed: int,
+  num_resamples: int = NUM_RESAMPLES,
+  unbiased: bool = False,
 ) -> Interval:
   """Returns a statistic with its percentile bootstrap interval over levels.
 
@@ -87,8 +91,9 @@ def bootstrap(
       than it is, so mutual information needs it.
   """
   whole = {
-      name: np.asarray(values, np.float64).sum(0, keepdims=True)
-      for name, values in sums.items()}
+    name: np.asarray(values, np.float64).sum(0, keepdims=True)
+    for name, values in sums.items()
+  }
   value = float(statistic(whole)[0])
   draws = statistic(resample(sums, seed, num_resamples))
   if unbiased:
@@ -104,11 +109,11 @@ def percentiles(draws: np.ndarray) -> tuple[float, float]:
 
 
 def ratio(
-    totals: np.ndarray,
-    counts: np.ndarray,
-    levels: np.ndarray,
-    *,
-    seed: int,
+  totals: np.ndarray,
+  counts: np.ndarray,
+  levels: np.ndarray,
+  *,
+  seed: int,
 ) -> Interval:
   """Returns sum(totals) / sum(counts), 0 where nothing was counted.
 
@@ -119,6 +124,7 @@ def ratio(
     seed: Seed of the resampling.
   """
   return bootstrap(
-      lambda sums: sums["total"] / np.maximum(sums["count"], 1e-12),
-      {"total": by_level(totals, levels), "count": by_level(counts, levels)},
-      seed=seed)
+    lambda sums: sums["total"] / np.maximum(sums["count"], 1e-12),
+    {"total": by_level(totals, levels), "count": by_level(counts, levels)},
+    seed=seed,
+  )

@@ -27,6 +27,7 @@ class KMeans:
     converged: Whether the last iteration lowered the inertia by less than the
       tolerance.
   """
+
   centres: np.ndarray
   inertia: float
   iterations: int
@@ -46,8 +47,10 @@ def to_patches(frames: np.ndarray, patch: int) -> np.ndarray:
   """
   n, height, width, channels = frames.shape
   frames = np.pad(
-      frames, ((0, 0), (0, -height % patch), (0, -width % patch), (0, 0)),
-      mode="edge")
+    frames,
+    ((0, 0), (0, -height % patch), (0, -width % patch), (0, 0)),
+    mode="edge",
+  )
   h, w = frames.shape[1] // patch, frames.shape[2] // patch
   cut = frames.reshape(n, h, patch, w, patch, channels)
   cut = cut.transpose(0, 1, 3, 2, 4, 5).reshape(n * h * w, -1)
@@ -55,7 +58,7 @@ def to_patches(frames: np.ndarray, patch: int) -> np.ndarray:
 
 
 def from_patches(
-    patches: np.ndarray, patch: int, shape: tuple[int, int, int]
+  patches: np.ndarray, patch: int, shape: tuple[int, int, int]
 ) -> np.ndarray:
   """Lays patches [N * h * w, P] out as frames [N, H, W, C]; padding is cut."""
   height, width, channels = shape
@@ -67,7 +70,7 @@ def from_patches(
 
 
 def assign(
-    patches: np.ndarray, centres: np.ndarray
+  patches: np.ndarray, centres: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Finds each patch's nearest centre.
 
@@ -100,10 +103,10 @@ def assign(
 
 
 def plus_plus(
-    patches: np.ndarray,
-    weights: np.ndarray,
-    num_centres: int,
-    rng: np.random.Generator,
+  patches: np.ndarray,
+  weights: np.ndarray,
+  num_centres: int,
+  rng: np.random.Generator,
 ) -> np.ndarray:
   """Picks starting centres by k-means++ (Arthur and Vassilvitskii, 2007).
 
@@ -144,7 +147,8 @@ def _draw(chances: np.ndarray, rng: np.random.Generator) -> int:
   """Draws an index with probability proportional to `chances`."""
   cumulative = np.cumsum(chances, dtype=np.float64)
   drawn = np.searchsorted(
-      cumulative, rng.random() * cumulative[-1], side="right")
+    cumulative, rng.random() * cumulative[-1], side="right"
+  )
   return min(int(drawn), len(chances) - 1)
 
 
@@ -152,20 +156,19 @@ def distinct(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Returns the distinct patches [m, P] and how often each occurs [m]."""
   rows = np.ascontiguousarray(patches)
   as_bytes = rows.view(f"V{rows.itemsize * rows.shape[1]}")[:, 0]
-  _, index, counts = np.unique(
-      as_bytes, return_index=True, return_counts=True)
+  _, index, counts = np.unique(as_bytes, return_index=True, return_counts=True)
   # In order of occurrence: bytes have no meaning as an order.
   order = np.argsort(index)
   return rows[index[order]], counts[order]
 
 
 def fit(
-    patches: np.ndarray,
-    num_centres: int,
-    seed: int,
-    *,
-    tolerance: float = 1e-5,
-    max_iterations: int = 300,
+  patches: np.ndarray,
+  num_centres: int,
+  seed: int,
+  *,
+  tolerance: float = 1e-5,
+  max_iterations: int = 300,
 ) -> KMeans:
   """Fits centres by k-means++ and Lloyd's iterations, to convergence.
 
@@ -189,7 +192,8 @@ def fit(
   patches, weights = distinct(patches)
   mean = lambda distances: float(np.average(distances, weights=weights))
   centres = plus_plus(
-      patches, weights, num_centres, np.random.default_rng(seed))
+    patches, weights, num_centres, np.random.default_rng(seed)
+  )
   codes, nearest, second = assign(patches, centres)
   if len(centres) < 2 or len(centres) == len(patches):
     return KMeans(centres, mean(nearest), 0, True)
@@ -217,7 +221,7 @@ def fit(
 
 
 def _own_distances(
-    patches: np.ndarray, centres: np.ndarray, codes: np.ndarray
+  patches: np.ndarray, centres: np.ndarray, codes: np.ndarray
 ) -> np.ndarray:
   """Returns each patch's squared distance to its own centre, float32 [n]."""
   distances = np.empty(len(patches), np.float32)
@@ -229,26 +233,27 @@ def _own_distances(
 
 
 def _means(
-    patches: np.ndarray,
-    weights: np.ndarray,
-    codes: np.ndarray,
-    nearest: np.ndarray,
-    centres: np.ndarray,
+  patches: np.ndarray,
+  weights: np.ndarray,
+  codes: np.ndarray,
+  nearest: np.ndarray,
+  centres: np.ndarray,
 ) -> tuple[np.ndarray, bool]:
   """Returns the mean of each centre's patches, and if any centre was empty."""
   member = scipy.sparse.csr_array(
-      (weights.astype(np.float32), (codes, np.arange(len(codes)))),
-      shape=(len(centres), len(patches)))
+    (weights.astype(np.float32), (codes, np.arange(len(codes)))),
+    shape=(len(centres), len(patches)),
+  )
   totals = np.bincount(codes, weights, minlength=len(centres))  # [V]
   moved = (member @ patches) / totals.clip(1)[:, None].astype(np.float32)
   empty = np.flatnonzero(totals == 0)
   if len(empty):
-    moved[empty] = patches[np.argsort(nearest)[-len(empty):]]
+    moved[empty] = patches[np.argsort(nearest)[-len(empty) :]]
   return moved, bool(len(empty))
 
 
 def reconstruct(
-    frames: np.ndarray, patch: int, centres: np.ndarray
+  frames: np.ndarray, patch: int, centres: np.ndarray
 ) -> np.ndarray:
   """Replaces each patch of uint8 frames [N, H, W, C] by its nearest centre."""
   codes, _, _ = assign(to_patches(frames, patch), centres)

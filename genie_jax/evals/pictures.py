@@ -21,8 +21,8 @@ def data_uri(content: bytes, kind: str) -> str:
 
 
 def row(
-    frames: np.ndarray,
-    edges: Sequence[tuple[int, int, int]] | None = None,
+  frames: np.ndarray,
+  edges: Sequence[tuple[int, int, int]] | None = None,
 ) -> bytes:
   """Lays frames side by side as a PNG with transparent gaps.
 
@@ -35,13 +35,14 @@ def row(
   """
   count, height, width, _ = frames.shape
   canvas = np.zeros(
-      (height + 2, count * (width + 2 + _GAP) - _GAP, 4), np.uint8)
+    (height + 2, count * (width + 2 + _GAP) - _GAP, 4), np.uint8
+  )
   for number, frame in enumerate(frames):
     left = number * (width + 2 + _GAP)
     if edges is not None:
-      canvas[:, left:left + width + 2] = (*edges[number], 255)
-    canvas[1:-1, left + 1:left + 1 + width, :3] = frame
-    canvas[1:-1, left + 1:left + 1 + width, 3] = 255
+      canvas[:, left : left + width + 2] = (*edges[number], 255)
+    canvas[1:-1, left + 1 : left + 1 + width, :3] = frame
+    canvas[1:-1, left + 1 : left + 1 + width, 3] = 255
   return _png(canvas)
 
 

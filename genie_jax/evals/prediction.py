@@ -24,19 +24,20 @@ def most_frequent(tokens: np.ndarray, num_codes: int) -> np.ndarray:
   h, w = tokens.shape[-2:]
   flat = tokens.reshape(-1, h * w)
   best = [
-      np.bincount(flat[:, place], minlength=num_codes).argmax()
-      for place in range(h * w)]
+    np.bincount(flat[:, place], minlength=num_codes).argmax()
+    for place in range(h * w)
+  ]
   return np.array(best, np.int32).reshape(h, w)
 
 
 def token_scores(
-    drawn: np.ndarray,
-    target: np.ndarray,
-    last: np.ndarray,
-    frequent: np.ndarray,
-    levels: np.ndarray,
-    *,
-    seed: int,
+  drawn: np.ndarray,
+  target: np.ndarray,
+  last: np.ndarray,
+  frequent: np.ndarray,
+  levels: np.ndarray,
+  *,
+  seed: int,
 ) -> dict[str, Any]:
   """Token accuracies of a next-frame prediction and of its baselines.
 
@@ -56,8 +57,10 @@ def token_scores(
   """
   changed = target != last
   guesses = {
-      "world": drawn, "copy_last": last,
-      "most_frequent": np.broadcast_to(frequent, target.shape)}
+    "world": drawn,
+    "copy_last": last,
+    "most_frequent": np.broadcast_to(frequent, target.shape),
+  }
   total = lambda x: x.reshape(len(x), -1).sum(1)
   everywhere = np.ones_like(changed)
   scores = {}
@@ -65,9 +68,11 @@ def token_scores(
     for name, guess in guesses.items():
       right = (guess == target) & where
       scores[f"{scope}_{name}"] = intervals.ratio(
-          total(right), total(where), levels, seed=seed)
+        total(right), total(where), levels, seed=seed
+      )
   scores["changed_share"] = intervals.ratio(
-      total(changed), total(everywhere), levels, seed=seed)
+    total(changed), total(everywhere), levels, seed=seed
+  )
   return scores
 
 
@@ -77,13 +82,13 @@ def changed_pixels(truth: np.ndarray, last: np.ndarray) -> np.ndarray:
 
 
 def pixel_scores(
-    drawn: np.ndarray,
-    truth: np.ndarray,
-    last: np.ndarray,
-    ceiling: np.ndarray,
-    levels: np.ndarray,
-    *,
-    seed: int,
+  drawn: np.ndarray,
+  truth: np.ndarray,
+  last: np.ndarray,
+  ceiling: np.ndarray,
+  levels: np.ndarray,
+  *,
+  seed: int,
 ) -> dict[str, Any]:
   """PSNR over the pixels that changed between two true frames.
 
@@ -104,23 +109,28 @@ def pixel_scores(
   """
   changed = changed_pixels(truth, last)
   total = lambda x: x.reshape(len(x), -1).sum(1, dtype=np.float64)
-  sums = {"count": intervals.by_level(
-      total(changed) * truth.shape[-1], levels)}
+  sums = {"count": intervals.by_level(total(changed) * truth.shape[-1], levels)}
   for name, frames in (
-      ("world", drawn), ("copy_last", last), ("ceiling", ceiling)):
+    ("world", drawn),
+    ("copy_last", last),
+    ("ceiling", ceiling),
+  ):
     error = reconstruction.squared_error(truth, frames) * changed[..., None]
     sums[name] = intervals.by_level(total(error), levels)
 
   def decibels(name):
     return lambda drawn_sums: reconstruction.psnr(
-        drawn_sums[name] / np.maximum(drawn_sums["count"], 1))
+      drawn_sums[name] / np.maximum(drawn_sums["count"], 1)
+    )
 
   scores = {
-      name: intervals.bootstrap(decibels(name), sums, seed=seed)
-      for name in ("world", "copy_last", "ceiling")}
+    name: intervals.bootstrap(decibels(name), sums, seed=seed)
+    for name in ("world", "copy_last", "ceiling")
+  }
   scores["gain"] = intervals.bootstrap(
-      lambda s: decibels("world")(s) - decibels("copy_last")(s), sums,
-      seed=seed)
+    lambda s: decibels("world")(s) - decibels("copy_last")(s), sums, seed=seed
+  )
   scores["changed_share"] = intervals.ratio(
-      total(changed), np.full(len(truth), changed[0].size), levels, seed=seed)
+    total(changed), np.full(len(truth), changed[0].size), levels, seed=seed
+  )
   return scores

@@ -35,13 +35,16 @@ def clip_errors(truth: np.ndarray, drawn: np.ndarray) -> np.ndarray:
   Returns:
     float64 [B].
   """
-  return np.array([
+  return np.array(
+    [
       squared_error(a, b).mean(dtype=np.float64)
-      for a, b in zip(truth, drawn, strict=True)])
+      for a, b in zip(truth, drawn, strict=True)
+    ]
+  )
 
 
 def pooled_psnr(
-    errors: np.ndarray, levels: np.ndarray, *, seed: int
+  errors: np.ndarray, levels: np.ndarray, *, seed: int
 ) -> intervals.Interval:
   """PSNR of the squared error pooled over all frames (not a mean of PSNRs).
 
@@ -51,14 +54,17 @@ def pooled_psnr(
     seed: Seed of the bootstrap.
   """
   return intervals.bootstrap(
-      lambda sums: psnr(sums["error"] / sums["count"]),
-      {"error": intervals.by_level(errors, levels),
-       "count": intervals.by_level(np.ones(len(errors)), levels)},
-      seed=seed)
+    lambda sums: psnr(sums["error"] / sums["count"]),
+    {
+      "error": intervals.by_level(errors, levels),
+      "count": intervals.by_level(np.ones(len(errors)), levels),
+    },
+    seed=seed,
+  )
 
 
 def margin(
-    errors: np.ndarray, baseline: np.ndarray, levels: np.ndarray, *, seed: int
+  errors: np.ndarray, baseline: np.ndarray, levels: np.ndarray, *, seed: int
 ) -> intervals.Interval:
   """Pooled PSNR above that of a baseline on the same clips, in decibels.
 
@@ -69,14 +75,17 @@ def margin(
     seed: Seed of the bootstrap.
   """
   return intervals.bootstrap(
-      lambda sums: psnr(sums["error"]) - psnr(sums["baseline"]),
-      {"error": intervals.by_level(errors, levels) / len(errors),
-       "baseline": intervals.by_level(baseline, levels) / len(errors)},
-      seed=seed)
+    lambda sums: psnr(sums["error"]) - psnr(sums["baseline"]),
+    {
+      "error": intervals.by_level(errors, levels) / len(errors),
+      "baseline": intervals.by_level(baseline, levels) / len(errors),
+    },
+    seed=seed,
+  )
 
 
 def ssim(
-    truth: np.ndarray, drawn: np.ndarray, levels: np.ndarray, *, seed: int
+  truth: np.ndarray, drawn: np.ndarray, levels: np.ndarray, *, seed: int
 ) -> intervals.Interval:
   """Mean structural similarity over frames (Wang et al. 2004).
 
@@ -89,11 +98,23 @@ def ssim(
     levels: [B].
     seed: Seed of the bootstrap.
   """
-  clips = np.array([
-      np.mean([
+  clips = np.array(
+    [
+      np.mean(
+        [
           metrics.structural_similarity(
-              a, b, gaussian_weights=True, sigma=_SSIM_SIGMA,
-              use_sample_covariance=False, data_range=255, channel_axis=-1)
-          for a, b in zip(true_clip, drawn_clip, strict=True)])
-      for true_clip, drawn_clip in zip(truth, drawn, strict=True)])
+            a,
+            b,
+            gaussian_weights=True,
+            sigma=_SSIM_SIGMA,
+            use_sample_covariance=False,
+            data_range=255,
+            channel_axis=-1,
+          )
+          for a, b in zip(true_clip, drawn_clip, strict=True)
+        ]
+      )
+      for true_clip, drawn_clip in zip(truth, drawn, strict=True)
+    ]
+  )
   return intervals.ratio(clips, np.ones(len(clips)), levels, seed=seed)

@@ -22,10 +22,21 @@ _HOLD = 6  # Frames for which an animation rests at its end.
 
 # What `metrics.json` holds at the least.
 KEYS = (
-    "tokenizer_psnr", "kmeans_psnr", "changed_token_accuracy",
-    "copy_last_frame_changed_pixel_psnr", "changed_pixel_psnr", "delta_psnr",
-    "delta_psnr_low", "delta_psnr_high", "min_action_share", "code_usage",
-    "action_nmi", "seconds_total", "seconds_by_stage", "commit")
+  "tokenizer_psnr",
+  "kmeans_psnr",
+  "changed_token_accuracy",
+  "copy_last_frame_changed_pixel_psnr",
+  "changed_pixel_psnr",
+  "delta_psnr",
+  "delta_psnr_low",
+  "delta_psnr_high",
+  "min_action_share",
+  "code_usage",
+  "action_nmi",
+  "seconds_total",
+  "seconds_by_stage",
+  "commit",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +51,7 @@ class Origin:
     fps: Frames a second of the world.
     seconds_by_stage: Stage -> seconds; the evaluation itself is added.
   """
+
   name: str
   command: str
   commit: str | None
@@ -49,10 +61,10 @@ class Origin:
 
 
 def write(
-    out: files.PathLike,
-    results: run.Results,
-    origin: Origin,
-    training: Sequence[curves.Run] = (),
+  out: files.PathLike,
+  results: run.Results,
+  origin: Origin,
+  training: Sequence[curves.Run] = (),
 ) -> dict[str, Any]:
   """Writes metrics.json, report.html and rollout.gif.
 
@@ -67,23 +79,25 @@ def write(
   """
   out = pathlib.Path(out)
   seconds = {
-      **origin.seconds_by_stage,
-      "eval": round(sum(results.metrics["eval_seconds"].values()), 2)}
+    **origin.seconds_by_stage,
+    "eval": round(sum(results.metrics["eval_seconds"].values()), 2),
+  }
   metrics = {
-      "schema_version": 1,
-      **results.metrics,
-      "seconds_total": round(sum(seconds.values()), 2),
-      "seconds_by_stage": seconds,
-      "world": origin.name,
-      "command": origin.command,
-      "commit": origin.commit,
-      "date": origin.date,
+    "schema_version": 1,
+    **results.metrics,
+    "seconds_total": round(sum(seconds.values()), 2),
+    "seconds_by_stage": seconds,
+    "world": origin.name,
+    "command": origin.command,
+    "commit": origin.commit,
+    "date": origin.date,
   }
   # Details last: the file is also read by people.
   metrics["details"] = metrics.pop("details")
   images.save_video(out / "rollout.gif", free_grid(results), origin.fps)
   files.write_atomic(
-      out / "report.html", page(metrics, results.pictures, origin, training))
+    out / "report.html", page(metrics, results.pictures, origin, training)
+  )
   files.write_json(out / "metrics.json", metrics)
   return metrics
 
@@ -94,10 +108,10 @@ def free_grid(results: run.Results) -> np.ndarray:
 
 
 def page(
-    metrics: Mapping[str, Any],
-    frames: Mapping[str, np.ndarray],
-    origin: Origin,
-    training: Sequence[curves.Run] = (),
+  metrics: Mapping[str, Any],
+  frames: Mapping[str, np.ndarray],
+  origin: Origin,
+  training: Sequence[curves.Run] = (),
 ) -> str:
   """Returns report.html.
 
@@ -108,27 +122,50 @@ def page(
     training: Curves of training runs.
   """
   environment = jinja2.Environment(
-      autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
-      lstrip_blocks=True)
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
   environment.filters.update(
-      db=lambda x: f"{x:.2f} dB", signed=lambda x: f"{x:+.2f} dB",
-      percent=lambda x: f"{100 * x:.1f} %", number=lambda x: f"{x:.3f}",
-      interval=_interval, minutes=_minutes)
+    db=lambda x: f"{x:.2f} dB",
+    signed=lambda x: f"{x:+.2f} dB",
+    percent=lambda x: f"{100 * x:.1f} %",
+    number=lambda x: f"{x:.3f}",
+    interval=_interval,
+    minutes=_minutes,
+  )
   template = environment.from_string(
-      importlib.resources.files(__package__).joinpath(_TEMPLATE).read_text())
+    importlib.resources.files(__package__).joinpath(_TEMPLATE).read_text()
+  )
   return template.render(
-      m=metrics, d=metrics["details"], origin=origin,
-      strips=_strips(frames), rebuilt=_rebuilt(frames), next=_next(frames),
-      held=_held(frames, metrics), free=[
-          _animation(clip, origin.fps) for clip in frames["free"]],
-      slow_fps=_SLOW_FPS, charts=_charts(metrics), training=[
-          {"name": curve.stage, "chart": charts.lines(
-              curve.panels, "optimizer steps",
-              f"Training curves of the {curve.stage} stage.",
-              logarithmic=curve.logarithmic)} for curve in training],
-      raw=json.dumps(
-          {key: value for key, value in metrics.items() if key != "details"},
-          indent=2))
+    m=metrics,
+    d=metrics["details"],
+    origin=origin,
+    strips=_strips(frames),
+    rebuilt=_rebuilt(frames),
+    next=_next(frames),
+    held=_held(frames, metrics),
+    free=[_animation(clip, origin.fps) for clip in frames["free"]],
+    slow_fps=_SLOW_FPS,
+    charts=_charts(metrics),
+    training=[
+      {
+        "name": curve.stage,
+        "chart": charts.lines(
+          curve.panels,
+          "optimizer steps",
+          f"Training curves of the {curve.stage} stage.",
+          logarithmic=curve.logarithmic,
+        ),
+      }
+      for curve in training
+    ],
+    raw=json.dumps(
+      {key: value for key, value in metrics.items() if key != "details"},
+      indent=2,
+    ),
+  )
 
 
 def _interval(found: Mapping[str, float], unit: str = "") -> str:
@@ -147,52 +184,74 @@ def _minutes(seconds: float) -> str:
 
 def _animation(frames: np.ndarray, fps: float) -> dict[str, str]:
   return {
-      "gif": pictures.data_uri(
-          pictures.animation(frames, fps, hold=_HOLD), "gif"),
-      "still": pictures.data_uri(pictures.still(frames[-1]), "png")}
+    "gif": pictures.data_uri(
+      pictures.animation(frames, fps, hold=_HOLD), "gif"
+    ),
+    "still": pictures.data_uri(pictures.still(frames[-1]), "png"),
+  }
 
 
 def _row(label: str, frames: np.ndarray, edges=None) -> dict[str, Any]:
   return {
-      "label": label, "count": len(frames),
-      "uri": pictures.data_uri(pictures.row(frames, edges), "png")}
+    "label": label,
+    "count": len(frames),
+    "uri": pictures.data_uri(pictures.row(frames, edges), "png"),
+  }
 
 
 def _strips(frames: Mapping[str, np.ndarray]) -> list[list[dict[str, Any]]]:
   strips = []
   for truth, drawn in zip(
-      frames["rollout_truth"], frames["rollout_world"], strict=True):
+    frames["rollout_truth"], frames["rollout_world"], strict=True
+  ):
     given = [pictures.GIVEN] + [pictures.DRAWN] * (len(drawn) - 1)
     plain = [pictures.PLAIN] * len(drawn)
-    strips.append([
-        _row("truth", truth, plain), _row("world", drawn, given),
-        _row("error", pictures.error(truth, drawn), plain)])
+    strips.append(
+      [
+        _row("truth", truth, plain),
+        _row("world", drawn, given),
+        _row("error", pictures.error(truth, drawn), plain),
+      ]
+    )
   return strips
 
 
 def _rebuilt(frames: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
   return [
-      _row(label, frames[f"rebuilt_{name}"]) for label, name in (
-          ("truth", "truth"), ("tokenizer", "tokenizer"),
-          ("k-means", "kmeans"))]
+    _row(label, frames[f"rebuilt_{name}"])
+    for label, name in (
+      ("truth", "truth"),
+      ("tokenizer", "tokenizer"),
+      ("k-means", "kmeans"),
+    )
+  ]
 
 
 def _next(frames: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
   truth, world = frames["next_truth"], frames["next_world"]
   return [
-      _row("last frame", frames["next_last"]), _row("next, true", truth),
-      _row("next, world", world), _row("error", pictures.error(truth, world))]
+    _row("last frame", frames["next_last"]),
+    _row("next, true", truth),
+    _row("next, world", world),
+    _row("error", pictures.error(truth, world)),
+  ]
 
 
 def _held(
-    frames: Mapping[str, np.ndarray], metrics: Mapping[str, Any]
+  frames: Mapping[str, np.ndarray], metrics: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
   found = metrics["details"]["controllability"]["held"]
   return [
-      {"button": button, "effect": effect, "row": _row("", rollout),
-       **_animation(rollout, _SLOW_FPS)}
-      for button, effect, rollout in zip(
-          found["buttons"], found["effects"], frames["held"], strict=True)]
+    {
+      "button": button,
+      "effect": effect,
+      "row": _row("", rollout),
+      **_animation(rollout, _SLOW_FPS),
+    }
+    for button, effect, rollout in zip(
+      found["buttons"], found["effects"], frames["held"], strict=True
+    )
+  ]
 
 
 def _charts(metrics: Mapping[str, Any]) -> dict[str, str]:
@@ -202,45 +261,63 @@ def _charts(metrics: Mapping[str, Any]) -> dict[str, str]:
   dot = lambda label, x: (label, x["value"], x["low"], x["high"])
   live = control["liveliness"]
   drawn = {
-      "psnr": charts.comparison({
-          "Reconstruction, dB": [
-              dot("tokenizer", rebuilt["tokenizer_psnr"]),
-              dot("k-means", rebuilt["kmeans_psnr"])],
-          "Next frame, changed pixels, dB": [
-              dot("world", guessed["pixels"]["world"]),
-              dot("copy last frame", guessed["pixels"]["copy_last"]),
-              dot("tokenizer's ceiling", guessed["pixels"]["ceiling"])],
-          "Rollout, frame 4, dB": [
-              dot("inferred buttons", control["delta_psnr"]["inferred"]),
-              dot("random buttons", control["delta_psnr"]["random"])],
-      }, "The world's PSNR beside its baselines, with 95 % intervals."),
-      "codes": charts.code_usage(d["codebook"]["token_counts"]),
-      "motion": charts.lines({"Change from frame to frame, 8-bit levels": {
-          label: (range(1, len(live[name]["motion_by_frame"]) + 1),
-                  live[name]["motion_by_frame"])
+    "psnr": charts.comparison(
+      {
+        "Reconstruction, dB": [
+          dot("tokenizer", rebuilt["tokenizer_psnr"]),
+          dot("k-means", rebuilt["kmeans_psnr"]),
+        ],
+        "Next frame, changed pixels, dB": [
+          dot("world", guessed["pixels"]["world"]),
+          dot("copy last frame", guessed["pixels"]["copy_last"]),
+          dot("tokenizer's ceiling", guessed["pixels"]["ceiling"]),
+        ],
+        "Rollout, frame 4, dB": [
+          dot("inferred buttons", control["delta_psnr"]["inferred"]),
+          dot("random buttons", control["delta_psnr"]["random"]),
+        ],
+      },
+      "The world's PSNR beside its baselines, with 95 % intervals.",
+    ),
+    "codes": charts.code_usage(d["codebook"]["token_counts"]),
+    "motion": charts.lines(
+      {
+        "Change from frame to frame, 8-bit levels": {
+          label: (
+            range(1, len(live[name]["motion_by_frame"]) + 1),
+            live[name]["motion_by_frame"],
+          )
           for label, name in (
-              ("free rollouts", "free_rollouts"), ("real clips", "real_clips"),
-              ("real clips through the tokenizer", "tokenizer"))}},
-          "frame", "Motion of free rollouts and of real clips by frame."),
-      "effects": charts.heat_map(
-          control["held"]["effect_matrix"],
-          *[[str(b) for b in control["held"]["buttons"]]] * 2,
-          ("button", "button"),
-          "Mean absolute pixel difference between rollouts of two held "
-          "buttons.", text=".1f"),
+            ("free rollouts", "free_rollouts"),
+            ("real clips", "real_clips"),
+            ("real clips through the tokenizer", "tokenizer"),
+          )
+        }
+      },
+      "frame",
+      "Motion of free rollouts and of real clips by frame.",
+    ),
+    "effects": charts.heat_map(
+      control["held"]["effect_matrix"],
+      *[[str(b) for b in control["held"]["buttons"]]] * 2,
+      ("button", "button"),
+      "Mean absolute pixel difference between rollouts of two held buttons.",
+      text=".1f",
+    ),
   }
   if "actions" in d:
     table = np.array(d["actions"]["table"])
     share = 100 * table / np.maximum(table.sum(1, keepdims=True), 1)
     drawn["actions"] = charts.heat_map(
-        share, [str(n) for n in range(len(table))],
-        [str(action) for action in d["actions"]["true_actions"]],
-        ("latent action", "true action, aliases merged"),
-        "For each latent action, the percentage of its transitions with each "
-        "true action.", text=".0f")
+      share,
+      [str(n) for n in range(len(table))],
+      [str(action) for action in d["actions"]["true_actions"]],
+      ("latent action", "true action, aliases merged"),
+      "For each latent action, the percentage of its transitions with each "
+      "true action.",
+      text=".0f",
+    )
   return drawn
-
-
 
 
 def read_curves(workdirs: Sequence[files.PathLike]) -> list[curves.Run]:
@@ -256,8 +333,10 @@ def read_seconds(path: files.PathLike) -> dict[str, float]:
   """
   found = files.read_json(path)
   if not isinstance(found, dict) or not all(
-      isinstance(x, int | float) and x >= 0 for x in found.values()):
+    isinstance(x, int | float) and x >= 0 for x in found.values()
+  ):
     raise errors.UserError(
-        f"{path} must hold one JSON object, stage -> seconds, such as "
-        '{"tokenizer": 412.5}.')
+      f"{path} must hold one JSON object, stage -> seconds, such as "
+      '{"tokenizer": 412.5}.'
+    )
   return found

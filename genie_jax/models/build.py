@@ -1,7 +1,9 @@
-"""Models from their configs: the one place that reads `world` and `model`."""
+"""Builds models from configs, and refuses configs that cannot be built."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from genie_jax.core import config as config_lib
@@ -14,9 +16,25 @@ from genie_jax.nn import patches, st_transformer
 Config = Mapping[str, Any]
 
 _WORLD = (
-    "num_frames", "height", "width", "channels", "token_patch", "num_codes",
-    "num_latent_actions")
+  "num_frames",
+  "height",
+  "width",
+  "channels",
+  "token_patch",
+  "num_codes",
+  "num_latent_actions",
+)
 _DTYPES = ("bfloat16", "float32")  # Of activations; weights are float32.
+
+_MODULES = {
+  "tokenizer": tokenizer_lib.Tokenizer,
+  "lam": lam_lib.Lam,
+  "dynamics": dynamics_lib.Dynamics,
+}
+STACKS = ("encoder", "decoder", "transformer")
+# No model needs more of anything; products of these stay within 64 bits.
+_LARGEST = 1 << 20
+_LARGEST_SIDE = 1 << 13
 
 
 def tokenizer(config: Config) -> tokenizer_lib.Tokenizer:
@@ -28,10 +46,17 @@ def tokenizer(config: Config) -> tokenizer_lib.Tokenizer:
   world, model = _read(config, ("encoder", "decoder"))
   _one_of(model, "start", ("random", "cosine"))
   _one_of(model, "output", ("sigmoid", "linear"))
-  return _make(tokenizer_lib.Tokenizer, dict(
-      height=world["height"], width=world["width"],
-      channels=world["channels"], patch=world["token_patch"],
-      num_codes=world["num_codes"], **model))
+  return _make(
+    tokenizer_lib.Tokenizer,
+    dict(
+      height=world["height"],
+      width=world["width"],
+      channels=world["channels"],
+      patch=world["token_patch"],
+      num_codes=world["num_codes"],
+      **model,
+    ),
+  )
 
 
 def lam(config: Config) -> lam_lib.Lam:
@@ -46,12 +71,19 @@ def lam(config: Config) -> lam_lib.Lam:
   factor = model.get("shrink", 1)
   if world["height"] % factor or world["width"] % factor:
     raise errors.UserError(
-        f"config.model.shrink={factor} does not divide the frame of "
-        f"{world['height']} x {world['width']}; choose a divisor of both.")
-  return _make(lam_lib.Lam, dict(
-      height=world["height"], width=world["width"],
+      f"config.model.shrink={factor} does not divide the frame of "
+      f"{world['height']} x {world['width']}; choose a divisor of both."
+    )
+  return _make(
+    lam_lib.Lam,
+    dict(
+      height=world["height"],
+      width=world["width"],
       channels=world["channels"],
-      num_latent_actions=world["num_latent_actions"], **model))
+      num_latent_actions=world["num_latent_actions"],
+      **model,
+    ),
+  )
 
 
 def dynamics(config: Config) -> dynamics_lib.Dynamics:
@@ -64,9 +96,15 @@ def dynamics(config: Config) -> dynamics_lib.Dynamics:
   """
   world, model = _read(config, ("transformer",))
   _one_of(model, "actions_enter", ("add", "prepend"))
-  return _make(dynamics_lib.Dynamics, dict(
-      grid=token_grid(world), num_codes=world["num_codes"],
-      num_latent_actions=world["num_latent_actions"], **model))
+  return _make(
+    dynamics_lib.Dynamics,
+    dict(
+      grid=token_grid(world),
+      num_codes=world["num_codes"],
+      num_latent_actions=world["num_latent_actions"],
+      **model,
+    ),
+  )
 
 
 def token_grid(world: Config) -> tuple[int, int]:
@@ -75,7 +113,7 @@ def token_grid(world: Config) -> tuple[int, int]:
 
 
 def _read(
-    config: Config, stacks: tuple[str, ...]
+  config: Config, stacks: tuple[str, ...]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   config = config_lib.to_dict(config)
   for name in ("world", "model"):
@@ -85,35 +123,41 @@ def _read(
   for name in _WORLD:
     if not isinstance(world.get(name), int) or world[name] < 1:
       raise errors.UserError(
-          f"config.world.{name}={world.get(name)!r} must be a positive whole "
-          "number.")
+        f"config.world.{name}={world.get(name)!r} must be a positive whole "
+        "number."
+      )
   for name in stacks:
     if name not in model:
       raise errors.UserError(
-          f"config.model has no {name!r}; it holds the fields of a "
-          "space-time transformer.")
+        f"config.model has no {name!r}; it holds the fields of a "
+        "space-time transformer."
+      )
     _check_fields(
-        f"config.model.{name}", st_transformer.STTransformer, model[name])
+      f"config.model.{name}", st_transformer.STTransformer, model[name]
+    )
     if "dtype" not in model[name]:
       raise errors.UserError(
-          f"config.model.{name}.dtype is missing; give one of "
-          f"{', '.join(_DTYPES)}.")
+        f"config.model.{name}.dtype is missing; give one of "
+        f"{', '.join(_DTYPES)}."
+      )
     _one_of(model[name], "dtype", _DTYPES)
     policies = st_transformer.REMAT_POLICIES
     _one_of(model[name], "remat", tuple(policies))
     if model[name]["head_dim"] % 2:
       raise errors.UserError(
-          f"config.model.{name}.head_dim={model[name]['head_dim']} is odd; "
-          "rotary positions turn pairs of channels, so make it even.")
+        f"config.model.{name}.head_dim={model[name]['head_dim']} is odd; "
+        "rotary positions turn pairs of channels, so make it even."
+      )
   return world, model
 
 
 def _one_of(fields: Config, name: str, known: tuple[str, ...]) -> None:
   if name in fields and fields[name] not in known:
     raise errors.UserError(
-        f"config.model: {name}={fields[name]!r} is unknown"
-        f"{errors.closest(str(fields[name]), known)}; use one of "
-        f"{', '.join(known)}.")
+      f"config.model: {name}={fields[name]!r} is unknown"
+      f"{errors.closest(str(fields[name]), known)}; use one of "
+      f"{', '.join(known)}."
+    )
 
 
 def _make(module: type, fields: dict[str, Any]) -> Any:
@@ -124,13 +168,115 @@ def _make(module: type, fields: dict[str, Any]) -> Any:
 def _check_fields(where: str, module: type, fields: Config) -> None:
   """Raises unless `fields` are a module's: none unknown, none missing."""
   known = {
-      field.name: field for field in dataclasses.fields(module)
-      if field.name not in ("parent", "name")}
+    field.name: field
+    for field in dataclasses.fields(module)
+    if field.name not in ("parent", "name")
+  }
   for name in sorted(set(fields) - set(known)):
     raise errors.UserError(
-        f"{where}.{name} is no field of {module.__name__}"
-        f"{errors.closest(name, known)}; its fields are {', '.join(known)}.")
+      f"{where}.{name} is no field of {module.__name__}"
+      f"{errors.closest(name, known)}; its fields are {', '.join(known)}."
+    )
   for name, field in known.items():
     if name not in fields and field.default is dataclasses.MISSING:
       raise errors.UserError(
-          f"{where}.{name} is missing; {module.__name__} needs it.")
+        f"{where}.{name} is missing; {module.__name__} needs it."
+      )
+
+
+def check_types(where: str, name: str, fields: Any) -> None:
+  """Raises unless the fields of a part have the types they should.
+
+  `tokenizer`, `lam` and `dynamics` check which fields there are.
+
+  Args:
+    where: The file, for the message.
+    name: tokenizer, lam or dynamics.
+    fields: {"world", "model"}, straight from JSON.
+
+  Raises:
+    UserError: A field is of the wrong type or absurdly large.
+  """
+  if not isinstance(fields, dict):
+    raise errors.UserError(
+      f"{where}: parts.{name} is {fields!r:.40}, not a group of fields; "
+      "export it again."
+    )
+  for group in ("world", "model"):
+    if group in fields and not isinstance(fields[group], dict):
+      raise errors.UserError(
+        f"{where}: parts.{name}.{group} is not a group of fields; export it "
+        "again."
+      )
+  for key, value in fields.get("world", {}).items():
+    largest = _LARGEST_SIDE if key in ("height", "width") else _LARGEST
+    if isinstance(value, (int, float)) and not 0 < value <= largest:
+      _refuse(where, f"{name}.world.{key}", value)
+  if isinstance(fields.get("world"), dict) and "fps" not in fields["world"]:
+    raise errors.UserError(
+      f"{where}: parts.{name}.world.fps is missing; export it again."
+    )
+  model = fields.get("model", {})
+  _check_values(f"{where}: parts.{name}.model", _MODULES[name], model)
+  for stack in STACKS:
+    if stack in model:
+      if not isinstance(model[stack], dict):
+        _refuse(where, f"{name}.model.{stack}", model[stack])
+      _check_values(
+        f"{where}: parts.{name}.model.{stack}",
+        st_transformer.STTransformer,
+        model[stack],
+      )
+
+
+def unrolled(fields: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns fields whose stacks trace one layer, whatever their depth."""
+  model = {
+    key: {**value, "unroll": 1} if key in STACKS else value
+    for key, value in fields["model"].items()
+  }
+  return {**fields, "model": model}
+
+
+@contextlib.contextmanager
+def building(where: str, name: str) -> Iterator[None]:
+  """Turns what a model says of impossible sizes into one line."""
+  try:
+    yield
+  except errors.UserError:
+    raise
+  except (TypeError, ValueError, AssertionError, ArithmeticError) as error:
+    raise errors.UserError(
+      f"{where}: no {name} can be built of its fields "
+      f"({' '.join(str(error).split())[:120]}); export it again."
+    ) from error
+
+
+def _check_values(where: str, module: type, fields: Mapping[str, Any]) -> None:
+  for field in dataclasses.fields(module):
+    if field.name not in fields or field.name in ("parent", "name"):
+      continue
+    value, kind = fields[field.name], field.type
+    if kind is int:
+      least = 0 if field.default == 0 else 1
+      good = type(value) is int and least <= value <= _LARGEST
+    elif kind is float:
+      good = type(value) in (int, float) and math.isfinite(value)
+    elif kind in (str, bool):
+      good = type(value) is kind
+    else:
+      good = True  # Stacks, which the caller looks into.
+    if field.name == "dtype":
+      good = type(value) is str
+    if not good:
+      raise errors.UserError(
+        f"{where}.{field.name}={value!r:.40} is out of range or of another "
+        "type; export it again."
+      )
+
+
+def _refuse(where: str, name: str, value: Any) -> None:
+  raise errors.UserError(
+    f"{where}: parts.{name}={value!r:.40} is out of range or of another "
+    "type; export it again."
+  )

@@ -36,6 +36,7 @@ class Dynamics(nn.Module):
       are the inputs of the paper's text. Attention in time finds them too,
       but only after a layer and after many steps of training.
   """
+
   grid: tuple[int, int]
   num_codes: int
   num_latent_actions: int
@@ -47,25 +48,31 @@ class Dynamics(nn.Module):
     fields = dict(self.transformer)
     width = fields["width"]
     table = lambda name, count, axes, deviation: self.param(
-        name, initializers.labelled(nn.initializers.normal(deviation), axes),
-        (count, width), jnp.float32)
+      name,
+      initializers.labelled(nn.initializers.normal(deviation), axes),
+      (count, width),
+      jnp.float32,
+    )
     self.token_embedding = table(
-        "token_embedding", self.num_codes, ("vocab", "embed"), 1.0)
+      "token_embedding", self.num_codes, ("vocab", "embed"), 1.0
+    )
     self.hidden_token = table("hidden_token", 1, (None, "embed"), 1.0)
     # One row more: the first frame of a window has no incoming action.
     self.action_embedding = table(
-        "action_embedding", self.num_latent_actions + 1,
-        ("table", "embed"), 1.0)
+      "action_embedding", self.num_latent_actions + 1, ("table", "embed"), 1.0
+    )
     if self.last_frame:
       self.last_frame_scale = self.param(
-          "last_frame_scale",
-          initializers.labelled(nn.initializers.ones, ("norm",)),
-          (width,), jnp.float32)
+        "last_frame_scale",
+        initializers.labelled(nn.initializers.ones, ("norm",)),
+        (width,),
+        jnp.float32,
+      )
     self.position = st_transformer.GridPosition(self.grid)
     self.stack = st_transformer.STTransformer(**fields)
     self.to_logits = initializers.Projection(
-        (self.num_codes,), ("vocab",), bias=True,
-        dtype=jnp.dtype(fields["dtype"]))
+      (self.num_codes,), ("vocab",), bias=True, dtype=jnp.dtype(fields["dtype"])
+    )
 
   @property
   def no_action(self) -> int:
@@ -73,7 +80,7 @@ class Dynamics(nn.Module):
     return self.num_latent_actions
 
   def __call__(
-      self, tokens: jax.Array, latent_actions: jax.Array, hidden: jax.Array
+    self, tokens: jax.Array, latent_actions: jax.Array, hidden: jax.Array
   ) -> jax.Array:
     """Scores every code at every place.
 
@@ -88,18 +95,19 @@ class Dynamics(nn.Module):
     chex.assert_equal_shape([tokens, hidden])
     chex.assert_shape(latent_actions, (tokens.shape[0], tokens.shape[1] - 1))
     incoming = jnp.pad(
-        latent_actions, ((0, 0), (1, 0)), constant_values=self.no_action)
+      latent_actions, ((0, 0), (1, 0)), constant_values=self.no_action
+    )
     logits, _ = self._run(tokens, incoming, hidden, None, 0, None)
     return logits
 
   def step(
-      self,
-      tokens: jax.Array,
-      incoming: jax.Array,
-      hidden: jax.Array,
-      cache: st_transformer.Cache | None,
-      position: jax.Array | int,
-      last: jax.Array | None = None,
+    self,
+    tokens: jax.Array,
+    incoming: jax.Array,
+    hidden: jax.Array,
+    cache: st_transformer.Cache | None,
+    position: jax.Array | int,
+    last: jax.Array | None = None,
   ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Scores frames that follow those in a cache.
 
@@ -125,7 +133,8 @@ class Dynamics(nn.Module):
     num_tokens = self.grid[0] * self.grid[1]
     num_tokens += self.actions_enter == "prepend"
     return st_transformer.empty_cache(
-        self.transformer, num_clips, num_tokens, slots)
+      self.transformer, num_clips, num_tokens, slots
+    )
 
   def _run(self, tokens, incoming, hidden, cache, position, last):
     b, t = tokens.shape[:2]
@@ -135,17 +144,18 @@ class Dynamics(nn.Module):
     whole = lambda table: rules.constrain(table, (None, None))
     embed = lambda z: jnp.take(whole(self.token_embedding), z, axis=0)
     x = jnp.where(
-        hidden.reshape(b, t, -1, 1), self.hidden_token[0], embed(flat))
+      hidden.reshape(b, t, -1, 1), self.hidden_token[0], embed(flat)
+    )
     if self.last_frame:
       x += self._embed_last(embed, flat, last)
-    action = jnp.take(
-        whole(self.action_embedding), incoming, axis=0)[:, :, None]
+    action = jnp.take(whole(self.action_embedding), incoming, axis=0)[
+      :, :, None
+    ]
     x = self.position(x)
     if self.actions_enter == "add":
       x, own = self.stack(x + action, cache, position)
     else:
-      x, own = self.stack(
-          jnp.concatenate([action, x], axis=2), cache, position)
+      x, own = self.stack(jnp.concatenate([action, x], axis=2), cache, position)
       x = x[:, :, 1:]
     logits = self.to_logits(x).astype(jnp.float32)
     return logits.reshape(b, t, *self.grid, self.num_codes), own

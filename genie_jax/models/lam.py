@@ -13,7 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from genie_jax.nn import initializers, patches, quantizer, st_transformer
+from genie_jax.nn import initializers, patches, st_transformer, vq
 
 _EDGE = 0.02  # Keeps the logit of black and white pixels finite.
 
@@ -29,10 +29,11 @@ class Prediction:
     latent_actions: int32 [B, T-1].
     quantized: The quantizer's losses and inputs.
   """
+
   frames: jax.Array
   targets: jax.Array
   latent_actions: jax.Array
-  quantized: quantizer.Quantized
+  quantized: vq.Quantized
 
 
 class Lam(nn.Module):
@@ -59,6 +60,7 @@ class Lam(nn.Module):
     predict: "change" adds the decoder's output to the logits of frame t, so
       that the untrained model already copies; "frame" is the paper's.
   """
+
   height: int
   width: int
   channels: int
@@ -75,33 +77,50 @@ class Lam(nn.Module):
   def setup(self):
     encoder, decoder = dict(self.encoder), dict(self.decoder)
     self.rows, self.columns = (
-        self.height // self.shrink, self.width // self.shrink)
+      self.height // self.shrink,
+      self.width // self.shrink,
+    )
     self.grid = patches.grid(self.rows, self.columns, self.patch)
     values = patches.patch_dim(self.patch, self.channels)
     embed = lambda width, dtype: initializers.Projection(
-        (width,), ("embed",), input_axes=(None,), bias=True,
-        dtype=jnp.dtype(dtype))
+      (width,),
+      ("embed",),
+      input_axes=(None,),
+      bias=True,
+      dtype=jnp.dtype(dtype),
+    )
     self.encoder_embed = embed(encoder["width"], encoder["dtype"])
     self.encoder_position = st_transformer.GridPosition(self.grid)
     self.action_token = self.param(
-        "action_token",
-        initializers.labelled(nn.initializers.normal(1.0), ("embed",)),
-        (encoder["width"],), jnp.float32)
+      "action_token",
+      initializers.labelled(nn.initializers.normal(1.0), ("embed",)),
+      (encoder["width"],),
+      jnp.float32,
+    )
     self.encoder_stack = st_transformer.STTransformer(**encoder)
     self.to_code = initializers.Projection(
-        (self.code_dim,), (None,), bias=True, dtype=jnp.float32)
-    self.codes = quantizer.Codebook(
-        self.num_latent_actions, self.code_dim, self.unit_norm)
+      (self.code_dim,), (None,), bias=True, dtype=jnp.float32
+    )
+    self.codes = vq.Codebook(
+      self.num_latent_actions, self.code_dim, self.unit_norm
+    )
     self.from_code = initializers.Projection(
-        (decoder["width"],), ("embed",), input_axes=(None,),
-        scale=self.code_dim ** 0.5 if self.unit_norm else 1.0,
-        dtype=jnp.dtype(decoder["dtype"]))
+      (decoder["width"],),
+      ("embed",),
+      input_axes=(None,),
+      scale=self.code_dim**0.5 if self.unit_norm else 1.0,
+      dtype=jnp.dtype(decoder["dtype"]),
+    )
     self.decoder_embed = embed(decoder["width"], decoder["dtype"])
     self.decoder_position = st_transformer.GridPosition(self.grid)
     self.decoder_stack = st_transformer.STTransformer(**decoder)
     self.to_pixels = initializers.Projection(
-        (values,), (None,), bias=True, dtype=jnp.float32,
-        scale=0.1 if self.predict == "change" else 1.0)
+      (values,),
+      (None,),
+      bias=True,
+      dtype=jnp.float32,
+      scale=0.1 if self.predict == "change" else 1.0,
+    )
 
   def __call__(self, frames: jax.Array) -> Prediction:
     """Infers actions and predicts frames: float [B, T, H, W, C] in [0, 1]."""
@@ -109,10 +128,11 @@ class Lam(nn.Module):
     frames = patches.shrink(frames, self.shrink)
     quantized = self.codes(self._encode(frames))  # [B, T-1]
     return Prediction(
-        frames=self._decode(frames[:, :-1], quantized.vectors),
-        targets=frames[:, 1:],
-        latent_actions=quantized.codes,
-        quantized=quantized)
+      frames=self._decode(frames[:, :-1], quantized.vectors),
+      targets=frames[:, 1:],
+      latent_actions=quantized.codes,
+      quantized=quantized,
+    )
 
   def encode(self, frames: jax.Array) -> jax.Array:
     """Returns latent actions, int32 [B, T-1], of frames [B, T, H, W, C]."""
@@ -136,7 +156,8 @@ class Lam(nn.Module):
     x = patches.patchify(frames, self.patch)  # [B, T, N, P]
     x = self.encoder_position(self.encoder_embed(2 * x - 1))
     token = jnp.broadcast_to(
-        self.action_token.astype(x.dtype), (*x.shape[:2], 1, x.shape[-1]))
+      self.action_token.astype(x.dtype), (*x.shape[:2], 1, x.shape[-1])
+    )
     x, _ = self.encoder_stack(jnp.concatenate([token, x], axis=2))
     return self.to_code(x[:, 1:, 0])  # [B, T-1, E]
 
@@ -154,4 +175,5 @@ class Lam(nn.Module):
       seen = seen.clip(_EDGE, 1 - _EDGE)
       logits += jnp.log(seen) - jnp.log1p(-seen)
     return patches.unpatchify(
-        jax.nn.sigmoid(logits), self.rows, self.columns, self.patch)
+      jax.nn.sigmoid(logits), self.rows, self.columns, self.patch
+    )

@@ -14,13 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genie_jax.nn import (
-    initializers,
-    patches,
-    quantizer,
-    st_transformer,
-    transform,
-)
+from genie_jax.nn import dct, initializers, patches, st_transformer, vq
 
 
 @flax.struct.dataclass
@@ -33,9 +27,10 @@ class Reconstruction:
     tokens: int32 [B, T, h, w].
     quantized: The quantizer's losses and inputs.
   """
+
   frames: jax.Array
   tokens: jax.Array
-  quantized: quantizer.Quantized
+  quantized: vq.Quantized
 
 
 class Tokenizer(nn.Module):
@@ -65,6 +60,7 @@ class Tokenizer(nn.Module):
       untrained model an exact transform codec; a sigmoid alone costs it a
       decibel.
   """
+
   height: int
   width: int
   channels: int
@@ -81,35 +77,54 @@ class Tokenizer(nn.Module):
     encoder, decoder = dict(self.encoder), dict(self.decoder)
     cosine = self.start == "cosine"
     start = lambda part: (
-        functools.partial(self._cosine, part) if cosine else None)
+      functools.partial(self._cosine, part) if cosine else None
+    )
     self.grid = patches.grid(self.height, self.width, self.patch)
     self.patch_values = patches.patch_dim(self.patch, self.channels)
     self.embed = initializers.Projection(
-        (encoder["width"],), ("embed",), input_axes=(None,), bias=True,
-        start=start("embed"), dtype=jnp.dtype(encoder["dtype"]))
+      (encoder["width"],),
+      ("embed",),
+      input_axes=(None,),
+      bias=True,
+      start=start("embed"),
+      dtype=jnp.dtype(encoder["dtype"]),
+    )
     self.encoder_position = st_transformer.GridPosition(self.grid)
     self.encoder_stack = st_transformer.STTransformer(**encoder)
     self.to_code = initializers.Projection(
-        (self.code_dim,), (None,), bias=True, start=start("to_code"),
-        dtype=jnp.float32)
-    self.codes = quantizer.Codebook(
-        self.num_codes, self.code_dim, self.unit_norm)
+      (self.code_dim,),
+      (None,),
+      bias=True,
+      start=start("to_code"),
+      dtype=jnp.float32,
+    )
+    self.codes = vq.Codebook(self.num_codes, self.code_dim, self.unit_norm)
     self.from_code = initializers.Projection(
-        (decoder["width"],), ("embed",), input_axes=(None,), bias=True,
-        scale=self.code_dim ** 0.5 if self.unit_norm else 1.0,
-        start=start("from_code"), dtype=jnp.dtype(decoder["dtype"]))
+      (decoder["width"],),
+      ("embed",),
+      input_axes=(None,),
+      bias=True,
+      scale=self.code_dim**0.5 if self.unit_norm else 1.0,
+      start=start("from_code"),
+      dtype=jnp.dtype(decoder["dtype"]),
+    )
     self.decoder_position = st_transformer.GridPosition(self.grid)
     self.decoder_stack = st_transformer.STTransformer(**decoder)
     self.to_pixels = initializers.Projection(
-        (self.patch_values,), (None,), bias=True, start=start("to_pixels"),
-        dtype=jnp.float32)
+      (self.patch_values,),
+      (None,),
+      bias=True,
+      start=start("to_pixels"),
+      dtype=jnp.float32,
+    )
 
   @nn.nowrap
   def _cosine(self, part: str) -> np.ndarray:
     """Returns the kernel of one of the four maps of the cosine start."""
-    basis = transform.cosine_basis(self.patch, self.channels)
-    width = dict(self.encoder if part in ("embed", "to_code") else (
-        self.decoder))["width"]
+    basis = dct.cosine_basis(self.patch, self.channels)
+    width = dict(
+      self.encoder if part in ("embed", "to_code") else (self.decoder)
+    )["width"]
     if part in ("to_code", "from_code"):
       shape = (width, self.code_dim)
       return np.eye(*shape) if part == "to_code" else np.eye(*shape).T
@@ -122,9 +137,10 @@ class Tokenizer(nn.Module):
     """Encodes and decodes frames: float [B, T, H, W, C] in [0, 1]."""
     quantized = self.codes(self._encode(frames))
     return Reconstruction(
-        frames=self._decode(quantized.vectors)[0],
-        tokens=self._to_grid(quantized.codes),
-        quantized=quantized)
+      frames=self._decode(quantized.vectors)[0],
+      tokens=self._to_grid(quantized.codes),
+      quantized=quantized,
+    )
 
   def encode(self, frames: jax.Array) -> jax.Array:
     """Returns tokens, int32 [B, T, h, w], of frames [B, T, H, W, C]."""
@@ -135,10 +151,10 @@ class Tokenizer(nn.Module):
     return self.decode_step(tokens, None, 0)[0]
 
   def decode_step(
-      self,
-      tokens: jax.Array,
-      cache: st_transformer.Cache | None,
-      position: jax.Array | int,
+    self,
+    tokens: jax.Array,
+    cache: st_transformer.Cache | None,
+    position: jax.Array | int,
   ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Decodes frames that follow those in a cache.
 
@@ -152,7 +168,8 @@ class Tokenizer(nn.Module):
     """
     b, t = tokens.shape[:2]
     frames, own = self._decode(
-        self.codes.lookup(tokens.reshape(b, t, -1)), cache, position)
+      self.codes.lookup(tokens.reshape(b, t, -1)), cache, position
+    )
     return frames.clip(0, 1), own
 
   def _encode(self, frames: jax.Array) -> jax.Array:

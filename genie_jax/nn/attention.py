@@ -37,11 +37,11 @@ _BY_PLACE = ("act_batch", None, "act_space", "act_heads")
 
 
 def space_attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    num_valid: int | None = None,
-    implementation: str = "auto",
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  num_valid: int | None = None,
+  implementation: str = "auto",
 ) -> jax.Array:
   """Softmax attention of all tokens of a frame to one another.
 
@@ -64,27 +64,40 @@ def space_attention(
   platform = _platform(implementation)
   if platform == "tpu" and splash.fits(n, k):
     attend = functools.partial(
-        splash.attend, num_valid=num_valid, checkpoint_name="attention",
-        interpret=implementation == "interpreted")
+      splash.attend,
+      num_valid=num_valid,
+      checkpoint_name="attention",
+      interpret=implementation == "interpreted",
+    )
     return rules.per_device(attend, (_BY_FRAME,) * 3, _BY_FRAME)(
-        query, key, value)
-  if platform == "gpu" and n >= _CUDNN_MIN_TOKENS and k % 8 == 0 and (
-      k <= 128 and query.dtype == jnp.bfloat16):
+      query, key, value
+    )
+  if (
+    platform == "gpu"
+    and n >= _CUDNN_MIN_TOKENS
+    and k % 8 == 0
+    and (k <= 128 and query.dtype == jnp.bfloat16)
+  ):
     return rules.per_device(
-        functools.partial(_cudnn_attention, num_valid=num_valid),
-        (_BY_FRAME,) * 3, _BY_FRAME)(query, key, value)
+      functools.partial(_cudnn_attention, num_valid=num_valid),
+      (_BY_FRAME,) * 3,
+      _BY_FRAME,
+    )(query, key, value)
   # Left to itself the partitioner gathers all frames in the backward pass.
   return rules.per_device(
-      functools.partial(plain_space_attention, num_valid=num_valid),
-      (_BY_FRAME,) * 3, _BY_FRAME)(query, key, value)
+    functools.partial(plain_space_attention, num_valid=num_valid),
+    (_BY_FRAME,) * 3,
+    _BY_FRAME,
+  )(query, key, value)
 
 
 def _platform(implementation: str) -> str:
   """Returns what to choose a kernel for: "tpu", "gpu" or "cpu"."""
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(
-        f"attention={implementation!r} is unknown; use one of "
-        f"{', '.join(IMPLEMENTATIONS)}.")
+      f"attention={implementation!r} is unknown; use one of "
+      f"{', '.join(IMPLEMENTATIONS)}."
+    )
   if implementation == "auto":
     chip = chips.of_device(rules.device_kind())
     return rules.platform() if chip is None or chip.kernels else "cpu"
@@ -94,37 +107,41 @@ def _platform(implementation: str) -> str:
 def _cudnn_attention(query, key, value, num_valid):
   b, t, n, h, k = query.shape
   frames = lambda x: x.reshape(b * t, n, h, k)
-  lengths = None if num_valid in (None, n) else jnp.full(
-      (b * t,), num_valid, jnp.int32)
+  lengths = (
+    None if num_valid in (None, n) else jnp.full((b * t,), num_valid, jnp.int32)
+  )
   out = jax.nn.dot_product_attention(
-      frames(query), frames(key), frames(value),
-      key_value_seq_lengths=lengths, implementation="cudnn")
+    frames(query),
+    frames(key),
+    frames(value),
+    key_value_seq_lengths=lengths,
+    implementation="cudnn",
+  )
   return out.reshape(b, t, n, h, k)
 
 
 def plain_space_attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    num_valid: int | None = None,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  num_valid: int | None = None,
 ) -> jax.Array:
   """The same as `space_attention` with its scores in memory, in float32."""
   scores = jnp.einsum(
-      "...qhk,...lhk->...hql", query, key,
-      preferred_element_type=jnp.float32)  # [..., H, N, N]
+    "...qhk,...lhk->...hql", query, key, preferred_element_type=jnp.float32
+  )  # [..., H, N, N]
   scores *= query.shape[-1] ** -0.5
   if num_valid is not None:
-    scores = jnp.where(
-        jnp.arange(key.shape[-3]) < num_valid, scores, _MASKED)
+    scores = jnp.where(jnp.arange(key.shape[-3]) < num_valid, scores, _MASKED)
   weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
   return jnp.einsum("...hql,...lhk->...qhk", weights, value)
 
 
 def time_attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    attention_mask: jax.Array,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  attention_mask: jax.Array,
 ) -> jax.Array:
   """Softmax attention over frames, at each place by itself.
 
@@ -141,20 +158,20 @@ def time_attention(
   """
   chex.assert_equal_shape([key, value])
   scores = jnp.einsum(
-      "bqnhk,btnhk->bnhqt", query, key, preferred_element_type=jnp.float32)
-  scores = jnp.where(
-      attention_mask, scores * query.shape[-1] ** -0.5, _MASKED)
+    "bqnhk,btnhk->bnhqt", query, key, preferred_element_type=jnp.float32
+  )
+  scores = jnp.where(attention_mask, scores * query.shape[-1] ** -0.5, _MASKED)
   weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
   return jnp.einsum("bnhqt,btnhk->bqnhk", weights, value)
 
 
 def fused_attention(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    scales: jax.Array,
-    positions: jax.Array | None,
-    options: fused.Options,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  scales: jax.Array,
+  positions: jax.Array | None,
+  options: fused.Options,
 ) -> jax.Array:
   """Norm, rotation and attention in one kernel; see `fused`.
 
@@ -175,11 +192,13 @@ def fused_attention(
   else:
     axes, turns = _BY_PLACE[:4], fused.tables(*_angles(positions, head_dim))
   local = dataclasses.replace(
-      options, num_heads=options.num_heads // rules.ways("act_heads"))
+    options, num_heads=options.num_heads // rules.ways("act_heads")
+  )
   attend = functools.partial(fused.attend, local)
   whole = ((None,) * 2, (None,) * 4)
   return rules.per_device(attend, (axes,) * 3 + whole, axes)(
-      query, key, value, scales, turns)
+    query, key, value, scales, turns
+  )
 
 
 def _angles(positions: jax.Array, head_dim: int) -> tuple[jax.Array, jax.Array]:
@@ -204,16 +223,16 @@ def rotate(x: jax.Array, positions: jax.Array) -> jax.Array:
   Returns:
     [B, L, N, H, K], same dtype.
   """
-  cos, sin = (
-      table[:, None, None] for table in _angles(positions, x.shape[-1]))
+  cos, sin = (table[:, None, None] for table in _angles(positions, x.shape[-1]))
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   turned = jnp.concatenate(
-      [first * cos - second * sin, second * cos + first * sin], axis=-1)
+    [first * cos - second * sin, second * cos + first * sin], axis=-1
+  )
   return turned.astype(x.dtype)
 
 
 def causal_mask(
-    queries: jax.Array, keys: jax.Array, window: int = 0
+  queries: jax.Array, keys: jax.Array, window: int = 0
 ) -> jax.Array:
   """Allows a query to see keys at its own position and before.
 
@@ -247,6 +266,7 @@ class Attention(nn.Module):
     implementation: A name in IMPLEMENTATIONS.
     dtype: Dtype of the activations.
   """
+
   num_heads: int
   head_dim: int
   causal: bool
@@ -257,12 +277,12 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(
-      self,
-      x: jax.Array,
-      positions: jax.Array | None = None,
-      cache: tuple[jax.Array, jax.Array] | None = None,
-      cached_positions: jax.Array | None = None,
-      num_valid: int | None = None,
+    self,
+    x: jax.Array,
+    positions: jax.Array | None = None,
+    cache: tuple[jax.Array, jax.Array] | None = None,
+    cached_positions: jax.Array | None = None,
+    num_valid: int | None = None,
   ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
     """Attends from x to itself and, in time, to the cache before it.
 
@@ -278,15 +298,29 @@ class Attention(nn.Module):
       [B, T, N, H, K] for a cache (None in space).
     """
     shape = (self.num_heads, self.head_dim)
-    fuses = cache is None and _platform(self.implementation) == "tpu" and (
+    fuses = (
+      cache is None
+      and _platform(self.implementation) == "tpu"
+      and (
         fused.fits(
-            *x.shape[1:3], self.num_heads // rules.ways("act_heads"),
-            self.head_dim, self.causal))
+          *x.shape[1:3],
+          self.num_heads // rules.ways("act_heads"),
+          self.head_dim,
+          self.causal,
+        )
+      )
+    )
     qkv = initializers.Projection(
-        (3, *shape), (None, "heads", "head_dim"), dtype=self.dtype,
-        apart=fuses, name="qkv")(x)
-    scales = [norms.Scale(name=name)(self.head_dim)
-              for name in ("query_norm", "key_norm")]
+      (3, *shape),
+      (None, "heads", "head_dim"),
+      dtype=self.dtype,
+      apart=fuses,
+      name="qkv",
+    )(x)
+    scales = [
+      norms.Scale(name=name)(self.head_dim)
+      for name in ("query_norm", "key_norm")
+    ]
     if fuses:
       mixed = self._fused(qkv, scales, positions, num_valid)
       own = None
@@ -298,12 +332,15 @@ class Attention(nn.Module):
     else:
       heads = [qkv[..., i, :, :] for i in range(3)]  # [B, T, N, H, K]
       query, key, value = self._prepare(
-          [ad_checkpoint.checkpoint_name(part, "qkv") for part in heads],
-          scales, positions)
+        [ad_checkpoint.checkpoint_name(part, "qkv") for part in heads],
+        scales,
+        positions,
+      )
       own = (key, value) if self.causal else None
       if not self.causal:
         mixed = space_attention(
-            query, key, value, num_valid, self.implementation)
+          query, key, value, num_valid, self.implementation
+        )
       else:
         keys_at = positions
         if cache is not None:
@@ -312,21 +349,27 @@ class Attention(nn.Module):
           keys_at = jnp.concatenate([cached_positions, positions])
         by_place = (*_BY_PLACE, None)
         mixed = rules.per_device(
-            time_attention, (by_place,) * 3 + ((None, None),), by_place)(
-                query, key, value,
-                causal_mask(positions, keys_at, self.window))
+          time_attention, (by_place,) * 3 + ((None, None),), by_place
+        )(query, key, value, causal_mask(positions, keys_at, self.window))
     mixed = ad_checkpoint.checkpoint_name(mixed, "attention")
     out = initializers.Projection(
-        (x.shape[-1],), ("embed",), inputs=2, input_axes=("heads", "head_dim"),
-        scale=self.output_scale, dtype=self.dtype, name="out")(mixed)
+      (x.shape[-1],),
+      ("embed",),
+      inputs=2,
+      input_axes=("heads", "head_dim"),
+      scale=self.output_scale,
+      dtype=self.dtype,
+      name="out",
+    )(mixed)
     return out, own
 
   def _prepare(self, heads, scales, positions):
     """Normalises queries and keys and, in time, turns them."""
     query, key, value = heads
     query, key = (
-        norms.normalise(part, scale, self.dtype)
-        for part, scale in zip((query, key), scales, strict=True))
+      norms.normalise(part, scale, self.dtype)
+      for part, scale in zip((query, key), scales, strict=True)
+    )
     if self.causal:
       query, key = rotate(query, positions), rotate(key, positions)
     return query, key, value
@@ -334,12 +377,22 @@ class Attention(nn.Module):
   def _fused(self, qkv, scales, positions, num_valid):
     """Returns [B, T, N, H, K] by the kernel that also normalises."""
     options = fused.Options(
-        num_heads=self.num_heads, in_time=self.causal, window=self.window,
-        num_valid=num_valid or 0, epsilon=norms.EPSILON,
-        interpret=self.implementation == "interpreted")
+      num_heads=self.num_heads,
+      in_time=self.causal,
+      window=self.window,
+      num_valid=num_valid or 0,
+      epsilon=norms.EPSILON,
+      interpret=self.implementation == "interpreted",
+    )
     query, key, value = (
-        ad_checkpoint.checkpoint_name(part, "qkv") for part in qkv)
+      ad_checkpoint.checkpoint_name(part, "qkv") for part in qkv
+    )
     mixed = fused_attention(
-        query, key, value, jnp.stack(scales),
-        positions if self.causal else None, options)
+      query,
+      key,
+      value,
+      jnp.stack(scales),
+      positions if self.causal else None,
+      options,
+    )
     return mixed.reshape(*mixed.shape[:-1], self.num_heads, self.head_dim)

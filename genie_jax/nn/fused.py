@@ -53,6 +53,7 @@ class Options:
     epsilon: Added to the mean square of queries and keys.
     interpret: Whether to run as plain JAX, for tests on a CPU.
   """
+
   num_heads: int
   in_time: bool
   window: int = 0
@@ -62,8 +63,11 @@ class Options:
 
 
 def fits(
-    num_frames: int, num_tokens: int, num_heads: int, head_dim: int,
-    in_time: bool,
+  num_frames: int,
+  num_tokens: int,
+  num_heads: int,
+  head_dim: int,
+  in_time: bool,
 ) -> bool:
   """Returns whether the kernel takes arrays of this size.
 
@@ -76,8 +80,10 @@ def fits(
   """
   rows = num_frames * PLACES if in_time else num_tokens
   whole = head_dim % LANES == 0 or (
-      LANES % head_dim == 0 and head_dim >= 32
-      and num_heads % (LANES // head_dim) == 0)
+    LANES % head_dim == 0
+    and head_dim >= 32
+    and num_heads % (LANES // head_dim) == 0
+  )
   return whole and rows <= MAX_ROWS
 
 
@@ -97,20 +103,23 @@ def tables(cos: jax.Array, sin: jax.Array) -> jax.Array:
     float32 [2, T, P, K]: what multiplies a row, and what multiplies the row
     with the halves of each head exchanged.
   """
-  both = jnp.stack([
+  both = jnp.stack(
+    [
       jnp.concatenate([cos, cos], axis=-1),
-      jnp.concatenate([-sin, sin], axis=-1)])  # [2, T, K]
+      jnp.concatenate([-sin, sin], axis=-1),
+    ]
+  )  # [2, T, K]
   return jnp.repeat(both[:, :, None], PLACES, axis=2)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def attend(
-    options: Options,
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    scales: jax.Array,
-    turns: jax.Array,
+  options: Options,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  scales: jax.Array,
+  turns: jax.Array,
 ) -> jax.Array:
   """Softmax attention of normalised queries and keys.
 
@@ -132,16 +141,31 @@ def attend(
 def _attend_forward(options, query, key, value, scales, turns):
   chex.assert_rank(query, 4)
   chex.assert_equal_shape([query, key, value])
-  out, = _call(options, _forward_kernel, "forward", (query, key, value),
-               scales, turns, 1, False)
+  (out,) = _call(
+    options,
+    _forward_kernel,
+    "forward",
+    (query, key, value),
+    scales,
+    turns,
+    1,
+    False,
+  )
   return out, (query, key, value, scales, turns)
 
 
 def _attend_backward(options, saved, cotangent):
   *inputs, scales, turns = saved
   *grads, scales_grad = _call(
-      options, _backward_kernel, "backward", (*inputs, cotangent), scales,
-      turns, 3, True)
+    options,
+    _backward_kernel,
+    "backward",
+    (*inputs, cotangent),
+    scales,
+    turns,
+    3,
+    True,
+  )
   scales_grad = scales_grad.sum((0, 1, 2))  # [2, L]
   scales_grad = scales_grad.reshape(2, -1, scales.shape[-1]).sum(1)
   return (*grads, scales_grad, jnp.zeros_like(turns))
@@ -159,11 +183,13 @@ def _call(options, kernel, name, arrays, scales, turns, outputs, sums):
   if options.in_time:
     grid = (b, pl.cdiv(n, PLACES), blocks)
     block = pl.BlockSpec(
-        (1, t, PLACES, channels), lambda i, place, head: (i, 0, place, head))
+      (1, t, PLACES, channels), lambda i, place, head: (i, 0, place, head)
+    )
   else:
     grid = (b, t, blocks)
     block = pl.BlockSpec(
-        (1, 1, n, channels), lambda i, frame, head: (i, frame, 0, head))
+      (1, 1, n, channels), lambda i, frame, head: (i, frame, 0, head)
+    )
   whole = lambda x: pl.BlockSpec(x.shape, lambda *_: (0,) * x.ndim)
   small = (scales, turns) if options.in_time else (scales,)
   # Heads of a block have the same scales and angles.
@@ -172,22 +198,26 @@ def _call(options, kernel, name, arrays, scales, turns, outputs, sums):
   out_shape = [jax.ShapeDtypeStruct(arrays[0].shape, arrays[0].dtype)] * outputs
   if sums:
     # Each block's own share of the scales' gradients: blocks run in any order.
-    out_specs.append(pl.BlockSpec(
-        (1, 1, 1, 2, channels), lambda i, j, head: (i, j, head, 0, 0)))
+    out_specs.append(
+      pl.BlockSpec(
+        (1, 1, 1, 2, channels), lambda i, j, head: (i, j, head, 0, 0)
+      )
+    )
     out_shape.append(jax.ShapeDtypeStruct((*grid, 2, channels), jnp.float32))
   place = "time" if options.in_time else "space"
   name = f"{place}_attention_{name}"
   if together > 1:
     name += f"_of_{together}"
   return pl.pallas_call(
-      functools.partial(kernel, options, n, channels // together),
-      grid=grid,
-      in_specs=[block] * len(arrays) + [whole(x) for x in small],
-      out_specs=out_specs,
-      out_shape=out_shape,
-      compiler_params=pltpu.CompilerParams(vmem_limit_bytes=_VMEM_BYTES),
-      interpret=options.interpret,
-      name=name)(*arrays, *small)
+    functools.partial(kernel, options, n, channels // together),
+    grid=grid,
+    in_specs=[block] * len(arrays) + [whole(x) for x in small],
+    out_specs=out_specs,
+    out_shape=out_shape,
+    compiler_params=pltpu.CompilerParams(vmem_limit_bytes=_VMEM_BYTES),
+    interpret=options.interpret,
+    name=name,
+  )(*arrays, *small)
 
 
 def _rows(options, num_tokens, ref):
@@ -199,7 +229,8 @@ def _rows(options, num_tokens, ref):
   block = ref[0]
   if options.in_time and num_tokens % PLACES:
     place = pl.program_id(1) * PLACES + jax.lax.broadcasted_iota(
-        jnp.int32, block.shape, 1)
+      jnp.int32, block.shape, 1
+    )
     block = jnp.where(place < num_tokens, block, jnp.zeros_like(block))
   return block.reshape(-1, block.shape[-1])
 
@@ -218,10 +249,16 @@ def _mean(x, head_dim):
   if head_dim == channels:
     return jnp.mean(x, axis=-1, keepdims=True)
   return sum(
-      _lanes(jnp.broadcast_to(
-          jnp.sum(_lanes(x, head_dim, head), axis=-1, keepdims=True)
-          / head_dim, x.shape), head_dim, head)
-      for head in range(channels // head_dim))
+    _lanes(
+      jnp.broadcast_to(
+        jnp.sum(_lanes(x, head_dim, head), axis=-1, keepdims=True) / head_dim,
+        x.shape,
+      ),
+      head_dim,
+      head,
+    )
+    for head in range(channels // head_dim)
+  )
 
 
 def _exchange(x, head_dim):
@@ -263,8 +300,11 @@ def _normal_back(normal, factor, grad, head_dim):
 
 def _product(a, b, contract_a, contract_b):
   return jax.lax.dot_general(
-      a, b, (((contract_a,), (contract_b,)), ((), ())),
-      preferred_element_type=jnp.float32)
+    a,
+    b,
+    (((contract_a,), (contract_b,)), ((), ())),
+    preferred_element_type=jnp.float32,
+  )
 
 
 def _weights(options, query, key):
@@ -292,11 +332,13 @@ def _prepare(options, num_tokens, head_dim, refs, scales_ref, turns_ref):
   rows = [_rows(options, num_tokens, ref) for ref in refs]
   normal = [_normal(options, x, head_dim) for x in rows[:2]]
   # Queries carry the factor of the scores.
-  factors = (head_dim ** -0.5, 1.0)
+  factors = (head_dim**-0.5, 1.0)
   turned = [
-      _turn(x * (scales_ref[i:i + 1] * factors[i]), turns, head_dim).astype(
-          rows[i].dtype)
-      for i, (x, _) in enumerate(normal)]
+    _turn(x * (scales_ref[i : i + 1] * factors[i]), turns, head_dim).astype(
+      rows[i].dtype
+    )
+    for i, (x, _) in enumerate(normal)
+  ]
   return rows, normal, turned, turns, factors
 
 
@@ -311,7 +353,8 @@ def _split(options, refs, inputs):
 def _forward_kernel(options, num_tokens, head_dim, *refs):
   arrays, scales_ref, turns_ref, (out_ref,) = _split(options, refs, 3)
   rows, _, (query, key), _, _ = _prepare(
-      options, num_tokens, head_dim, arrays, scales_ref, turns_ref)
+    options, num_tokens, head_dim, arrays, scales_ref, turns_ref
+  )
   value = rows[2]
   out = 0.0
   for head in range(value.shape[-1] // head_dim):
@@ -324,14 +367,14 @@ def _forward_kernel(options, num_tokens, head_dim, *refs):
 def _backward_kernel(options, num_tokens, head_dim, *refs):
   arrays, scales_ref, turns_ref, outs = _split(options, refs, 4)
   rows, normal, turned, turns, factors = _prepare(
-      options, num_tokens, head_dim, arrays, scales_ref, turns_ref)
+    options, num_tokens, head_dim, arrays, scales_ref, turns_ref
+  )
   (query, key), (_, _, value, cotangent) = turned, rows
   query_grad = key_grad = value_grad = 0.0
   for head in range(value.shape[-1] // head_dim):
     only = lambda x: _lanes(x, head_dim, head)  # noqa: B023
     weights = _weights(options, only(query), key)
-    value_grad += _product(
-        weights.astype(value.dtype), only(cotangent), 0, 0)
+    value_grad += _product(weights.astype(value.dtype), only(cotangent), 0, 0)
     weights_grad = _product(only(cotangent), value, 1, 1)
     mean = jnp.sum(weights_grad * weights, axis=-1, keepdims=True)
     scores_grad = (weights * (weights_grad - mean)).astype(query.dtype)
@@ -341,8 +384,7 @@ def _backward_kernel(options, num_tokens, head_dim, *refs):
   for i, (x, factor) in enumerate(normal):
     grad = _turn_back(grads[i], turns, head_dim) * factors[i]
     sums.append(jnp.sum(grad * x, axis=0, keepdims=True))
-    grads[i] = _normal_back(
-        x, factor, grad * scales_ref[i:i + 1], head_dim)
+    grads[i] = _normal_back(x, factor, grad * scales_ref[i : i + 1], head_dim)
   for ref, grad in zip(outs[:3], (*grads, value_grad), strict=True):
     ref[0] = grad.astype(ref.dtype).reshape(ref.shape[1:])
   outs[3][0, 0, 0] = jnp.concatenate(sums, axis=0)

@@ -12,7 +12,7 @@ from genie_jax.sharding import rules
 
 
 def labelled(
-    init: nn.initializers.Initializer, axes: Sequence[str | None]
+  init: nn.initializers.Initializer, axes: Sequence[str | None]
 ) -> nn.initializers.Initializer:
   """Returns `init` whose array carries logical axis names."""
   return nn.with_logical_partitioning(init, tuple(axes))
@@ -36,6 +36,7 @@ class Projection(nn.Module):
       from, in place of a random one.
     dtype: Dtype of the product.
   """
+
   shape: tuple[int, ...]
   axes: tuple[str | None, ...]
   inputs: int = 1
@@ -49,15 +50,24 @@ class Projection(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array | list[jax.Array]:
     """Maps x: [..., *inputs] to [..., *shape], or to parts of it."""
-    contracted = x.shape[-self.inputs:]
+    contracted = x.shape[-self.inputs :]
     deviation = self.scale / np.sqrt(np.prod(contracted))
-    init = nn.initializers.normal(deviation) if self.start is None else (
-        lambda rng, shape, dtype: jnp.asarray(
-            self.start(), dtype).reshape(shape))
+    init = (
+      nn.initializers.normal(deviation)
+      if self.start is None
+      else (
+        lambda rng, shape, dtype: jnp.asarray(self.start(), dtype).reshape(
+          shape
+        )
+      )
+    )
     kernel = self.param(
-        "kernel", labelled(init, (*self.input_axes, *self.axes)),
-        (*contracted, *self.shape), jnp.float32)
-    lead = x.shape[:-self.inputs]
+      "kernel",
+      labelled(init, (*self.input_axes, *self.axes)),
+      (*contracted, *self.shape),
+      jnp.float32,
+    )
+    lead = x.shape[: -self.inputs]
     x = x.astype(self.dtype)
     kernel = kernel.astype(self.dtype)
     if not any(self.input_axes) or not any(self.axes):
@@ -67,8 +77,9 @@ class Projection(nn.Module):
     if self.apart:
       parts = jnp.moveaxis(kernel, self.inputs, 0)  # [parts, *inputs, ...]
       return [
-          jnp.tensordot(x, part.reshape(*contracted, -1), self.inputs)
-          for part in parts]
+        jnp.tensordot(x, part.reshape(*contracted, -1), self.inputs)
+        for part in parts
+      ]
     if rules.is_split():
       y = jnp.tensordot(x, kernel, self.inputs)
     else:
@@ -76,10 +87,14 @@ class Projection(nn.Module):
       # 2.5 times slower. Split axes cannot be merged without moving data.
       rows = x.reshape(np.prod(lead, dtype=int), -1)
       y = (rows @ kernel.reshape(rows.shape[-1], -1)).reshape(
-          *lead, *self.shape)
+        *lead, *self.shape
+      )
     if self.bias:
       bias = self.param(
-          "bias", labelled(nn.initializers.zeros, self.axes), self.shape,
-          jnp.float32)
+        "bias",
+        labelled(nn.initializers.zeros, self.axes),
+        self.shape,
+        jnp.float32,
+      )
       y += bias.astype(self.dtype)
     return y

@@ -18,8 +18,11 @@ class Scale(nn.Module):
   def __call__(self, width: int) -> jax.Array:
     """Returns float32 [width]."""
     return self.param(
-        "scale", initializers.labelled(nn.initializers.ones, ("norm",)),
-        (width,), jnp.float32)
+      "scale",
+      initializers.labelled(nn.initializers.ones, ("norm",)),
+      (width,),
+      jnp.float32,
+    )
 
 
 def normalise(x: jax.Array, scale: jax.Array, dtype: Any) -> jax.Array:
@@ -41,6 +44,7 @@ class RMSNorm(Scale):
   Attributes:
     dtype: Dtype of the result; the arithmetic is float32.
   """
+
   dtype: Any = jnp.bfloat16
 
   @nn.compact

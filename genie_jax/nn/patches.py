@@ -35,15 +35,16 @@ def patchify(frames: jax.Array, patch: int) -> jax.Array:
   b, t, height, width, c = frames.shape
   h, w = grid(height, width, patch)
   frames = jnp.pad(
-      frames,
-      ((0, 0), (0, 0), (0, h * patch - height), (0, w * patch - width),
-       (0, 0)), mode="edge")
+    frames,
+    ((0, 0), (0, 0), (0, h * patch - height), (0, w * patch - width), (0, 0)),
+    mode="edge",
+  )
   x = frames.reshape(b, t, h, patch, w, patch, c)
   return x.transpose(0, 1, 2, 4, 3, 5, 6).reshape(b, t, h * w, -1)
 
 
 def unpatchify(
-    patches: jax.Array, height: int, width: int, patch: int
+  patches: jax.Array, height: int, width: int, patch: int
 ) -> jax.Array:
   """Joins patches to frames and crops what `patchify` padded.
 
@@ -77,7 +78,7 @@ def shrink(frames: jax.Array, factor: int) -> jax.Array:
     return frames
   b, t, height, width, c = frames.shape
   return frames.reshape(
-      b, t, height // factor, factor, width // factor, factor, c
+    b, t, height // factor, factor, width // factor, factor, c
   ).mean((3, 5))
 
 

@@ -28,12 +28,12 @@ def fits(num_tokens: int, head_dim: int) -> bool:
 
 
 def attend(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    num_valid: int | None = None,
-    checkpoint_name: str | None = None,
-    interpret: bool = False,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  num_valid: int | None = None,
+  checkpoint_name: str | None = None,
+  interpret: bool = False,
 ) -> jax.Array:
   """Softmax attention of all tokens of a frame to one another.
 
@@ -54,7 +54,7 @@ def attend(
   num_valid = n if num_valid is None else num_valid
   block, padded = _blocks(n)
   # The kernel scales nothing. Scaling here is fused with the norm before it.
-  query = query * jnp.asarray(k ** -0.5, query.dtype)
+  query = query * jnp.asarray(k**-0.5, query.dtype)
 
   def arrange(x):
     x = x.transpose(0, 1, 3, 2, 4).reshape(b * t, h, n, k)
@@ -63,10 +63,12 @@ def attend(
   seen = np.arange(padded) < num_valid
   # Added queries see something too: a softmax over nothing is NaN.
   segments = splash_attention.SegmentIds(
-      q=jnp.ones((padded,), jnp.int32), kv=jnp.asarray(seen, jnp.int32))
+    q=jnp.ones((padded,), jnp.int32), kv=jnp.asarray(seen, jnp.int32)
+  )
   kernel = _kernel(h, padded, block, checkpoint_name, interpret)
   out = jax.vmap(kernel, in_axes=(0, 0, 0, None))(
-      arrange(query), arrange(key), arrange(value), segments)
+    arrange(query), arrange(key), arrange(value), segments
+  )
   out = out[:, :, :n].reshape(b, t, h, n, k)
   return out.transpose(0, 1, 3, 2, 4).astype(value.dtype)
 
@@ -88,14 +90,25 @@ def _blocks(num_tokens: int) -> tuple[int, int]:
 @functools.lru_cache(maxsize=32)
 def _kernel(num_heads, num_tokens, block, checkpoint_name, interpret):
   mask = splash_attention.MultiHeadMask(
-      [splash_attention.FullMask((num_tokens, num_tokens))] * num_heads)
+    [splash_attention.FullMask((num_tokens, num_tokens))] * num_heads
+  )
   sizes = splash_attention.BlockSizes(
-      block_q=block, block_kv=block, block_kv_compute=block,
-      block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block,
-      use_fused_bwd_kernel=True)
+    block_q=block,
+    block_kv=block,
+    block_kv_compute=block,
+    block_q_dkv=block,
+    block_kv_dkv=block,
+    block_kv_dkv_compute=block,
+    use_fused_bwd_kernel=True,
+  )
   # Its tables are constants: made while a function is traced they must not
   # become values of that trace, since the next trace gets the same kernel.
   with jax.ensure_compile_time_eval():
     return splash_attention.make_splash_mha(
-        mask, head_shards=1, q_seq_shards=1, block_sizes=sizes,
-        residual_checkpoint_name=checkpoint_name, interpret=interpret)
+      mask,
+      head_shards=1,
+      q_seq_shards=1,
+      block_sizes=sizes,
+      residual_checkpoint_name=checkpoint_name,
+      interpret=interpret,
+    )

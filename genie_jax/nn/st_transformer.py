@@ -20,20 +20,24 @@ from genie_jax.nn import attention, initializers, norms
 from genie_jax.sharding import rules
 
 REMAT_POLICIES = {
-    "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "attention": jax.checkpoint_policies.save_only_these_names("attention"),
-    # Every product but the logits: nothing large is computed again.
-    "products": jax.checkpoint_policies.save_only_these_names(
-        "qkv", "attention", "stream", "mlp_hidden"),
-    "attention_mlp": jax.checkpoint_policies.save_only_these_names(
-        "attention", "mlp_hidden"),
-    # As "attention", kept in the host's memory until the backward pass.
-    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[],
-        names_which_can_be_offloaded=["attention"],
-        offload_src="device", offload_dst="pinned_host"),
+  "none": None,
+  "full": jax.checkpoint_policies.nothing_saveable,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "attention": jax.checkpoint_policies.save_only_these_names("attention"),
+  # Every product but the logits: nothing large is computed again.
+  "products": jax.checkpoint_policies.save_only_these_names(
+    "qkv", "attention", "stream", "mlp_hidden"
+  ),
+  "attention_mlp": jax.checkpoint_policies.save_only_these_names(
+    "attention", "mlp_hidden"
+  ),
+  # As "attention", kept in the host's memory until the backward pass.
+  "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+    names_which_can_be_saved=[],
+    names_which_can_be_offloaded=["attention"],
+    offload_src="device",
+    offload_dst="pinned_host",
+  ),
 }
 
 _BY_FRAME = ("act_batch", "act_time", None, "act_embed")
@@ -65,6 +69,7 @@ class Cache:
     value: [Y, B, Tc, N, H, K].
     positions: int32 [Tc], the frame number of each slot; -1 where empty.
   """
+
   key: jax.Array
   value: jax.Array
   positions: jax.Array
@@ -78,10 +83,13 @@ class Cache:
       position: int32 scalar, the frame's number.
     """
     put = lambda all_, one: jax.lax.dynamic_update_slice_in_dim(
-        all_, one.astype(all_.dtype), slot, axis=2)
+      all_, one.astype(all_.dtype), slot, axis=2
+    )
     return Cache(
-        put(self.key, own[0]), put(self.value, own[1]),
-        self.positions.at[slot].set(position))
+      put(self.key, own[0]),
+      put(self.value, own[1]),
+      self.positions.at[slot].set(position),
+    )
 
 
 class STBlock(nn.Module):
@@ -94,6 +102,7 @@ class STBlock(nn.Module):
     num_valid: How many of the N tokens of a frame are real, the first ones;
       None for all. For the others see `STTransformer`.
   """
+
   num_heads: int
   head_dim: int
   mlp_dim: int
@@ -105,7 +114,7 @@ class STBlock(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: jax.Array, cache, positions, cached_positions
+    self, x: jax.Array, cache, positions, cached_positions
   ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Mixes x: [B, T, N, D] in space and in time.
 
@@ -121,8 +130,15 @@ class STBlock(nn.Module):
     chex.assert_rank(x, 4)
     norm = lambda name: norms.RMSNorm(dtype=self.dtype, name=name)
     attend = lambda causal, name: attention.Attention(
-        self.num_heads, self.head_dim, causal, self.window if causal else 0,
-        self.output_scale, self.attention, self.dtype, name=name)
+      self.num_heads,
+      self.head_dim,
+      causal,
+      self.window if causal else 0,
+      self.output_scale,
+      self.attention,
+      self.dtype,
+      name=name,
+    )
 
     # Frames are split among chips for attention in space, places for
     # attention in time: one all-to-all each way. Both sides of an exchange
@@ -130,12 +146,14 @@ class STBlock(nn.Module):
     # so that what the backward pass keeps of it has been moved already.
     x = rules.constrain(x, _BY_FRAME)
     mixed, _ = attend(False, "space")(
-        norm("space_norm")(x), num_valid=self.num_valid)
+      norm("space_norm")(x), num_valid=self.num_valid
+    )
     x = _pin(x + mixed, _BY_FRAME, _BY_PLACE)
     x = ad_checkpoint.checkpoint_name(x, "stream")
     x = rules.constrain(x, _BY_PLACE)
     mixed, own = attend(True, "time")(
-        norm("time_norm")(x), positions, cache, cached_positions)
+      norm("time_norm")(x), positions, cache, cached_positions
+    )
     x = _pin(x + mixed, _BY_PLACE)
     x = ad_checkpoint.checkpoint_name(x, "stream")
     x += self._mlp(norm("mlp_norm")(x))
@@ -143,14 +161,21 @@ class STBlock(nn.Module):
 
   def _mlp(self, x: jax.Array) -> jax.Array:
     hidden = initializers.Projection(
-        (self.mlp_dim,), ("mlp",), dtype=self.dtype, name="mlp_in")(x)
+      (self.mlp_dim,), ("mlp",), dtype=self.dtype, name="mlp_in"
+    )(x)
     hidden = rules.constrain(
-        hidden, ("act_batch", None, "act_space", "act_mlp"))
+      hidden, ("act_batch", None, "act_space", "act_mlp")
+    )
     hidden = ad_checkpoint.checkpoint_name(hidden, "mlp_hidden")
     hidden = jax.nn.gelu(hidden)
     return initializers.Projection(
-        (x.shape[-1],), ("embed",), input_axes=("mlp",),
-        scale=self.output_scale, dtype=self.dtype, name="mlp_out")(hidden)
+      (x.shape[-1],),
+      ("embed",),
+      input_axes=("mlp",),
+      scale=self.output_scale,
+      dtype=self.dtype,
+      name="mlp_out",
+    )(hidden)
 
 
 class STTransformer(nn.Module):
@@ -177,6 +202,7 @@ class STTransformer(nn.Module):
       model faster on a CPU (a quarter of a training step was seen).
     dtype: Name of the dtype of the activations.
   """
+
   num_layers: int
   width: int
   num_heads: int
@@ -192,7 +218,7 @@ class STTransformer(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: jax.Array, cache: Cache | None = None, first: Any = 0
+    self, x: jax.Array, cache: Cache | None = None, first: Any = 0
   ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Runs the stack.
 
@@ -209,7 +235,8 @@ class STTransformer(nn.Module):
     block = STBlock
     if self.remat != "none":
       block = nn.remat(
-          block, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+        block, policy=REMAT_POLICIES[self.remat], prevent_cse=False
+      )
     frames, tokens = x.shape[1:3]
     # Sizes that the frame axis does not divide are filled up: frames at the
     # end, which causality hides, and tokens, which attention in space masks.
@@ -218,17 +245,25 @@ class STTransformer(nn.Module):
     x = jnp.pad(x, ((0, 0), (0, -frames % share), (0, -tokens % unit), (0, 0)))
     num_valid = None if x.shape[2] == tokens else tokens
     layers = nn.scan(
-        block,
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
-        in_axes=(0, nn.broadcast, nn.broadcast),
-        length=self.num_layers,
-        unroll=self.unroll,
-        metadata_params={nn.PARTITION_NAME: "layers"})(
-            self.num_heads, self.head_dim, self.mlp_dim, self.window,
-            # Three sums a layer enter the stream; their variance stays 1.
-            self.residual_scale * (3 * self.num_layers) ** -0.5,
-            self.attention, num_valid, dtype, name="layers")
+      block,
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      in_axes=(0, nn.broadcast, nn.broadcast),
+      length=self.num_layers,
+      unroll=self.unroll,
+      metadata_params={nn.PARTITION_NAME: "layers"},
+    )(
+      self.num_heads,
+      self.head_dim,
+      self.mlp_dim,
+      self.window,
+      # Three sums a layer enter the stream; their variance stays 1.
+      self.residual_scale * (3 * self.num_layers) ** -0.5,
+      self.attention,
+      num_valid,
+      dtype,
+      name="layers",
+    )
     positions = first + jnp.arange(x.shape[1], dtype=jnp.int32)
     pair = None if cache is None else (cache.key, cache.value)
     at = None if cache is None else cache.positions
@@ -241,7 +276,7 @@ class STTransformer(nn.Module):
 
 
 def empty_cache(
-    fields: Any, num_clips: int, num_tokens: int, slots: int
+  fields: Any, num_clips: int, num_tokens: int, slots: int
 ) -> Cache:
   """Returns a cache with room for frames, all slots empty.
 
@@ -251,12 +286,20 @@ def empty_cache(
     num_tokens: N.
     slots: Tc, how many frames it holds.
   """
-  shape = (fields["num_layers"], num_clips, slots, num_tokens,
-           fields["num_heads"], fields["head_dim"])
+  shape = (
+    fields["num_layers"],
+    num_clips,
+    slots,
+    num_tokens,
+    fields["num_heads"],
+    fields["head_dim"],
+  )
   dtype = jnp.dtype(fields["dtype"])
   return Cache(
-      jnp.zeros(shape, dtype), jnp.zeros(shape, dtype),
-      jnp.full((slots,), -1, jnp.int32))
+    jnp.zeros(shape, dtype),
+    jnp.zeros(shape, dtype),
+    jnp.full((slots,), -1, jnp.int32),
+  )
 
 
 class GridPosition(nn.Module):
@@ -266,6 +309,7 @@ class GridPosition(nn.Module):
   Frames never change size within a world, so places need not be relative as
   frames do.
   """
+
   grid: tuple[int, int]
 
   @nn.compact
@@ -273,9 +317,12 @@ class GridPosition(nn.Module):
     """Adds positions to x: [B, T, h * w, D]."""
     h, w = self.grid
     table = lambda name, count: self.param(
-        name, initializers.labelled(
-            nn.initializers.zeros, (None, "embed")),
-        (count, x.shape[-1]), jnp.float32)
-    place = (table("row_position", h)[:, None] +
-             table("column_position", w)[None])  # [h, w, D]
+      name,
+      initializers.labelled(nn.initializers.zeros, (None, "embed")),
+      (count, x.shape[-1]),
+      jnp.float32,
+    )
+    place = (
+      table("row_position", h)[:, None] + table("column_position", w)[None]
+    )  # [h, w, D]
     return x + place.reshape(h * w, -1).astype(x.dtype)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from genie_jax.core import errors
-from genie_jax.sampling import schedule as schedules
+from genie_jax.sampling import schedule as schedule_lib
 
 ORDERS = ("random", "confidence")
 
@@ -43,6 +43,7 @@ class Sampling:
     top_p: Only the most likely tokens that together have this probability, at
       the temperature, are drawn; 1 for all.
   """
+
   refinements: int = flax.struct.field(pytree_node=False, default=25)
   schedule: str = flax.struct.field(pytree_node=False, default="cosine")
   order: str = flax.struct.field(pytree_node=False, default="random")
@@ -65,38 +66,42 @@ def make_sampling(fields: Mapping[str, Any]) -> Sampling:
   sampling = Sampling(**dict(fields))
   if type(sampling.refinements) is not int:
     raise errors.UserError(
-        f"sampling.refinements is {sampling.refinements!r}; give a whole "
-        "number, at least 1 (the paper uses 25).")
-  schedules.hidden_counts(1, sampling.refinements, sampling.schedule)
+      f"sampling.refinements is {sampling.refinements!r}; give a whole "
+      "number, at least 1 (the paper uses 25)."
+    )
+  schedule_lib.hidden_counts(1, sampling.refinements, sampling.schedule)
   if sampling.order not in ORDERS:
     raise errors.UserError(
-        f"sampling.order is {sampling.order!r}"
-        f"{errors.closest(sampling.order, ORDERS)}; use one of "
-        f"{', '.join(ORDERS)}.")
+      f"sampling.order is {sampling.order!r}"
+      f"{errors.closest(sampling.order, ORDERS)}; use one of "
+      f"{', '.join(ORDERS)}."
+    )
   for name in ("temperature", "choice_temperature"):
     value = fields.get(name, 1.0)
     if not 0 <= value < float("inf"):
       raise errors.UserError(
-          f"sampling.{name} is {value}; it must be 0 or more.")
+        f"sampling.{name} is {value}; it must be 0 or more."
+      )
   if type(sampling.top_k) is not int or sampling.top_k < 0:
     raise errors.UserError(
-        f"sampling.top_k is {sampling.top_k}; give a whole number of tokens, "
-        "or 0 for all.")
+      f"sampling.top_k is {sampling.top_k}; give a whole number of tokens, "
+      "or 0 for all."
+    )
   if not 0 < sampling.top_p <= 1:
     raise errors.UserError(
-        f"sampling.top_p is {sampling.top_p}; it must be above 0 and at most "
-        "1.")
+      f"sampling.top_p is {sampling.top_p}; it must be above 0 and at most 1."
+    )
   return sampling
 
 
 def refine(
-    logits: jax.Array,
-    tokens: jax.Array,
-    hidden: jax.Array,
-    num_hidden: jax.Array | int,
-    token_noise: jax.Array,
-    order_noise: jax.Array,
-    sampling: Sampling,
+  logits: jax.Array,
+  tokens: jax.Array,
+  hidden: jax.Array,
+  num_hidden: jax.Array | int,
+  token_noise: jax.Array,
+  order_noise: jax.Array,
+  sampling: Sampling,
 ) -> tuple[jax.Array, jax.Array]:
   """Runs one refinement step on one frame of each clip, given its noise.
 
@@ -118,10 +123,12 @@ def refine(
     tokens int32 [B, N] and hidden bool [B, N] after the step.
   """
   chex.assert_rank(
-      [logits, tokens, hidden, token_noise, order_noise], [3, 2, 2, 3, 2])
+    [logits, tokens, hidden, token_noise, order_noise], [3, 2, 2, 3, 2]
+  )
   # argmax(logits + t * Gumbel) draws from softmax(logits / t), also at t = 0.
   drawn = jnp.argmax(
-      _likely(logits, sampling) + sampling.temperature * token_noise, -1)
+    _likely(logits, sampling) + sampling.temperature * token_noise, -1
+  )
   score = order_noise
   if sampling.order == "confidence":
     log_probs = jax.nn.log_softmax(logits, -1)
@@ -141,14 +148,13 @@ def _likely(logits: jax.Array, sampling: Sampling) -> jax.Array:
   if sampling.top_p < 1:
     # At temperature 0 the most likely token is left, which is right as well.
     shares = jax.nn.softmax(
-        logits / jnp.maximum(sampling.temperature, 1e-6), axis=-1)
+      logits / jnp.maximum(sampling.temperature, 1e-6), axis=-1
+    )
     logits = _highest(logits, shares, sampling.top_p)
   return logits
 
 
-def _highest(
-    logits: jax.Array, weights: jax.Array, amount: float
-) -> jax.Array:
+def _highest(logits: jax.Array, weights: jax.Array, amount: float) -> jax.Array:
   """Returns logits, -inf but for the highest that weigh `amount` together.
 
   The least of them is found by bisection: 32 sums over V, where a sort of V
@@ -162,13 +168,15 @@ def _highest(
   # The bits of a float, read as an integer, sort as it does if it is positive
   # and the other way about if it is negative.
   bits = jax.lax.bitcast_convert_type(logits, jnp.int32)
-  order = jnp.where(bits < 0, bits ^ 0x7fffffff, bits)
+  order = jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
   def halve(_, bounds):
     low, high = bounds
     middle = (low >> 1) + (high >> 1) + ((low | high) & 1)  # Rounded up.
-    heavy = jnp.sum(
-        jnp.where(order >= middle, weights, 0), -1, keepdims=True) >= amount
+    heavy = (
+      jnp.sum(jnp.where(order >= middle, weights, 0), -1, keepdims=True)
+      >= amount
+    )
     return jnp.where(heavy, middle, low), jnp.where(heavy, high, middle - 1)
 
   bounds = order.min(-1, keepdims=True), order.max(-1, keepdims=True)
@@ -177,10 +185,10 @@ def _highest(
 
 
 def draw_frame(
-    logits_of: LogitsOf,
-    grid: tuple[int, int],
-    keys: jax.Array,
-    sampling: Sampling,
+  logits_of: LogitsOf,
+  grid: tuple[int, int],
+  keys: jax.Array,
+  sampling: Sampling,
 ) -> jax.Array:
   """Draws one frame of each clip, all tokens hidden at first.
 
@@ -199,14 +207,16 @@ def draw_frame(
     int32 [B, h, w].
   """
   batch, num_tokens = keys.shape[0], grid[0] * grid[1]
-  counts = schedules.hidden_counts(
-      num_tokens, sampling.refinements, sampling.schedule)
+  counts = schedule_lib.hidden_counts(
+    num_tokens, sampling.refinements, sampling.schedule
+  )
   blank = jnp.zeros((batch, num_tokens), jnp.int32)
   all_hidden = jnp.ones((batch, num_tokens), bool)
 
   def logits_at(tokens, hidden):
     logits = logits_of(
-        tokens.reshape(batch, *grid), hidden.reshape(batch, *grid))
+      tokens.reshape(batch, *grid), hidden.reshape(batch, *grid)
+    )
     return logits.reshape(batch, num_tokens, -1).astype(jnp.float32)
 
   vocab = jax.eval_shape(logits_at, blank, all_hidden).shape[-1]
@@ -216,8 +226,9 @@ def draw_frame(
     # does not depend on the draw: one set of noise serves the whole frame.
     # By confidence, a draw thrown away must be followed by a fresh one.
     frame_noise = _gumbel(_fold(keys, 1), (num_tokens, vocab))
-    frame_order = jax.vmap(
-        lambda key: jax.random.uniform(key, (num_tokens,)))(order_keys)
+    frame_order = jax.vmap(lambda key: jax.random.uniform(key, (num_tokens,)))(
+      order_keys
+    )
 
   def step(carry, inputs):
     number, num_hidden = inputs
@@ -226,15 +237,19 @@ def draw_frame(
     else:
       token_noise = _gumbel(_fold(keys, number), (num_tokens, vocab))
       falling = 1.0 - number / len(counts)
-      order_noise = sampling.choice_temperature * falling * _gumbel(
-          _fold(order_keys, number), (num_tokens,))
+      order_noise = (
+        sampling.choice_temperature
+        * falling
+        * _gumbel(_fold(order_keys, number), (num_tokens,))
+      )
     return refine(
-        logits_at(*carry), *carry, num_hidden, token_noise, order_noise,
-        sampling), None
+      logits_at(*carry), *carry, num_hidden, token_noise, order_noise, sampling
+    ), None
 
   steps = jnp.arange(1, len(counts) + 1)
   (tokens, _), _ = jax.lax.scan(
-      step, (blank, all_hidden), (steps, jnp.asarray(counts)))
+    step, (blank, all_hidden), (steps, jnp.asarray(counts))
+  )
   return tokens.reshape(batch, *grid)
 
 

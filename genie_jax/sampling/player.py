@@ -15,20 +15,124 @@ Shapes:
   M  frames of history          S  players
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
 
 import chex
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from genie_jax.nn import quantized, st_transformer
-from genie_jax.sampling import maskgit, rings
-from genie_jax.sampling import models as models_lib
+from genie_jax.models import dynamics as dynamics_lib
+from genie_jax.models import tokenizer as tokenizer_lib
+from genie_jax.nn import st_transformer
+from genie_jax.sampling import maskgit, prepare, ring_cache
+from genie_jax.sampling import slide as slide_lib
+from genie_jax.weights import int8
 
-Models = models_lib.Models
+# Keys and values in time, each [Y, 1, T, N, H, K].
+_Own = tuple[jax.Array, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+  """What a player runs; hashable, so a static argument of `jax.jit`.
+
+  Attributes:
+    tokenizer: The tokenizer.
+    dynamics: The dynamics model.
+    window: W, frames that the dynamics model was trained on, at least 2.
+    decoder_window: Frames that the tokenizer was trained on.
+    slide: What happens when the window is full.
+  """
+
+  tokenizer: tokenizer_lib.Tokenizer
+  dynamics: dynamics_lib.Dynamics
+  window: int
+  decoder_window: int
+  slide: slide_lib.Slide = dataclasses.field(default_factory=slide_lib.Slide)
+
+  def __post_init__(self):
+    for name in ("tokenizer", "dynamics"):
+      object.__setattr__(self, name, prepare.hashable(getattr(self, name)))
+    if self.window < 2:
+      raise ValueError(
+        f"window={self.window}; a frame needs one before it, so 2."
+      )
+    self.slide.check(self.window)
+
+  @property
+  def history(self) -> int:
+    """M, how many of the last frames' tokens a state keeps."""
+    return max(self.window, self.decoder_window)
+
+  def score(
+    self,
+    params: Any,
+    tokens: jax.Array,
+    incoming: jax.Array,
+    hidden: jax.Array,
+    cache: st_transformer.Cache | None,
+    position: jax.Array | int,
+    last: jax.Array | None,
+  ) -> tuple[jax.Array, _Own]:
+    """Runs `Dynamics.step`.
+
+    Args:
+      params: {"tokenizer": ..., "dynamics": ...}.
+      tokens: int32 [T, h, w].
+      incoming: int32 [T].
+      hidden: bool [T, h, w].
+      cache: Of the frames before.
+      position: Of the first frame.
+      last: int32 [h, w], the frame before it, or None.
+
+    Returns:
+      Logits float32 [T, h, w, V], and these frames' keys and values.
+    """
+    logits, own = _suited(self.dynamics, len(tokens)).apply(
+      {"params": params["dynamics"]},
+      tokens[None],
+      incoming[None],
+      hidden[None],
+      cache,
+      position,
+      None if last is None else last[None],
+      method="step",
+    )
+    return logits[0], own
+
+  def show(
+    self,
+    params: Any,
+    tokens: jax.Array,
+    cache: st_transformer.Cache | None,
+    position: jax.Array | int,
+  ) -> tuple[jax.Array, _Own]:
+    """Returns uint8 frames [T, H, W, C] of tokens, with keys and values."""
+    frames, own = _suited(self.tokenizer, len(tokens)).apply(
+      {"params": params["tokenizer"]},
+      tokens[None],
+      cache,
+      position,
+      method="decode_step",
+    )
+    return jnp.round(frames[0] * 255).astype(jnp.uint8), own
+
+  def encode(self, params: Any, frames: jax.Array) -> jax.Array:
+    """Returns tokens int32 [T, h, w] of frames uint8 [T, H, W, C]."""
+    return _suited(self.tokenizer, len(frames)).apply(
+      {"params": params["tokenizer"]},
+      frames[None].astype(jnp.float32) / 255,
+      method="encode",
+    )[0]
+
+
+def _suited(module: nn.Module, num_frames: int) -> nn.Module:
+  return module if num_frames == 1 else prepare.rolled(module)
 
 
 @flax.struct.dataclass
@@ -50,6 +154,7 @@ class State:
     frames: uint8 [W - 1, H, W, C], the last frames, kept for "re-encode"
       only.
   """
+
   key: jax.Array
   number: jax.Array
   position: jax.Array
@@ -63,18 +168,18 @@ class State:
 
 
 def reset(
-    models: Models,
-    params: Any,
-    tokens: jax.Array,
-    latent_actions: jax.Array,
-    key: jax.Array,
+  models: Models,
+  params: Any,
+  tokens: jax.Array,
+  latent_actions: jax.Array,
+  key: jax.Array,
 ) -> State:
   """Returns the state after a prompt.
 
   Args:
     models: The models.
     params: {"tokenizer": ..., "dynamics": ...}; leaves may be
-      `quantized.Int8`.
+      `int8.Int8`.
     tokens: int32 [P, h, w].
     latent_actions: int32 [P - 1]; action t leads from frame t to t + 1.
     key: Of all noise to come.
@@ -84,37 +189,44 @@ def reset(
   chex.assert_shape(latent_actions, (prompt - 1,))
   if prompt > models.window:
     raise ValueError(
-        f"A prompt of {prompt} frames does not fit a window of "
-        f"{models.window}; give its last ones.")
-  params = quantized.dequantize(params)
+      f"A prompt of {prompt} frames does not fit a window of "
+      f"{models.window}; give its last ones."
+    )
+  params = int8.dequantize(params)
   tokens = tokens.astype(jnp.int32)
   incoming = jnp.pad(
-      latent_actions.astype(jnp.int32), (1, 0),
-      constant_values=models.dynamics.no_action)
+    latent_actions.astype(jnp.int32),
+    (1, 0),
+    constant_values=models.dynamics.no_action,
+  )
   missing = models.history - prompt
   frames, decoder_cache, decoder_position = _decode_afresh(
-      models, params, tokens)
+    models, params, tokens
+  )
   return State(
-      key=key,
-      number=jnp.int32(prompt),
-      position=jnp.int32(prompt - 1),
-      tokens=jnp.pad(tokens, ((missing, 0), (0, 0), (0, 0))),
-      incoming=jnp.pad(
-          incoming, (missing, 0), constant_values=models.dynamics.no_action),
-      cache=_cache_of(models, params, tokens, incoming),
-      decoder_position=decoder_position,
-      decoder_cache=decoder_cache,
-      frame=frames[-1],
-      frames=_last(frames, models.window - 1)
-      if models.slide.mode == "re-encode" else None)
+    key=key,
+    number=jnp.int32(prompt),
+    position=jnp.int32(prompt - 1),
+    tokens=jnp.pad(tokens, ((missing, 0), (0, 0), (0, 0))),
+    incoming=jnp.pad(
+      incoming, (missing, 0), constant_values=models.dynamics.no_action
+    ),
+    cache=_cache_of(models, params, tokens, incoming),
+    decoder_position=decoder_position,
+    decoder_cache=decoder_cache,
+    frame=frames[-1],
+    frames=_last(frames, models.window - 1)
+    if models.slide.mode == "re-encode"
+    else None,
+  )
 
 
 def step(
-    models: Models,
-    params: Any,
-    state: State,
-    action: jax.Array,
-    sampling: maskgit.Sampling,
+  models: Models,
+  params: Any,
+  state: State,
+  action: jax.Array,
+  sampling: maskgit.Sampling,
 ) -> tuple[State, jax.Array]:
   """Draws the frame that an action leads to.
 
@@ -128,17 +240,17 @@ def step(
   Returns:
     The player after the frame, and the frame, uint8 [H, W, C].
   """
-  params = quantized.dequantize(params)
+  params = int8.dequantize(params)
   state = _make_room(models, params, state)
   return _draw(models, params, state, action, sampling)
 
 
 def step_many(
-    models: Models,
-    params: Any,
-    states: Sequence[State],
-    actions: jax.Array,
-    sampling: maskgit.Sampling,
+  models: Models,
+  params: Any,
+  states: Sequence[State],
+  actions: jax.Array,
+  sampling: maskgit.Sampling,
 ) -> tuple[list[State], jax.Array]:
   """Draws a frame for each of several players at once.
 
@@ -156,40 +268,41 @@ def step_many(
   Returns:
     The players after it, and their frames, uint8 [S, H, W, C].
   """
-  drawn, frames = step_stacked(
-      models, params, stack(states), actions, sampling)
+  drawn, frames = step_stacked(models, params, stack(states), actions, sampling)
   return unstack(drawn, len(states)), frames
 
 
 def step_stacked(
-    models: Models,
-    params: Any,
-    stacked: State,
-    actions: jax.Array,
-    sampling: maskgit.Sampling,
+  models: Models,
+  params: Any,
+  stacked: State,
+  actions: jax.Array,
+  sampling: maskgit.Sampling,
 ) -> tuple[State, jax.Array]:
   """As `step_many`, of players in one state (see `stack`), any number."""
-  params = quantized.dequantize(params)
+  params = int8.dequantize(params)
   make_room = functools.partial(_make_room, models, params)
   if models.slide.mode == "rolling":
     stacked = jax.vmap(make_room)(stacked)
   else:
     stacked = jax.lax.cond(
-        (stacked.position == models.window - 1).any(),
-        lambda players: jax.lax.map(make_room, players),
-        lambda players: players, stacked)
+      (stacked.position == models.window - 1).any(),
+      lambda players: jax.lax.map(make_room, players),
+      lambda players: players,
+      stacked,
+    )
   return jax.vmap(
-      lambda state, action: _draw(models, params, state, action, sampling))(
-          stacked, actions)
+    lambda state, action: _draw(models, params, state, action, sampling)
+  )(stacked, actions)
 
 
 def next_logits(
-    models: Models,
-    params: Any,
-    state: State,
-    action: jax.Array,
-    tokens: jax.Array,
-    hidden: jax.Array,
+  models: Models,
+  params: Any,
+  state: State,
+  action: jax.Array,
+  tokens: jax.Array,
+  hidden: jax.Array,
 ) -> jax.Array:
   """Scores the next frame's tokens, as a refinement inside `step` does.
 
@@ -204,11 +317,17 @@ def next_logits(
   Returns:
     float32 [h, w, V].
   """
-  params = quantized.dequantize(params)
+  params = int8.dequantize(params)
   state = _make_room(models, params, state)
   return models.score(
-      params, tokens[None], jnp.asarray(action, jnp.int32)[None], hidden[None],
-      state.cache, state.position + 1, state.tokens[-1])[0][0]
+    params,
+    tokens[None],
+    jnp.asarray(action, jnp.int32)[None],
+    hidden[None],
+    state.cache,
+    state.position + 1,
+    state.tokens[-1],
+  )[0][0]
 
 
 def stack(states: Sequence[State]) -> State:
@@ -219,7 +338,8 @@ def stack(states: Sequence[State]) -> State:
 def unstack(stacked: State, count: int) -> list[State]:
   """Returns the first `count` players of a stacked state."""
   return [
-      jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(count)]
+    jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(count)
+  ]
 
 
 def _draw(models, params, state, action, sampling):
@@ -234,13 +354,16 @@ def _draw(models, params, state, action, sampling):
     return run(tokens, incoming, hidden, state.cache, position, last)[0]
 
   tokens = maskgit.draw_frame(
-      logits_of, tuple(state.tokens.shape[1:]),
-      jax.random.fold_in(state.key, state.number)[None], sampling)
+    logits_of,
+    tuple(state.tokens.shape[1:]),
+    jax.random.fold_in(state.key, state.number)[None],
+    sampling,
+  )
 
   def remember(cache):
     _, own = run(
-        tokens, incoming, jnp.zeros(tokens.shape, bool), cache, position,
-        last)
+      tokens, incoming, jnp.zeros(tokens.shape, bool), cache, position, last
+    )
     return cache.write(own, position % (models.window - 1), position)
 
   if models.slide.mode == "rolling":
@@ -248,37 +371,43 @@ def _draw(models, params, state, action, sampling):
   else:
     # A window that is full now is computed anew before the next frame.
     cache = jax.lax.cond(
-        position < models.window - 1, remember, lambda cache: cache,
-        state.cache)
+      position < models.window - 1, remember, lambda cache: cache, state.cache
+    )
   state = state.replace(
-      number=state.number + 1,
-      position=position,
-      tokens=_append(state.tokens, tokens),
-      incoming=_append(state.incoming, incoming),
-      cache=cache)
+    number=state.number + 1,
+    position=position,
+    tokens=_append(state.tokens, tokens),
+    incoming=_append(state.incoming, incoming),
+    cache=cache,
+  )
   return _show(models, params, state)
 
 
 def _make_room(models, params, state):
   """Drops frames from a full window."""
   if models.slide.mode == "rolling":
-    position, cache = rings.turn_back(state.position, state.cache)
+    position, cache = ring_cache.turn_back(state.position, state.cache)
     return state.replace(position=position, cache=cache)
   full = state.position == models.window - 1
   kept = models.window - models.slide.drop
 
   def exact(state):
     return state.replace(
-        position=jnp.int32(kept - 1),
-        cache=_cache_of(
-            models, params, state.tokens[-kept:],
-            state.incoming[-kept:].at[0].set(models.dynamics.no_action)))
+      position=jnp.int32(kept - 1),
+      cache=_cache_of(
+        models,
+        params,
+        state.tokens[-kept:],
+        state.incoming[-kept:].at[0].set(models.dynamics.no_action),
+      ),
+    )
 
   def encode_again(state):
     frames = state.frames[-kept:]
     tokens = models.encode(params, frames)
-    state = exact(state.replace(
-        tokens=jnp.concatenate([state.tokens[:-kept], tokens])))
+    state = exact(
+      state.replace(tokens=jnp.concatenate([state.tokens[:-kept], tokens]))
+    )
     # Shown frames stay as they were shown; the next one sees these.
     _, cache, position = _decode_afresh(models, params, tokens)
     return state.replace(decoder_cache=cache, decoder_position=position)
@@ -301,7 +430,8 @@ def _show(models, params, state):
     del position
     drop = min(models.slide.drop, window - 1)
     shown, fresh, position = _decode_afresh(
-        models, params, state.tokens[-(window - drop + 1):])
+      models, params, state.tokens[-(window - drop + 1) :]
+    )
     # Dropping one at a time, the window is full for good.
     return shown[-1], cache if drop == 1 else fresh, position
 
@@ -309,17 +439,18 @@ def _show(models, params, state):
   if cache is None:
     shown = run(state.tokens[-1:], None, 0)[0][0]
   elif models.slide.mode == "rolling":
-    position, cache = rings.turn_back(position, cache)
+    position, cache = ring_cache.turn_back(position, cache)
     shown, cache, position = grow(cache, position)
   else:
     shown, cache, position = jax.lax.cond(
-        position == window - 1, slide_over, grow, cache, position)
+      position == window - 1, slide_over, grow, cache, position
+    )
   frames = state.frames
   if frames is not None:
     frames = _append(frames, shown[None])
   return state.replace(
-      decoder_cache=cache, decoder_position=position, frame=shown,
-      frames=frames), shown
+    decoder_cache=cache, decoder_position=position, frame=shown, frames=frames
+  ), shown
 
 
 def _decode_afresh(models, params, tokens):
@@ -328,19 +459,20 @@ def _decode_afresh(models, params, tokens):
   Returns:
     uint8 frames [T, H, W, C], the decoder's cache, and its position.
   """
-  tokens = tokens[-models.decoder_window:]
+  tokens = tokens[-models.decoder_window :]
   shown, own = models.show(params, tokens, None, 0)
   cache = None
   if models.decoder_window > 1:
-    cache = rings.ring(own, models.decoder_window - 1)
+    cache = ring_cache.ring(own, models.decoder_window - 1)
   return shown, cache, jnp.int32(len(tokens) - 1)
 
 
 def _cache_of(models, params, tokens, incoming):
   """Returns the dynamics model's cache of frames [T, h, w] from position 0."""
   _, own = models.score(
-      params, tokens, incoming, jnp.zeros(tokens.shape, bool), None, 0, None)
-  return rings.ring(own, models.window - 1)
+    params, tokens, incoming, jnp.zeros(tokens.shape, bool), None, 0, None
+  )
+  return ring_cache.ring(own, models.window - 1)
 
 
 def _append(history: jax.Array, newest: jax.Array) -> jax.Array:

@@ -1,14 +1,15 @@
 """Models and weights made ready for playing: cast once, nothing recomputed."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.core
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from genie_jax.nn import quantized
-from genie_jax.sampling import static
+from genie_jax.weights import int8
+
+Module = TypeVar("Module", bound=nn.Module)
 
 _STACKS = ("transformer", "encoder", "decoder")
 
@@ -28,13 +29,17 @@ def rolled(module: nn.Module) -> nn.Module:
   For passes over many frames, where unrolled layers win nothing and take five
   times as long to compile.
   """
-  return module.clone(**{
+  return module.clone(
+    **{
       name: flax.core.freeze({**vars(module)[name], "unroll": 1})
-      for name in _STACKS if name in module.__dataclass_fields__})
+      for name in _STACKS
+      if name in module.__dataclass_fields__
+    }
+  )
 
 
 def for_play(
-    module: nn.Module, params: Any, dtype: str | None = None
+  module: nn.Module, params: Any, dtype: str | None = None
 ) -> tuple[nn.Module, Any]:
   """Returns a model and its weights as a player runs them.
 
@@ -54,17 +59,34 @@ def for_play(
   for name in _STACKS:
     if name in module.__dataclass_fields__:
       stacks[name] = flax.core.freeze(
-          {**vars(module)[name], "dtype": dtype, "remat": "none"})
+        {**vars(module)[name], "dtype": dtype, "remat": "none"}
+      )
 
   def cast(path, leaf):
     names = [str(key.key) for key in path]
-    if isinstance(leaf, quantized.Int8):
+    if isinstance(leaf, int8.Int8):
       return leaf  # Turned back inside the compiled step.
     if names[-1] != "kernel" or not {"layers", "to_logits"} & set(names):
       return leaf
     return jnp.asarray(leaf, dtype)
 
   return (
-      static.hashable(module.clone(**stacks)),
-      jax.tree_util.tree_map_with_path(
-          cast, params, is_leaf=lambda x: isinstance(x, quantized.Int8)))
+    hashable(module.clone(**stacks)),
+    jax.tree_util.tree_map_with_path(
+      cast, params, is_leaf=lambda x: isinstance(x, int8.Int8)
+    ),
+  )
+
+
+def hashable(module: Module) -> Module:
+  """Returns an equal module that `jax.jit` accepts as a static argument.
+
+  A module's fields may be dicts, which have no hash. Two modules with equal
+  fields are equal here too, and so share what was compiled for one of them.
+  """
+  fields = {
+    name: flax.core.freeze(dict(field))
+    for name in module.__dataclass_fields__
+    if isinstance(field := getattr(module, name), dict)
+  }
+  return module.clone(**fields) if fields else module

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from genie_jax.models import dynamics
 from genie_jax.nn import st_transformer
-from genie_jax.sampling import maskgit, static
+from genie_jax.sampling import maskgit, prepare
 
 # `step(tokens, incoming, hidden, cache, position) -> (logits, keys and values)`
 _Step = Callable[..., tuple[jax.Array, tuple[jax.Array, jax.Array]]]
@@ -41,16 +41,16 @@ def clip_keys(rng: jax.Array, clip_ids: jax.Array) -> jax.Array:
 
 
 def rollout(
-    model: dynamics.Dynamics,
-    params: Any,
-    prompt_tokens: jax.Array,
-    latent_actions: jax.Array,
-    rng: jax.Array,
-    *,
-    num_frames: int,
-    window: int,
-    sampling: maskgit.Sampling,
-    clip_ids: jax.Array | None = None,
+  model: dynamics.Dynamics,
+  params: Any,
+  prompt_tokens: jax.Array,
+  latent_actions: jax.Array,
+  rng: jax.Array,
+  *,
+  num_frames: int,
+  window: int,
+  sampling: maskgit.Sampling,
+  clip_ids: jax.Array | None = None,
 ) -> jax.Array:
   """Continues clips frame by frame, in one compiled program.
 
@@ -79,15 +79,27 @@ def rollout(
     raise ValueError(f"window={window}; a frame needs one before it, so 2.")
   keys = clip_keys(rng, jnp.arange(batch) if clip_ids is None else clip_ids)
   return _rollout(
-      static.hashable(model), params, prompt_tokens, latent_actions, keys,
-      sampling, num_frames, window)
-
-
-@functools.partial(
-    jax.jit, static_argnames=("model", "num_frames", "window"))
-def _rollout(
-    model, params, prompt_tokens, latent_actions, keys, sampling, num_frames,
+    prepare.hashable(model),
+    params,
+    prompt_tokens,
+    latent_actions,
+    keys,
+    sampling,
+    num_frames,
     window,
+  )
+
+
+@functools.partial(jax.jit, static_argnames=("model", "num_frames", "window"))
+def _rollout(
+  model,
+  params,
+  prompt_tokens,
+  latent_actions,
+  keys,
+  sampling,
+  num_frames,
+  window,
 ):
   prompt, *grid = prompt_tokens.shape[1:]
   total = prompt + num_frames
@@ -96,21 +108,30 @@ def _rollout(
 
   def draw(cache, action, position, number, last):
     return maskgit.draw_frame(
-        _logits_of(step, cache, action, position, last), tuple(grid),
-        _fold(keys, number), sampling)
+      _logits_of(step, cache, action, position, last),
+      tuple(grid),
+      _fold(keys, number),
+      sampling,
+    )
 
   def grow(carry, number):
     cache, last = carry
     action = jax.lax.dynamic_slice_in_dim(incoming, number, 1, 1)
     frame = draw(cache, action, number, number, last)
     _, own = step(
-        frame[:, None], action, jnp.zeros_like(frame[:, None], bool), cache,
-        number, last)
+      frame[:, None],
+      action,
+      jnp.zeros_like(frame[:, None], bool),
+      cache,
+      number,
+      last,
+    )
     return (cache.write(own, number, number), frame), frame
 
   def slide(kept, number):
     kept_incoming = jax.lax.dynamic_slice_in_dim(
-        incoming, number - window + 1, window - 1, 1)
+      incoming, number - window + 1, window - 1, 1
+    )
     kept_incoming = kept_incoming.at[:, 0].set(model.no_action)
     cache = _cache_of(step, kept, kept_incoming)
     action = jax.lax.dynamic_slice_in_dim(incoming, number, 1, 1)
@@ -122,26 +143,27 @@ def _rollout(
   if prompt < grown:
     cache = _cache_of(step, tokens, incoming[:, :prompt], slots=grown)
     _, frames = jax.lax.scan(
-        grow, (cache, tokens[:, -1]), jnp.arange(prompt, grown))
+      grow, (cache, tokens[:, -1]), jnp.arange(prompt, grown)
+    )
     tokens = jnp.concatenate([tokens, frames.swapaxes(0, 1)], 1)
   if tokens.shape[1] < total:
     _, frames = jax.lax.scan(
-        slide, tokens[:, -(window - 1):],
-        jnp.arange(tokens.shape[1], total))
+      slide, tokens[:, -(window - 1) :], jnp.arange(tokens.shape[1], total)
+    )
     tokens = jnp.concatenate([tokens, frames.swapaxes(0, 1)], 1)
   return tokens
 
 
 def next_frames(
-    model: dynamics.Dynamics,
-    params: Any,
-    tokens: jax.Array,
-    latent_actions: jax.Array,
-    rng: jax.Array,
-    *,
-    sampling: maskgit.Sampling,
-    targets: tuple[int, ...] | None = None,
-    clip_ids: jax.Array | None = None,
+  model: dynamics.Dynamics,
+  params: Any,
+  tokens: jax.Array,
+  latent_actions: jax.Array,
+  rng: jax.Array,
+  *,
+  sampling: maskgit.Sampling,
+  targets: tuple[int, ...] | None = None,
+  clip_ids: jax.Array | None = None,
 ) -> jax.Array:
   """Draws frames of clips, each given the true frames before it.
 
@@ -169,17 +191,24 @@ def next_frames(
     targets = tuple(range(1, total))
   if not all(1 <= target < total for target in targets):
     raise ValueError(
-        f"targets={targets}; clips of {total} frames have targets 1 to "
-        f"{total - 1}.")
+      f"targets={targets}; clips of {total} frames have targets 1 to "
+      f"{total - 1}."
+    )
   keys = clip_keys(rng, jnp.arange(batch) if clip_ids is None else clip_ids)
   return _next_frames(
-      static.hashable(model), params, tokens, latent_actions, keys, sampling,
-      jnp.asarray(targets))
+    prepare.hashable(model),
+    params,
+    tokens,
+    latent_actions,
+    keys,
+    sampling,
+    jnp.asarray(targets),
+  )
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
 def _next_frames(
-    model, params, tokens, latent_actions, keys, sampling, targets
+  model, params, tokens, latent_actions, keys, sampling, targets
 ):
   grid = tokens.shape[2:]
   incoming = _incoming(model, latent_actions)
@@ -188,32 +217,36 @@ def _next_frames(
 
   def draw(target):
     # A frame's own true tokens are in the cache too; only earlier ones count.
-    past = cache.replace(positions=jnp.where(
-        cache.positions < target, cache.positions, -1))
+    past = cache.replace(
+      positions=jnp.where(cache.positions < target, cache.positions, -1)
+    )
     action = jax.lax.dynamic_slice_in_dim(incoming, target, 1, 1)
     last = jax.lax.dynamic_index_in_dim(tokens, target - 1, 1, False)
     return maskgit.draw_frame(
-        _logits_of(step, past, action, target, last), grid,
-        _fold(keys, target), sampling)
+      _logits_of(step, past, action, target, last),
+      grid,
+      _fold(keys, target),
+      sampling,
+    )
 
   return jax.lax.map(draw, targets).swapaxes(0, 1)
 
 
-def _incoming(
-    model: dynamics.Dynamics, latent_actions: jax.Array
-) -> jax.Array:
+def _incoming(model: dynamics.Dynamics, latent_actions: jax.Array) -> jax.Array:
   """Returns the action that leads to each frame, [B, T]."""
   return jnp.pad(
-      latent_actions.astype(jnp.int32), ((0, 0), (1, 0)),
-      constant_values=model.no_action)
+    latent_actions.astype(jnp.int32),
+    ((0, 0), (1, 0)),
+    constant_values=model.no_action,
+  )
 
 
 def _logits_of(
-    step: _Step,
-    cache: st_transformer.Cache,
-    action: jax.Array,
-    position: jax.Array | int,
-    last: jax.Array,
+  step: _Step,
+  cache: st_transformer.Cache,
+  action: jax.Array,
+  position: jax.Array | int,
+  last: jax.Array,
 ) -> maskgit.LogitsOf:
   """Returns the scores of one frame given all before it.
 
@@ -224,18 +257,21 @@ def _logits_of(
     position: Its number in the cache's count.
     last: int32 [B, h, w], the frame before it.
   """
+
   def logits_of(frame_tokens, hidden):
     logits, _ = step(
-        frame_tokens[:, None], action, hidden[:, None], cache, position, last)
+      frame_tokens[:, None], action, hidden[:, None], cache, position, last
+    )
     return logits[:, 0]
+
   return logits_of
 
 
 def _cache_of(
-    step: _Step,
-    tokens: jax.Array,
-    incoming: jax.Array,
-    slots: int | None = None,
+  step: _Step,
+  tokens: jax.Array,
+  incoming: jax.Array,
+  slots: int | None = None,
 ) -> st_transformer.Cache:
   """Returns keys and values of finished frames [B, T, h, w], numbered from 0.
 
@@ -251,7 +287,8 @@ def _cache_of(
   widths = [(0, 0)] * 2 + [(0, spare)] + [(0, 0)] * 3  # [Y, B, Tc, N, H, K]
   key, value = (jnp.pad(x, widths) for x in own)
   positions = jnp.pad(
-      jnp.arange(num_frames, dtype=jnp.int32), (0, spare), constant_values=-1)
+    jnp.arange(num_frames, dtype=jnp.int32), (0, spare), constant_values=-1
+  )
   return st_transformer.Cache(key, value, positions)
 
 

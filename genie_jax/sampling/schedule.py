@@ -8,15 +8,15 @@ from genie_jax.core import errors
 
 # Share of tokens that stay hidden once the share `done` of the steps ran.
 _CURVES = {
-    "cosine": lambda done: math.cos(math.pi / 2 * done),
-    "linear": lambda done: 1.0 - done,
-    "square_root": lambda done: 1.0 - math.sqrt(done),
+  "cosine": lambda done: math.cos(math.pi / 2 * done),
+  "linear": lambda done: 1.0 - done,
+  "square_root": lambda done: 1.0 - math.sqrt(done),
 }
 SCHEDULES = tuple(_CURVES)
 
 
 def hidden_counts(
-    num_tokens: int, refinements: int, schedule: str = "cosine"
+  num_tokens: int, refinements: int, schedule: str = "cosine"
 ) -> np.ndarray:
   """Returns how many tokens stay hidden after each refinement step.
 
@@ -39,13 +39,15 @@ def hidden_counts(
   """
   if schedule not in _CURVES:
     raise errors.UserError(
-        f"sampling.schedule is {schedule!r}"
-        f"{errors.closest(schedule, SCHEDULES)}; use one of "
-        f"{', '.join(SCHEDULES)}.")
+      f"sampling.schedule is {schedule!r}"
+      f"{errors.closest(schedule, SCHEDULES)}; use one of "
+      f"{', '.join(SCHEDULES)}."
+    )
   if refinements < 1:
     raise errors.UserError(
-        f"sampling.refinements is {refinements}; it must be at least 1 (the "
-        "paper uses 25).")
+      f"sampling.refinements is {refinements}; it must be at least 1 (the "
+      "paper uses 25)."
+    )
   steps = min(refinements, num_tokens)
   counts, left = [], num_tokens
   for step in range(1, steps + 1):

@@ -23,6 +23,7 @@ class Slide:
       time. More share the cost of one recomputation among more frames, and
       leave fewer to remember just after it.
   """
+
   mode: str = "exact"
   drop: int = 1
 
@@ -34,16 +35,19 @@ class Slide:
     """
     if self.mode not in MODES:
       raise errors.UserError(
-          f"slide.mode is {self.mode!r}{errors.closest(str(self.mode), MODES)};"
-          f" use one of {', '.join(MODES)}.")
+        f"slide.mode is {self.mode!r}{errors.closest(str(self.mode), MODES)};"
+        f" use one of {', '.join(MODES)}."
+      )
     if self.mode == "rolling" and self.drop != 1:
       raise errors.UserError(
-          f"slide.drop is {self.drop}; a rolling window drops one frame at a "
-          "time, so leave it at 1.")
+        f"slide.drop is {self.drop}; a rolling window drops one frame at a "
+        "time, so leave it at 1."
+      )
     if not isinstance(self.drop, int) or not 1 <= self.drop < window:
       raise errors.UserError(
-          f"slide.drop is {self.drop}; a window of {window} frames can drop 1 "
-          f"to {window - 1} at once.")
+        f"slide.drop is {self.drop}; a window of {window} frames can drop 1 "
+        f"to {window - 1} at once."
+      )
     return self
 
 

@@ -1,1 +1,1 @@
-"""Parameter counts of the scaling study."""
+"""The paper's scaling study: its sizes and parameter counts."""

@@ -13,12 +13,12 @@ from typing import Any
 import ml_collections
 
 from genie_jax.core import errors
+from genie_jax.plan import topology as topology_lib
 from genie_jax.scaling import table
-from genie_jax.scaling import topology as topology_lib
 
 # Bytes of a parameter, its gradient and two moments, all float32.
 _STATE_BYTES = 16
-_GIB = 2 ** 30
+_GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,17 +31,25 @@ class Run:
       of their shape, so the squarest.
     days: The paper's; None where it states none.
   """
+
   size: str
   topology: str
   days: float | None
 
 
-RUNS = {run.size: run for run in (
-    Run("41M", "v2:8x8", 3), Run("96M", "v2:8x8", 6),
-    Run("192M", "v2:8x8", 9), Run("404M", "v2:8x8", 18),
-    Run("811M", "v3:8x16", 7), Run("1.6B", "v3:8x16", 12),
-    Run("2.7B", "v3:16x16", 16), Run("10.1B", "v5p:4x8x8", None),
-)}
+RUNS = {
+  run.size: run
+  for run in (
+    Run("41M", "v2:8x8", 3),
+    Run("96M", "v2:8x8", 6),
+    Run("192M", "v2:8x8", 9),
+    Run("404M", "v2:8x8", 18),
+    Run("811M", "v3:8x16", 7),
+    Run("1.6B", "v3:8x16", 12),
+    Run("2.7B", "v3:16x16", 16),
+    Run("10.1B", "v5p:4x8x8", None),
+  )
+}
 
 
 def find(names: str) -> list[Run]:
@@ -55,14 +63,15 @@ def find(names: str) -> list[Run]:
   for name in names.split(","):
     if name not in RUNS:
       raise errors.UserError(
-          f"--scaling-table={names}: {name!r} is no row"
-          f"{errors.closest(name, RUNS)}; use all, or some of "
-          f"{', '.join(RUNS)}.")
+        f"--scaling-table={names}: {name!r} is no row"
+        f"{errors.closest(name, RUNS)}; use all, or some of "
+        f"{', '.join(RUNS)}."
+      )
   return [RUNS[name] for name in names.split(",")]
 
 
 def lay_out(
-    config: ml_collections.ConfigDict, run: Run, tensor: int = 1
+  config: ml_collections.ConfigDict, run: Run, tensor: int = 1
 ) -> ml_collections.ConfigDict:
   """Returns a copy of a config with a mesh for its row's chips.
 
@@ -82,11 +91,13 @@ def lay_out(
   state = _STATE_BYTES * params / tensor
   room = chip.hbm_gib * _GIB / chip.devices / 4
   frame = max(1, devices // (tensor * config.data.batch_size))
-  fsdp = min(devices // (tensor * frame),
-             2 ** max(0, math.ceil(math.log2(state / room))))
+  fsdp = min(
+    devices // (tensor * frame), 2 ** max(0, math.ceil(math.log2(state / room)))
+  )
   config.mesh.update(data=-1, fsdp=fsdp, tensor=tensor, frame=frame)
   config.optimizer.accumulate = max(
-      1, config.data.batch_size * tensor * frame // devices)
+    1, config.data.batch_size * tensor * frame // devices
+  )
   return config
 
 
@@ -101,30 +112,50 @@ def row(run: Run, report: Mapping[str, Any]) -> dict[str, Any]:
   stated = table.find(run.size).paper_flops
   ours = report["model_flops_per_step"] * report["steps"]
   return {
-      "size": run.size, "topology": run.topology, "paper_days": run.days,
-      "days": days,
-      "ratio": None if not (days and run.days) else days / run.days,
-      "flops_ratio": None if stated is None else ours / stated,
-      **{name: report[name] for name in (
-          "fits", "hbm_gib_per_chip", "hbm_limit_gib", "step_seconds", "mfu",
-          "mesh", "remat", "accumulate", "copied_whole", "compile_seconds")}}
+    "size": run.size,
+    "topology": run.topology,
+    "paper_days": run.days,
+    "days": days,
+    "ratio": None if not (days and run.days) else days / run.days,
+    "flops_ratio": None if stated is None else ours / stated,
+    **{
+      name: report[name]
+      for name in (
+        "fits",
+        "hbm_gib_per_chip",
+        "hbm_limit_gib",
+        "step_seconds",
+        "mfu",
+        "mesh",
+        "remat",
+        "accumulate",
+        "copied_whole",
+        "compile_seconds",
+      )
+    },
+  }
 
 
 def render(rows: Sequence[Mapping[str, Any]]) -> str:
   """Returns rows as text of at most 80 columns."""
-  lines = [f"{'':48}{'days':>8}{'':16}{'FLOPs':>6}",
-           f"{'size':6}{'topology':11}{'GiB of limit':>15} {'step s':>7} "
-           f"{'MFU':>6} {'paper':>7} {'plan':>7} {'ratio':>6} {'ratio':>6}"]
+  lines = [
+    f"{'':48}{'days':>8}{'':16}{'FLOPs':>6}",
+    f"{'size':6}{'topology':11}{'GiB of limit':>15} {'step s':>7} "
+    f"{'MFU':>6} {'paper':>7} {'plan':>7} {'ratio':>6} {'ratio':>6}",
+  ]
   number = lambda value, form: "-" if value is None else format(value, form)
   for found in rows:
-    memory = (f"{number(found['hbm_gib_per_chip'], '.1f')} of "
-              f"{found['hbm_limit_gib']:.1f}")
+    memory = (
+      f"{number(found['hbm_gib_per_chip'], '.1f')} of "
+      f"{found['hbm_limit_gib']:.1f}"
+    )
     lines.append(
-        f"{found['size']:6}{found['topology']:11}{memory:>15} "
-        f"{number(found['step_seconds'], '7.3f'):>7} "
-        f"{number(found['mfu'], '6.1%'):>6} "
-        f"{number(found['paper_days'], '7.1f'):>7} "
-        f"{number(found['days'], '7.2f'):>7} "
-        f"{number(found['ratio'], '6.3f'):>6} "
-        f"{number(found['flops_ratio'], '6.3f'):>6}")
+      f"{found['size']:6}{found['topology']:11}{memory:>15} "
+      f"{number(found['step_seconds'], '7.3f'):>7} "
+      f"{number(found['mfu'], '6.1%'):>6} "
+      f"{number(found['paper_days'], '7.1f'):>7} "
+      f"{number(found['days'], '7.2f'):>7} "
+      f"{number(found['ratio'], '6.3f'):>6} "
+      f"{number(found['flops_ratio'], '6.3f'):>6}"
+    )
   return "\n".join(lines)

@@ -14,7 +14,7 @@ import jax
 import ml_collections
 
 from genie_jax.core import errors
-from genie_jax.models import build, saved
+from genie_jax.models import build, store
 from genie_jax.stages import dynamics
 
 # Columns of a TPU's matrix unit; a narrower remainder would be padded to it.
@@ -23,8 +23,15 @@ _LANES = 128
 # The world of the platformer models. 90 rows of 4-pixel patches are padded to
 # 23, so a frame has 23 x 40 = 920 tokens.
 WORLD = {
-    "num_frames": 16, "height": 90, "width": 160, "channels": 3, "fps": 10,
-    "token_patch": 4, "num_codes": 1024, "num_latent_actions": 8}
+  "num_frames": 16,
+  "height": 90,
+  "width": 160,
+  "channels": 3,
+  "fps": 10,
+  "token_patch": 4,
+  "num_codes": 1024,
+  "num_latent_actions": 8,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +49,7 @@ class Size:
     batch_size: Clips of a batch.
     steps: Updates.
   """
+
   name: str
   layers: int
   heads: int
@@ -54,7 +62,9 @@ class Size:
 
 
 # Tables 10 and 11, the model of the batch size study, and the final one.
-SIZES = {size.name: size for size in (
+SIZES = {
+  size.name: size
+  for size in (
     Size("41M", 18, 8, 512, 64, 41e6, 2.05e20),
     Size("96M", 16, 16, 768, 64, 96e6, 3.58e20),
     Size("192M", 20, 18, 1024, 64, 192e6, 6.4e20),
@@ -64,7 +74,8 @@ SIZES = {size.name: size for size in (
     Size("2.7B", 36, 22, 3072, 128, 2.7e9, 6.91e21),
     Size("2.3B", 34, 20, 2560, 128, 2.3e9),
     Size("10.1B", 48, 36, 5120, 128, 10.1e9, 6.6e22, 512, 125_000),
-)}
+  )
+}
 
 
 def find(name: str) -> Size:
@@ -75,8 +86,9 @@ def find(name: str) -> Size:
   """
   if name not in SIZES:
     raise errors.UserError(
-        f"Unknown size {name!r}{errors.closest(name, SIZES)}; use one of "
-        f"{', '.join(SIZES)}.")
+      f"Unknown size {name!r}{errors.closest(name, SIZES)}; use one of "
+      f"{', '.join(SIZES)}."
+    )
   return SIZES[name]
 
 
@@ -90,21 +102,27 @@ def mlp_dim(width: int) -> int:
   return max(1, round(2 * width / 5 / _LANES)) * _LANES
 
 
-def stack(
-    layers: int, width: int, heads: int, head_dim: int
-) -> dict[str, Any]:
+def stack(layers: int, width: int, heads: int, head_dim: int) -> dict[str, Any]:
   """Returns the fields of a space-time transformer of the paper's make."""
   return dict(
-      num_layers=layers, width=width, num_heads=heads, head_dim=head_dim,
-      mlp_dim=mlp_dim(width), attention="auto", remat="full",
-      dtype="bfloat16", unroll=1)
+    num_layers=layers,
+    width=width,
+    num_heads=heads,
+    head_dim=head_dim,
+    mlp_dim=mlp_dim(width),
+    attention="auto",
+    remat="full",
+    dtype="bfloat16",
+    unroll=1,
+  )
 
 
 def model(size: Size) -> dict[str, Any]:
   """Returns `config.model` of a dynamics model of this size."""
   return dict(
-      actions_enter="add",
-      transformer=stack(size.layers, size.width, size.heads, size.head_dim))
+    actions_enter="add",
+    transformer=stack(size.layers, size.width, size.heads, size.head_dim),
+  )
 
 
 def count(part: str, fields: Mapping[str, Any]) -> int:
@@ -114,7 +132,7 @@ def count(part: str, fields: Mapping[str, Any]) -> int:
     part: tokenizer, lam or dynamics.
     fields: {"world", "model"}.
   """
-  leaves = jax.tree.leaves(saved.abstract_params(part, fields))
+  leaves = jax.tree.leaves(store.abstract_params(part, fields))
   return sum(math.prod(leaf.shape) for leaf in leaves)
 
 
@@ -131,38 +149,52 @@ def rows(sizes: Sequence[Size] | None = None) -> list[dict[str, Any]]:
   for size in SIZES.values() if sizes is None else sizes:
     fields = {"world": WORLD, "model": model(size)}
     parameters = count("dynamics", fields)
-    clip = dynamics.training_flops(ml_collections.ConfigDict(
-        {**fields, "data": {"num_frames": WORLD["num_frames"]}}))
-    table.append({
-        "name": size.name, "layers": size.layers, "heads": size.heads,
-        "width": size.width, "head_dim": size.head_dim,
+    clip = dynamics.training_flops(
+      ml_collections.ConfigDict(
+        {**fields, "data": {"num_frames": WORLD["num_frames"]}}
+      )
+    )
+    table.append(
+      {
+        "name": size.name,
+        "layers": size.layers,
+        "heads": size.heads,
+        "width": size.width,
+        "head_dim": size.head_dim,
         "mlp_dim": mlp_dim(size.width),
         "paper_parameters": int(size.paper_parameters),
         "parameters": parameters,
         "ratio": round(parameters / size.paper_parameters, 4),
-        "batch_size": size.batch_size, "steps": size.steps,
-        "tokens": size.batch_size * size.steps * WORLD["num_frames"]
-                  * math.prod(build.token_grid(WORLD)),
+        "batch_size": size.batch_size,
+        "steps": size.steps,
+        "tokens": size.batch_size
+        * size.steps
+        * WORLD["num_frames"]
+        * math.prod(build.token_grid(WORLD)),
         "paper_flops": size.paper_flops,
-        "flops": clip * size.batch_size * size.steps})
+        "flops": clip * size.batch_size * size.steps,
+      }
+    )
   return table
 
 
 def render(table: Sequence[Mapping[str, Any]]) -> str:
   """Returns what `rows` gave as aligned text of at most 80 columns."""
   lines = [
-      f"{'parameters':>47}{'training FLOPs':>27}",
-      f"{'name':6}{'layers':>6} {'heads':>5} {'width':>5} {'k/q':>3} "
-      f"{'mlp':>4} {'paper':>7} {'ours':>7} {'ratio':>5}  "
-      f"{'paper':>8} {'ours':>8}"]
+    f"{'parameters':>47}{'training FLOPs':>27}",
+    f"{'name':6}{'layers':>6} {'heads':>5} {'width':>5} {'k/q':>3} "
+    f"{'mlp':>4} {'paper':>7} {'ours':>7} {'ratio':>5}  "
+    f"{'paper':>8} {'ours':>8}",
+  ]
   for row in table:
     stated = row["paper_flops"]
     flops = "-" if stated is None else f"{stated:.2e}"
     lines.append(
-        f"{row['name']:6}{row['layers']:>6} {row['heads']:>5} "
-        f"{row['width']:>5} {row['head_dim']:>3} {row['mlp_dim']:>4} "
-        f"{_short(row['paper_parameters']):>7} {_short(row['parameters']):>7} "
-        f"{row['ratio']:.3f}  {flops:>8} {row['flops']:.2e}")
+      f"{row['name']:6}{row['layers']:>6} {row['heads']:>5} "
+      f"{row['width']:>5} {row['head_dim']:>3} {row['mlp_dim']:>4} "
+      f"{_short(row['paper_parameters']):>7} {_short(row['parameters']):>7} "
+      f"{row['ratio']:.3f}  {flops:>8} {row['flops']:.2e}"
+    )
   return "\n".join(lines)
 
 

@@ -11,29 +11,36 @@ from typing import Any
 
 from absl import logging
 from starlette import (
-    applications,
-    middleware,
-    requests,
-    responses,
-    routing,
-    websockets,
+  applications,
+  middleware,
+  requests,
+  responses,
+  routing,
+  websockets,
 )
 
 from genie_jax.core import errors, images
-from genie_jax.serve import connection as connections
-from genie_jax.serve import engine as engines
-from genie_jax.serve import guard, hub, pictures, protocol, scheduler
-from genie_jax.serve import line as lines
-from genie_jax.serve import session as sessions
+from genie_jax.serve import branch, hub, protocol, scheduler, security, uploads
+from genie_jax.serve import connection as connection_lib
+from genie_jax.serve import engine as engine_lib
+from genie_jax.serve import session as session_lib
 
 _PAGE = {
-    "": ("index.html", "text/html; charset=utf-8"),
-    "play.css": ("play.css", "text/css; charset=utf-8"),
-    "icon.svg": ("icon.svg", "image/svg+xml"),
-    **{name: (name, "text/javascript; charset=utf-8")
-       for name in (
-           "play.js", "link.js", "view.js", "pad.js", "tools.js",
-           "editor.js", "run.js")},
+  "": ("index.html", "text/html; charset=utf-8"),
+  "play.css": ("play.css", "text/css; charset=utf-8"),
+  "icon.svg": ("icon.svg", "image/svg+xml"),
+  **{
+    name: (name, "text/javascript; charset=utf-8")
+    for name in (
+      "play.js",
+      "link.js",
+      "view.js",
+      "pad.js",
+      "tools.js",
+      "editor.js",
+      "run.js",
+    )
+  },
 }
 _HELLO_SECONDS = 10.0
 _EXPIRE_SECONDS = 5.0
@@ -45,10 +52,14 @@ class Server:
   """A world, its players, and the app that serves them."""
 
   def __init__(
-      self, engine: engines.Engine, *, max_sessions: int = 16,
-      session_minutes: float = 30.0, names: Sequence[str] = (),
-      failed: Callable[[], None] = lambda: None,
-      limits: lines.Limits | None = None,
+    self,
+    engine: engine_lib.Engine,
+    *,
+    max_sessions: int = 16,
+    session_minutes: float = 30.0,
+    names: Sequence[str] = (),
+    failed: Callable[[], None] = lambda: None,
+    limits: branch.Limits | None = None,
   ):
     """Makes the app, as `app`.
 
@@ -62,32 +73,42 @@ class Server:
     """
     self._engine = engine
     self._failed = failed
-    limits = limits or lines.Limits()
+    limits = limits or branch.Limits()
     if engine.state_bytes:
-      limits = dataclasses.replace(limits, snapshots=max(
-          4, min(limits.snapshots, _SNAPSHOT_BYTES // engine.state_bytes)))
+      limits = dataclasses.replace(
+        limits,
+        snapshots=max(
+          4, min(limits.snapshots, _SNAPSHOT_BYTES // engine.state_bytes)
+        ),
+      )
     self.hub = hub.Hub(
-        engine.description.num_actions, limits, most=max_sessions,
-        idle_seconds=60 * session_minutes)
-    self._pictures = pictures.Pictures(
-        engine.description.height, engine.description.width)
+      engine.description.num_actions,
+      limits,
+      most=max_sessions,
+      idle_seconds=60 * session_minutes,
+    )
+    self._pictures = uploads.Pictures(
+      engine.description.height, engine.description.width
+    )
     self._films = concurrent.futures.ThreadPoolExecutor(
-        1, thread_name_prefix="films")
-    self._turns = pictures.Turns(time.monotonic())
+      1, thread_name_prefix="films"
+    )
+    self._turns = uploads.Turns(time.monotonic())
     self._gallery = [images.to_png(prompt) for prompt in engine.prompts]
     self._kept = limits.pictures
     self._sockets = 0
     self._batches_wanted = False
     self._tasks: set[asyncio.Task] = set()
     self.app = applications.Starlette(
-        routes=[
-            routing.Route("/prompts/{number:int}.png", self._prompt),
-            routing.Route("/pictures", self._upload, methods=["POST"]),
-            routing.WebSocketRoute("/play", self._play),
-            routing.Route("/{name:path}", self._page),
-        ],
-        middleware=[middleware.Middleware(guard.Guard, names=names)],
-        lifespan=self._lifespan)
+      routes=[
+        routing.Route("/prompts/{number:int}.png", self._prompt),
+        routing.Route("/pictures", self._upload, methods=["POST"]),
+        routing.WebSocketRoute("/play", self._play),
+        routing.Route("/{name:path}", self._page),
+      ],
+      middleware=[middleware.Middleware(security.Guard, names=names)],
+      lifespan=self._lifespan,
+    )
 
   @contextlib.asynccontextmanager
   async def _lifespan(self, app: Any) -> AsyncIterator[None]:
@@ -96,7 +117,8 @@ class Server:
     stepping = asyncio.create_task(self._scheduler.run())
     # It ends by itself only if the model failed.
     stepping.add_done_callback(
-        lambda task: None if task.cancelled() else self._failed())
+      lambda task: None if task.cancelled() else self._failed()
+    )
     tasks = [stepping, asyncio.create_task(self._expire())]
     try:
       yield
@@ -122,7 +144,8 @@ class Server:
     name, kind = found
     content = importlib.resources.files(__package__).joinpath("page", name)
     return responses.Response(
-        content.read_bytes(), headers={"content-type": kind})
+      content.read_bytes(), headers={"content-type": kind}
+    )
 
   async def _prompt(self, request: requests.Request) -> responses.Response:
     number = request.path_params["number"]
@@ -132,64 +155,74 @@ class Server:
 
   async def _upload(self, request: requests.Request) -> responses.Response:
     refuse = lambda reason, status: responses.JSONResponse(
-        {"error": reason}, status, {"connection": "close"})
+      {"error": reason}, status, {"connection": "close"}
+    )
     visitor = self._visitor(request)
     try:
       with self._turns.take(visitor, time.monotonic()):
         async with asyncio.timeout(_UPLOAD_SECONDS):
-          content = await pictures.receive(request)
+          content = await uploads.receive(request)
         name, frame = await self._pictures.add(content, visitor)
-    except pictures.TooMany:
+    except uploads.TooMany:
       return refuse("Too many pictures at once; wait a second.", 429)
     except TimeoutError:
       return refuse(
-          f"The picture was not here after {_UPLOAD_SECONDS:.0f} seconds; "
-          "make it smaller.", 408)
-    except pictures.TooLarge:
+        f"The picture was not here after {_UPLOAD_SECONDS:.0f} seconds; "
+        "make it smaller.",
+        408,
+      )
+    except uploads.TooLarge:
       return refuse(
-          f"The picture has more than {pictures.MAX_BYTES >> 20} MB; make it "
-          "smaller.", 413)
+        f"The picture has more than {uploads.MAX_BYTES >> 20} MB; make it "
+        "smaller.",
+        413,
+      )
     except errors.UserError as error:
       return refuse(str(error), 415)
     except requests.ClientDisconnect:
       return responses.Response(status_code=400)
     return responses.Response(
-        images.to_png(frame), media_type="image/png",
-        headers={"x-picture": name})
+      images.to_png(frame), media_type="image/png", headers={"x-picture": name}
+    )
 
   def _visitor(self, request: requests.Request) -> str:
     """Returns who sends a picture: a session, or else an address."""
     session = self.hub.find(request.headers.get("x-session", ""))
     if session is not None:
       return session.token
-    return guard.network(request.client.host if request.client else "")
+    return security.network(request.client.host if request.client else "")
 
   async def _play(self, socket: websockets.WebSocket) -> None:
     await socket.accept()
-    connection = connections.Connection(
-        socket, lambda: self._scheduler.wake())
+    connection = connection_lib.Connection(
+      socket, lambda: self._scheduler.wake()
+    )
     self._sockets += 1
     writer = asyncio.create_task(connection.write())
     session = None
     try:
       if self._sockets > 4 * self.hub.most:
-        connection.close(connections.FULL, "Too many connections.")
+        connection.close(connection_lib.FULL, "Too many connections.")
       session = await self._enter(connection)
       while session.connection is connection:
         self._handle(session, connection, await connection.read())
         self._scheduler.wake()
-    except (connections.Closed, TimeoutError, websockets.WebSocketDisconnect):
+    except (
+      connection_lib.Closed,
+      TimeoutError,
+      websockets.WebSocketDisconnect,
+    ):
       pass
     finally:
       self._sockets -= 1
       if session is not None and session.connection is connection:
         session.connection, session.left = None, time.monotonic()
-      connection.close(connections.ENDED, "")
+      connection.close(connection_lib.ENDED, "")
       await writer
 
   async def _enter(
-      self, connection: connections.Connection
-  ) -> sessions.Session:
+    self, connection: connection_lib.Connection
+  ) -> session_lib.Session:
     """Waits for a hello and returns its session.
 
     Raises:
@@ -205,38 +238,48 @@ class Server:
             raise protocol.Malformed("The first message is a hello.")
           if message["version"] != protocol.VERSION:
             raise protocol.Malformed(
-                f"This server speaks version {protocol.VERSION}, not "
-                f"{message['version']}; load the page again.")
+              f"This server speaks version {protocol.VERSION}, not "
+              f"{message['version']}; load the page again."
+            )
           session, known = self.hub.enter(message["token"], time.monotonic())
           break
         except protocol.Malformed as error:
           connection.error(str(error))
         except hub.Full as error:
           connection.error(str(error))
-          connection.close(connections.FULL, str(error)[:100])
+          connection.close(connection_lib.FULL, str(error)[:100])
     if session.connection is not None:
       session.connection.close(
-          connections.TAKEN_OVER, "The game goes on in another window.")
+        connection_lib.TAKEN_OVER, "The game goes on in another window."
+      )
     session.connection, session.seen = connection, time.monotonic()
-    connection.send({
-        "type": "welcome", "version": protocol.VERSION,
-        "token": session.token, "resumed": known,
+    connection.send(
+      {
+        "type": "welcome",
+        "version": protocol.VERSION,
+        "token": session.token,
+        "resumed": known,
         "playing": session.line is not None,
         "world": dataclasses.asdict(self._engine.description),
         "prompts": len(self._gallery),
         "limits": {
-            "upload_bytes": pictures.MAX_BYTES,
-            "frames": protocol.MAX_ACTIONS,
-            "kept": self._kept,
-            "recorded": protocol.MAX_RECORDED}})
+          "upload_bytes": uploads.MAX_BYTES,
+          "frames": protocol.MAX_ACTIONS,
+          "kept": self._kept,
+          "recorded": protocol.MAX_RECORDED,
+        },
+      }
+    )
     session.resume(message["run"], message["have"])
     if len(self.hub) > 1:
       self._want_batches()
     return session
 
   def _handle(
-      self, session: sessions.Session, connection: connections.Connection,
-      text: str,
+    self,
+    session: session_lib.Session,
+    connection: connection_lib.Connection,
+    text: str,
   ) -> None:
     """Does what a message asks, or says why not."""
     try:
@@ -267,54 +310,65 @@ class Server:
         self._record(session, message)
       elif kind == "stop":
         self.hub.remove(session)
-        connection.close(connections.ENDED, "The game was ended.")
+        connection.close(connection_lib.ENDED, "The game was ended.")
       else:
         connection.error("This connection has said hello already.")
-    except lines.Rejected as error:
+    except branch.Rejected as error:
       about = {"of": kind}
       if kind == "act":
         about["seq"] = message["seq"]
       connection.error(str(error), **about)
 
   def _start(
-      self, session: sessions.Session, message: dict[str, Any]
+    self, session: session_lib.Session, message: dict[str, Any]
   ) -> None:
     number = message["prompt"]
     if number is None:
       frame = self._pictures.get(message["picture"])
       if frame is None:
-        raise lines.Rejected("There is no such picture; send it again.")
+        raise branch.Rejected("There is no such picture; send it again.")
     elif number >= len(self._engine.prompts):
-      raise lines.Rejected(
-          f"There is no prompt {number}: the gallery has "
-          f"{len(self._engine.prompts)}.")
+      raise branch.Rejected(
+        f"There is no prompt {number}: the gallery has "
+        f"{len(self._engine.prompts)}."
+      )
     else:
       frame = self._engine.prompts[number]
     session.start(frame, message["seed"], number, list(message["actions"]))
 
   def _record(
-      self, session: sessions.Session, message: dict[str, Any]
+    self, session: session_lib.Session, message: dict[str, Any]
   ) -> None:
     if session.filming:
-      raise lines.Rejected("A film is being made; wait for it.")
+      raise branch.Rejected("A film is being made; wait for it.")
     make = session.film(message, self._engine.description.fps)
 
     async def film() -> None:
       try:
         content = await asyncio.get_running_loop().run_in_executor(
-            self._films, make)
+          self._films, make
+        )
       except Exception:  # Of some encoder: the player must hear of it too.
         logging.exception("A film could not be made.")
-        session.send({
-            "type": "error", "of": "record",
+        session.send(
+          {
+            "type": "error",
+            "of": "record",
             "error": "The film could not be made; try the other format, or "
-                     "fewer frames."})
+            "fewer frames.",
+          }
+        )
         return
       finally:
         session.filming = False
-      session.send(protocol.pack(
-          protocol.FILM, content, action=int(message["format"] == "mp4"),
-          run=session.run))
+      session.send(
+        protocol.pack(
+          protocol.FILM,
+          content,
+          action=int(message["format"] == "mp4"),
+          run=session.run,
+        )
+      )
 
     session.filming = True
     task = asyncio.create_task(film())

@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette import websockets
 
-from genie_jax.serve import guard
+from genie_jax.serve import security
 
 _MAX_UNSENT = 8_192  # More than a whole line's frames.
 _MESSAGES_A_SECOND = 100
@@ -28,9 +28,7 @@ class Closed(Exception):
 class Connection:
   """A WebSocket whose messages are written in order, one by one."""
 
-  def __init__(
-      self, socket: websockets.WebSocket, drained: Callable[[], None]
-  ):
+  def __init__(self, socket: websockets.WebSocket, drained: Callable[[], None]):
     """Wraps an accepted WebSocket.
 
     Args:
@@ -42,8 +40,9 @@ class Connection:
     self._outbox: collections.deque[str | bytes] = collections.deque()
     self._filled = asyncio.Event()
     self._ending: tuple[int, str] | None = None
-    self._bucket = guard.Bucket(
-        _MESSAGES_A_SECOND, 2 * _MESSAGES_A_SECOND, time.monotonic())
+    self._bucket = security.Bucket(
+      _MESSAGES_A_SECOND, 2 * _MESSAGES_A_SECOND, time.monotonic()
+    )
     self._refused = 0
 
   @property
@@ -60,7 +59,8 @@ class Connection:
       self.close(_ABUSE, "The client takes no messages.")
       return
     self._outbox.append(
-        message if isinstance(message, bytes) else json.dumps(message))
+      message if isinstance(message, bytes) else json.dumps(message)
+    )
     self._filled.set()
 
   def error(self, reason: str, **about: Any) -> None:
@@ -88,8 +88,7 @@ class Connection:
         self._drained()
       if self._ending is not None:
         code, reason = self._ending
-        with contextlib.suppress(
-            websockets.WebSocketDisconnect, RuntimeError):
+        with contextlib.suppress(websockets.WebSocketDisconnect, RuntimeError):
           await self._socket.close(code, reason)
         return
       self._filled.clear()
@@ -121,5 +120,5 @@ class Connection:
       self.close(_ABUSE, "Too many messages.")
     elif self._refused % _MESSAGES_A_SECOND == 1:
       self.error(
-          f"More than {_MESSAGES_A_SECOND} messages a second; some were "
-          "dropped.")
+        f"More than {_MESSAGES_A_SECOND} messages a second; some were dropped."
+      )

@@ -17,11 +17,11 @@ from jax.sharding import Mesh
 
 import genie_jax
 from genie_jax.core import files, images
-from genie_jax.infer import world as worlds
 from genie_jax.sampling import maskgit, prepare
-from genie_jax.sampling import slide as slides
+from genie_jax.sampling import slide as slide_lib
+from genie_jax.worlds import world as world_lib
 
-BATCHES = tuple(sorted(worlds.BATCHES))
+BATCHES = tuple(sorted(world_lib.BATCHES))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Description:
     width: Columns of a frame.
     fps: Frames a second at which the world was recorded.
   """
+
   name: str
   fingerprint: str
   replay: str
@@ -58,9 +59,14 @@ class Engine:
   """
 
   def __init__(
-      self, world: worlds.World, prompts: Sequence[np.ndarray], *, name: str,
-      rules: Mapping[str, Any], batches: Sequence[int] | None = None,
-      split: bool = False,
+    self,
+    world: world_lib.World,
+    prompts: Sequence[np.ndarray],
+    *,
+    name: str,
+    rules: Mapping[str, Any],
+    batches: Sequence[int] | None = None,
+    split: bool = False,
   ):
     """Puts a world behind the server.
 
@@ -86,14 +92,20 @@ class Engine:
     self._warm = {1}
     self._ended = threading.Event()
     height, width = world.frame_shape[:2]
-    digest = hashlib.sha256(json.dumps(
-        [world.fingerprint, dict(rules)], sort_keys=True).encode())
+    digest = hashlib.sha256(
+      json.dumps([world.fingerprint, dict(rules)], sort_keys=True).encode()
+    )
     for prompt in self.prompts:
       digest.update(prompt.tobytes())
     self.description = Description(
-        name=name, fingerprint=world.fingerprint,
-        replay=digest.hexdigest()[:16], num_actions=world.num_actions,
-        height=height, width=width, fps=world.fps)
+      name=name,
+      fingerprint=world.fingerprint,
+      replay=digest.hexdigest()[:16],
+      num_actions=world.num_actions,
+      height=height,
+      width=width,
+      fps=world.fps,
+    )
 
   def warm_up(self) -> None:
     """Compiles what one player needs, by playing two frames.
@@ -107,14 +119,14 @@ class Engine:
     self.world.warm_up(batches=sorted(self._warm))
     state, _ = self.start(np.zeros(self.world.frame_shape, np.uint8), 0)
     kept = self.world.fork(state)
-    self.state_bytes = sum(
-        leaf.nbytes for leaf in jax.tree.leaves(kept))
+    self.state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(kept))
     for _ in range(2):
       state, frame = self.world.step(state, 0)
     images.to_png(frame)
 
   def warm_batches(self) -> threading.Thread:
     """Compiles larger batches beside the game; each is used when ready."""
+
     def compile_all():
       for size in self._batches[1:]:
         if self._ended.is_set():
@@ -125,8 +137,7 @@ class Engine:
         self._warm = self._warm | {size}
       logging.getLogger(__name__).debug("all batches are compiled")
 
-    thread = threading.Thread(
-        target=compile_all, name="compile", daemon=True)
+    thread = threading.Thread(target=compile_all, name="compile", daemon=True)
     thread.start()
     return thread
 
@@ -149,7 +160,7 @@ class Engine:
     return self.world.fork(state)
 
   def step(
-      self, states: Sequence[Any], actions: Sequence[int]
+    self, states: Sequence[Any], actions: Sequence[int]
   ) -> list[tuple[Any, bytes]]:
     """Steps players together; consumes their states.
 
@@ -171,17 +182,22 @@ class Engine:
         found, frames = [state], [frame]
       else:
         found, frames = self.world.step_many(
-            list(states[chunk]), list(actions[chunk]))
+          list(states[chunk]), list(actions[chunk])
+        )
       done += [
-          (state, images.to_png(np.asarray(frame)))
-          for state, frame in zip(found, frames, strict=True)]
+        (state, images.to_png(np.asarray(frame)))
+        for state, frame in zip(found, frames, strict=True)
+      ]
     return done
 
 
 def open_world(
-    folder_or_url: files.PathLike, *, refinements: int | None = None,
-    slide: str | None = None, dtype: str | None = None,
-    mesh: Mesh | None = None,
+  folder_or_url: files.PathLike,
+  *,
+  refinements: int | None = None,
+  slide: str | None = None,
+  dtype: str | None = None,
+  mesh: Mesh | None = None,
 ) -> Engine:
   """Loads a world and its gallery.
 
@@ -199,15 +215,17 @@ def open_world(
   sampling, sliding = world.sampling, world.slide
   if refinements is not None:
     sampling = maskgit.make_sampling(
-        {**vars(sampling), "refinements": refinements})
+      {**vars(sampling), "refinements": refinements}
+    )
   if slide is not None:
-    sliding = slides.Slide(slide)
+    sliding = slide_lib.Slide(slide)
   world = world.with_options(sampling=sampling, slide=sliding)
   prompts = [
-      images.load_prompt(path, *world.frame_shape[:2])
-      for path in world.prompts]
+    images.load_prompt(path, *world.frame_shape[:2]) for path in world.prompts
+  ]
   rules = {"sampling": vars(sampling), "slide": vars(sliding)}
   if dtype not in (None, prepare.default_dtype()):
     rules["dtype"] = dtype  # Links made without the flag stay as they are.
   return Engine(
-      world, prompts, name=world.name, rules=rules, split=mesh is not None)
+    world, prompts, name=world.name, rules=rules, split=mesh is not None
+  )

@@ -3,9 +3,8 @@
 import secrets
 from collections.abc import Iterator
 
-from genie_jax.serve import connection as connections
-from genie_jax.serve import line as lines
-from genie_jax.serve import session as sessions
+from genie_jax.serve import branch, connection
+from genie_jax.serve import session as session_lib
 
 _AWAY_SECONDS = 120.0  # A lost player's game is kept this long.
 
@@ -18,8 +17,12 @@ class Hub:
   """All sessions of a server."""
 
   def __init__(
-      self, num_actions: int, limits: lines.Limits, *, most: int,
-      idle_seconds: float,
+    self,
+    num_actions: int,
+    limits: branch.Limits,
+    *,
+    most: int,
+    idle_seconds: float,
   ):
     """Makes an empty hub.
 
@@ -33,15 +36,15 @@ class Hub:
     self.idle_seconds = idle_seconds
     self._num_actions = num_actions
     self._limits = limits
-    self._sessions: dict[str, sessions.Session] = {}
+    self._sessions: dict[str, session_lib.Session] = {}
 
   def __len__(self) -> int:
     return len(self._sessions)
 
-  def __iter__(self) -> Iterator[sessions.Session]:
+  def __iter__(self) -> Iterator[session_lib.Session]:
     return iter(list(self._sessions.values()))
 
-  def enter(self, token: str, now: float) -> tuple[sessions.Session, bool]:
+  def enter(self, token: str, now: float) -> tuple[session_lib.Session, bool]:
     """Finds the session of a token, or opens a new one.
 
     Args:
@@ -62,13 +65,14 @@ class Hub:
       away = [each for each in self if each.connection is None]
       if not away:
         raise Full(
-            f"All {self.most} places are taken; try again in a few minutes.")
+          f"All {self.most} places are taken; try again in a few minutes."
+        )
       self.remove(min(away, key=lambda each: each.left))
-    session = sessions.Session(self._num_actions, self._limits, now)
+    session = session_lib.Session(self._num_actions, self._limits, now)
     self._sessions[session.token] = session
     return session, False
 
-  def find(self, token: str) -> sessions.Session | None:
+  def find(self, token: str) -> session_lib.Session | None:
     """Returns the session of a token, None if there is none."""
     # JSON may hold half a character, which plain UTF-8 cannot.
     given = token.encode(errors="surrogatepass")
@@ -77,20 +81,23 @@ class Hub:
         return session
     return None
 
-  def remove(self, session: sessions.Session) -> None:
+  def remove(self, session: session_lib.Session) -> None:
     """Forgets a session."""
     self._sessions.pop(session.token, None)
 
   def expire(self, now: float) -> None:
     """Forgets sessions that nobody plays, and tells those who are there."""
     gone = [
-        each for each in self
-        if now - each.seen > self.idle_seconds
-        or (each.connection is None and now - each.left > _AWAY_SECONDS)]
+      each
+      for each in self
+      if now - each.seen > self.idle_seconds
+      or (each.connection is None and now - each.left > _AWAY_SECONDS)
+    ]
     for session in gone:
       self.remove(session)
       # Here and nowhere else: whoever left the hub and was not told would
       # wait for frames that never come.
       if session.connection is not None:
         session.connection.close(
-            connections.EXPIRED, "Nothing was played for too long.")
+          connection.EXPIRED, "Nothing was played for too long."
+        )

@@ -17,7 +17,7 @@ MAX_ACTIONS = 20_000  # Frames of one run.
 MAX_COMPARED = 32  # Frames of one comparison.
 MAX_RECORDED = 1_200  # Frames of one film.
 MAX_FILM_PIXELS = 256_000_000  # Of all its frames, which lie in memory.
-MAX_NUMBER = 2 ** 32 - 1  # Seeds, sequence numbers.
+MAX_NUMBER = 2**32 - 1  # Seeds, sequence numbers.
 NO_ACTION = 0xFFFF
 
 FRAME, COMPARED, FILM = 1, 2, 3  # Kinds of binary messages.
@@ -41,6 +41,7 @@ class Header(NamedTuple):
       the number counts from the frame that is compared from.
     seq: uint32, sequence number of the action that made the frame, 0 if none.
   """
+
   version: int
   kind: int
   action: int
@@ -50,8 +51,13 @@ class Header(NamedTuple):
 
 
 def pack(
-    kind: int, content: bytes, *, action: int = NO_ACTION, run: int = 0,
-    frame: int = 0, seq: int = 0,
+  kind: int,
+  content: bytes,
+  *,
+  action: int = NO_ACTION,
+  run: int = 0,
+  frame: int = 0,
+  seq: int = 0,
 ) -> bytes:
   """Returns a binary message."""
   return _HEADER.pack(VERSION, kind, action, run, frame, seq) + content
@@ -59,7 +65,7 @@ def pack(
 
 def unpack(message: bytes) -> tuple[Header, bytes]:
   """Returns header and content of a binary message."""
-  return Header(*_HEADER.unpack_from(message)), message[_HEADER.size:]
+  return Header(*_HEADER.unpack_from(message)), message[_HEADER.size :]
 
 
 _Check = Callable[[Any], bool]
@@ -68,6 +74,7 @@ _REQUIRED = object()
 
 class _Field(NamedTuple):
   """One field of a message: what it must be, and its value if left out."""
+
   meaning: str
   check: _Check
   default: Any = _REQUIRED
@@ -75,69 +82,82 @@ class _Field(NamedTuple):
 
 def _whole(low: int, high: int, default: Any = _REQUIRED) -> _Field:
   return _Field(
-      f"a whole number from {low} to {high}",
-      # JSON's true is Python's 1.
-      lambda value: type(value) is int and low <= value <= high, default)
+    f"a whole number from {low} to {high}",
+    # JSON's true is Python's 1.
+    lambda value: type(value) is int and low <= value <= high,
+    default,
+  )
 
 
 def _word(most: int, default: Any = _REQUIRED) -> _Field:
   return _Field(
-      f"a text of at most {most} characters",
-      lambda value: isinstance(value, str) and len(value) <= most, default)
+    f"a text of at most {most} characters",
+    lambda value: isinstance(value, str) and len(value) <= most,
+    default,
+  )
 
 
 def _one_of(words: tuple[str, ...], default: Any = _REQUIRED) -> _Field:
   return _Field(
-      f"one of {', '.join(words)}",
-      lambda value: isinstance(value, str) and value in words, default)
+    f"one of {', '.join(words)}",
+    lambda value: isinstance(value, str) and value in words,
+    default,
+  )
 
 
 _MAX_FRAME = MAX_ACTIONS
 _ACTIONS = _Field(
-    f"a list of at most {MAX_ACTIONS} actions",
-    lambda value: isinstance(value, list) and len(value) <= MAX_ACTIONS
-    and all(type(x) is int and 0 <= x < NO_ACTION for x in value), ())
+  f"a list of at most {MAX_ACTIONS} actions",
+  lambda value: (
+    isinstance(value, list)
+    and len(value) <= MAX_ACTIONS
+    and all(type(x) is int and 0 <= x < NO_ACTION for x in value)
+  ),
+  (),
+)
 
 MESSAGES: Mapping[str, Mapping[str, _Field]] = {
-    "hello": {
-        "version": _whole(0, MAX_NUMBER),
-        "token": _word(64, ""),
-        "run": _whole(0, MAX_NUMBER, 0),
-        "have": _whole(-1, _MAX_FRAME, -1),
-    },
-    "start": {
-        "prompt": _whole(0, 1_000_000, None),
-        "picture": _word(64, None),
-        "seed": _whole(0, MAX_NUMBER, 0),
-        "actions": _ACTIONS,
-    },
-    "act": {
-        "action": _whole(0, NO_ACTION - 1),
-        "seq": _whole(1, MAX_NUMBER),
-    },
-    "rewind": {"frame": _whole(0, _MAX_FRAME)},
-    "branch": {"frame": _whole(0, _MAX_FRAME)},
-    "switch": {
-        "line": _whole(0, MAX_NUMBER),
-        "have": _whole(-1, _MAX_FRAME, -1),
-    },
-    "compare": {
-        "frame": _whole(0, _MAX_FRAME),
-        "frames": _whole(1, MAX_COMPARED, 8),
-    },
-    "record": {
-        "format": _one_of(("gif", "mp4")),
-        "first": _whole(0, _MAX_FRAME, 0),
-        "last": _whole(0, _MAX_FRAME),
-        "scale": _whole(1, 16, 4),
-        "fps": _whole(1, 60, None),
-    },
-    "ping": {
-        "time": _Field(
-            "a number", lambda value: type(value) in (int, float)
-            and abs(value) < 1e15, 0),
-    },
-    "stop": {},
+  "hello": {
+    "version": _whole(0, MAX_NUMBER),
+    "token": _word(64, ""),
+    "run": _whole(0, MAX_NUMBER, 0),
+    "have": _whole(-1, _MAX_FRAME, -1),
+  },
+  "start": {
+    "prompt": _whole(0, 1_000_000, None),
+    "picture": _word(64, None),
+    "seed": _whole(0, MAX_NUMBER, 0),
+    "actions": _ACTIONS,
+  },
+  "act": {
+    "action": _whole(0, NO_ACTION - 1),
+    "seq": _whole(1, MAX_NUMBER),
+  },
+  "rewind": {"frame": _whole(0, _MAX_FRAME)},
+  "branch": {"frame": _whole(0, _MAX_FRAME)},
+  "switch": {
+    "line": _whole(0, MAX_NUMBER),
+    "have": _whole(-1, _MAX_FRAME, -1),
+  },
+  "compare": {
+    "frame": _whole(0, _MAX_FRAME),
+    "frames": _whole(1, MAX_COMPARED, 8),
+  },
+  "record": {
+    "format": _one_of(("gif", "mp4")),
+    "first": _whole(0, _MAX_FRAME, 0),
+    "last": _whole(0, _MAX_FRAME),
+    "scale": _whole(1, 16, 4),
+    "fps": _whole(1, 60, None),
+  },
+  "ping": {
+    "time": _Field(
+      "a number",
+      lambda value: type(value) in (int, float) and abs(value) < 1e15,
+      0,
+    ),
+  },
+  "stop": {},
 }
 
 
@@ -162,14 +182,16 @@ def parse(text: str) -> dict[str, Any]:
   kind = found.pop("type", None)
   if not isinstance(kind, str) or kind not in MESSAGES:
     raise Malformed(
-        f"Unknown message type {_short(kind)}; the types are "
-        f"{', '.join(MESSAGES)}.")
+      f"Unknown message type {_short(kind)}; the types are "
+      f"{', '.join(MESSAGES)}."
+    )
   fields = MESSAGES[kind]
   for name in found:
     if name not in fields:
       raise Malformed(
-          f"{kind}: unknown field {_short(name)}"
-          f"{errors.closest(name[:40], fields)}.")
+        f"{kind}: unknown field {_short(name)}"
+        f"{errors.closest(name[:40], fields)}."
+      )
   message = {"type": kind}
   for name, field in fields.items():
     value = found.get(name, field.default)
@@ -177,10 +199,12 @@ def parse(text: str) -> dict[str, Any]:
       raise Malformed(f"{kind}: the field {name!r} is missing.")
     if name in found and not field.check(value):
       raise Malformed(
-          f"{kind}: {name} is {_short(value)}, and must be {field.meaning}.")
+        f"{kind}: {name} is {_short(value)}, and must be {field.meaning}."
+      )
     message[name] = value
   if kind == "start" and (message["prompt"] is None) == (
-      message["picture"] is None):
+    message["picture"] is None
+  ):
     raise Malformed("start: give a prompt's number or a picture, one of both.")
   return message
 

@@ -12,10 +12,9 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from genie_jax.serve import engine as engines
-from genie_jax.serve import line as lines
-from genie_jax.serve import protocol
-from genie_jax.serve import session as sessions
+from genie_jax.serve import branch, protocol
+from genie_jax.serve import engine as engine_lib
+from genie_jax.serve import session as session_lib
 
 
 @dataclasses.dataclass
@@ -31,8 +30,9 @@ class _Step:
     frame: The frame that the result stands at.
     copy: Whether a copy of the result shall be kept.
   """
-  session: sessions.Session
-  line: lines.Line
+
+  session: session_lib.Session
+  line: branch.Line
   epoch: int
   action: int | None
   state: Any
@@ -53,8 +53,9 @@ class _Spread:
     states: One an action.
     places: The actions to step.
   """
-  session: sessions.Session
-  comparison: sessions.Comparison
+
+  session: session_lib.Session
+  comparison: session_lib.Comparison
   source: Any
   states: list[Any] | None
   places: range
@@ -65,8 +66,9 @@ class Scheduler:
   """Steps everybody's game, fairly."""
 
   def __init__(
-      self, engine: engines.Engine,
-      players: Callable[[], Iterable[sessions.Session]],
+    self,
+    engine: engine_lib.Engine,
+    players: Callable[[], Iterable[session_lib.Session]],
   ):
     """Makes a scheduler.
 
@@ -77,7 +79,8 @@ class Scheduler:
     self._engine = engine
     self._players = players
     self._thread = concurrent.futures.ThreadPoolExecutor(
-        1, thread_name_prefix="model")
+      1, thread_name_prefix="model"
+    )
     self._wake = asyncio.Event()
     # Whoever was stepped longest ago comes first.
     self._turns: collections.OrderedDict[str, None] = collections.OrderedDict()
@@ -122,7 +125,7 @@ class Scheduler:
     return jobs
 
   def _job(
-      self, session: sessions.Session, spread: bool
+    self, session: session_lib.Session, spread: bool
   ) -> _Step | _Spread | None:
     if not session.ready:
       return None
@@ -141,20 +144,30 @@ class Scheduler:
       return self._step(session, source) if source.behind else None
     return None if spread else self._spread(session, None)
 
-  def _spread(self, session: sessions.Session, state: Any) -> _Spread:
+  def _spread(self, session: session_lib.Session, state: Any) -> _Spread:
     comparison = session.comparison
     count = self._engine.description.num_actions
     first = comparison.stepped % count
     return _Spread(
-        session, comparison, state, comparison.states,
-        range(first, min(count, first + self._engine.most)))
+      session,
+      comparison,
+      state,
+      comparison.states,
+      range(first, min(count, first + self._engine.most)),
+    )
 
-  def _step(self, session: sessions.Session, line: lines.Line) -> _Step:
+  def _step(self, session: session_lib.Session, line: branch.Line) -> _Step:
     state, line.state, line.away = line.state, None, True
     if state is not None:
       return _Step(
-          session, line, line.epoch, line.actions[line.reached], state,
-          line.reached + 1, line.wants_copy)
+        session,
+        line,
+        line.epoch,
+        line.actions[line.reached],
+        state,
+        line.reached + 1,
+        line.wants_copy,
+      )
     kept = line.snapshot()
     if kept is not None:
       return _Step(session, line, line.epoch, None, kept[1], kept[0], False)
@@ -174,9 +187,11 @@ class Scheduler:
       else:
         steps.append((job.state, job.action, job, None))
     results = self._engine.step(
-        [step[0] for step in steps], [step[1] for step in steps])
+      [step[0] for step in steps], [step[1] for step in steps]
+    )
     for (_, _, job, place), (state, picture) in zip(
-        steps, results, strict=True):
+      steps, results, strict=True
+    ):
       if place is None:
         job.state, job.picture = state, picture
       else:
@@ -203,14 +218,20 @@ class Scheduler:
       number = comparison.stepped // count + 1
       comparison.stepped += len(job.places)
       for action, picture in job.pictures.items():
-        session.send(protocol.pack(
-            protocol.COMPARED, picture, action=action, run=session.run,
-            frame=number))
+        session.send(
+          protocol.pack(
+            protocol.COMPARED,
+            picture,
+            action=action,
+            run=session.run,
+            frame=number,
+          )
+        )
       if comparison.stepped == comparison.frames * count:
         session.comparison = None
-        session.send({
-            "type": "compared", "run": session.run,
-            "frames": comparison.frames})
+        session.send(
+          {"type": "compared", "run": session.run, "frames": comparison.frames}
+        )
       return
     line = job.line
     if line.epoch != job.epoch:
@@ -218,5 +239,6 @@ class Scheduler:
     if job.picture is None:  # A kept state.
       line.state, line.reached, line.away = job.state, job.frame, False
     elif line.advance(job.state, job.picture, job.kept) and (
-        line is session.line):
+      line is session.line
+    ):
       session.send_frame(line.end)

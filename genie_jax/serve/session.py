@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from genie_jax.core import images
-from genie_jax.serve import line as lines
+from genie_jax.serve import branch as branch_lib
 from genie_jax.serve import protocol
 
 _MAX_LINES = 8
@@ -28,7 +28,8 @@ class Comparison:
     states: One an action, None until they were copied from the line's.
     stepped: Frames drawn so far, of all actions together.
   """
-  line: lines.Line
+
+  line: branch_lib.Line
   frame: int
   frames: int
   states: list[Any] | None = None
@@ -49,11 +50,9 @@ class Session:
     filming: Whether a film is being made.
   """
 
-  def __init__(
-      self, num_actions: int, limits: lines.Limits, now: float
-  ):
+  def __init__(self, num_actions: int, limits: branch_lib.Limits, now: float):
     self.token = secrets.token_urlsafe(24)
-    self.line: lines.Line | None = None
+    self.line: branch_lib.Line | None = None
     self.comparison: Comparison | None = None
     self.run = 0
     self.connection: Any = None
@@ -62,15 +61,14 @@ class Session:
     self.filming = False
     self._num_actions = num_actions
     self._limits = limits
-    self._lines: dict[int, lines.Line] = {}
+    self._lines: dict[int, branch_lib.Line] = {}
     self._next_line = 0
     self._seq = 0
 
   @property
   def ready(self) -> bool:
     """Whether frames may be drawn: the player is there and keeps up."""
-    return (self.connection is not None
-            and self.connection.unsent < _MAX_UNSENT)
+    return self.connection is not None and self.connection.unsent < _MAX_UNSENT
 
   def send(self, message: dict[str, Any] | bytes) -> None:
     """Sends a message if the player is there."""
@@ -78,8 +76,11 @@ class Session:
       self.connection.send(message)
 
   def start(
-      self, frame: np.ndarray, seed: int, prompt: int | None,
-      actions: list[int],
+    self,
+    frame: np.ndarray,
+    seed: int,
+    prompt: int | None,
+    actions: list[int],
   ) -> None:
     """Starts anew from a prompt; with actions, a shared run is replayed.
 
@@ -91,9 +92,14 @@ class Session:
     self.comparison = None
     self._lines.clear()
     self._play(
-        lines.Line(
-            self._take_number(), lines.Origin(frame, seed, prompt),
-            self._limits, actions), "started")
+      branch_lib.Line(
+        self._take_number(),
+        branch_lib.Origin(frame, seed, prompt),
+        self._limits,
+        actions,
+      ),
+      "started",
+    )
 
   def act(self, action: int, seq: int) -> None:
     """Presses a button.
@@ -104,11 +110,13 @@ class Session:
     self._check(action)
     line = self._line()
     if seq <= self._seq:
-      raise lines.Rejected(
-          f"Sequence numbers grow; {seq} does not come after {self._seq}.")
+      raise branch_lib.Rejected(
+        f"Sequence numbers grow; {seq} does not come after {self._seq}."
+      )
     if line.waiting >= _MAX_WAITING:
-      raise lines.Rejected(
-          f"{_MAX_WAITING} actions are waiting for their frames; send fewer.")
+      raise branch_lib.Rejected(
+        f"{_MAX_WAITING} actions are waiting for their frames; send fewer."
+      )
     line.act(action, seq)
     self._seq = seq
 
@@ -121,8 +129,9 @@ class Session:
   def branch(self, frame: int) -> None:
     """Opens a new line from a frame of this one, which is kept."""
     if len(self._lines) >= _MAX_LINES:
-      raise lines.Rejected(
-          f"There are {_MAX_LINES} lines, the most; start anew.")
+      raise branch_lib.Rejected(
+        f"There are {_MAX_LINES} lines, the most; start anew."
+      )
     new = self._line().branch(self._next_line, frame)
     self._take_number()
     self._line().park()
@@ -132,7 +141,7 @@ class Session:
   def switch(self, number: int, have: int) -> None:
     """Goes on with another line, whose frames up to `have` are known."""
     if number not in self._lines:
-      raise lines.Rejected(f"There is no line {number}.")
+      raise branch_lib.Rejected(f"There is no line {number}.")
     if self._lines[number] is not self.line:
       self._line().park()
     self.comparison = None
@@ -146,9 +155,7 @@ class Session:
       line = line.branch(0, frame)
     self.comparison = Comparison(line, frame, frames)
 
-  def film(
-      self, message: dict[str, Any], fps: float
-  ) -> Callable[[], bytes]:
+  def film(self, message: dict[str, Any], fps: float) -> Callable[[], bytes]:
     """Returns a function that makes a film of frames, in any thread.
 
     Args:
@@ -163,22 +170,26 @@ class Session:
     line.check(first)
     line.check(last)
     if not 0 <= last - first < protocol.MAX_RECORDED:
-      raise lines.Rejected(
-          f"A film has 1 to {protocol.MAX_RECORDED} frames, not "
-          f"{last - first + 1}.")
+      raise branch_lib.Rejected(
+        f"A film has 1 to {protocol.MAX_RECORDED} frames, not "
+        f"{last - first + 1}."
+      )
     rows, columns = line.origin.frame.shape[:2]
     pixels = (last - first + 1) * rows * columns * message["scale"] ** 2
     if pixels > protocol.MAX_FILM_PIXELS:
-      raise lines.Rejected(
-          f"The film would have {pixels / 1e6:.0f} million pixels, and may "
-          f"have {protocol.MAX_FILM_PIXELS / 1e6:.0f}; choose fewer frames or "
-          "a smaller size.")
+      raise branch_lib.Rejected(
+        f"The film would have {pixels / 1e6:.0f} million pixels, and may "
+        f"have {protocol.MAX_FILM_PIXELS / 1e6:.0f}; choose fewer frames or "
+        "a smaller size."
+      )
     pictures = [line.picture(number) for number in range(first, last + 1)]
 
     def make() -> bytes:
       frames = np.stack([images.from_png(picture) for picture in pictures])
       return images.to_video(
-          frames, message["format"], message["fps"] or fps, message["scale"])
+        frames, message["format"], message["fps"] or fps, message["scale"]
+      )
+
     return make
 
   def resume(self, run: int, have: int) -> None:
@@ -192,7 +203,7 @@ class Session:
       self._tell("resumed", have + 1 if run == self.run else 0)
 
   def _play(
-      self, line: lines.Line, reason: str, send_from: int | None = 0
+    self, line: branch_lib.Line, reason: str, send_from: int | None = 0
   ) -> None:
     self.line = self._lines[line.number] = line
     self.run += 1
@@ -202,16 +213,24 @@ class Session:
     """Describes the line, and sends its frames from a number on."""
     line = self.line
     message = {
-        "type": "line", "reason": reason, "run": self.run,
-        "line": line.number, "seed": line.origin.seed,
-        "prompt": line.origin.prompt, "actions": line.actions,
-        "first": line.first, "end": line.end, "seq": self._seq,
-        "lines": [
-            {"line": each.number, "end": each.end}
-            for each in self._lines.values()]}
+      "type": "line",
+      "reason": reason,
+      "run": self.run,
+      "line": line.number,
+      "seed": line.origin.seed,
+      "prompt": line.origin.prompt,
+      "actions": line.actions,
+      "first": line.first,
+      "end": line.end,
+      "seq": self._seq,
+      "lines": [
+        {"line": each.number, "end": each.end} for each in self._lines.values()
+      ],
+    }
     if line.origin.prompt is None:
       message["picture"] = base64.b64encode(
-          images.to_png(line.origin.frame)).decode()
+        images.to_png(line.origin.frame)
+      ).decode()
     self.send(message)
     if send_from is not None:
       for number in range(max(send_from, line.first), line.end + 1):
@@ -219,13 +238,18 @@ class Session:
 
   def send_frame(self, number: int) -> None:
     """Sends a frame of the line being played."""
-    self.send(protocol.pack(
-        protocol.FRAME, self.line.picture(number), run=self.run,
-        **self.line.header(number)))
+    self.send(
+      protocol.pack(
+        protocol.FRAME,
+        self.line.picture(number),
+        run=self.run,
+        **self.line.header(number),
+      )
+    )
 
-  def _line(self) -> lines.Line:
+  def _line(self) -> branch_lib.Line:
     if self.line is None:
-      raise lines.Rejected("Nothing is being played; send a start first.")
+      raise branch_lib.Rejected("Nothing is being played; send a start first.")
     return self.line
 
   def _take_number(self) -> int:
@@ -234,6 +258,7 @@ class Session:
 
   def _check(self, action: int) -> None:
     if action >= self._num_actions:
-      raise lines.Rejected(
-          f"Action {action} is out of range: this world has "
-          f"{self._num_actions}, 0 to {self._num_actions - 1}.")
+      raise branch_lib.Rejected(
+        f"Action {action} is out of range: this world has "
+        f"{self._num_actions}, 0 to {self._num_actions - 1}."
+      )

@@ -51,6 +51,7 @@ class Cluster:
     process_id: Which this one is.
     local_device_ids: GPUs of this process; None for all that it sees.
   """
+
   found_by: str
   coordinator: str
   num_processes: int
@@ -67,11 +68,11 @@ _ALONE = Cluster("launcher", "localhost:1", 1, 0)
 
 
 def detect(
-    coordinator: str | None = None,
-    num_processes: int | None = None,
-    process_id: int | None = None,
-    environ: Mapping[str, str] | None = None,
-    ask_machine: Callable[[], tpu_vm.Answer | None] = tpu_vm.ask,
+  coordinator: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+  environ: Mapping[str, str] | None = None,
+  ask_machine: Callable[[], tpu_vm.Answer | None] = tpu_vm.ask,
 ) -> Cluster | None:
   """Returns the processes of this run, or None where there is one.
 
@@ -97,20 +98,27 @@ def detect(
     found = Cluster("flags", coordinator, num_processes, process_id)
   elif numbers != (None, None):
     raise errors.UserError(
-        "--coordinator, --num-processes and --process-id belong together; "
-        "give all three (or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
-        "JAX_PROCESS_ID), or none of them to let the launcher say.")
+      "--coordinator, --num-processes and --process-id belong together; "
+      "give all three (or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
+      "JAX_PROCESS_ID), or none of them to let the launcher say."
+    )
   else:
     found = next(
-        (cluster for rule in (_tpu_pod, _slurm, _open_mpi)
-         if (cluster := rule(environ, coordinator))), None)
+      (
+        cluster
+        for rule in (_tpu_pod, _slurm, _open_mpi)
+        if (cluster := rule(environ, coordinator))
+      ),
+      None,
+    )
     if found is None and _may_be_tpu_vm(environ):
       found = _tpu_vm(ask_machine(), environ, coordinator)
     if found is None and coordinator:
       raise errors.UserError(
-          f"--coordinator={coordinator} is given, but neither flags nor a "
-          "launcher say how many processes there are; add --num-processes "
-          "and --process-id.")
+        f"--coordinator={coordinator} is given, but neither flags nor a "
+        "launcher say how many processes there are; add --num-processes "
+        "and --process-id."
+      )
   if found is None:
     return None
   _check(found)
@@ -118,12 +126,12 @@ def detect(
 
 
 def start(
-    cluster: Cluster,
-    card: Mapping[str, str],
-    *,
-    initialization_timeout: int = INITIALIZATION_SECONDS,
-    heartbeat_timeout: int = HEARTBEAT_SECONDS,
-    shutdown_timeout: int = SHUTDOWN_SECONDS,
+  cluster: Cluster,
+  card: Mapping[str, str],
+  *,
+  initialization_timeout: int = INITIALIZATION_SECONDS,
+  heartbeat_timeout: int = HEARTBEAT_SECONDS,
+  shutdown_timeout: int = SHUTDOWN_SECONDS,
 ) -> None:
   """Meets the other processes, compares cards, and starts jax.distributed.
 
@@ -143,24 +151,34 @@ def start(
   """
   host, port = split_address(cluster.coordinator)
   rendezvous.meet(
-      host, port, cluster.num_processes, cluster.process_id, card,
-      initialization_timeout)
+    host,
+    port,
+    cluster.num_processes,
+    cluster.process_id,
+    card,
+    initialization_timeout,
+  )
   # All are alive and run the same thing. What may fail from here on is ours.
   try:
     jax.distributed.initialize(
-        cluster.coordinator, cluster.num_processes, cluster.process_id,
-        local_device_ids=cluster.local_device_ids,
-        cluster_detection_method="deactivate",
-        coordinator_bind_address=(
-            cluster.coordinator if host in _LOOPBACK else None),
-        initialization_timeout=initialization_timeout,
-        heartbeat_timeout_seconds=heartbeat_timeout,
-        shutdown_timeout_seconds=shutdown_timeout)
+      cluster.coordinator,
+      cluster.num_processes,
+      cluster.process_id,
+      local_device_ids=cluster.local_device_ids,
+      cluster_detection_method="deactivate",
+      coordinator_bind_address=(
+        cluster.coordinator if host in _LOOPBACK else None
+      ),
+      initialization_timeout=initialization_timeout,
+      heartbeat_timeout_seconds=heartbeat_timeout,
+      shutdown_timeout_seconds=shutdown_timeout,
+    )
   except RuntimeError as error:
     raise CannotStart(
-        f"JAX could not connect process {cluster.process_id} of "
-        f"{cluster.num_processes} through {cluster.coordinator} ({error}); "
-        "run the same line again on all.") from error
+      f"JAX could not connect process {cluster.process_id} of "
+      f"{cluster.num_processes} through {cluster.coordinator} ({error}); "
+      "run the same line again on all."
+    ) from error
 
 
 def part() -> None:
@@ -194,8 +212,9 @@ def split_address(address: str) -> tuple[str, int]:
   host = host.removeprefix("[").removesuffix("]")
   if not host or not port.isdecimal() or not 0 < int(port) < 65536:
     raise errors.UserError(
-        f"--coordinator={address} is no HOST:PORT; give the address of "
-        "process 0 and a free port there, for example 10.0.0.1:8476.")
+      f"--coordinator={address} is no HOST:PORT; give the address of "
+      "process 0 and a free port there, for example 10.0.0.1:8476."
+    )
   return host, int(port)
 
 
@@ -203,9 +222,10 @@ def _check(cluster: Cluster) -> None:
   split_address(cluster.coordinator)
   if not 0 <= cluster.process_id < cluster.num_processes:
     raise errors.UserError(
-        f"The {cluster.found_by} call this process {cluster.process_id} of "
-        f"{cluster.num_processes}; process ids go from 0 to "
-        "num_processes - 1.")
+      f"The {cluster.found_by} call this process {cluster.process_id} of "
+      f"{cluster.num_processes}; process ids go from 0 to "
+      "num_processes - 1."
+    )
 
 
 def _number(environ: Mapping[str, str], name: str) -> int | None:
@@ -221,8 +241,9 @@ def _needed(environ: Mapping[str, str], name: str, because: str) -> int:
   value = _number(environ, name)
   if value is None:
     raise errors.UserError(
-        f"{because}, but {name} is not set; set it, give --coordinator, "
-        "--num-processes and --process-id, or --distributed off.")
+      f"{because}, but {name} is not set; set it, give --coordinator, "
+      "--num-processes and --process-id, or --distributed off."
+    )
   return value
 
 
@@ -232,15 +253,21 @@ def _with_port(host: str, environ: Mapping[str, str], default: int) -> str:
 
 
 def _tpu_pod(
-    environ: Mapping[str, str], coordinator: str | None
+  environ: Mapping[str, str], coordinator: str | None
 ) -> Cluster | None:
   workers = environ.get("TPU_PROCESS_ADDRESSES") or environ.get(
-      "TPU_WORKER_HOSTNAMES")
+    "TPU_WORKER_HOSTNAMES"
+  )
   if not workers:
     return None
   return _of_slices(
-      "variables of the TPU pod", workers.split(","),
-      _number(environ, "TPU_WORKER_ID"), environ, environ, coordinator)
+    "variables of the TPU pod",
+    workers.split(","),
+    _number(environ, "TPU_WORKER_ID"),
+    environ,
+    environ,
+    coordinator,
+  )
 
 
 def _may_be_tpu_vm(environ: Mapping[str, str]) -> bool:
@@ -249,28 +276,40 @@ def _may_be_tpu_vm(environ: Mapping[str, str]) -> bool:
   # JAX sets TPU_SKIP_MDS_QUERY itself, when imported, on a machine without
   # TPU chips; and there is no use of them without libtpu.
   return (
-      (not platforms or "tpu" in platforms.split(","))
-      and "TPU_SKIP_MDS_QUERY" not in environ and tpu_vm.has_libtpu(environ))
+    (not platforms or "tpu" in platforms.split(","))
+    and "TPU_SKIP_MDS_QUERY" not in environ
+    and tpu_vm.has_libtpu(environ)
+  )
 
 
 def _tpu_vm(
-    answer: tpu_vm.Answer | None, environ: Mapping[str, str],
-    coordinator: str | None,
+  answer: tpu_vm.Answer | None,
+  environ: Mapping[str, str],
+  coordinator: str | None,
 ) -> Cluster:
   if answer is None:
     raise errors.UserError(
-        "This machine has TPU chips, but its metadata server does not say "
-        "which hosts belong together; give --coordinator, --num-processes "
-        "and --process-id, or --distributed off for this host alone.")
+      "This machine has TPU chips, but its metadata server does not say "
+      "which hosts belong together; give --coordinator, --num-processes "
+      "and --process-id, or --distributed off for this host alone."
+    )
   return _of_slices(
-      "TPU machine's metadata", answer.workers, answer.worker_id,
-      answer.variables, environ, coordinator)
+    "TPU machine's metadata",
+    answer.workers,
+    answer.worker_id,
+    answer.variables,
+    environ,
+    coordinator,
+  )
 
 
 def _of_slices(
-    found_by: str, workers: list[str], worker_id: int | None,
-    variables: Mapping[str, str], environ: Mapping[str, str],
-    coordinator: str | None,
+  found_by: str,
+  workers: list[str],
+  worker_id: int | None,
+  variables: Mapping[str, str],
+  environ: Mapping[str, str],
+  coordinator: str | None,
 ) -> Cluster:
   slices = _number(variables, "MEGASCALE_NUM_SLICES") or 1
   if len(workers) * slices == 1:
@@ -279,21 +318,25 @@ def _of_slices(
   if worker_id is None:
     worker_id = _needed(variables, "TPU_WORKER_ID", because)
   slice_id = (
-      _needed(variables, "MEGASCALE_SLICE_ID", because) if slices > 1 else 0)
+    _needed(variables, "MEGASCALE_SLICE_ID", because) if slices > 1 else 0
+  )
   # Both forms may carry a port, which is another service's.
   first = variables.get("MEGASCALE_COORDINATOR_ADDRESS") or workers[0]
   if slices > 1 and not variables.get("MEGASCALE_COORDINATOR_ADDRESS"):
     raise errors.UserError(
-        f"{because}, but MEGASCALE_COORDINATOR_ADDRESS is not set; the "
-        "launcher of a multi-slice job sets it to the first host.")
+      f"{because}, but MEGASCALE_COORDINATOR_ADDRESS is not set; the "
+      "launcher of a multi-slice job sets it to the first host."
+    )
   return Cluster(
-      found_by,
-      coordinator or _with_port(first.split(":")[0], environ, _TPU_PORT),
-      len(workers) * slices, slice_id * len(workers) + worker_id)
+    found_by,
+    coordinator or _with_port(first.split(":")[0], environ, _TPU_PORT),
+    len(workers) * slices,
+    slice_id * len(workers) + worker_id,
+  )
 
 
 def _slurm(
-    environ: Mapping[str, str], coordinator: str | None
+  environ: Mapping[str, str], coordinator: str | None
 ) -> Cluster | None:
   # The node list of the step is missing in a batch script outside srun, which
   # is one process however many tasks the job has.
@@ -302,7 +345,8 @@ def _slurm(
     return None
   because = "This is a Slurm step"
   tasks = _number(environ, "SLURM_STEP_NUM_TASKS") or _needed(
-      environ, "SLURM_NTASKS", because)
+    environ, "SLURM_NTASKS", because
+  )
   if tasks == 1:
     return _ALONE
   # As JAX does: a port that jobs on one node are unlikely to share.
@@ -311,9 +355,12 @@ def _slurm(
   if tasks != _number(environ, "SLURM_STEP_NUM_NODES"):
     ids = _one_gpu(environ, _needed(environ, "SLURM_LOCALID", because))
   return Cluster(
-      "variables of Slurm",
-      coordinator or _with_port(_first_node(nodes), environ, port),
-      tasks, _needed(environ, "SLURM_PROCID", because), ids)
+    "variables of Slurm",
+    coordinator or _with_port(_first_node(nodes), environ, port),
+    tasks,
+    _needed(environ, "SLURM_PROCID", because),
+    ids,
+  )
 
 
 def _first_node(nodes: str) -> str:
@@ -323,7 +370,7 @@ def _first_node(nodes: str) -> str:
 
 
 def _open_mpi(
-    environ: Mapping[str, str], coordinator: str | None
+  environ: Mapping[str, str], coordinator: str | None
 ) -> Cluster | None:
   processes = _number(environ, "OMPI_COMM_WORLD_SIZE")
   if not processes:
@@ -334,16 +381,20 @@ def _open_mpi(
     # Its own address of the launcher is gone since version 5, and it never
     # was that of rank 0.
     raise errors.UserError(
-        f"Open MPI started {processes} processes but does not say where rank "
-        "0 runs; add --coordinator=HOST:PORT with the first host and a free "
-        "port.")
+      f"Open MPI started {processes} processes but does not say where rank "
+      "0 runs; add --coordinator=HOST:PORT with the first host and a free "
+      "port."
+    )
   because = "This is a process of Open MPI"
   return Cluster(
-      "variables of Open MPI", coordinator, processes,
-      _needed(environ, "OMPI_COMM_WORLD_RANK", because),
-      _one_gpu(environ, _needed(
-          environ, "OMPI_COMM_WORLD_LOCAL_RANK", because))
-      if environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") != "1" else None)
+    "variables of Open MPI",
+    coordinator,
+    processes,
+    _needed(environ, "OMPI_COMM_WORLD_RANK", because),
+    _one_gpu(environ, _needed(environ, "OMPI_COMM_WORLD_LOCAL_RANK", because))
+    if environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") != "1"
+    else None,
+  )
 
 
 def _one_gpu(environ: Mapping[str, str], local: int) -> tuple[int] | None:

@@ -29,6 +29,7 @@ class Share:
     parts: Numbers of the parts that this process reads, in order.
     count: Number of parts of a batch.
   """
+
   parts: tuple[int, ...] = (0,)
   count: int = 1
 
@@ -47,15 +48,17 @@ def share(mesh: Mesh, process: int | None = None) -> Share:
   ways = mesh_lib.batch_ways(mesh)
   here = jax.process_index() if process is None else process
   parts = tuple(
-      part for part, group in enumerate(mesh.devices.reshape(ways, -1))
-      if any(device.process_index == here for device in group))
+    part
+    for part, group in enumerate(mesh.devices.reshape(ways, -1))
+    if any(device.process_index == here for device in group)
+  )
   return Share() if len(parts) == ways else Share(parts, ways)
 
 
 def to_global(
-    batch: Mapping[str, np.ndarray],
-    shardings: Mapping[str, NamedSharding],
-    local: Share,
+  batch: Mapping[str, np.ndarray],
+  shardings: Mapping[str, NamedSharding],
+  local: Share,
 ) -> dict[str, jax.Array]:
   """Starts the transfer of a process's rows and returns global arrays.
 
@@ -72,12 +75,13 @@ def to_global(
   if jax.process_count() == 1:
     return jax.device_put(batch, dict(shardings))
   return {
-      name: _assemble(rows, shardings[name], local)
-      for name, rows in batch.items()}
+    name: _assemble(rows, shardings[name], local)
+    for name, rows in batch.items()
+  }
 
 
 def _assemble(
-    rows: np.ndarray, sharding: NamedSharding, local: Share
+  rows: np.ndarray, sharding: NamedSharding, local: Share
 ) -> jax.Array:
   size = len(rows) // len(local.parts)  # Rows of a part.
   shape = (size * local.count, *rows.shape[1:])
@@ -121,8 +125,9 @@ def together(make: Callable[[], _T]) -> _T:
   if agree(mistake is None):
     return made
   raise mistake or errors.UserError(
-      "Another process of this run could not start; the last line of its log "
-      "says why.")
+    "Another process of this run could not start; the last line of its log "
+    "says why."
+  )
 
 
 def check_same(number: int, what: str, remedy: str) -> None:
@@ -142,5 +147,6 @@ def check_same(number: int, what: str, remedy: str) -> None:
   if (found != found[0]).any():
     other = int(np.argmax(found != found[0]))
     raise errors.UserError(
-        f"{what} is {int(found[0])} on process 0, but {int(found[other])} on "
-        f"process {other}; {remedy}")
+      f"{what} is {int(found[0])} on process 0, but {int(found[other])} on "
+      f"process {other}; {remedy}"
+    )

@@ -29,32 +29,38 @@ def sizes(config: Mapping[str, int], num_devices: int) -> dict[str, int]:
   for name in found:
     if name not in rules.MESH_AXES:
       raise errors.UserError(
-          f"config.mesh.{name} is no mesh axis"
-          f"{errors.closest(name, rules.MESH_AXES)}; the axes are "
-          f"{', '.join(rules.MESH_AXES)}.")
+        f"config.mesh.{name} is no mesh axis"
+        f"{errors.closest(name, rules.MESH_AXES)}; the axes are "
+        f"{', '.join(rules.MESH_AXES)}."
+      )
   for name in rules.MESH_AXES:
     if name not in found:
       raise errors.UserError(
-          f"config.mesh lacks the axis {name!r}; set it to 1 where unused.")
+        f"config.mesh lacks the axis {name!r}; set it to 1 where unused."
+      )
     if found[name] < 1 and found[name] != -1:
       raise errors.UserError(
-          f"config.mesh.{name} is {found[name]}; give a positive size, or -1 "
-          "for all devices that are left.")
+        f"config.mesh.{name} is {found[name]}; give a positive size, or -1 "
+        "for all devices that are left."
+      )
   free = [name for name, size in found.items() if size == -1]
   fixed = math.prod(size for size in found.values() if size != -1)
   if len(free) > 1:
     raise errors.UserError(
-        f"config.mesh has -1 for {' and '.join(free)}; only one axis can take "
-        "the devices that are left.")
+      f"config.mesh has -1 for {' and '.join(free)}; only one axis can take "
+      "the devices that are left."
+    )
   if free and num_devices % fixed == 0:
     found[free[0]] = num_devices // fixed
   if math.prod(found.values()) != num_devices:
     text = ", ".join(f"{name}={found[name]}" for name in rules.MESH_AXES)
     raise errors.UserError(
-        f"config.mesh ({text}) needs a multiple of {fixed} devices, but there "
-        f"are {num_devices}; change config.mesh." if free else
-        f"config.mesh ({text}) multiplies to {fixed} devices, but there are "
-        f"{num_devices}; change config.mesh, or set one axis to -1.")
+      f"config.mesh ({text}) needs a multiple of {fixed} devices, but there "
+      f"are {num_devices}; change config.mesh."
+      if free
+      else f"config.mesh ({text}) multiplies to {fixed} devices, but there are "
+      f"{num_devices}; change config.mesh, or set one axis to -1."
+    )
   return {name: found[name] for name in rules.MESH_AXES}
 
 
@@ -74,23 +80,31 @@ def arrange(devices: Sequence[Any], shape: Mapping[str, int]) -> np.ndarray:
   """
   dims = tuple(shape[name] for name in rules.MESH_AXES)
   # GPUs have a slice index too, that of their host; only TPUs have slices.
-  slices = {getattr(device, "slice_index", 0) for device in devices
-            if device.platform == "tpu"} or {0}
+  slices = {
+    getattr(device, "slice_index", 0)
+    for device in devices
+    if device.platform == "tpu"
+  } or {0}
   if len(slices) == 1:
     # An axis may take part of a torus dimension: 2 of the 8 chips of one.
     return mesh_utils.create_device_mesh(
-        dims, devices=list(devices), allow_split_physical_axes=True)
+      dims, devices=list(devices), allow_split_physical_axes=True
+    )
   if dims[0] % len(slices):
     raise errors.UserError(
-        f"config.mesh.data is {dims[0]}, which does not split over "
-        f"{len(slices)} slices; make it a multiple.")
+      f"config.mesh.data is {dims[0]}, which does not split over "
+      f"{len(slices)} slices; make it a multiple."
+    )
   return mesh_utils.create_hybrid_device_mesh(
-      (dims[0] // len(slices), *dims[1:]), (len(slices), 1, 1, 1),
-      devices=list(devices), allow_split_physical_axes=True)
+    (dims[0] // len(slices), *dims[1:]),
+    (len(slices), 1, 1, 1),
+    devices=list(devices),
+    allow_split_physical_axes=True,
+  )
 
 
 def make(
-    config: Mapping[str, int], devices: Sequence[jax.Device] | None = None
+  config: Mapping[str, int], devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
   """Returns the mesh that `config.mesh` describes.
 
@@ -104,8 +118,10 @@ def make(
   devices = jax.devices() if devices is None else devices
   shape = sizes(config, len(devices))
   return Mesh(
-      arrange(devices, shape), rules.MESH_AXES,
-      axis_types=(AxisType.Auto,) * len(rules.MESH_AXES))
+    arrange(devices, shape),
+    rules.MESH_AXES,
+    axis_types=(AxisType.Auto,) * len(rules.MESH_AXES),
+  )
 
 
 def without_frames(mesh: Mesh) -> Mesh:
@@ -116,7 +132,8 @@ def without_frames(mesh: Mesh) -> Mesh:
   """
   data, fsdp, tensor, frame = mesh.devices.shape
   devices = mesh.devices.transpose(0, 1, 3, 2).reshape(
-      data, fsdp * frame, tensor, 1)
+    data, fsdp * frame, tensor, 1
+  )
   return Mesh(devices, rules.MESH_AXES, axis_types=mesh.axis_types)
 
 

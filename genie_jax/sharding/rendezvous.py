@@ -37,8 +37,12 @@ _SHOWN = 8
 
 
 def meet(
-    host: str, port: int, num_processes: int, process_id: int, card: Card,
-    timeout: float,
+  host: str,
+  port: int,
+  num_processes: int,
+  process_id: int,
+  card: Card,
+  timeout: float,
 ) -> None:
   """Returns when all processes are here and show the same card.
 
@@ -59,7 +63,8 @@ def meet(
     verdict = _receive_all(host, port, num_processes, card, deadline, timeout)
   else:
     verdict = _ask(
-        host, port, num_processes, process_id, card, deadline, timeout)
+      host, port, num_processes, process_id, card, deadline, timeout
+    )
   if verdict:
     raise errors.UserError(verdict)
 
@@ -73,24 +78,35 @@ def differences(cards: Mapping[int, Card]) -> str:
     for number in sorted(cards):
       owners.setdefault(cards[number].get(name, "none"), []).append(number)
     if len(owners) > 1:
-      parts.append(f"{name} is " + ", but ".join(
+      parts.append(
+        f"{name} is "
+        + ", but ".join(
           f"{value} on process {_list(numbers)}"
-          for value, numbers in owners.items()))
+          for value, numbers in owners.items()
+        )
+      )
   if not parts:
     return ""
-  return (f"The processes differ: {'; '.join(parts)}. Start all of them with "
-          "the same command, config files and package.")
+  return (
+    f"The processes differ: {'; '.join(parts)}. Start all of them with "
+    "the same command, config files and package."
+  )
 
 
 def _list(numbers: Sequence[int]) -> str:
   more = len(numbers) - _SHOWN
   return ", ".join(map(str, numbers[:_SHOWN])) + (
-      f" and {more} more" if more > 0 else "")
+    f" and {more} more" if more > 0 else ""
+  )
 
 
 def _receive_all(
-    host: str, port: int, num_processes: int, card: Card, deadline: float,
-    timeout: float,
+  host: str,
+  port: int,
+  num_processes: int,
+  card: Card,
+  deadline: float,
+  timeout: float,
 ) -> str:
   """Hears every process, answers all of them, and returns the verdict."""
   cards, ends, verdict = {0: dict(card)}, {}, ""
@@ -98,9 +114,10 @@ def _receive_all(
     server = _listen(host, port)
   except OSError as error:
     raise errors.UserError(
-        f"Process 0 cannot listen on port {port} ({error.strerror}); end what "
-        "uses it, or give another port with --coordinator or "
-        "JAX_COORDINATOR_PORT.") from error
+      f"Process 0 cannot listen on port {port} ({error.strerror}); end what "
+      "uses it, or give another port with --coordinator or "
+      "JAX_COORDINATOR_PORT."
+    ) from error
   with contextlib.ExitStack() as stack:
     stack.enter_context(server)
     while len(cards) < num_processes and not verdict:
@@ -108,10 +125,11 @@ def _receive_all(
       if left <= 0:
         missing = [n for n in range(num_processes) if n not in cards]
         verdict = (
-            f"{len(cards)} of {num_processes} processes came within "
-            f"{timeout:g} s; process {_list(missing)} did not. Look at its "
-            "log and start all of them again, or raise "
-            "--initialization-timeout.")
+          f"{len(cards)} of {num_processes} processes came within "
+          f"{timeout:g} s; process {_list(missing)} did not. Look at its "
+          "log and start all of them again, or raise "
+          "--initialization-timeout."
+        )
         break
       server.settimeout(left)
       with contextlib.suppress(TimeoutError):
@@ -127,8 +145,11 @@ def _receive_all(
 
 
 def _hear(
-    end: socket.socket, num_processes: int, cards: dict[int, Card],
-    ends: dict[int, socket.socket], deadline: float,
+  end: socket.socket,
+  num_processes: int,
+  cards: dict[int, Card],
+  ends: dict[int, socket.socket],
+  deadline: float,
 ) -> str:
   """Adds the card of one process; returns a verdict where none can be good."""
   end.settimeout(_GRACE_SECONDS)
@@ -148,11 +169,15 @@ def _hear(
   # The second of two has a key of its own, as both must hear the verdict.
   ends[-1 if known else number] = end
   if total != num_processes:
-    return (f"Process {number} was told of {total} processes, process 0 of "
-            f"{num_processes}; start all with the same --num-processes.")
+    return (
+      f"Process {number} was told of {total} processes, process 0 of "
+      f"{num_processes}; start all with the same --num-processes."
+    )
   if known:
-    return (f"Two processes call themselves number {number} of {total}; give "
-            "each its own --process-id.")
+    return (
+      f"Two processes call themselves number {number} of {total}; give "
+      "each its own --process-id."
+    )
   return ""
 
 
@@ -162,17 +187,22 @@ def _is_hello(message: object) -> bool:
     return False
   number, total, card = map(message.get, ("process", "processes", "card"))
   return (
-      type(number) is int and type(total) is int and 0 <= number < total
-      and isinstance(card, dict)
-      and all(isinstance(value, str) for value in card.values()))
+    type(number) is int
+    and type(total) is int
+    and 0 <= number < total
+    and isinstance(card, dict)
+    and all(isinstance(value, str) for value in card.values())
+  )
 
 
 def _keep_asking(end: socket.socket) -> None:
   """Lets the system find out when the other end's machine is gone."""
   end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-  for name, value in (("TCP_KEEPIDLE", _QUIET_SECONDS),
-                      ("TCP_KEEPINTVL", _ASK_SECONDS),
-                      ("TCP_KEEPCNT", _ASKS)):
+  for name, value in (
+    ("TCP_KEEPIDLE", _QUIET_SECONDS),
+    ("TCP_KEEPINTVL", _ASK_SECONDS),
+    ("TCP_KEEPCNT", _ASKS),
+  ):
     if hasattr(socket, name):  # Not every system has each of them.
       end.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
@@ -190,7 +220,7 @@ def _is_gone(end: socket.socket, deadline: float) -> bool:
 
 
 def _forget_gone(
-    cards: dict[int, Card], ends: dict[int, socket.socket]
+  cards: dict[int, Card], ends: dict[int, socket.socket]
 ) -> None:
   """Drops the processes that have ended since they came.
 
@@ -215,13 +245,22 @@ def _is_closed(end: socket.socket) -> bool:
 
 
 def _ask(
-    host: str, port: int, num_processes: int, process_id: int, card: Card,
-    deadline: float, timeout: float,
+  host: str,
+  port: int,
+  num_processes: int,
+  process_id: int,
+  card: Card,
+  deadline: float,
+  timeout: float,
 ) -> str:
   """Shows this process's card to process 0 and returns its verdict."""
   why = "no answer"
-  message = {"hello": _HELLO, "process": process_id,
-             "processes": num_processes, "card": dict(card)}
+  message = {
+    "hello": _HELLO,
+    "process": process_id,
+    "processes": num_processes,
+    "card": dict(card),
+  }
   while (left := deadline - time.monotonic()) > 0:
     try:
       # Its name may not be known, nor its port open, before it is up.
@@ -235,9 +274,10 @@ def _ask(
       why = str(error)
       time.sleep(_RETRY_SECONDS)
   return (
-      f"Process {process_id} of {num_processes} could not reach process 0 at "
-      f"{host}:{port} within {timeout:g} s ({why}); look at that process's "
-      "log, check the address, or raise --initialization-timeout.")
+    f"Process {process_id} of {num_processes} could not reach process 0 at "
+    f"{host}:{port} within {timeout:g} s ({why}); look at that process's "
+    "log, check the address, or raise --initialization-timeout."
+  )
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -246,7 +286,8 @@ def _listen(host: str, port: int) -> socket.socket:
     return socket.create_server(("127.0.0.1", port), backlog=4096)
   if socket.has_dualstack_ipv6():
     return socket.create_server(
-        ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=4096)
+      ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=4096
+    )
   return socket.create_server(("", port), backlog=4096)
 
 

@@ -24,23 +24,23 @@ MESH_AXES = ("data", "fsdp", "tensor", "frame")
 BATCH_AXES = ("data", "fsdp")
 
 RULES: dict[str, tuple[str, ...]] = {
-    # Weights.
-    "layers": (),  # scanned: every device runs every layer
-    # Chips that share a clip would hold the same weights: they split them too.
-    "embed": ("fsdp", "frame"),
-    "mlp": ("tensor",),
-    "heads": ("tensor",),
-    "head_dim": (),
-    "norm": (),  # a few kB; gathering them would cost more than they save
-    "vocab": ("tensor",),
-    "table": (),  # rows that are looked up: a split table is gathered whole
-    # Activations.
-    "act_batch": BATCH_AXES,
-    "act_time": ("frame",),
-    "act_space": ("frame",),
-    "act_embed": (),
-    "act_heads": ("tensor",),
-    "act_mlp": ("tensor",),
+  # Weights.
+  "layers": (),  # scanned: every device runs every layer
+  # Chips that share a clip would hold the same weights: they split them too.
+  "embed": ("fsdp", "frame"),
+  "mlp": ("tensor",),
+  "heads": ("tensor",),
+  "head_dim": (),
+  "norm": (),  # a few kB; gathering them would cost more than they save
+  "vocab": ("tensor",),
+  "table": (),  # rows that are looked up: a split table is gathered whole
+  # Activations.
+  "act_batch": BATCH_AXES,
+  "act_time": ("frame",),
+  "act_space": ("frame",),
+  "act_embed": (),
+  "act_heads": ("tensor",),
+  "act_mlp": ("tensor",),
 }
 
 
@@ -62,25 +62,27 @@ def spec(axes: Sequence[str | None]) -> PartitionSpec:
       continue
     if name not in RULES:
       raise ValueError(
-          f"Unknown logical axis {name!r} in {tuple(axes)}"
-          f"{errors.closest(name, RULES)}; the table is "
-          "genie_jax.sharding.rules.RULES.")
+        f"Unknown logical axis {name!r} in {tuple(axes)}"
+        f"{errors.closest(name, RULES)}; the table is "
+        "genie_jax.sharding.rules.RULES."
+      )
     for mesh_axis in RULES[name]:
       if mesh_axis in owner:
         raise ValueError(
-            f"Logical axes {owner[mesh_axis]!r} and {name!r} of {tuple(axes)} "
-            f"both map to mesh axis {mesh_axis!r}; name None for the one that "
-            "is not split here.")
+          f"Logical axes {owner[mesh_axis]!r} and {name!r} of {tuple(axes)} "
+          f"both map to mesh axis {mesh_axis!r}; name None for the one that "
+          "is not split here."
+        )
       owner[mesh_axis] = name
     entries.append(RULES[name] or None)
   return PartitionSpec(*entries)
 
 
 def check_divides(
-    shape: Sequence[int],
-    axes: Sequence[str | None],
-    sizes: Mapping[str, int],
-    what: str,
+  shape: Sequence[int],
+  axes: Sequence[str | None],
+  sizes: Mapping[str, int],
+  what: str,
 ) -> None:
   """Raises unless each named dimension splits evenly over its mesh axes.
 
@@ -94,17 +96,19 @@ def check_divides(
   """
   if len(shape) != len(axes):
     raise ValueError(
-        f"{what} has shape {tuple(shape)} but {len(axes)} logical axes "
-        f"{tuple(axes)}; name every dimension.")
+      f"{what} has shape {tuple(shape)} but {len(axes)} logical axes "
+      f"{tuple(axes)}; name every dimension."
+    )
   spec(axes)
   for dim, (size, name) in enumerate(zip(shape, axes, strict=True)):
     mesh_axes = RULES[name] if name else ()
     ways = math.prod(sizes[mesh_axis] for mesh_axis in mesh_axes)
     if size % ways:
       raise errors.UserError(
-          f"Dimension {dim} ({name!r}) of {what} is {size}, which does not "
-          f"split over {ways} devices of mesh axes {mesh_axes}; change that "
-          "size or config.mesh.")
+        f"Dimension {dim} ({name!r}) of {what} is {size}, which does not "
+        f"split over {ways} devices of mesh axes {mesh_axes}; change that "
+        "size or config.mesh."
+      )
 
 
 def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
@@ -147,8 +151,10 @@ def gather(weight: jax.Array, axes: Sequence[str | None]) -> jax.Array:
   def whole(weight):
     return constrain(weight, kept)
 
-  whole.defvjp(lambda weight: (constrain(weight, kept), None),
-               lambda _, grad: (constrain(grad, axes),))
+  whole.defvjp(
+    lambda weight: (constrain(weight, kept), None),
+    lambda _, grad: (constrain(grad, axes),),
+  )
   return whole(weight)
 
 
@@ -194,9 +200,9 @@ def _device():
 
 
 def per_device(
-    function: Callable[..., jax.Array],
-    inputs: Sequence[Sequence[str | None]],
-    output: Sequence[str | None],
+  function: Callable[..., jax.Array],
+  inputs: Sequence[Sequence[str | None]],
+  output: Sequence[str | None],
 ) -> Callable[..., jax.Array]:
   """Returns `function` run by each device on its own part of the arrays.
 
@@ -216,7 +222,11 @@ def per_device(
     for x, axes in zip(arrays, inputs, strict=True):
       check_divides(x.shape, axes, mesh.shape, "an argument of a kernel")
     return jax.shard_map(
-        function, mesh=mesh, in_specs=tuple(spec(axes) for axes in inputs),
-        out_specs=spec(output), check_vma=False)(*arrays)
+      function,
+      mesh=mesh,
+      in_specs=tuple(spec(axes) for axes in inputs),
+      out_specs=spec(output),
+      check_vma=False,
+    )(*arrays)
 
   return mapped

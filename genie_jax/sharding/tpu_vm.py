@@ -24,6 +24,7 @@ class Answer:
     worker_id: Which of them this is.
     variables: The rest, for example MEGASCALE_NUM_SLICES.
   """
+
   workers: list[str]
   worker_id: int
   variables: Mapping[str, str]
@@ -32,7 +33,8 @@ class Answer:
 def has_libtpu(environ: Mapping[str, str]) -> bool:
   """Returns True where JAX would find libtpu."""
   return bool(environ.get("TPU_LIBRARY_PATH")) or (
-      importlib.util.find_spec("libtpu") is not None)
+    importlib.util.find_spec("libtpu") is not None
+  )
 
 
 def ask(read: Callable[[str], str | None] | None = None) -> Answer | None:
@@ -63,8 +65,9 @@ def ask(read: Callable[[str], str | None] | None = None) -> Answer | None:
 def _read(attribute: str) -> str | None:
   host = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
   request = urllib.request.Request(
-      f"http://{host}{_ATTRIBUTES}{attribute}",
-      headers={"Metadata-Flavor": "Google"})
+    f"http://{host}{_ATTRIBUTES}{attribute}",
+    headers={"Metadata-Flavor": "Google"},
+  )
   # A proxy would be asked for what only this machine knows.
   opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
   for _ in range(_TRIES):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from genie_jax.core import errors, images
-from genie_jax.nn import quantizer
+from genie_jax.nn import vq
 from genie_jax.train import stage
 
 # How a codebook learns: by the gradient of its loss (the paper's plain
@@ -20,18 +20,20 @@ def check(config: Any) -> None:
   """Raises UserError unless `config.codebook` makes sense."""
   if config.learn_by not in _UPDATES:
     raise errors.UserError(
-        f"config.codebook.learn_by={config.learn_by!r} is unknown"
-        f"{errors.closest(str(config.learn_by), _UPDATES)}; use one of "
-        f"{', '.join(_UPDATES)}.")
+      f"config.codebook.learn_by={config.learn_by!r} is unknown"
+      f"{errors.closest(str(config.learn_by), _UPDATES)}; use one of "
+      f"{', '.join(_UPDATES)}."
+    )
   for name in ("share_decay", "centre_decay"):
     if not 0 <= config[name] < 1:
       raise errors.UserError(
-          f"config.codebook.{name}={config[name]} must be at least 0 and "
-          "less than 1.")
+        f"config.codebook.{name}={config[name]} must be at least 0 and "
+        "less than 1."
+      )
 
 
 def losses(
-    predicted: jax.Array, target: jax.Array, quantized: quantizer.Quantized
+  predicted: jax.Array, target: jax.Array, quantized: vq.Quantized
 ) -> dict[str, stage.Term]:
   """Returns the plain VQ-VAE objective (arXiv:1711.00937, equation 3).
 
@@ -41,31 +43,30 @@ def losses(
     quantized: What the quantizer gave.
   """
   return {
-      "squared_error": stage.Term.of(jnp.square(
-          predicted.astype(jnp.float32) - target)),
-      "codebook": stage.Term.of(quantized.codebook_loss),
-      "commitment": stage.Term.of(quantized.commitment_loss),
+    "squared_error": stage.Term.of(
+      jnp.square(predicted.astype(jnp.float32) - target)
+    ),
+    "codebook": stage.Term.of(quantized.codebook_loss),
+    "commitment": stage.Term.of(quantized.commitment_loss),
   }
 
 
-def code_metrics(
-    statistics: quantizer.CodeStatistics
-) -> dict[str, stage.Term]:
+def code_metrics(statistics: vq.CodeStatistics) -> dict[str, stage.Term]:
   """Returns running use and perplexity of a codebook."""
   # A code used a tenth as often as an even share counts as used.
   used = statistics.share > 0.1 / statistics.share.size
   return {
-      "code_usage": stage.Term.of(used),
-      "code_perplexity": stage.Term.of(statistics.perplexity()),
+    "code_usage": stage.Term.of(used),
+    "code_perplexity": stage.Term.of(statistics.perplexity()),
   }
 
 
 def update_statistics(
-    statistics: quantizer.CodeStatistics,
-    quantized: quantizer.Quantized,
-    rng: jax.Array,
-    config: Any,
-) -> tuple[quantizer.CodeStatistics, jax.Array]:
+  statistics: vq.CodeStatistics,
+  quantized: vq.Quantized,
+  rng: jax.Array,
+  config: Any,
+) -> tuple[vq.CodeStatistics, jax.Array]:
   """Returns statistics after a batch, and inputs that may replace codes.
 
   Args:
@@ -77,12 +78,13 @@ def update_statistics(
   """
   count = statistics.share.shape[0]
   statistics = statistics.update(
-      quantized, config.share_decay, config.centre_decay)
-  return statistics, quantizer.candidates(quantized, rng, count)
+    quantized, config.share_decay, config.centre_decay
+  )
+  return statistics, vq.candidates(quantized, rng, count)
 
 
 def codebook_update(
-    config: Any,
+  config: Any,
 ) -> Callable[[Any, Any, jax.Array, jax.Array], tuple[Any, Any]]:
   """Returns the `after_update` of a stage whose model has one codebook.
 
@@ -90,15 +92,16 @@ def codebook_update(
     config: `config.codebook`: `learn_by` "gradient" or "average", and
       `dead_below`, the part of an even share below which a code is dead.
   """
+
   def after_update(params, extra, replacements, rng):
     del rng
     codebook, statistics = params["codes"]["codebook"], extra["codes"]
     if config.learn_by == "average":
       codebook = statistics.centres(codebook)
-    codebook, statistics = quantizer.revive(
-        codebook, statistics, replacements, config.dead_below)
-    return ({**params, "codes": {"codebook": codebook}},
-            {"codes": statistics})
+    codebook, statistics = vq.revive(
+      codebook, statistics, replacements, config.dead_below
+    )
+    return ({**params, "codes": {"codebook": codebook}}, {"codes": statistics})
 
   return after_update
 

@@ -10,8 +10,7 @@ import numpy as np
 import optax
 
 from genie_jax.core import errors
-from genie_jax.models import build
-from genie_jax.models import dynamics as dynamics_lib
+from genie_jax.models import build, dynamics
 from genie_jax.nn import flops
 from genie_jax.stages import masking, rollouts
 from genie_jax.train import stage
@@ -24,13 +23,15 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
   """Builds the stage that `experiments/*/dynamics.py` configures."""
   if config.actions not in ACTIONS:
     raise errors.UserError(
-        f"config.actions={config.actions!r} is unknown; use one of "
-        f"{', '.join(ACTIONS)}.")
+      f"config.actions={config.actions!r} is unknown; use one of "
+      f"{', '.join(ACTIONS)}."
+    )
   masking.check(config.mask)
   if config.start not in STARTS:
     raise errors.UserError(
-        f"config.start={config.start!r} is unknown; use one of "
-        f"{', '.join(STARTS)}.")
+      f"config.start={config.start!r} is unknown; use one of "
+      f"{', '.join(STARTS)}."
+    )
   frames, grid = config.data.num_frames, build.token_grid(config.world)
   model = build.dynamics(config)
   which = ACTIONS[config.actions]
@@ -44,31 +45,35 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
   def loss(params, extra, batch, rng, step):
     del step
     losses, metrics = token_terms(
-        model, params, batch["tokens"], batch[which], rng, config.mask)
-    return stage.Outcome(
-        losses=losses, metrics=metrics, extra=extra, aux=())
+      model, params, batch["tokens"], batch[which], rng, config.mask
+    )
+    return stage.Outcome(losses=losses, metrics=metrics, extra=extra, aux=())
 
   def evaluate(params, extra, batch, rng):
     del extra
-    return next_frame_terms(
-        model, params, batch["tokens"], batch[which], rng)
+    return next_frame_terms(model, params, batch["tokens"], batch[which], rng)
 
   preview = rollouts.Preview(config, model)
 
   return stage.Stage(
-      name="dynamics",
-      features={
-          "tokens": stage.Feature(
-              (frames, *grid), jnp.int32, ("act_time", None, None)),
-          # T - 1 is odd, so the frame axis never splits actions.
-          which: stage.Feature((frames - 1,), jnp.int32, (None,)),
-      },
-      loss_scales={"cross_entropy": 1.0},
-      init=init, loss=loss, evaluate=evaluate,
-      preview=lambda params, extra, batch, rng: preview.draw(
-          params, batch["tokens"], batch[which], rng),
-      show=preview.show,
-      flops_per_clip=training_flops(config))
+    name="dynamics",
+    features={
+      "tokens": stage.Feature(
+        (frames, *grid), jnp.int32, ("act_time", None, None)
+      ),
+      # T - 1 is odd, so the frame axis never splits actions.
+      which: stage.Feature((frames - 1,), jnp.int32, (None,)),
+    },
+    loss_scales={"cross_entropy": 1.0},
+    init=init,
+    loss=loss,
+    evaluate=evaluate,
+    preview=lambda params, extra, batch, rng: preview.draw(
+      params, batch["tokens"], batch[which], rng
+    ),
+    show=preview.show,
+    flops_per_clip=training_flops(config),
+  )
 
 
 def start(config: ml_collections.ConfigDict, params: Any) -> Any:
@@ -93,25 +98,27 @@ def start(config: ml_collections.ConfigDict, params: Any) -> Any:
   kernel = params["to_logits"]["kernel"]
   width = nn.unbox(table).shape[1]
   turn = np.random.default_rng(config.seed).standard_normal(
-      (codes.shape[1], width)) / np.sqrt(codes.shape[1])
+    (codes.shape[1], width)
+  ) / np.sqrt(codes.shape[1])
   embedding = jnp.asarray(codes @ turn, jnp.float32)  # [V, D], variance 1
   refill = lambda box, value: box.replace_boxed(value)
   return {
-      **params,
-      "token_embedding": refill(table, embedding),
-      "to_logits": {
-          **params["to_logits"],
-          "kernel": refill(kernel, embedding.T * width ** -0.5)},
+    **params,
+    "token_embedding": refill(table, embedding),
+    "to_logits": {
+      **params["to_logits"],
+      "kernel": refill(kernel, embedding.T * width**-0.5),
+    },
   }
 
 
 def token_terms(
-    model: dynamics_lib.Dynamics,
-    params: Any,
-    tokens: jax.Array,
-    actions: jax.Array,
-    rng: jax.Array,
-    mask: Any,
+  model: dynamics.Dynamics,
+  params: Any,
+  tokens: jax.Array,
+  actions: jax.Array,
+  rng: jax.Array,
+  mask: Any,
 ) -> tuple[dict[str, stage.Term], dict[str, stage.Term]]:
   """Returns the training loss and metrics of a batch.
 
@@ -127,17 +134,20 @@ def token_terms(
   logits = model.apply({"params": params}, tokens, actions, hidden)
   entropy = optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
   return (
-      {"cross_entropy": stage.Term.of(entropy, judged)},
-      {"accuracy": stage.Term.of(logits.argmax(-1) == tokens, judged),
-       "hidden_share": stage.Term.of(hidden[:, 1:])})
+    {"cross_entropy": stage.Term.of(entropy, judged)},
+    {
+      "accuracy": stage.Term.of(logits.argmax(-1) == tokens, judged),
+      "hidden_share": stage.Term.of(hidden[:, 1:]),
+    },
+  )
 
 
 def next_frame_terms(
-    model: dynamics_lib.Dynamics,
-    params: Any,
-    tokens: jax.Array,
-    actions: jax.Array,
-    rng: jax.Array,
+  model: dynamics.Dynamics,
+  params: Any,
+  tokens: jax.Array,
+  actions: jax.Array,
+  rng: jax.Array,
 ) -> dict[str, stage.Term]:
   """Returns one-pass scores of a whole hidden frame after a clean past.
 
@@ -151,10 +161,10 @@ def next_frame_terms(
   changed = judged & (last != tokens)
   right = logits.argmax(-1) == tokens
   return {
-      "cross_entropy": stage.Term.of(entropy, judged),
-      "accuracy": stage.Term.of(right, judged),
-      "copy_accuracy": stage.Term.of(last == tokens, judged),
-      "changed_token_accuracy": stage.Term.of(right, changed),
+    "cross_entropy": stage.Term.of(entropy, judged),
+    "accuracy": stage.Term.of(right, judged),
+    "copy_accuracy": stage.Term.of(last == tokens, judged),
+    "changed_token_accuracy": stage.Term.of(right, changed),
   }
 
 
@@ -163,5 +173,6 @@ def training_flops(config: ml_collections.ConfigDict) -> float:
   h, w = build.token_grid(config.world)
   fields, frames = config.model.transformer, config.data.num_frames
   return 3 * (
-      flops.st_transformer(fields, frames, h * w)
-      + flops.linear(fields.width, config.world.num_codes, frames * h * w))
+    flops.st_transformer(fields, frames, h * w)
+    + flops.linear(fields.width, config.world.num_codes, frames * h * w)
+  )

@@ -10,17 +10,17 @@ import ml_collections
 
 from genie_jax.core import errors
 from genie_jax.models import build
-from genie_jax.nn import quantizer
+from genie_jax.nn import vq
 from genie_jax.stages import autoencoding, masking, rollouts
-from genie_jax.stages import dynamics as dynamics_stage
-from genie_jax.stages import lam as lam_stage
+from genie_jax.stages import dynamics as dynamics_lib
+from genie_jax.stages import lam as lam_lib
 from genie_jax.train import stage
 
 _LAM = "lam_"
 
 
 def part_config(
-    config: ml_collections.ConfigDict, part: str
+  config: ml_collections.ConfigDict, part: str
 ) -> ml_collections.ConfigDict:
   """Returns `config` as the lam or the dynamics stage would have it."""
   config = ml_collections.ConfigDict(config.to_dict())
@@ -32,8 +32,9 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
   """Builds the stage that `experiments/*/joint.py` configures."""
   if config.actions != "latent":
     raise errors.UserError(
-        f"config.actions={config.actions!r}: a joint stage learns its "
-        "actions; use the dynamics stage to train on true ones.")
+      f"config.actions={config.actions!r}: a joint stage learns its "
+      "actions; use the dynamics stage to train on true ones."
+    )
   masking.check(config.mask)
   autoencoding.check(config.codebook)
   world, frames = config.world, config.data.num_frames
@@ -47,32 +48,42 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
     tokens = jnp.zeros((1, frames, *grid), jnp.int32)
     actions = jnp.zeros((1, frames - 1), jnp.int32)
     params = {
-        "lam": lam.init(
-            lam_rng, jnp.zeros((1, *shape), jnp.float32))["params"],
-        "dynamics": dynamics_stage.start(config, dynamics.init(
-            dynamics_rng, tokens, actions, tokens > 0)["params"]),
+      "lam": lam.init(lam_rng, jnp.zeros((1, *shape), jnp.float32))["params"],
+      "dynamics": dynamics_lib.start(
+        config,
+        dynamics.init(dynamics_rng, tokens, actions, tokens > 0)["params"],
+      ),
     }
     return params, {
-        "codes": quantizer.CodeStatistics.fresh(
-            world.num_latent_actions, lam.code_dim)}
+      "codes": vq.CodeStatistics.fresh(world.num_latent_actions, lam.code_dim)
+    }
 
   def loss(params, extra, batch, rng, step):
     del step
     mask_rng, code_rng = jax.random.split(rng)
     made = lam.apply(
-        {"params": params["lam"]}, autoencoding.as_float(batch["frames"]))
+      {"params": params["lam"]}, autoencoding.as_float(batch["frames"])
+    )
     statistics, aux = autoencoding.update_statistics(
-        extra["codes"], made.quantized, code_rng, config.codebook)
-    losses, metrics = dynamics_stage.token_terms(
-        dynamics, params["dynamics"], batch["tokens"], made.latent_actions,
-        mask_rng, config.mask)
+      extra["codes"], made.quantized, code_rng, config.codebook
+    )
+    losses, metrics = dynamics_lib.token_terms(
+      dynamics,
+      params["dynamics"],
+      batch["tokens"],
+      made.latent_actions,
+      mask_rng,
+      config.mask,
+    )
     for name, term in autoencoding.losses(
-        made.frames, made.targets, made.quantized).items():
+      made.frames, made.targets, made.quantized
+    ).items():
       losses[_LAM + name] = term
     for name, term in autoencoding.code_metrics(statistics).items():
       metrics[_LAM + name] = term
     return stage.Outcome(
-        losses=losses, metrics=metrics, extra={"codes": statistics}, aux=aux)
+      losses=losses, metrics=metrics, extra={"codes": statistics}, aux=aux
+    )
 
   update_lam = autoencoding.codebook_update(config.codebook)
 
@@ -82,18 +93,24 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
 
   def infer(params, batch):
     return lam.apply(
-        {"params": params["lam"]}, autoencoding.as_float(batch["frames"]),
-        method="encode")
+      {"params": params["lam"]},
+      autoencoding.as_float(batch["frames"]),
+      method="encode",
+    )
 
   def evaluate(params, extra, batch, rng):
     del extra
     frame_rng, action_rng = jax.random.split(rng)
-    terms = dynamics_stage.next_frame_terms(
-        dynamics, params["dynamics"], batch["tokens"], infer(params, batch),
-        frame_rng)
-    for name, term in lam_stage.button_terms(
-        lam, params["lam"], autoencoding.as_float(batch["frames"]),
-        action_rng).items():
+    terms = dynamics_lib.next_frame_terms(
+      dynamics,
+      params["dynamics"],
+      batch["tokens"],
+      infer(params, batch),
+      frame_rng,
+    )
+    for name, term in lam_lib.button_terms(
+      lam, params["lam"], autoencoding.as_float(batch["frames"]), action_rng
+    ).items():
       terms[_LAM + name] = term
     return terms
 
@@ -102,27 +119,37 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
   def preview(params, extra, batch, rng):
     del extra
     return (
-        rollout.draw(
-            params["dynamics"], batch["tokens"], infer(params, batch), rng),
-        lam_stage.next_frames(
-            lam, params["lam"], autoencoding.as_float(batch["frames"]), rng))
+      rollout.draw(
+        params["dynamics"], batch["tokens"], infer(params, batch), rng
+      ),
+      lam_lib.next_frames(
+        lam, params["lam"], autoencoding.as_float(batch["frames"]), rng
+      ),
+    )
 
   def show(drawn):
-    return rollout.show(drawn[0]) | lam_stage.show_next_frames(drawn[1])
+    return rollout.show(drawn[0]) | lam_lib.show_next_frames(drawn[1])
 
   return stage.Stage(
-      name="joint",
-      features={
-          "frames": stage.Feature(
-              shape, jnp.uint8, ("act_time", None, None, None)),
-          "tokens": stage.Feature(
-              (frames, *grid), jnp.int32, ("act_time", None, None)),
-      },
-      loss_scales={
-          "cross_entropy": 1.0,
-          **{_LAM + name: scale for name, scale in config.loss.items()}},
-      init=init, loss=loss, after_update=after_update, evaluate=evaluate,
-      preview=preview, show=show,
-      flops_per_clip=(
-          lam_stage.training_flops(part_config(config, "lam"))
-          + dynamics_stage.training_flops(part_config(config, "dynamics"))))
+    name="joint",
+    features={
+      "frames": stage.Feature(shape, jnp.uint8, ("act_time", None, None, None)),
+      "tokens": stage.Feature(
+        (frames, *grid), jnp.int32, ("act_time", None, None)
+      ),
+    },
+    loss_scales={
+      "cross_entropy": 1.0,
+      **{_LAM + name: scale for name, scale in config.loss.items()},
+    },
+    init=init,
+    loss=loss,
+    after_update=after_update,
+    evaluate=evaluate,
+    preview=preview,
+    show=show,
+    flops_per_clip=(
+      lam_lib.training_flops(part_config(config, "lam"))
+      + dynamics_lib.training_flops(part_config(config, "dynamics"))
+    ),
+  )

@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import ml_collections
 
 from genie_jax.core import images
-from genie_jax.models import build
-from genie_jax.models import lam as lam_lib
-from genie_jax.nn import flops, patches, quantizer
+from genie_jax.models import build, lam
+from genie_jax.nn import flops, patches, vq
 from genie_jax.stages import autoencoding
 from genie_jax.train import stage
 
@@ -23,44 +22,54 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
     clip = jnp.zeros((1, *shape), jnp.float32)
     params = model.init(rng, clip)["params"]
     return params, {
-        "codes": quantizer.CodeStatistics.fresh(
-            world.num_latent_actions, model.code_dim)}
+      "codes": vq.CodeStatistics.fresh(world.num_latent_actions, model.code_dim)
+    }
 
   def loss(params, extra, batch, rng, step):
     del step
     made = model.apply(
-        {"params": params}, autoencoding.as_float(batch["frames"]))
+      {"params": params}, autoencoding.as_float(batch["frames"])
+    )
     statistics, aux = autoencoding.update_statistics(
-        extra["codes"], made.quantized, rng, config.codebook)
+      extra["codes"], made.quantized, rng, config.codebook
+    )
     return stage.Outcome(
-        losses=autoencoding.losses(made.frames, made.targets, made.quantized),
-        metrics=autoencoding.code_metrics(statistics),
-        extra={"codes": statistics},
-        aux=aux)
+      losses=autoencoding.losses(made.frames, made.targets, made.quantized),
+      metrics=autoencoding.code_metrics(statistics),
+      extra={"codes": statistics},
+      aux=aux,
+    )
 
   def evaluate(params, extra, batch, rng):
     del extra
     return button_terms(
-        model, params, autoencoding.as_float(batch["frames"]), rng)
+      model, params, autoencoding.as_float(batch["frames"]), rng
+    )
 
   def preview(params, extra, batch, rng):
     del extra
     return next_frames(
-        model, params, autoencoding.as_float(batch["frames"]), rng)
+      model, params, autoencoding.as_float(batch["frames"]), rng
+    )
 
   return stage.Stage(
-      name="lam",
-      features={"frames": stage.Feature(
-          shape, jnp.uint8, ("act_time", None, None, None))},
-      loss_scales=dict(config.loss),
-      init=init, loss=loss, evaluate=evaluate, preview=preview,
-      show=show_next_frames,
-      after_update=autoencoding.codebook_update(config.codebook),
-      flops_per_clip=training_flops(config))
+    name="lam",
+    features={
+      "frames": stage.Feature(shape, jnp.uint8, ("act_time", None, None, None))
+    },
+    loss_scales=dict(config.loss),
+    init=init,
+    loss=loss,
+    evaluate=evaluate,
+    preview=preview,
+    show=show_next_frames,
+    after_update=autoencoding.codebook_update(config.codebook),
+    flops_per_clip=training_flops(config),
+  )
 
 
 def button_terms(
-    model: lam_lib.Lam, params, frames: jax.Array, rng: jax.Array
+  model: lam.Lam, params, frames: jax.Array, rng: jax.Array
 ) -> dict[str, stage.Term]:
   """Returns how much the buttons matter on held-out clips.
 
@@ -78,20 +87,22 @@ def button_terms(
   """
   made = model.apply({"params": params}, frames)
   random = jax.random.randint(
-      rng, made.latent_actions.shape, 0, model.num_latent_actions)
+    rng, made.latent_actions.shape, 0, model.num_latent_actions
+  )
   other = model.apply(
-      {"params": params}, frames[:, :-1], random, method="decode")
+    {"params": params}, frames[:, :-1], random, method="decode"
+  )
   copied = patches.shrink(frames, model.shrink)[:, :-1]
   error = lambda x: stage.Term.of(jnp.square(x - made.targets))
   return {
-      "squared_error": error(made.frames),
-      "random_action_squared_error": error(other),
-      "copy_squared_error": error(copied),
+    "squared_error": error(made.frames),
+    "random_action_squared_error": error(other),
+    "copy_squared_error": error(copied),
   }
 
 
 def next_frames(
-    model: lam_lib.Lam, params, frames: jax.Array, rng: jax.Array
+  model: lam.Lam, params, frames: jax.Array, rng: jax.Array
 ) -> dict[str, jax.Array]:
   """Returns what `show_next_frames` shows, each float [B, T-1, H, W, C].
 
@@ -103,18 +114,22 @@ def next_frames(
   """
   made = model.apply({"params": params}, frames)
   random = jax.random.randint(
-      rng, made.latent_actions.shape, 0, model.num_latent_actions)
+    rng, made.latent_actions.shape, 0, model.num_latent_actions
+  )
   other = model.apply(
-      {"params": params}, frames[:, :-1], random, method="decode")
-  return {"truth": made.targets, "prediction": made.frames,
-          "random actions": other}
+    {"params": params}, frames[:, :-1], random, method="decode"
+  )
+  return {
+    "truth": made.targets,
+    "prediction": made.frames,
+    "random actions": other,
+  }
 
 
 def show_next_frames(drawn):
   """Returns rows of truth, prediction, random actions and error of a clip."""
   rows = {name: images.to_uint8(frames) for name, frames in drawn.items()}
-  rows["error"] = autoencoding.error_frames(
-      drawn["truth"], drawn["prediction"])
+  rows["error"] = autoencoding.error_frames(drawn["truth"], drawn["prediction"])
   return {"next_frames": rows}
 
 
@@ -123,11 +138,13 @@ def training_flops(config: ml_collections.ConfigDict) -> float:
   world, frames, model = config.world, config.data.num_frames, config.model
   factor = model.get("shrink", 1)
   h, w = patches.grid(
-      world.height // factor, world.width // factor, model.patch)
+    world.height // factor, world.width // factor, model.patch
+  )
   values = patches.patch_dim(model.patch, world.channels)
   tokens = h * w
   return 3 * (
-      flops.st_transformer(model.encoder, frames, tokens + 1)
-      + flops.st_transformer(model.decoder, frames - 1, tokens)
-      + flops.linear(values, model.encoder.width, frames * tokens)
-      + flops.linear(values, 2 * model.decoder.width, (frames - 1) * tokens))
+    flops.st_transformer(model.encoder, frames, tokens + 1)
+    + flops.st_transformer(model.decoder, frames - 1, tokens)
+    + flops.linear(values, model.encoder.width, frames * tokens)
+    + flops.linear(values, 2 * model.decoder.width, (frames - 1) * tokens)
+  )

@@ -20,22 +20,25 @@ def check(config: Any) -> None:
   for name, known in (("per", _PER), ("rate", _RATES)):
     if config[name] not in known:
       raise errors.UserError(
-          f"config.mask.{name}={config[name]!r} is unknown"
-          f"{errors.closest(str(config[name]), known)}; use one of "
-          f"{', '.join(known)}.")
+        f"config.mask.{name}={config[name]!r} is unknown"
+        f"{errors.closest(str(config[name]), known)}; use one of "
+        f"{', '.join(known)}."
+      )
   if not 0 <= config.low < config.high <= 1:
     raise errors.UserError(
-        f"config.mask: low={config.low} and high={config.high} must satisfy "
-        "0 <= low < high <= 1.")
+      f"config.mask: low={config.low} and high={config.high} must satisfy "
+      "0 <= low < high <= 1."
+    )
   for name in ("clean_frame", "clean_past"):
     if not 0 <= config[name] <= 1:
       raise errors.UserError(
-          f"config.mask.{name}={config[name]} is a probability; choose a "
-          "number from 0 to 1.")
+        f"config.mask.{name}={config[name]} is a probability; choose a "
+        "number from 0 to 1."
+      )
 
 
 def draw(
-    rng: jax.Array, shape: tuple[int, ...], config: Any
+  rng: jax.Array, shape: tuple[int, ...], config: Any
 ) -> tuple[jax.Array, jax.Array]:
   """Draws hidden tokens.
 
@@ -81,7 +84,7 @@ def draw(
 
 
 def next_frame(
-    rng: jax.Array, shape: tuple[int, ...]
+  rng: jax.Array, shape: tuple[int, ...]
 ) -> tuple[jax.Array, jax.Array]:
   """Hides one whole frame a clip, with all before it shown.
 

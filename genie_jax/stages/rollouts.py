@@ -7,28 +7,28 @@ import ml_collections
 import numpy as np
 
 from genie_jax.core import errors, files, images
-from genie_jax.data import manifest as manifests
-from genie_jax.models import dynamics as dynamics_lib
-from genie_jax.models import saved
-from genie_jax.sampling import maskgit, pixels, rollout
+from genie_jax.data import manifest as manifest_lib
+from genie_jax.models import dynamics, store
+from genie_jax.sampling import decoding, maskgit, rollout
 from genie_jax.stages import autoencoding
 
 
-def tokenizer_of(folder: files.PathLike) -> saved.Part:
+def tokenizer_of(folder: files.PathLike) -> store.Part:
   """Returns the tokenizer that made a token folder, which carries it.
 
   Raises:
     UserError: The folder has none; or its copy, where the folder is in a
       bucket, is not the one that its manifest describes.
   """
-  manifest = manifests.Manifest.read(folder)
+  manifest = manifest_lib.Manifest.read(folder)
   place = manifest.model_folder("tokenizer")
-  found = saved.load(place)
+  found = store.load(place)
   if manifest.address and found.fingerprint != manifest.tokenizer_fingerprint:
     raise errors.UserError(
-        f"{place} is not the tokenizer that made {manifest.address}; remove "
-        "that copy, and if it is the same again, copy the folder to the "
-        "bucket again.")
+      f"{place} is not the tokenizer that made {manifest.address}; remove "
+      "that copy, and if it is the same again, copy the folder to the "
+      "bucket again."
+    )
   return found.parts["tokenizer"]
 
 
@@ -44,15 +44,15 @@ class Preview:
   """
 
   def __init__(
-      self, config: ml_collections.ConfigDict, model: dynamics_lib.Dynamics
+    self, config: ml_collections.ConfigDict, model: dynamics.Dynamics
   ):
     self.config = config
     self.model = model
     self._sampling = maskgit.make_sampling(config.sampling.to_dict())
-    self._tokenizer: saved.Part | None = None
+    self._tokenizer: store.Part | None = None
 
   def draw(
-      self, params: Any, tokens: jax.Array, actions: jax.Array, rng: jax.Array
+    self, params: Any, tokens: jax.Array, actions: jax.Array, rng: jax.Array
   ) -> tuple[jax.Array, jax.Array]:
     """Returns true and drawn tokens, each int32 [B, T, h, w].
 
@@ -66,11 +66,18 @@ class Preview:
     """
     frames = tokens.shape[1]
     return tokens, rollout.rollout(
-        self.model, params, tokens[:, :1], actions, rng,
-        num_frames=frames - 1, window=frames, sampling=self._sampling)
+      self.model,
+      params,
+      tokens[:, :1],
+      actions,
+      rng,
+      num_frames=frames - 1,
+      window=frames,
+      sampling=self._sampling,
+    )
 
   def show(
-      self, drawn: tuple[np.ndarray, np.ndarray]
+    self, drawn: tuple[np.ndarray, np.ndarray]
   ) -> dict[str, dict[str, np.ndarray]]:
     """Returns strips of truth, free rollout and error for one clip.
 
@@ -87,10 +94,18 @@ class Preview:
     if self._tokenizer is None:
       self._tokenizer = tokenizer_of(self.config.data.path)
     tokenizer = self._tokenizer
-    truth, made = np.asarray(pixels.decode(
-        tokenizer.module, tokenizer.params, np.stack(drawn),
-        window=self.config.world.num_frames))
-    return {"rollout": {
+    truth, made = np.asarray(
+      decoding.decode(
+        tokenizer.module,
+        tokenizer.params,
+        np.stack(drawn),
+        window=self.config.world.num_frames,
+      )
+    )
+    return {
+      "rollout": {
         "truth (tokens)": images.to_uint8(truth),
         "prediction": images.to_uint8(made),
-        "error": autoencoding.error_frames(truth, made)}}
+        "error": autoencoding.error_frames(truth, made),
+      }
+    }

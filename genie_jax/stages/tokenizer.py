@@ -5,7 +5,7 @@ import ml_collections
 
 from genie_jax.core import images
 from genie_jax.models import build
-from genie_jax.nn import flops, patches, quantizer
+from genie_jax.nn import flops, patches, vq
 from genie_jax.stages import autoencoding
 from genie_jax.train import stage
 
@@ -20,27 +20,31 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
   def init(rng):
     clip = jnp.zeros((1, *shape), jnp.float32)
     params = model.init(rng, clip)["params"]
-    return params, {"codes": quantizer.CodeStatistics.fresh(
-        world.num_codes, model.code_dim)}
+    return params, {
+      "codes": vq.CodeStatistics.fresh(world.num_codes, model.code_dim)
+    }
 
   def loss(params, extra, batch, rng, step):
     del step
     truth = autoencoding.as_float(batch["frames"])
     made = model.apply({"params": params}, truth)
     statistics, aux = autoencoding.update_statistics(
-        extra["codes"], made.quantized, rng, config.codebook)
+      extra["codes"], made.quantized, rng, config.codebook
+    )
     return stage.Outcome(
-        losses=autoencoding.losses(made.frames, truth, made.quantized),
-        metrics=autoencoding.code_metrics(statistics),
-        extra={"codes": statistics},
-        aux=aux)
+      losses=autoencoding.losses(made.frames, truth, made.quantized),
+      metrics=autoencoding.code_metrics(statistics),
+      extra={"codes": statistics},
+      aux=aux,
+    )
 
   def evaluate(params, extra, batch, rng):
     del extra, rng
     truth = autoencoding.as_float(batch["frames"])
     made = model.apply({"params": params}, truth)
-    return {"squared_error": stage.Term.of(
-        jnp.square(made.frames.clip(0, 1) - truth))}
+    return {
+      "squared_error": stage.Term.of(jnp.square(made.frames.clip(0, 1) - truth))
+    }
 
   def preview(params, extra, batch, rng):
     del extra, rng
@@ -49,19 +53,28 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
 
   def show(drawn):
     truth, made = drawn
-    return {"reconstruction": {
+    return {
+      "reconstruction": {
         "truth": images.to_uint8(truth),
         "reconstruction": images.to_uint8(made),
-        "error": autoencoding.error_frames(truth, made)}}
+        "error": autoencoding.error_frames(truth, made),
+      }
+    }
 
   return stage.Stage(
-      name="tokenizer",
-      features={"frames": stage.Feature(
-          shape, jnp.uint8, ("act_time", None, None, None))},
-      loss_scales=dict(config.loss),
-      init=init, loss=loss, evaluate=evaluate, preview=preview, show=show,
-      after_update=autoencoding.codebook_update(config.codebook),
-      flops_per_clip=_flops(config))
+    name="tokenizer",
+    features={
+      "frames": stage.Feature(shape, jnp.uint8, ("act_time", None, None, None))
+    },
+    loss_scales=dict(config.loss),
+    init=init,
+    loss=loss,
+    evaluate=evaluate,
+    preview=preview,
+    show=show,
+    after_update=autoencoding.codebook_update(config.codebook),
+    flops_per_clip=_flops(config),
+  )
 
 
 def _flops(config: ml_collections.ConfigDict) -> float:
@@ -71,9 +84,11 @@ def _flops(config: ml_collections.ConfigDict) -> float:
   tokens = frames * h * w
   values = patches.patch_dim(world.token_patch, world.channels)
   return 3 * (
-      flops.st_transformer(model.encoder, frames, h * w)
-      + flops.st_transformer(model.decoder, frames, h * w)
-      + flops.linear(values, model.encoder.width + model.decoder.width, tokens)
-      + flops.linear(
-          model.code_dim, model.encoder.width + model.decoder.width, tokens)
-      + flops.linear(model.code_dim, world.num_codes, tokens) / 3)
+    flops.st_transformer(model.encoder, frames, h * w)
+    + flops.st_transformer(model.decoder, frames, h * w)
+    + flops.linear(values, model.encoder.width + model.decoder.width, tokens)
+    + flops.linear(
+      model.code_dim, model.encoder.width + model.decoder.width, tokens
+    )
+    + flops.linear(model.code_dim, world.num_codes, tokens) / 3
+  )

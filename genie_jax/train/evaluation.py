@@ -10,11 +10,10 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from genie_jax.core import errors
+from genie_jax.core import errors, files
 from genie_jax.sharding import hosts
 from genie_jax.sharding import mesh as mesh_lib
-from genie_jax.train import metrics as metrics_lib
-from genie_jax.train import pictures, storage
+from genie_jax.train import metrics, previews
 from genie_jax.train import stage as stage_lib
 from genie_jax.train import state as state_lib
 from genie_jax.train import step as step_lib
@@ -28,14 +27,14 @@ class HeldOut:
   """Evaluates a state on the same held-out batches each time."""
 
   def __init__(
-      self,
-      stage: stage_lib.Stage,
-      config: ml_collections.ConfigDict,
-      mesh: Mesh,
-      like: state_lib.TrainState,
-      share: hosts.Share,
-      workdir: storage.PathLike,
-      make_batches: Callable[[hosts.Share], Any] | None,
+    self,
+    stage: stage_lib.Stage,
+    config: ml_collections.ConfigDict,
+    mesh: Mesh,
+    like: state_lib.TrainState,
+    share: hosts.Share,
+    workdir: files.PathLike,
+    make_batches: Callable[[hosts.Share], Any] | None,
   ):
     """Prepares the compiled step; nothing is read yet.
 
@@ -51,18 +50,20 @@ class HeldOut:
     self._stage, self._share = stage, share
     self._make_batches = make_batches
     self._count = config.eval_batches
-    self._pictures = pictures.Pictures(stage, mesh, like, workdir)
+    self._pictures = previews.Pictures(stage, mesh, like, workdir)
     size = config.data.batch_size
     self._rows = share.rows(size)
     self._layout = step_lib.batch_shardings(stage, mesh, size)
     self._step = step_lib.make_eval_step(stage, mesh, like, size)
     self._first = jax.jit(
-        lambda batch: jax.tree.map(lambda x: x[:1], batch),
-        in_shardings=(self._layout,), out_shardings=mesh_lib.replicated(mesh))
+      lambda batch: jax.tree.map(lambda x: x[:1], batch),
+      in_shardings=(self._layout,),
+      out_shardings=mesh_lib.replicated(mesh),
+    )
     self._clip: dict[str, np.ndarray] | None = None
 
   def run(
-      self, step: int, state: state_lib.TrainState, writer: metrics_lib.Writer
+    self, step: int, state: state_lib.TrainState, writer: metrics.Writer
   ) -> dict[str, float]:
     """Evaluates, writes the numbers, and returns "eval/<name>"."""
     if self._make_batches is None or self._count < 1:
@@ -76,28 +77,37 @@ class HeldOut:
         batch = hosts.to_global(batch, self._layout, self._share)
         if self._clip is None:
           self._clip = jax.device_get(self._first(batch))
-        terms.append(self._step(
-            state.params, state.extra, batch,
-            jax.random.fold_in(base, number)))
+        terms.append(
+          self._step(
+            state.params, state.extra, batch, jax.random.fold_in(base, number)
+          )
+        )
     finally:
       batches.close()
     if not terms:
       raise errors.UserError(
-          "config.data.eval_split has less than one batch; use a smaller "
-          "config.data.batch_size or more held-out clips.")
+        "config.data.eval_split has less than one batch; use a smaller "
+        "config.data.batch_size or more held-out clips."
+      )
     values = _means(jax.device_get(terms))
     writer.scalars(step, values)
-    logging.info("step %d held out: %s", step, ", ".join(
-        f"{name.removeprefix('eval/')} {x:.5g}" for name, x in values.items()))
+    logging.info(
+      "step %d held out: %s",
+      step,
+      ", ".join(
+        f"{name.removeprefix('eval/')} {x:.5g}" for name, x in values.items()
+      ),
+    )
     return values
 
   def draw(
-      self, step: int, state: state_lib.TrainState, writer: metrics_lib.Writer
+    self, step: int, state: state_lib.TrainState, writer: metrics.Writer
   ) -> None:
     """Writes pictures of the first held-out clip, once `run` has seen it."""
     if self._clip is not None:
       self._pictures.draw(
-          step, state, self._clip, jax.random.key(_SEED), writer)
+        step, state, self._clip, jax.random.key(_SEED), writer
+      )
 
 
 def _means(terms: list[dict[str, stage_lib.Term]]) -> dict[str, float]:
@@ -107,11 +117,16 @@ def _means(terms: list[dict[str, stage_lib.Term]]) -> dict[str, float]:
   pooled over all batches.
   """
   means = {
-      f"eval/{name}": float(
-          np.sum([batch[name].total for batch in terms], dtype=np.float64)
-          / max(np.sum([batch[name].count for batch in terms]), 1e-9))
-      for name in terms[0]}
+    f"eval/{name}": float(
+      np.sum([batch[name].total for batch in terms], dtype=np.float64)
+      / max(np.sum([batch[name].count for batch in terms]), 1e-9)
+    )
+    for name in terms[0]
+  }
   return means | {
-      name.removesuffix(_SQUARED) + "psnr": float(
-          -10 * np.log10(max(error, 1e-12)))
-      for name, error in means.items() if name.endswith(_SQUARED)}
+    name.removesuffix(_SQUARED) + "psnr": float(
+      -10 * np.log10(max(error, 1e-12))
+    )
+    for name, error in means.items()
+    if name.endswith(_SQUARED)
+  }

@@ -49,8 +49,11 @@ class Clock:
 
   def note(self) -> dict[str, Any]:
     """Returns JSON to keep in a checkpoint."""
-    return {"started": self.started, "productive": self.productive,
-            "lost": dict(self.lost)}
+    return {
+      "started": self.started,
+      "productive": self.productive,
+      "lost": dict(self.lost),
+    }
 
   @contextlib.contextmanager
   def losing(self, kind: str) -> Iterator[None]:
@@ -66,6 +69,9 @@ class Clock:
     wall = max(time.time() - self.started, 1e-9)
     down = max(wall - self.productive - sum(self.lost.values()), 0.0)
     return {
-        "goodput": min(self.productive / wall, 1.0),
-        **{f"lost_seconds/{kind}": seconds
-           for kind, seconds in {**self.lost, "down": down}.items()}}
+      "goodput": min(self.productive / wall, 1.0),
+      **{
+        f"lost_seconds/{kind}": seconds
+        for kind, seconds in {**self.lost, "down": down}.items()
+      },
+    }

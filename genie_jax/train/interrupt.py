@@ -27,7 +27,8 @@ class Interrupt:
   def __enter__(self) -> Self:
     # Python lets only the main thread handle signals.
     if jax.process_count() == 1 and (
-        threading.current_thread() is threading.main_thread()):
+      threading.current_thread() is threading.main_thread()
+    ):
       for number in _SIGNALS:
         self._before[number] = signal.signal(number, self._note)
     return self
@@ -47,6 +48,7 @@ class Interrupt:
   def asked(self, step: int) -> bool:
     """Returns True where the run should save and stop after `step`."""
     if jax.process_count() > 1 and (
-        multihost_utils.reached_preemption_sync_point(step)):
+      multihost_utils.reached_preemption_sync_point(step)
+    ):
       self.signal = signal.SIGTERM
     return self.signal is not None

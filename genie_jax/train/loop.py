@@ -34,19 +34,16 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from genie_jax.core import chips, errors, progress
+from genie_jax.checkpoints import manager, reader
+from genie_jax.core import buckets, chips, errors, files, progress
 from genie_jax.core import config as config_lib
 from genie_jax.sharding import hosts
 from genie_jax.sharding import mesh as mesh_lib
 from genie_jax.train import (
-  checkpoint,
   evaluation,
-  failure,
   goodput,
   interrupt,
   profile,
-  storage,
-  stored,
   warm_start,
 )
 from genie_jax.train import metrics as metrics_lib
@@ -76,7 +73,7 @@ class Batches(Iterator[Mapping[str, np.ndarray]], Protocol):
 MakeBatches = Callable[[hosts.Share], Batches]
 
 
-class NotFinite(failure.RunFailed):
+class NotFinite(errors.RunFailed):
   """A loss or a gradient became infinite or NaN."""
 
 
@@ -90,6 +87,7 @@ class Result:
     stopped_by: Number of the signal that ended it, None at the regular end.
     warm_start: What `config.init_from` loaded, None without.
   """
+
   step: int
   metrics: dict[str, float | None]
   stopped_by: int | None
@@ -97,14 +95,14 @@ class Result:
 
 
 def train(
-    stage: stage_lib.Stage,
-    config: ml_collections.ConfigDict,
-    workdir: storage.PathLike,
-    make_batches: MakeBatches,
-    make_eval_batches: MakeBatches | None = None,
-    *,
-    profile_steps: tuple[int, int] | None = None,
-    began: float | None = None,
+  stage: stage_lib.Stage,
+  config: ml_collections.ConfigDict,
+  workdir: files.PathLike,
+  make_batches: MakeBatches,
+  make_eval_batches: MakeBatches | None = None,
+  *,
+  profile_steps: tuple[int, int] | None = None,
+  began: float | None = None,
 ) -> Result:
   """Trains a stage until `config.steps`, or goes on where a run was ended.
 
@@ -125,29 +123,31 @@ def train(
     RunFailed: A loss is not finite, or a checkpoint cannot be written.
   """
   began = time.time() if began is None else began
-  storage.check_driver(workdir)
+  buckets.reached(workdir)
   mesh = mesh_lib.make(config.mesh)
-  optimizer = optimizer_lib.make(
-      config.optimizer, config.steps, stage.no_decay)
+  optimizer = optimizer_lib.make(config.optimizer, config.steps, stage.no_decay)
   like = state_lib.abstract(stage, optimizer, mesh)
   share = hosts.share(mesh)
   batches = make_batches(share)
-  checkpoints = checkpoint.Checkpoints(
-      workdir, config.keep_checkpoints, config.keep_every)
-  resumes = bool(stored.valid_steps(workdir))
+  checkpoints = manager.Checkpoints(
+    workdir, config.keep_checkpoints, config.keep_every
+  )
+  resumes = bool(reader.valid_steps(workdir))
   workdir_lib.check(workdir, config, resumes)
-  restored = checkpoints.restore(like, batches)
+  restored = checkpoints.restore(like.fields(), batches)
   report = None
   clock = goodput.Clock(min(began, workdir_lib.first_start(workdir)))
   if restored:
-    state, note = restored
+    fields, note = restored
+    state = state_lib.TrainState(**fields)
     clock.go_on(note["clock"])
     logging.info("Going on from step %d of %s.", int(state.step), workdir)
   else:
     state = state_lib.create(stage, optimizer, like, config.seed)
     if config.init_from:
       state, report = warm_start.apply(
-          state, config.init_from, stage.name, optimizer, like)
+        state, config.init_from, stage.name, optimizer, like
+      )
   workdir_lib.write(workdir, config)
   writer = metrics_lib.open_writers(workdir, int(state.step))
   profiler = profile.Profiler(workdir, profile_steps)
@@ -155,10 +155,12 @@ def train(
   try:
     run = _Run(stage, config, optimizer, mesh, like, share, clock, profiler)
     held_out = evaluation.HeldOut(
-        stage, config, mesh, like, share, workdir, make_eval_batches)
+      stage, config, mesh, like, share, workdir, make_eval_batches
+    )
     clock.lost["start"] += time.time() - began
     step, values, stopped_by = run.go(
-        state, batches, checkpoints, writer, held_out)
+      state, batches, checkpoints, writer, held_out
+    )
     failed = False
   finally:
     profiler.close()
@@ -175,21 +177,28 @@ class _Run:
   """The loop and what it needs between steps."""
 
   def __init__(
-      self, stage: stage_lib.Stage, config: ml_collections.ConfigDict,
-      optimizer: optimizer_lib.Optimizer, mesh: Mesh,
-      like: state_lib.TrainState, share: hosts.Share, clock: goodput.Clock,
-      profiler: profile.Profiler,
+    self,
+    stage: stage_lib.Stage,
+    config: ml_collections.ConfigDict,
+    optimizer: optimizer_lib.Optimizer,
+    mesh: Mesh,
+    like: state_lib.TrainState,
+    share: hosts.Share,
+    clock: goodput.Clock,
+    profiler: profile.Profiler,
   ):
     self._stage, self._config, self._share = stage, config, share
     self._profiler = profiler
     size = config.data.batch_size
     self._rows = share.rows(size)
     self._layout = step_lib.batch_shardings(
-        stage, mesh, size, optimizer.accumulate)
+      stage, mesh, size, optimizer.accumulate
+    )
     self._step = step_lib.make_train_step(stage, optimizer, mesh, like, size)
     peak = chips.device_peak_flops(mesh.devices.flat[0].device_kind)
     self._meter = metrics_lib.Meter(
-        size, stage.flops_per_clip, peak and peak * mesh.size, clock)
+      size, stage.flops_per_clip, peak and peak * mesh.size, clock
+    )
     # (step, metrics on the device) since the last look.
     self._unseen: list[tuple[int, step_lib.Metrics]] = []
     self._values: dict[str, float | None] = {}
@@ -200,14 +209,19 @@ class _Run:
     number = first = int(state.step)
     saved = number if number else -1
     bar = progress.track(
-        total=config.steps, initial=number, unit="steps",
-        description=self._stage.name, disable=jax.process_index() != 0)
+      total=config.steps,
+      initial=number,
+      unit="steps",
+      description=self._stage.name,
+      disable=jax.process_index() != 0,
+    )
     with interrupt.Interrupt() as signals, bar:
       while number < config.steps and not signals.asked(number):
         number += 1
         with self._profiler.step(number):
-          state = self._advance(state, batches, number, compiles=(
-              number == first + 1))
+          state = self._advance(
+            state, batches, number, compiles=(number == first + 1)
+          )
         self._profiler.after(number, self._unseen[-1][1])
         bar.update(1)
         last = number == config.steps
@@ -238,8 +252,9 @@ class _Run:
       with self._meter.aside("compile"):
         state, metrics = self._step(state, batch)
         jax.block_until_ready(metrics)
-      logging.info("First step, compiling included: %.1f s.",
-                   time.perf_counter() - begin)
+      logging.info(
+        "First step, compiling included: %.1f s.", time.perf_counter() - begin
+      )
     else:
       batch = self._read(batches, number)
       waited = time.perf_counter() - begin
@@ -257,8 +272,9 @@ class _Run:
       batch = next(batches)
     except StopIteration as error:
       raise errors.UserError(
-          f"config.data.path has no clips left at step {number} of "
-          f"{self._config.steps}; use a loader that repeats.") from error
+        f"config.data.path has no clips left at step {number} of "
+        f"{self._config.steps}; use a loader that repeats."
+      ) from error
     step_lib.check_batch(self._stage, batch, self._rows)
     return hosts.to_global(batch, self._layout, self._share)
 
@@ -269,18 +285,21 @@ class _Run:
       return
     names = ("loss", "grad_norm")
     fetched = jax.device_get(
-        [{name: metrics[name] for name in names} for _, metrics in unseen])
+      [{name: metrics[name] for name in names} for _, metrics in unseen]
+    )
     for (number, _), values in zip(unseen, fetched, strict=True):
       for name in names:
         if not math.isfinite(values[name]):
           raise NotFinite(
-              f"{name} is {values[name]} at step {number}; nothing after the "
-              "last checkpoint was saved. Lower optimizer.peak_lr or set "
-              "optimizer.clip_norm, and start in a new workdir.")
+            f"{name} is {values[name]} at step {number}; nothing after the "
+            "last checkpoint was saved. Lower optimizer.peak_lr or set "
+            "optimizer.clip_norm, and start in a new workdir."
+          )
     # A single step's numbers and not a mean: a mean would differ where a run
     # was taken up again between two lines.
     self._values |= {
-        name: float(x) for name, x in jax.device_get(unseen[-1][1]).items()}
+      name: float(x) for name, x in jax.device_get(unseen[-1][1]).items()
+    }
 
   def _log(self, number: int, writer, bar) -> None:
     self._look()
@@ -290,15 +309,20 @@ class _Run:
     writer.scalars(number, training)
     with bar.external_write_mode():
       logging.info(
-          "%s", metrics_lib.summary(number, self._config.steps, training))
+        "%s", metrics_lib.summary(number, self._config.steps, training)
+      )
 
   def _save(self, state, batches, checkpoints) -> None:
     self._look()
     clock = self._meter.note()
     with self._meter.aside("checkpoint"):
-      checkpoints.save(state, batches, {
+      checkpoints.save(
+        state.fields(),
+        batches,
+        {
           "stage": self._stage.name,
           "config": config_lib.to_dict(self._config),
           "config_fingerprint": config_lib.fingerprint(self._config),
           "clock": clock,
-      })
+        },
+      )

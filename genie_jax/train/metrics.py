@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import tensorboardX
 
-from genie_jax.core import errors
-from genie_jax.train import goodput, storage
+from genie_jax.core import buckets, errors, files
+from genie_jax.train import goodput
 
 FILE = "metrics.jsonl"
 
@@ -33,20 +33,20 @@ class Writer(Protocol):
 class JsonLines:
   """One JSON object a line: step, time, and the numbers."""
 
-  def __init__(self, workdir: storage.PathLike, resumed_step: int):
+  def __init__(self, workdir: files.PathLike, resumed_step: int):
     """Opens the file, and drops lines of steps that will be made again.
 
     Args:
       workdir: Folder of metrics.jsonl.
       resumed_step: Last step whose line stays.
     """
-    self._path = storage.folder(workdir) / FILE
+    self._path = buckets.run_folder(workdir) / FILE
     lines = []
     if self._path.exists():
       lines = self._path.read_text().splitlines()
     self._kept = [line for line in lines if _step_of(line) <= resumed_step]
     self._file = None
-    if storage.is_remote(self._path):
+    if buckets.is_remote(self._path):
       # Objects cannot be appended to: each line writes all of them, which is
       # a megabyte after some thousands.
       self._write_all()
@@ -58,15 +58,16 @@ class JsonLines:
     self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
 
   def _write_all(self) -> None:
-    storage.write(self._path, "".join(line + "\n" for line in self._kept))
+    files.write_atomic(self._path, "".join(line + "\n" for line in self._kept))
 
   def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
     finite = {
-        name: value if value is not None and math.isfinite(value) else None
-        for name, value in values.items()}
+      name: value if value is not None and math.isfinite(value) else None
+      for name, value in values.items()
+    }
     line = json.dumps(
-        {"step": step, "time": round(time.time(), 3), **finite},
-        allow_nan=False)
+      {"step": step, "time": round(time.time(), 3), **finite}, allow_nan=False
+    )
     if self._file is None:
       self._kept.append(line)
       self._write_all()
@@ -94,16 +95,18 @@ def _step_of(line: str) -> float:
 class TensorBoard:
   """Event files for TensorBoard."""
 
-  def __init__(self, workdir: storage.PathLike, resumed_step: int):
-    folder = storage.folder(workdir) / "tensorboard"
+  def __init__(self, workdir: files.PathLike, resumed_step: int):
+    folder = buckets.run_folder(workdir) / "tensorboard"
     try:
       self._writer = tensorboardX.SummaryWriter(
-          str(folder), purge_step=resumed_step + 1)
+        str(folder), purge_step=resumed_step + 1
+      )
     except ImportError as error:
       # tensorboardX has drivers of its own for buckets.
       raise errors.UserError(
-          f"TensorBoard cannot write to {folder} ({error}); install "
-          "google-cloud-storage for gs:// or boto3 for s3://.") from error
+        f"TensorBoard cannot write to {folder} ({error}); install "
+        "google-cloud-storage for gs:// or boto3 for s3://."
+      ) from error
 
   def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
     for name, value in values.items():
@@ -136,23 +139,24 @@ class Many:
       writer.close()
 
 
-def open_writers(workdir: storage.PathLike, resumed_step: int) -> Writer:
+def open_writers(workdir: files.PathLike, resumed_step: int) -> Writer:
   """Returns the writers of a run; only process 0 writes."""
   if jax.process_index() != 0:
     return Many([])
-  return Many([
-      JsonLines(workdir, resumed_step), TensorBoard(workdir, resumed_step)])
+  return Many(
+    [JsonLines(workdir, resumed_step), TensorBoard(workdir, resumed_step)]
+  )
 
 
 class Meter:
   """Speed of a run, without what is no training."""
 
   def __init__(
-      self,
-      clips_per_step: int,
-      flops_per_clip: float,
-      peak: float | None,
-      clock: goodput.Clock,
+    self,
+    clips_per_step: int,
+    flops_per_clip: float,
+    peak: float | None,
+    clock: goodput.Clock,
   ):
     """Starts to measure.
 
@@ -217,12 +221,12 @@ class Meter:
     rate = self._steps / seconds if self._steps else None
     flops = rate and rate * self._clips * self._flops
     values = {
-        "steps_per_second": rate,
-        "clips_per_second": rate and rate * self._clips,
-        "model_flops_per_second": flops,
-        "mfu": flops / self._peak if flops and self._peak else None,
-        "data_wait": self._waited / seconds if self._steps else None,
-        **self._clock.read(),
+      "steps_per_second": rate,
+      "clips_per_second": rate and rate * self._clips,
+      "model_flops_per_second": flops,
+      "mfu": flops / self._peak if flops and self._peak else None,
+      "data_wait": self._waited / seconds if self._steps else None,
+      **self._clock.read(),
     }
     self._reset()
     return values
@@ -232,10 +236,14 @@ def summary(step: int, steps: int, values: Mapping[str, Any]) -> str:
   """Returns the line of a step for people."""
   parts = [f"step {step}/{steps}"]
   for name, text in (
-      ("loss", "loss {:.5g}"), ("learning_rate", "lr {:.3g}"),
-      ("steps_per_second", "{:.3g} steps/s"),
-      ("clips_per_second", "{:.3g} clips/s"), ("mfu", "MFU {:.1%}"),
-      ("data_wait", "data wait {:.0%}"), ("goodput", "goodput {:.0%}")):
+    ("loss", "loss {:.5g}"),
+    ("learning_rate", "lr {:.3g}"),
+    ("steps_per_second", "{:.3g} steps/s"),
+    ("clips_per_second", "{:.3g} clips/s"),
+    ("mfu", "MFU {:.1%}"),
+    ("data_wait", "data wait {:.0%}"),
+    ("goodput", "goodput {:.0%}"),
+  ):
     value = values.get(name)
     if value is not None:
       parts.append(text.format(value))

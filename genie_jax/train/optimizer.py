@@ -38,6 +38,7 @@ class Settings:
     accumulate: Microbatches a step; each holds batch_size / accumulate clips.
     mu_dtype: Dtype of the first moment; bfloat16 halves its memory.
   """
+
   name: str = "adamw"
   peak_lr: float = 3e-4
   end_lr: float = 0.0
@@ -63,6 +64,7 @@ class Optimizer:
     learning_rate: Step (from 0) to the learning rate of that update.
     accumulate: Microbatches a step.
   """
+
   transformation: optax.GradientTransformation
   learning_rate: Callable[[jax.Array], jax.Array]
   accumulate: int
@@ -74,15 +76,15 @@ def settings(config: Mapping[str, Any], steps: int) -> Settings:
   Raises:
     UserError: A field is unknown, or a value is out of its range.
   """
-  errors.check_fields(
-      "config.optimizer", config, Settings.__dataclass_fields__)
+  errors.check_fields("config.optimizer", config, Settings.__dataclass_fields__)
   found = Settings(**config)
 
   def need(ok: bool, name: str, wanted: str):
     if not ok:
       value = dataclasses.asdict(found)[name]
       raise errors.UserError(
-          f"config.optimizer.{name} is {value!r}; it must be {wanted}.")
+        f"config.optimizer.{name} is {value!r}; it must be {wanted}."
+      )
 
   need(found.name in NAMES, "name", f"one of {NAMES}")
   need(found.schedule in SCHEDULES, "schedule", f"one of {SCHEDULES}")
@@ -91,14 +93,15 @@ def settings(config: Mapping[str, Any], steps: int) -> Settings:
   need(found.clip_norm >= 0, "clip_norm", "0 (off) or positive")
   need(found.warmup_steps >= 0, "warmup_steps", "0 or more")
   if found.schedule == "wsd":
-    need(0 < found.decay_steps <= steps, "decay_steps",
-         f"between 1 and config.steps ({steps}) for the wsd schedule")
+    need(
+      0 < found.decay_steps <= steps,
+      "decay_steps",
+      f"between 1 and config.steps ({steps}) for the wsd schedule",
+    )
   return found
 
 
-def schedule(
-    found: Settings, steps: int
-) -> Callable[[jax.Array], jax.Array]:
+def schedule(found: Settings, steps: int) -> Callable[[jax.Array], jax.Array]:
   """Returns the learning rate as a function of the step, counted from 0."""
   peak, end, warmup = found.peak_lr, found.end_lr, found.warmup_steps
 
@@ -129,7 +132,8 @@ def decay_mask(params: Any, no_decay: Collection[str]) -> Any:
     no_decay: Last path names that are left alone.
   """
   return jax.tree_util.tree_map_with_path(
-      lambda path, _: path[-1].key not in no_decay, params)
+    lambda path, _: path[-1].key not in no_decay, params
+  )
 
 
 def matrix_dimensions(params: Any) -> Any:
@@ -146,10 +150,10 @@ def matrix_dimensions(params: Any) -> Any:
     parameter is no such matrix.
   """
   dimensions = {
-      "qkv": ((1,), (3, 4)),  # [layers, embed, 3, heads, head_dim]
-      "out": ((1, 2), (3,)),  # [layers, heads, head_dim, embed]
-      "mlp_in": ((1,), (2,)),
-      "mlp_out": ((1,), (2,)),
+    "qkv": ((1,), (3, 4)),  # [layers, embed, 3, heads, head_dim]
+    "out": ((1, 2), (3,)),  # [layers, heads, head_dim, embed]
+    "mlp_in": ((1,), (2,)),
+    "mlp_out": ((1,), (2,)),
   }
 
   def leaf(path, _):
@@ -165,17 +169,24 @@ def _direction(found: Settings) -> optax.GradientTransformation:
   """Returns the update before decay and learning rate."""
   if found.name == "adamw":
     return optax.scale_by_adam(
-        found.b1, found.b2, found.eps, mu_dtype=jnp.dtype(found.mu_dtype))
+      found.b1, found.b2, found.eps, mu_dtype=jnp.dtype(found.mu_dtype)
+    )
   # A rate of -1 undoes the sign that a rate brings along: what is left is
   # the direction, to which decay and schedule come below.
   return optax.contrib.muon(
-      learning_rate=-1.0, beta=found.momentum, eps=found.eps,
-      mu_dtype=jnp.dtype(found.mu_dtype), adam_b1=found.b1, adam_b2=found.b2,
-      muon_weight_dimension_numbers=matrix_dimensions, consistent_rms=0.2)
+    learning_rate=-1.0,
+    beta=found.momentum,
+    eps=found.eps,
+    mu_dtype=jnp.dtype(found.mu_dtype),
+    adam_b1=found.b1,
+    adam_b2=found.b2,
+    muon_weight_dimension_numbers=matrix_dimensions,
+    consistent_rms=0.2,
+  )
 
 
 def make(
-    config: Mapping[str, Any], steps: int, no_decay: Collection[str]
+  config: Mapping[str, Any], steps: int, no_decay: Collection[str]
 ) -> Optimizer:
   """Builds the optimizer that `config.optimizer` describes.
 
@@ -193,9 +204,10 @@ def make(
   if found.clip_norm:
     parts.append(optax.clip_by_global_norm(found.clip_norm))
   parts += [
-      _direction(found),
-      optax.add_decayed_weights(
-          found.weight_decay, mask=lambda params: decay_mask(params, no_decay)),
-      optax.scale_by_learning_rate(learning_rate),
+    _direction(found),
+    optax.add_decayed_weights(
+      found.weight_decay, mask=lambda params: decay_mask(params, no_decay)
+    ),
+    optax.scale_by_learning_rate(learning_rate),
   ]
   return Optimizer(optax.chain(*parts), learning_rate, found.accumulate)

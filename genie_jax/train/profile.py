@@ -10,8 +10,7 @@ from typing import Any
 import jax
 from absl import logging
 
-from genie_jax.core import errors
-from genie_jax.train import storage
+from genie_jax.core import buckets, errors, files
 
 FOLDER = "profile"
 
@@ -27,21 +26,20 @@ def parse(text: str) -> tuple[int, int] | None:
   first, _, last = text.partition("-")
   last = last or first
   if not (first.isdecimal() and last.isdecimal()) or not (
-      1 <= int(first) <= int(last)):
+    1 <= int(first) <= int(last)
+  ):
     raise errors.UserError(
-        f"--profile-steps={text} is no range of steps; give for example "
-        "10-15.")
+      f"--profile-steps={text} is no range of steps; give for example 10-15."
+    )
   return int(first), int(last)
 
 
 class Profiler:
   """Traces a range of steps on process 0 into WORKDIR/profile."""
 
-  def __init__(
-      self, workdir: storage.PathLike, steps: tuple[int, int] | None
-  ):
+  def __init__(self, workdir: files.PathLike, steps: tuple[int, int] | None):
     """Prepares; `steps` are the first and the last, None for no trace."""
-    self._target = storage.folder(workdir) / FOLDER
+    self._target = buckets.run_folder(workdir) / FOLDER
     self._steps = steps if jax.process_index() == 0 else None
     self._local: contextlib.ExitStack | None = None
 
@@ -73,22 +71,25 @@ class Profiler:
     jax.profiler.stop_trace()
     with local:
       self._deliver()
-    logging.info("The trace of steps lies in %s; open it with `xprof` or "
-                 "TensorBoard.", self._target)
+    logging.info(
+      "The trace of steps lies in %s; open it with `xprof` or TensorBoard.",
+      self._target,
+    )
 
   def _start(self) -> None:
     # The tracer of jaxlib writes to disks only.
     self._local = contextlib.ExitStack()
     self._folder = pathlib.Path(os.fspath(self._target))
-    if storage.is_remote(self._target):
+    if buckets.is_remote(self._target):
       self._folder = pathlib.Path(
-          self._local.enter_context(tempfile.TemporaryDirectory()))
+        self._local.enter_context(tempfile.TemporaryDirectory())
+      )
     jax.profiler.start_trace(self._folder)
 
   def _deliver(self) -> None:
-    if not storage.is_remote(self._target):
+    if not buckets.is_remote(self._target):
       return
     for path in sorted(self._folder.rglob("*")):
       if path.is_file():
         name = path.relative_to(self._folder).as_posix()
-        storage.write(self._target / name, path.read_bytes())
+        files.write_atomic(self._target / name, path.read_bytes())

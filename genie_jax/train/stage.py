@@ -26,6 +26,7 @@ class Feature:
     axes: Logical axis names, one for each dimension of `shape`; None where a
       dimension is never split.
   """
+
   shape: tuple[int, ...]
   dtype: Any
   axes: tuple[str | None, ...]
@@ -42,6 +43,7 @@ class Term:
     total: float32 scalar, the sum over what is counted.
     count: float32 scalar, how many were counted; carries no gradient.
   """
+
   total: jax.Array
   count: jax.Array
 
@@ -52,8 +54,7 @@ class Term:
     if weights is None:
       return cls(values.sum(), jnp.float32(values.size))
     weights = jnp.broadcast_to(weights, values.shape).astype(jnp.float32)
-    return cls(
-        (values * weights).sum(), jax.lax.stop_gradient(weights.sum()))
+    return cls((values * weights).sum(), jax.lax.stop_gradient(weights.sum()))
 
   def mean(self) -> jax.Array:
     """Returns total / count, or 0 where nothing was counted."""
@@ -71,6 +72,7 @@ class Outcome:
     aux: Arrays for `Stage.after_update`, for example encoder outputs that may
       replace dead codes; never reported.
   """
+
   losses: dict[str, Term]
   metrics: dict[str, Term]
   extra: Tree
@@ -103,6 +105,7 @@ class Stage:
       without recomputation.
     no_decay: Last path names of parameters that weight decay leaves alone.
   """
+
   name: str
   features: Mapping[str, Feature]
   loss_scales: Mapping[str, float | Callable[[jax.Array], jax.Array]]
@@ -112,9 +115,18 @@ class Stage:
   preview: Callable[[Tree, Tree, Batch, jax.Array], Tree]
   show: Callable[[Tree], dict[str, dict[str, Any]]]
   flops_per_clip: float
-  after_update: Callable[
-      [Tree, Tree, Tree, jax.Array], tuple[Tree, Tree]
-  ] = lambda params, extra, aux, rng: (params, extra)
+  after_update: Callable[[Tree, Tree, Tree, jax.Array], tuple[Tree, Tree]] = (
+    lambda params, extra, aux, rng: (params, extra)
+  )
   no_decay: frozenset[str] = frozenset(
-      {"scale", "bias", "position", "row_position", "column_position",
-       "codebook", "hidden_token", "action_token"})
+    {
+      "scale",
+      "bias",
+      "position",
+      "row_position",
+      "column_position",
+      "codebook",
+      "hidden_token",
+      "action_token",
+    }
+  )

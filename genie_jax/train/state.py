@@ -1,5 +1,6 @@
 """Everything that a step changes, and its layout on a mesh."""
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +13,7 @@ from genie_jax.sharding import mesh as mesh_lib
 from genie_jax.sharding import rules
 from genie_jax.train import optimizer as optimizer_lib
 from genie_jax.train import stage as stage_lib
+from genie_jax.weights import param_tree
 
 Tree = Any
 
@@ -28,20 +30,23 @@ class TrainState:
     rng: Base key. It never changes: a step folds its number in, so nothing
       about randomness can be lost or used twice.
   """
+
   step: jax.Array
   params: Tree
   extra: Tree
   opt_state: Tree
   rng: jax.Array
 
-
-def path_name(path: tuple[Any, ...]) -> str:
-  """Returns a tree path as "a/b"."""
-  return jax.tree_util.keystr(path, simple=True, separator="/")
+  def fields(self) -> dict[str, Tree]:
+    """Returns the state's trees by name, as a checkpoint stores them."""
+    return {
+      field.name: getattr(self, field.name)
+      for field in dataclasses.fields(self)
+    }
 
 
 def abstract(
-    stage: stage_lib.Stage, optimizer: optimizer_lib.Optimizer, mesh: Mesh
+  stage: stage_lib.Stage, optimizer: optimizer_lib.Optimizer, mesh: Mesh
 ) -> TrainState:
   """Returns the state's shapes, dtypes and layouts; computes nothing.
 
@@ -56,8 +61,12 @@ def abstract(
   replicate = lambda tree: jax.tree.map(lambda x: _with(x, whole), tree)
   rng, step = jax.eval_shape(lambda: (jax.random.key(0), jnp.int32(0)))
   return TrainState(
-      step=replicate(step), params=params, extra=replicate(extra),
-      opt_state=_like_params(opt_state, params, whole), rng=replicate(rng))
+    step=replicate(step),
+    params=params,
+    extra=replicate(extra),
+    opt_state=_like_params(opt_state, params, whole),
+    rng=replicate(rng),
+  )
 
 
 def place(boxed: Tree, mesh: Mesh) -> Tree:
@@ -72,7 +81,8 @@ def place(boxed: Tree, mesh: Mesh) -> Tree:
     UserError: A parameter does not split over the mesh.
   """
   return jax.tree_util.tree_map_with_path(
-      lambda path, box: _place(path, box, mesh), boxed, is_leaf=_is_box)
+    lambda path, box: _place(path, box, mesh), boxed, is_leaf=_is_box
+  )
 
 
 def shardings(state: TrainState) -> TrainState:
@@ -81,10 +91,10 @@ def shardings(state: TrainState) -> TrainState:
 
 
 def create(
-    stage: stage_lib.Stage,
-    optimizer: optimizer_lib.Optimizer,
-    like: TrainState,
-    seed: int,
+  stage: stage_lib.Stage,
+  optimizer: optimizer_lib.Optimizer,
+  like: TrainState,
+  seed: int,
 ) -> TrainState:
   """Initialises a state; each device computes and holds only its part.
 
@@ -94,25 +104,30 @@ def create(
     like: The abstract state, from `abstract`.
     seed: The numbers depend on it and not on the mesh.
   """
+
   def init(rng):
     first, base = jax.random.split(rng)
     # Unboxed at once: boxes would lengthen every path by one entry.
     params, extra = stage.init(first)
     params = nn.unbox(params)
     return TrainState(
-        step=jnp.int32(0), params=params, extra=extra,
-        opt_state=optimizer.transformation.init(params), rng=base)
+      step=jnp.int32(0),
+      params=params,
+      extra=extra,
+      opt_state=optimizer.transformation.init(params),
+      rng=base,
+    )
 
   return jax.jit(init, out_shardings=shardings(like))(jax.random.key(seed))
 
 
 def reset_optimizer(
-    state: TrainState, optimizer: optimizer_lib.Optimizer, like: TrainState
+  state: TrainState, optimizer: optimizer_lib.Optimizer, like: TrainState
 ) -> TrainState:
   """Returns `state` with a fresh optimizer, as after a warm start."""
   fresh = jax.jit(
-      optimizer.transformation.init,
-      out_shardings=shardings(like).opt_state)(state.params)
+    optimizer.transformation.init, out_shardings=shardings(like).opt_state
+  )(state.params)
   return state.replace(opt_state=fresh)
 
 
@@ -125,13 +140,15 @@ def _with(x: Any, layout: NamedSharding) -> jax.ShapeDtypeStruct:
 
 
 def _place(path, box, mesh: Mesh) -> jax.ShapeDtypeStruct:
-  name = path_name(path)
+  name = param_tree.path_name(path)
   if not _is_box(box):
     raise ValueError(
-        f"Parameter {name} has no logical axes; make it with "
-        "nn.with_logical_partitioning.")
+      f"Parameter {name} has no logical axes; make it with "
+      "nn.with_logical_partitioning."
+    )
   rules.check_divides(
-      box.value.shape, box.names, mesh.shape, f"parameter {name}")
+    box.value.shape, box.names, mesh.shape, f"parameter {name}"
+  )
   return _with(box.value, mesh_lib.sharding(mesh, box.names))
 
 

@@ -10,9 +10,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from genie_jax.core import errors
+from genie_jax.sharding import compiler_options, rules
 from genie_jax.sharding import mesh as mesh_lib
-from genie_jax.sharding import rules
-from genie_jax.train import compiler
 from genie_jax.train import optimizer as optimizer_lib
 from genie_jax.train import stage as stage_lib
 from genie_jax.train import state as state_lib
@@ -24,7 +23,7 @@ _LOSS, _AFTER_UPDATE = 0, 1
 
 
 def batch_shardings(
-    stage: stage_lib.Stage, mesh: Mesh, batch_size: int, accumulate: int = 1
+  stage: stage_lib.Stage, mesh: Mesh, batch_size: int, accumulate: int = 1
 ) -> dict[str, NamedSharding]:
   """Returns the layout of each array of a batch.
 
@@ -40,20 +39,22 @@ def batch_shardings(
   ways = mesh_lib.batch_ways(mesh)
   if batch_size % (ways * accumulate):
     raise errors.UserError(
-        f"config.data.batch_size is {batch_size}, which does not split into "
-        f"optimizer.accumulate={accumulate} microbatches over {ways} devices "
-        f"of the mesh axes data x fsdp; use a multiple of {ways * accumulate}.")
+      f"config.data.batch_size is {batch_size}, which does not split into "
+      f"optimizer.accumulate={accumulate} microbatches over {ways} devices "
+      f"of the mesh axes data x fsdp; use a multiple of {ways * accumulate}."
+    )
   layouts = {}
   for name, feature in stage.features.items():
     axes = ("act_batch", *feature.axes)
     rules.check_divides(
-        (batch_size, *feature.shape), axes, mesh.shape, f"batch[{name!r}]")
+      (batch_size, *feature.shape), axes, mesh.shape, f"batch[{name!r}]"
+    )
     layouts[name] = mesh_lib.sharding(mesh, axes)
   return layouts
 
 
 def check_batch(
-    stage: stage_lib.Stage, batch: Mapping[str, np.ndarray], rows: int
+  stage: stage_lib.Stage, batch: Mapping[str, np.ndarray], rows: int
 ) -> None:
   """Raises unless a process's batch is what the stage reads.
 
@@ -70,24 +71,26 @@ def check_batch(
   for name, feature in stage.features.items():
     if name not in batch:
       raise errors.UserError(
-          f"The {stage.name} stage reads {name!r}, but config.data.path "
-          f"delivers only {', '.join(sorted(batch))}; give data that has it.")
+        f"The {stage.name} stage reads {name!r}, but config.data.path "
+        f"delivers only {', '.join(sorted(batch))}; give data that has it."
+      )
     wanted = (rows, *feature.shape)
     found = batch[name]
     if found.shape != wanted or found.dtype != np.dtype(feature.dtype):
       raise errors.UserError(
-          f"config.data.path delivers {name!r} as {found.dtype}"
-          f"{list(found.shape)}, but the {stage.name} stage needs "
-          f"{np.dtype(feature.dtype)}{list(wanted)}; change config.world and "
-          "config.data, or the data.")
+        f"config.data.path delivers {name!r} as {found.dtype}"
+        f"{list(found.shape)}, but the {stage.name} stage needs "
+        f"{np.dtype(feature.dtype)}{list(wanted)}; change config.world and "
+        "config.data, or the data."
+      )
 
 
 def make_train_step(
-    stage: stage_lib.Stage,
-    optimizer: optimizer_lib.Optimizer,
-    mesh: Mesh,
-    like: state_lib.TrainState,
-    batch_size: int,
+  stage: stage_lib.Stage,
+  optimizer: optimizer_lib.Optimizer,
+  mesh: Mesh,
+  like: state_lib.TrainState,
+  batch_size: int,
 ) -> Callable[..., tuple[state_lib.TrainState, Metrics]]:
   """Compiles `(state, batch) -> (state, metrics)` for one mesh.
 
@@ -116,16 +119,19 @@ def make_train_step(
       return _step(stage, optimizer, state, batch, layout.params)
 
   return jax.jit(
-      step, donate_argnums=0, in_shardings=(layout, batch_layout),
-      out_shardings=(layout, mesh_lib.replicated(mesh)),
-      compiler_options=compiler.options(mesh))
+    step,
+    donate_argnums=0,
+    in_shardings=(layout, batch_layout),
+    out_shardings=(layout, mesh_lib.replicated(mesh)),
+    compiler_options=compiler_options.options(mesh),
+  )
 
 
 def make_eval_step(
-    stage: stage_lib.Stage,
-    mesh: Mesh,
-    like: state_lib.TrainState,
-    batch_size: int,
+  stage: stage_lib.Stage,
+  mesh: Mesh,
+  like: state_lib.TrainState,
+  batch_size: int,
 ) -> Callable[..., dict[str, stage_lib.Term]]:
   """Compiles `(params, extra, batch, rng) -> terms` for held-out clips."""
   layout = state_lib.shardings(like)
@@ -136,34 +142,54 @@ def make_eval_step(
       return stage.evaluate(params, extra, batch, rng)
 
   return jax.jit(
-      step, out_shardings=whole,
-      in_shardings=(layout.params, layout.extra,
-                    batch_shardings(stage, mesh, batch_size), whole),
-      compiler_options=compiler.options(mesh))
+    step,
+    out_shardings=whole,
+    in_shardings=(
+      layout.params,
+      layout.extra,
+      batch_shardings(stage, mesh, batch_size),
+      whole,
+    ),
+    compiler_options=compiler_options.options(mesh),
+  )
 
 
 def _step(stage, optimizer, state, batch, layout):
   rng = jax.random.fold_in(state.rng, state.step)
   outcome, grads = _gradients(
-      stage, optimizer.accumulate, state, batch,
-      jax.random.fold_in(rng, _LOSS), layout)
+    stage,
+    optimizer.accumulate,
+    state,
+    batch,
+    jax.random.fold_in(rng, _LOSS),
+    layout,
+  )
   updates, opt_state = optimizer.transformation.update(
-      grads, state.opt_state, state.params)
+    grads, state.opt_state, state.params
+  )
   params, extra = stage.after_update(
-      optax.apply_updates(state.params, updates), outcome.extra, outcome.aux,
-      jax.random.fold_in(rng, _AFTER_UPDATE))
+    optax.apply_updates(state.params, updates),
+    outcome.extra,
+    outcome.aux,
+    jax.random.fold_in(rng, _AFTER_UPDATE),
+  )
   scales = _scales(stage, outcome.losses, state.step)
   metrics = {
-      "loss": sum(scales[name] * term.mean()
-                  for name, term in outcome.losses.items()),
-      "grad_norm": optax.tree.norm(grads),
-      "learning_rate": optimizer.learning_rate(state.step),
+    "loss": sum(
+      scales[name] * term.mean() for name, term in outcome.losses.items()
+    ),
+    "grad_norm": optax.tree.norm(grads),
+    "learning_rate": optimizer.learning_rate(state.step),
   }
   metrics |= {f"losses/{n}": term.mean() for n, term in outcome.losses.items()}
   metrics |= {name: term.mean() for name, term in outcome.metrics.items()}
   return state_lib.TrainState(
-      step=state.step + 1, params=params, extra=extra, opt_state=opt_state,
-      rng=state.rng), metrics
+    step=state.step + 1,
+    params=params,
+    extra=extra,
+    opt_state=opt_state,
+    rng=state.rng,
+  ), metrics
 
 
 def _scales(stage, losses, step) -> dict[str, Any]:
@@ -171,17 +197,21 @@ def _scales(stage, losses, step) -> dict[str, Any]:
   for name in losses:
     if name not in stage.loss_scales:
       raise errors.UserError(
-          f"The {stage.name} stage computes a loss {name!r} that has no scale"
-          f"{errors.closest(name, stage.loss_scales)}; loss_scales has "
-          f"{', '.join(sorted(stage.loss_scales))}.")
+        f"The {stage.name} stage computes a loss {name!r} that has no scale"
+        f"{errors.closest(name, stage.loss_scales)}; loss_scales has "
+        f"{', '.join(sorted(stage.loss_scales))}."
+      )
   for name in stage.loss_scales:
     if name not in losses:
       raise errors.UserError(
-          f"The {stage.name} stage has a scale for a loss {name!r} that it "
-          f"does not compute{errors.closest(name, losses)}; it computes "
-          f"{', '.join(sorted(losses))}.")
-  return {name: scale(step) if callable(scale) else scale
-          for name, scale in stage.loss_scales.items()}
+        f"The {stage.name} stage has a scale for a loss {name!r} that it "
+        f"does not compute{errors.closest(name, losses)}; it computes "
+        f"{', '.join(sorted(losses))}."
+      )
+  return {
+    name: scale(step) if callable(scale) else scale
+    for name, scale in stage.loss_scales.items()
+  }
 
 
 def _gradients(stage, accumulate, state, batch, rng, layout):
@@ -196,24 +226,31 @@ def _gradients(stage, accumulate, state, batch, rng, layout):
   `extra` passes through the microbatches one after the other; `aux` is that
   of the last.
   """
+
   def objective(params, extra, clips, key, counts):
     outcome = stage.loss(params, extra, clips, key, state.step)
     scales = _scales(stage, outcome.losses, state.step)
     value = 0.0
     for name, term in outcome.losses.items():
       count = term.count if counts is None else counts[name]
-      value += scales[name] * term.total / jnp.maximum(
-          jax.lax.stop_gradient(count), 1e-9)
+      value += (
+        scales[name]
+        * term.total
+        / jnp.maximum(jax.lax.stop_gradient(count), 1e-9)
+      )
     return value, outcome
 
   gradient = jax.grad(objective, has_aux=True)
   if accumulate == 1:
     grads, outcome = gradient(
-        state.params, state.extra, batch, jax.random.fold_in(rng, 0), None)
+      state.params, state.extra, batch, jax.random.fold_in(rng, 0), None
+    )
     return outcome, grads
 
-  micro = {name: _split(x, accumulate, stage.features[name].axes)
-           for name, x in batch.items()}
+  micro = {
+    name: _split(x, accumulate, stage.features[name].axes)
+    for name, x in batch.items()
+  }
   keys = jax.vmap(lambda i: jax.random.fold_in(rng, i))(jnp.arange(accumulate))
 
   def look(clips, key):
@@ -230,22 +267,23 @@ def _gradients(stage, accumulate, state, batch, rng, layout):
     grads, outcome = gradient(state.params, extra, *inputs, counts)
     total = lay(jax.tree.map(jnp.add, total, grads))
     return (total, outcome.extra, outcome.aux), (
-        outcome.losses, outcome.metrics)
+      outcome.losses,
+      outcome.metrics,
+    )
 
   # A sum that no output pins: each device adds up its own share only.
   lay = lambda grads: jax.lax.with_sharding_constraint(grads, layout)
-  zeros = lambda tree: jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype), tree)
+  zeros = lambda tree: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
   aux = jax.eval_shape(look, *jax.tree.map(lambda x: x[0], (micro, keys))).aux
   (grads, extra, aux), terms = jax.lax.scan(
-      body, (lay(zeros(state.params)), state.extra, zeros(aux)),
-      (micro, keys))
+    body, (lay(zeros(state.params)), state.extra, zeros(aux)), (micro, keys)
+  )
   losses, metrics = jax.tree.map(lambda x: x.sum(0), terms)
   return stage_lib.Outcome(losses, metrics, extra, aux), grads
 
 
 def _split(
-    x: jax.Array, accumulate: int, axes: tuple[str | None, ...]
+  x: jax.Array, accumulate: int, axes: tuple[str | None, ...]
 ) -> jax.Array:
   """Cuts [B, ...] into [accumulate, B / accumulate, ...].
 

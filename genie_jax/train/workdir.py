@@ -19,19 +19,28 @@ from typing import Any
 import jax
 from absl import logging
 
+from genie_jax.core import buckets, errors, files
 from genie_jax.core import config as config_lib
-from genie_jax.core import errors
-from genie_jax.train import storage
 
 FILE = "config.json"
 STARTED = "started.json"
 
 # What changes neither the model nor the meaning of its state. A new `steps`
 # lengthens or shortens the schedule of the learning rate from here on.
-_MAY_CHANGE = frozenset({
-    "steps", "log_every", "eval_every", "eval_batches", "checkpoint_every",
-    "keep_checkpoints", "keep_every", "data.num_workers", "data.num_threads",
-    "optimizer.accumulate"})
+_MAY_CHANGE = frozenset(
+  {
+    "steps",
+    "log_every",
+    "eval_every",
+    "eval_batches",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "keep_every",
+    "data.num_workers",
+    "data.num_threads",
+    "optimizer.accumulate",
+  }
+)
 _MAY_CHANGE_GROUPS = ("mesh.",)
 # Of every transformer stack, which is a group with a number of layers.
 _MAY_CHANGE_IN_STACKS = frozenset({"remat", "attention", "unroll"})
@@ -39,7 +48,7 @@ _DATA = "data.fingerprint"
 
 
 def check(
-    workdir: storage.PathLike, config: Mapping[str, Any], resumes: bool
+  workdir: files.PathLike, config: Mapping[str, Any], resumes: bool
 ) -> None:
   """Compares a config with that of a run that is to go on.
 
@@ -51,31 +60,32 @@ def check(
   Raises:
     UserError: A field differs that the checkpoint depends on.
   """
-  path = storage.folder(workdir) / FILE
+  path = buckets.run_folder(workdir) / FILE
   if resumes and path.exists():
-    _compare(workdir, storage.read_json(path), config_lib.to_dict(config))
+    _compare(workdir, files.read_json(path), config_lib.to_dict(config))
 
 
-def write(workdir: storage.PathLike, config: Mapping[str, Any]) -> None:
+def write(workdir: files.PathLike, config: Mapping[str, Any]) -> None:
   """Writes `config.json`."""
   if jax.process_index() == 0:
-    storage.write_json(
-        storage.folder(workdir) / FILE, config_lib.to_dict(config))
+    files.write_json(
+      buckets.run_folder(workdir) / FILE, config_lib.to_dict(config)
+    )
 
 
-def first_start(workdir: storage.PathLike) -> float:
+def first_start(workdir: files.PathLike) -> float:
   """Returns the Unix time at which this run first started.
 
   It is kept in a file, as a run may end before its first checkpoint. Process
   0's answer is the one that counts.
   """
-  path = storage.folder(workdir) / STARTED
+  path = buckets.run_folder(workdir) / STARTED
   if not path.exists():
     now = time.time()
     if jax.process_index() == 0:
-      storage.write_json(path, {"started": now})
+      files.write_json(path, {"started": now})
     return now
-  return storage.read_json(path)["started"]
+  return files.read_json(path)["started"]
 
 
 def _compare(workdir, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -90,26 +100,29 @@ def _compare(workdir, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
       continue
     if not _may_change(name, old_fields, new_fields):
       raise errors.UserError(
-          f"{workdir} was started with config.{name}={before!r}, but now it is "
-          f"{after!r}; set it back, or use a new workdir (config.init_from can "
-          "start from this one).")
-    logging.info("Going on with config.%s=%r instead of %r.", name, after,
-                 before)
+        f"{workdir} was started with config.{name}={before!r}, but now it is "
+        f"{after!r}; set it back, or use a new workdir (config.init_from can "
+        "start from this one)."
+      )
+    logging.info(
+      "Going on with config.%s=%r instead of %r.", name, after, before
+    )
 
 
 def _compare_data(
-    workdir, old: Mapping[str, Any], new: Mapping[str, Any]
+  workdir, old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> None:
   if _DATA in old and _DATA in new:
     raise errors.UserError(
-        f"{workdir} was started with data of fingerprint {old[_DATA][:12]}, "
-        f"but that of config.data.path={new.get('data.path')} is "
-        f"{new[_DATA][:12]}; give the data it was started with, or use a new "
-        "workdir (config.init_from can start from this one).")
+      f"{workdir} was started with data of fingerprint {old[_DATA][:12]}, "
+      f"but that of config.data.path={new.get('data.path')} is "
+      f"{new[_DATA][:12]}; give the data it was started with, or use a new "
+      "workdir (config.init_from can start from this one)."
+    )
 
 
 def _may_change(
-    name: str, old: Mapping[str, Any], new: Mapping[str, Any]
+  name: str, old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> bool:
   """Returns whether a run can go on with another value of a field."""
   if name in _MAY_CHANGE or name.startswith(_MAY_CHANGE_GROUPS):
@@ -117,8 +130,11 @@ def _may_change(
   if name == "data.path":
     return _DATA in old and old[_DATA] == new.get(_DATA)
   group, _, field = name.rpartition(".")
-  return (field in _MAY_CHANGE_IN_STACKS and group.startswith("model.")
-          and all(f"{group}.num_layers" in fields for fields in (old, new)))
+  return (
+    field in _MAY_CHANGE_IN_STACKS
+    and group.startswith("model.")
+    and all(f"{group}.num_layers" in fields for fields in (old, new))
+  )
 
 
 def _dotted(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,9 +7,8 @@ import pathlib
 
 import pytest
 
-from genie_jax.cli import main
-from genie_jax.cli import scaling as scaling_command
-from tests.stages import folders
+from genie_jax.cli import main, scaling
+from tests.fixtures import stage_data
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "experiments" / "coinrun"
 SMOKE = f"{CONFIGS / 'tokenizer.py'}:smoke"
@@ -38,7 +37,8 @@ def test_an_unknown_command_is_one_line(capsys):
 
 def test_an_unknown_flag_is_one_line_with_the_nearest(capsys):
   err = refused(
-      capsys, "train", "--config", SMOKE, "--workdir", "w", "--wrokdir", "x")
+    capsys, "train", "--config", SMOKE, "--workdir", "w", "--wrokdir", "x"
+  )
   assert err.startswith("genie train: Unknown argument '--wrokdir'")
   assert "did you mean '--workdir'" in err
 
@@ -46,23 +46,37 @@ def test_an_unknown_flag_is_one_line_with_the_nearest(capsys):
 def test_a_missing_flag_and_a_value_that_is_no_number_are_one_line(capsys):
   assert "--workdir" in refused(capsys, "train", "--config", SMOKE)
   assert "--stride" in refused(
-      capsys, "tokenize", "--tokenizer", "a", "--clips", "b", "--out", "c",
-      "--stride", "many")
+    capsys,
+    "tokenize",
+    "--tokenizer",
+    "a",
+    "--clips",
+    "b",
+    "--out",
+    "c",
+    "--stride",
+    "many",
+  )
 
 
-def test_an_unknown_config_field_is_one_line_with_the_nearest(
-    capsys, tmp_path
-):
+def test_an_unknown_config_field_is_one_line_with_the_nearest(capsys, tmp_path):
   err = refused(
-      capsys, "train", "--config", SMOKE, "--workdir", tmp_path / "w",
-      "--config.optimizer.peek_lr=1")
+    capsys,
+    "train",
+    "--config",
+    SMOKE,
+    "--workdir",
+    tmp_path / "w",
+    "--config.optimizer.peek_lr=1",
+  )
   assert "did you mean 'optimizer.peak_lr'" in err
   assert not (tmp_path / "w").exists()
 
 
 def test_overrides_need_a_value_and_a_command_with_a_config(capsys):
   err = refused(
-      capsys, "train", "--config", SMOKE, "--workdir", "w", "--config.seed")
+    capsys, "train", "--config", SMOKE, "--workdir", "w", "--config.seed"
+  )
   assert "--config.seed has no value" in err
   err = refused(capsys, "scaling", "table", "--config.seed=1")
   assert "genie scaling takes no config" in err
@@ -70,16 +84,24 @@ def test_overrides_need_a_value_and_a_command_with_a_config(capsys):
 
 def test_an_override_may_stand_apart_from_its_value():
   assert main._overrides(["--config.a.b", "1", "--config.c=2"]) == [
-      "--config.a.b=1", "--config.c=2"]
+    "--config.a.b=1",
+    "--config.c=2",
+  ]
 
 
 def test_an_unknown_mode_or_config_file_is_one_line(capsys, tmp_path):
   err = refused(
-      capsys, "train", "--config", f"{CONFIGS / 'lam.py'}:huge",
-      "--workdir", tmp_path / "w")
+    capsys,
+    "train",
+    "--config",
+    f"{CONFIGS / 'lam.py'}:huge",
+    "--workdir",
+    tmp_path / "w",
+  )
   assert "Unknown mode 'huge'" in err and "'smoke'" in err
   err = refused(
-      capsys, "train", "--config", tmp_path / "no.py", "--workdir", "w")
+    capsys, "train", "--config", tmp_path / "no.py", "--workdir", "w"
+  )
   assert "no.py is not a file" in err
 
 
@@ -89,41 +111,59 @@ def test_missing_folders_are_one_line(capsys, tmp_path):
   assert "config.data.path is empty" in refused(capsys, *train)
   assert f"{gone}" in refused(capsys, *train, f"--config.data.path={gone}")
   for argv in (
-      ("data", "inspect", gone),
-      ("sample", "--world", gone, "--actions", "0", "--out", gone / "a.gif"),
-      ("tokenize", "--tokenizer", gone, "--clips", gone, "--out", gone / "t"),
-      ("export", "--workdir", gone, "--out", gone / "w"),
-      ("eval", "--world", gone, "--clips", gone, "--out", gone / "o")):
+    ("data", "inspect", gone),
+    ("sample", "--world", gone, "--actions", "0", "--out", gone / "a.gif"),
+    ("tokenize", "--tokenizer", gone, "--clips", gone, "--out", gone / "t"),
+    ("export", "--workdir", gone, "--out", gone / "w"),
+    ("eval", "--world", gone, "--clips", gone, "--out", gone / "o"),
+  ):
     assert f"{gone}" in refused(capsys, *argv), argv
   assert not gone.exists()
 
 
 def test_data_of_another_world_is_one_line_with_both_values(capsys, tmp_path):
-  clips = folders.write_clips(tmp_path / "clips", (8, 16, 3))
+  clips = stage_data.write_clips(tmp_path / "clips", (8, 16, 3))
   err = refused(
-      capsys, "train", "--config", SMOKE, "--workdir", tmp_path / "w",
-      f"--config.data.path={clips}")
+    capsys,
+    "train",
+    "--config",
+    SMOKE,
+    "--workdir",
+    tmp_path / "w",
+    f"--config.data.path={clips}",
+  )
   assert "[8, 16, 3]" in err and "[64, 64, 3]" in err
-  tokens = folders.write_tokens(
-      tmp_path / "tokens", (64, 64, 3), grid=(8, 8), num_codes=64)
+  tokens = stage_data.write_tokens(
+    tmp_path / "tokens", (64, 64, 3), grid=(8, 8), num_codes=64
+  )
   err = refused(
-      capsys, "train", "--config", f"{CONFIGS / 'dynamics.py'}:smoke",
-      "--workdir", tmp_path / "w", f"--config.data.path={tokens}")
+    capsys,
+    "train",
+    "--config",
+    f"{CONFIGS / 'dynamics.py'}:smoke",
+    "--workdir",
+    tmp_path / "w",
+    f"--config.data.path={tokens}",
+  )
   assert "[8, 8]" in err and "[4, 4]" in err
   # Clips where tokens are wanted.
   refused(
-      capsys, "train", "--config", f"{CONFIGS / 'dynamics.py'}:smoke",
-      "--workdir", tmp_path / "w", f"--config.data.path={clips}")
+    capsys,
+    "train",
+    "--config",
+    f"{CONFIGS / 'dynamics.py'}:smoke",
+    "--workdir",
+    tmp_path / "w",
+    f"--config.data.path={clips}",
+  )
 
 
-def test_a_failure_of_the_machine_is_one_line_and_code_1(
-    capsys, monkeypatch
-):
+def test_a_failure_of_the_machine_is_one_line_and_code_1(capsys, monkeypatch):
   def full(args):
     del args
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/x")
 
-  monkeypatch.setattr(scaling_command, "run", full)
+  monkeypatch.setattr(scaling, "run", full)
   code, err = call(capsys, "scaling", "table")
   assert code == 1 and len(err.splitlines()) == 1
   assert err.startswith("genie scaling: ") and "No space left" in err
@@ -134,19 +174,29 @@ def test_a_message_of_several_lines_is_folded_into_one(capsys, monkeypatch):
     del args
     raise OSError("one\n  two\nthree")
 
-  monkeypatch.setattr(scaling_command, "run", fail)
+  monkeypatch.setattr(scaling, "run", fail)
   assert call(capsys, "scaling", "table") == (
-      1, "genie scaling: one two three\n")
+    1,
+    "genie scaling: one two three\n",
+  )
 
 
-@pytest.mark.parametrize("bug", [KeyError("x"), TypeError(), ValueError("v"),
-                                 AssertionError(), RuntimeError("r")])
+@pytest.mark.parametrize(
+  "bug",
+  [
+    KeyError("x"),
+    TypeError(),
+    ValueError("v"),
+    AssertionError(),
+    RuntimeError("r"),
+  ],
+)
 def test_a_bug_of_ours_keeps_its_traceback(bug, monkeypatch):
   def fail(args):
     del args
     raise bug
 
-  monkeypatch.setattr(scaling_command, "run", fail)
+  monkeypatch.setattr(scaling, "run", fail)
   with pytest.raises(type(bug)):
     main.main(["scaling", "table"])
 
@@ -156,13 +206,14 @@ def test_the_keyboard_stops_with_the_shells_code(capsys, monkeypatch):
     del args
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(scaling_command, "run", stop)
+  monkeypatch.setattr(scaling, "run", stop)
   code, err = call(capsys, "scaling", "table")
   assert code == 130 and len(err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("argv", [["help", "scaling"], ["scaling", "--help"],
-                                  ["help"], ["--version"]])
+@pytest.mark.parametrize(
+  "argv", [["help", "scaling"], ["scaling", "--help"], ["help"], ["--version"]]
+)
 def test_help_and_version_end_well(argv, capsys):
   with pytest.raises(SystemExit) as end:
     main.main(argv)

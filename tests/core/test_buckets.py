@@ -10,7 +10,7 @@ from genie_jax.core import buckets as buckets_lib
 from genie_jax.core import errors, files, images
 from genie_jax.data import manifest
 from genie_jax.evals import curves
-from genie_jax.infer import resolve
+from genie_jax.worlds import trained_models
 from tests import buckets
 
 
@@ -42,11 +42,13 @@ def test_a_large_file_comes_in_pieces(bucket, monkeypatch):
 
 def test_missing_and_broken_json_name_the_whole_address(bucket):
   with pytest.raises(
-      errors.UserError, match=r"s3://bucket/run/gone\.json does not exist"):
+    errors.UserError, match=r"s3://bucket/run/gone\.json does not exist"
+  ):
     files.read_json(f"{bucket}/gone.json")
   files.write_atomic(f"{bucket}/broken.json", b"\xff\xfe")
   with pytest.raises(
-      errors.UserError, match=r"s3://bucket/run/broken\.json is not valid"):
+    errors.UserError, match=r"s3://bucket/run/broken\.json is not valid"
+  ):
     files.read_json(f"{bucket}/broken.json")
 
 
@@ -62,8 +64,10 @@ def test_no_access_is_one_clear_line(bucket, monkeypatch):
     files.read_json(f"{bucket}/x.json")
 
 
-@pytest.mark.parametrize("given", [
-    "s3://bucket/x.gif", pathlib.Path("s3://bucket/x.gif"), "gs:/b/x.gif"])
+@pytest.mark.parametrize(
+  "given",
+  ["s3://bucket/x.gif", pathlib.Path("s3://bucket/x.gif"), "gs:/b/x.gif"],
+)
 def test_what_needs_a_disk_refuses_an_address_in_one_line(given):
   with pytest.raises(errors.UserError, match="to a disk only") as raised:
     buckets_lib.disk(given, "--out")
@@ -92,18 +96,24 @@ def test_copies_are_kept_where_the_user_keeps_caches():
   assert home == pathlib.Path.home() / ".cache" / "genie_jax" / "data"
 
 
-@pytest.mark.parametrize("read", [
-    resolve.read, curves.read, files.read_json, manifest.Manifest.read])
+@pytest.mark.parametrize(
+  "read",
+  [trained_models.read, curves.read, files.read_json, manifest.Manifest.read],
+)
 def test_a_missing_driver_is_one_clear_line_wherever_it_is_met(read):
   with pytest.raises(errors.UserError, match="pip install gcsfs"):
     read("gs://no-such-bucket/x")
 
 
-@pytest.mark.parametrize("line", [
+@pytest.mark.parametrize(
+  "line",
+  [
     "data coinrun --levels 1 --validation-levels 0 --test-levels 0 "
     "--frames-per-level 1 --workers 1 --out s3://bucket/clips",
     "tokenize --tokenizer t --clips c --out s3://bucket/tokens",
-    "eval --world w --clips c --out s3://bucket/report"])
+    "eval --world w --clips c --out s3://bucket/report",
+  ],
+)
 def test_folders_go_to_a_disk_and_the_command_says_so_at_once(line, capsys):
   assert main.main(line.split()) == 2
   said = capsys.readouterr().err
@@ -112,8 +122,7 @@ def test_folders_go_to_a_disk_and_the_command_says_so_at_once(line, capsys):
 
 def test_curves_are_read_from_a_run_in_a_bucket(bucket):
   files.write_json(f"{bucket}/config.json", {"stage": "toy"})
-  files.write_atomic(
-      f"{bucket}/metrics.jsonl", '{"step": 1, "loss": 2.0}\n')
+  files.write_atomic(f"{bucket}/metrics.jsonl", '{"step": 1, "loss": 2.0}\n')
   found = curves.read(bucket)
   assert found.stage == "toy"
   assert found.panels["Training loss"]["loss"] == ([1], [2])

@@ -10,12 +10,11 @@ def test_the_users_cache_folder_is_used(tmp_path, monkeypatch):
   assert found.parent == tmp_path / "genie_jax" / "xla"
   monkeypatch.setattr(pathlib.Path, "home", lambda: tmp_path / "home")
   assert cache.default_folder({}).parent == (
-      tmp_path / "home" / ".cache" / "genie_jax" / "xla")
+    tmp_path / "home" / ".cache" / "genie_jax" / "xla"
+  )
 
 
-def test_machines_with_other_instructions_share_nothing(
-    tmp_path, monkeypatch
-):
+def test_machines_with_other_instructions_share_nothing(tmp_path, monkeypatch):
   folders = set()
   for flags in ("sse avx", "sse avx avx512", "sse avx"):
     info = tmp_path / "cpuinfo"

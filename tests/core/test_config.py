@@ -6,7 +6,7 @@ import pytest
 from genie_jax.core import config as config_lib
 from genie_jax.core import errors
 
-_FILE = '''
+_FILE = """
 import ml_collections
 
 def get_config(mode=""):
@@ -20,7 +20,7 @@ def get_config(mode=""):
   config.maybe = None
   config.optimizer = dict(peak_lr=1e-3, warmup=5, inner=dict(b1=0.9))
   return config
-'''
+"""
 
 
 @pytest.fixture
@@ -41,7 +41,9 @@ def test_the_mode_follows_the_colon_and_the_config_is_locked(path):
     config.stpes = 1
 
 
-@pytest.mark.parametrize("override, read, value", [
+@pytest.mark.parametrize(
+  "override, read, value",
+  [
     ("--config.steps=7", lambda c: c.steps, 7),
     ("--config.steps=-7", lambda c: c.steps, -7),
     ("--config.on=true", lambda c: c.on, True),
@@ -52,34 +54,45 @@ def test_the_mode_follows_the_colon_and_the_config_is_locked(path):
     ("--config.grid=[4,5]", lambda c: c.grid, (4, 5)),
     ("--config.optimizer.peak_lr=3e-4", lambda c: c.optimizer.peak_lr, 3e-4),
     ("--config.optimizer.peak_lr=1", lambda c: c.optimizer.peak_lr, 1.0),
-    ("--config.optimizer.inner.b1=0.95",
-     lambda c: c.optimizer.inner.b1, 0.95),
-])
+    ("--config.optimizer.inner.b1=0.95", lambda c: c.optimizer.inner.b1, 0.95),
+  ],
+)
 def test_an_override_sets_its_field_in_the_fields_type(
-    path, override, read, value
+  path, override, read, value
 ):
   found = read(load(path, override))
   assert found == value and type(found) is type(value)
 
 
-@pytest.mark.parametrize("override", [
-    "--config.steps=many", "--config.steps=1.5", "--config.on=1",
-    "--config.on=yes", "--config.optimizer.peak_lr=big",
-    "--config.optimizer.peak_lr=None", "--config.grid=4",
-    "--config.steps=", "--config.steps=True",
-])
+@pytest.mark.parametrize(
+  "override",
+  [
+    "--config.steps=many",
+    "--config.steps=1.5",
+    "--config.on=1",
+    "--config.on=yes",
+    "--config.optimizer.peak_lr=big",
+    "--config.optimizer.peak_lr=None",
+    "--config.grid=4",
+    "--config.steps=",
+    "--config.steps=True",
+  ],
+)
 def test_a_value_of_another_type_is_refused_in_one_line(path, override):
   with pytest.raises(errors.UserError, match="the field holds") as raised:
     load(path, override)
   assert override in str(raised.value) and "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("override, nearest", [
+@pytest.mark.parametrize(
+  "override, nearest",
+  [
     ("--config.stepz=1", "'steps'"),
     ("--config.optimizer.peek_lr=1", "'optimizer.peak_lr'"),
     ("--config.peak_lr=1", "'optimizer.peak_lr'"),
     ("--config.steps.more=1", "'steps'"),
-])
+  ],
+)
 def test_an_unknown_field_names_the_nearest(path, override, nearest):
   with pytest.raises(errors.UserError, match="has no field") as raised:
     load(path, override)
@@ -106,10 +119,11 @@ def test_a_file_that_is_no_config_is_refused(tmp_path):
   with pytest.raises(errors.UserError, match="is not a file"):
     load(str(tmp_path / "none.py"))
   cases = {
-      "empty.py": ("", "no function get_config"),
-      "broken.py": ("def get_config(:", "cannot be imported"),
-      "lost.py": ("import no_such_module_at_all", "cannot be imported"),
-      "text.txt": ("hello", "is no Python file")}
+    "empty.py": ("", "no function get_config"),
+    "broken.py": ("def get_config(:", "cannot be imported"),
+    "lost.py": ("import no_such_module_at_all", "cannot be imported"),
+    "text.txt": ("hello", "is no Python file"),
+  }
   for name, (text, message) in cases.items():
     (tmp_path / name).write_text(text)
     with pytest.raises(errors.UserError, match=message):
@@ -124,6 +138,8 @@ def test_fingerprints_ignore_order_and_the_kind_of_sequence():
 
 
 def test_fingerprints_tell_values_and_types_apart():
-  prints = [config_lib.fingerprint({"a": value}) for value in (
-      1, 2, 1.5, "1", True, None, [1], {"b": 1})]
+  prints = [
+    config_lib.fingerprint({"a": value})
+    for value in (1, 2, 1.5, "1", True, None, [1], {"b": 1})
+  ]
   assert len(set(prints)) == len(prints)

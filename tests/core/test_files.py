@@ -19,7 +19,7 @@ def test_a_new_file_is_whole_and_its_folder_is_made(tmp_path):
 
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
 def test_a_full_disk_keeps_the_old_file_and_leaves_nothing_beside_it(
-    tmp_path, monkeypatch, failing
+  tmp_path, monkeypatch, failing
 ):
   path = tmp_path / "state.json"
   files.write_atomic(path, "old")
@@ -67,8 +67,9 @@ def test_json_round_trips_and_refuses_what_json_has_no_name_for(tmp_path):
 def test_broken_json_is_one_line_that_names_the_file(tmp_path, content):
   path = tmp_path / "broken.json"
   path.write_bytes(content)
-  with pytest.raises(errors.UserError, match=r"broken\.json is not valid JSON"
-                     ) as raised:
+  with pytest.raises(
+    errors.UserError, match=r"broken\.json is not valid JSON"
+  ) as raised:
     files.read_json(path)
   assert "\n" not in str(raised.value)
 
@@ -89,5 +90,6 @@ def test_sha256_is_that_of_all_bytes_across_blocks(tmp_path):
 
 def test_closest_hints_only_at_names_that_are_alike():
   assert errors.closest("stpes", ["steps", "seed"]) == (
-      " (did you mean 'steps'?)")
+    " (did you mean 'steps'?)"
+  )
   assert errors.closest("xyzzy", ["steps", "seed"]) == ""

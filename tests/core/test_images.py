@@ -20,20 +20,38 @@ def gradient(rows=12, columns=16):
   return values.reshape(rows, columns, 3).astype(np.uint8)
 
 
-@pytest.mark.parametrize("mode, ending", [
-    ("L", "png"), ("LA", "png"), ("P", "gif"), ("RGB", "png"),
-    ("RGBA", "png"), ("CMYK", "jpg"), ("1", "png"), ("I;16", "png"),
-    ("I", "tif"), ("F", "tif"), ("LAB", "tif"), ("RGB", "webp"),
-    ("RGB", "bmp")])
+@pytest.mark.parametrize(
+  "mode, ending",
+  [
+    ("L", "png"),
+    ("LA", "png"),
+    ("P", "gif"),
+    ("RGB", "png"),
+    ("RGBA", "png"),
+    ("CMYK", "jpg"),
+    ("1", "png"),
+    ("I;16", "png"),
+    ("I", "tif"),
+    ("F", "tif"),
+    ("LAB", "tif"),
+    ("RGB", "webp"),
+    ("RGB", "bmp"),
+  ],
+)
 def test_a_picture_of_any_mode_becomes_rgb(tmp_path, mode, ending):
   if mode == "I;16":
     picture = Image.fromarray(
-        np.linspace(0, 65535, 12 * 16).reshape(12, 16).astype(np.uint16))
+      np.linspace(0, 65535, 12 * 16).reshape(12, 16).astype(np.uint16)
+    )
   else:
     rgb = Image.fromarray(gradient())
-    picture = (rgb.convert("L").convert(mode) if mode in ("F", "I") else
-               Image.merge("LAB", rgb.split()) if mode == "LAB" else
-               rgb.convert(mode))
+    picture = (
+      rgb.convert("L").convert(mode)
+      if mode in ("F", "I")
+      else Image.merge("LAB", rgb.split())
+      if mode == "LAB"
+      else rgb.convert(mode)
+    )
   assert picture.mode == mode
   path = save(tmp_path / f"p.{ending}", picture)
   frame = images.load_prompt(path, 6, 8)
@@ -76,8 +94,9 @@ def test_transparency_is_laid_on_white(tmp_path):
 
 def test_an_animation_gives_its_first_frame(tmp_path):
   pictures = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
-  path = save(tmp_path / "a.gif", pictures[0], save_all=True,
-              append_images=pictures[1:])
+  path = save(
+    tmp_path / "a.gif", pictures[0], save_all=True, append_images=pictures[1:]
+  )
   assert (images.load_prompt(path, 8, 8) == [255, 0, 0]).all()
 
 
@@ -117,8 +136,9 @@ def test_what_is_no_picture_is_refused_in_one_line(tmp_path):
   cut = (tmp_path / "cut.dds").read_bytes()[:200]
   (tmp_path / "cut.dds").write_bytes(cut)
   for name in ("text.png", "empty.png", "cut.png", "bad.ppm", "cut.dds"):
-    with pytest.raises(errors.UserError, match=f"{name} is not a picture"
-                       ) as raised:
+    with pytest.raises(
+      errors.UserError, match=f"{name} is not a picture"
+    ) as raised:
       images.load_prompt(tmp_path / name, 8, 8)
     assert "\n" not in str(raised.value)
   with pytest.raises(errors.UserError, match="does not exist"):
@@ -129,7 +149,7 @@ def test_what_is_no_picture_is_refused_in_one_line(tmp_path):
 
 @pytest.mark.parametrize("columns", [10_000, 30_000])
 def test_a_picture_with_too_many_pixels_is_refused_unread(
-    tmp_path, columns, recwarn
+  tmp_path, columns, recwarn
 ):
   path = save(tmp_path / "big.png", Image.new("1", (columns, 10_000)))
   with pytest.raises(errors.UserError, match=r"big\.png.*pixels"):
@@ -140,7 +160,8 @@ def test_a_picture_with_too_many_pixels_is_refused_unread(
 def test_png_round_trips(tmp_path):
   images.save_png(tmp_path / "p.png", gradient())
   np.testing.assert_array_equal(
-      np.asarray(Image.open(tmp_path / "p.png")), gradient())
+    np.asarray(Image.open(tmp_path / "p.png")), gradient()
+  )
 
 
 def moving(count=5, rows=9, columns=11):
@@ -159,7 +180,7 @@ def test_a_gif_keeps_count_size_order_and_speed(tmp_path):
     for t in range(5):
       gif.seek(t)
       frame = np.asarray(gif.convert("RGB"))
-      assert (frame[:, 2 * t:2 * t + 2] > 200).all()
+      assert (frame[:, 2 * t : 2 * t + 2] > 200).all()
       assert frame.mean() < 40
 
 
@@ -168,7 +189,8 @@ def test_an_mp4_keeps_count_and_order_and_has_even_sides(tmp_path):
   images.save_video(path, moving(), fps=10, scale=3)
   with av.open(str(path)) as container:
     frames = [
-        frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+      frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)
+    ]
     assert container.streams.video[0].average_rate == 10
   assert [frame.shape for frame in frames] == [(28, 34, 3)] * 5
   for t, frame in enumerate(frames):
@@ -191,8 +213,10 @@ def test_another_ending_is_refused_and_nothing_written(tmp_path):
 def test_a_strip_has_a_labelled_row_for_each_and_a_cell_for_each_frame():
   white = np.full((3, 4, 6, 3), 255, np.uint8)
   strip = images.strip(
-      {"truth": white, "prediction": white[:2]}, scale=2,
-      edges={"prediction": ["lime", "red"]})
+    {"truth": white, "prediction": white[:2]},
+    scale=2,
+    edges={"prediction": ["lime", "red"]},
+  )
   cell_height, cell_width, label = 4 * 2 + 4, 6 * 2 + 4, 14
   assert strip.shape == (2 * (cell_height + label), 3 * cell_width, 3)
   top = cell_height + 2 * label
@@ -200,7 +224,7 @@ def test_a_strip_has_a_labelled_row_for_each_and_a_cell_for_each_frame():
   assert (strip[top, cell_width] == [255, 0, 0]).all()
   # Pixels of a frame are enlarged and not blurred.
   black = np.zeros((1, 4, 6, 3), np.uint8)
-  cell = images.strip({"x": black}, scale=3)[14 + 2:14 + 2 + 12, 2:2 + 18]
+  cell = images.strip({"x": black}, scale=3)[14 + 2 : 14 + 2 + 12, 2 : 2 + 18]
   assert (cell == 0).all()
   # The label is there.
   assert (strip[:label, :40] < 128).any()

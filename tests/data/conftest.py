@@ -30,12 +30,15 @@ LENGTHS: Lengths = {3: (40, 25, 5), 4: (16,), 7: (33, 30)}
 
 
 def write_clips(
-    folder: pathlib.Path, lengths: Lengths = LENGTHS, per_shard: int = 2,
+  folder: pathlib.Path,
+  lengths: Lengths = LENGTHS,
+  per_shard: int = 2,
 ) -> manifest.Manifest:
   """Writes a clips folder with one split, train."""
   numbers = list(lengths)
   groups = [
-      numbers[i:i + per_shard] for i in range(0, len(numbers), per_shard)]
+    numbers[i : i + per_shard] for i in range(0, len(numbers), per_shard)
+  ]
   entries = []
   for index, group in enumerate(groups):
     episodes, record = [], 0
@@ -43,29 +46,45 @@ def write_clips(
     with shards.ShardWriter(path) as writer:
       for source in group:
         first = np.concatenate(
-            [np.arange(length) == 0 for length in lengths[source]])
+          [np.arange(length) == 0 for length in lengths[source]]
+        )
         episodes += manifest.episodes_of(source, record, first)
         for start in range(0, len(first), RECORD_FRAMES):
           count = min(RECORD_FRAMES, len(first) - start)
-          writer.write(records.pack(
-              {"frames": frames_of(source, start, count),
-               "actions": actions_of(source, start, count),
-               "first": first[start:start + count]},
-              {"fps": 10, "source": source, "start": start}))
+          writer.write(
+            records.pack(
+              {
+                "frames": frames_of(source, start, count),
+                "actions": actions_of(source, start, count),
+                "first": first[start : start + count],
+              },
+              {"fps": 10, "source": source, "start": start},
+            )
+          )
           record += 1
     entries.append({**writer.entry, "episodes": episodes})
   made = manifest.Manifest(
-      kind="clips", name="counted", fps=10, frame_shape=SHAPE,
-      frames_per_record=RECORD_FRAMES, splits={
-          "train": manifest.split_summary(
-              entries, sum(map(sum, lengths.values())))},
-      num_actions=15, action_aliases={9: 4}, made_by={"by": "a test"})
+    kind="clips",
+    name="counted",
+    fps=10,
+    frame_shape=SHAPE,
+    frames_per_record=RECORD_FRAMES,
+    splits={
+      "train": manifest.split_summary(entries, sum(map(sum, lengths.values())))
+    },
+    num_actions=15,
+    action_aliases={9: 4},
+    made_by={"by": "a test"},
+  )
   made.write(folder)
   return manifest.Manifest.read(folder)
 
 
 def write_tokens(
-    folder: pathlib.Path, *, count: int = 7, keep_frames: bool = False,
+  folder: pathlib.Path,
+  *,
+  count: int = 7,
+  keep_frames: bool = False,
 ) -> manifest.Manifest:
   """Writes a token folder whose record i encodes source i from frame 2 i."""
   length, grid, entries = 10, (2, 3), []
@@ -75,24 +94,44 @@ def write_tokens(
     with shards.ShardWriter(path, shards.TOKENS_OPTIONS) as writer:
       for number in numbers:
         arrays = {
-            "tokens": np.random.default_rng(number).integers(
-                0, 50, (length, *grid), dtype=np.uint16),
-            "latent_actions": np.arange(length - 1, dtype=np.int32) % 6,
-            "actions": actions_of(number, 2 * number, length - 1)}
+          "tokens": np.random.default_rng(number).integers(
+            0, 50, (length, *grid), dtype=np.uint16
+          ),
+          "latent_actions": np.arange(length - 1, dtype=np.int32) % 6,
+          "actions": actions_of(number, 2 * number, length - 1),
+        }
         if keep_frames:
           arrays["frames"] = frames_of(number, 2 * number, length)
-        writer.write(records.pack(
-            arrays, {"fps": 10, "source": number, "start": 2 * number}))
-    entries.append({**writer.entry, "episodes": [
-        [n, i, 2 * n, length] for i, n in enumerate(numbers)]})
+        writer.write(
+          records.pack(
+            arrays, {"fps": 10, "source": number, "start": 2 * number}
+          )
+        )
+    entries.append(
+      {
+        **writer.entry,
+        "episodes": [[n, i, 2 * n, length] for i, n in enumerate(numbers)],
+      }
+    )
   manifest.Manifest(
-      kind="tokens", name="counted", fps=10, frame_shape=SHAPE,
-      frames_per_record=length, splits={
-          "train": manifest.split_summary(entries, count * length)},
-      num_actions=15, action_aliases={}, made_by={}, token_grid=grid,
-      num_codes=50, num_latent_actions=6, num_frames=length, stride=2,
-      source_fingerprint="a", tokenizer_fingerprint="b",
-      lam_fingerprint="c").write(folder)
+    kind="tokens",
+    name="counted",
+    fps=10,
+    frame_shape=SHAPE,
+    frames_per_record=length,
+    splits={"train": manifest.split_summary(entries, count * length)},
+    num_actions=15,
+    action_aliases={},
+    made_by={},
+    token_grid=grid,
+    num_codes=50,
+    num_latent_actions=6,
+    num_frames=length,
+    stride=2,
+    source_fingerprint="a",
+    tokenizer_fingerprint="b",
+    lam_fingerprint="c",
+  ).write(folder)
   return manifest.Manifest.read(folder)
 
 
@@ -100,7 +139,8 @@ def write_tokens(
 def make_clips(tmp_path) -> Callable[..., manifest.Manifest]:
   """Returns `write_clips` for a fresh folder of the given name."""
   return lambda name="clips", *args, **options: write_clips(
-      tmp_path / name, *args, **options)
+    tmp_path / name, *args, **options
+  )
 
 
 @pytest.fixture

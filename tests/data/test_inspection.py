@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genie_jax.cli import data as cli
+from genie_jax.cli import data as data_lib
 from genie_jax.core import errors
 from genie_jax.data import inspection, manifest, records, shards
 
 
 def test_whole_folders_pass_and_every_record_is_counted(
-    make_clips, make_tokens):
+  make_clips, make_tokens
+):
   for made, count in ((make_clips(), 10), (make_tokens(), 7)):
     seen = []
     inspection.verify(made, seen.append)
@@ -35,10 +36,13 @@ def test_a_bit_flipped_anywhere_in_a_shard_is_found(make_clips):
     inspection.verify(made)
 
 
-@pytest.mark.parametrize("edit, said", [
+@pytest.mark.parametrize(
+  "edit, said",
+  [
     (lambda row: row.__setitem__(3, row[3] - 1), "gaps or overlap"),
     (lambda row: row.__setitem__(0, 99), "leave gaps"),
-])
+  ],
+)
 def test_a_wrong_episode_table_is_found(make_clips, edit, said):
   made = make_clips()
   edit(made.splits["train"]["shards"][0]["episodes"][0])
@@ -56,8 +60,7 @@ def test_an_episode_start_that_the_table_misses_is_found(make_clips):
 
 def test_actions_outside_the_action_set_are_found(make_clips):
   made = make_clips()
-  fewer = manifest.Manifest(
-      **{**vars(made), "num_actions": 3})
+  fewer = manifest.Manifest(**{**vars(made), "num_actions": 3})
   with pytest.raises(errors.UserError, match=r"actions from 0 to 14.*has 3"):
     inspection.verify(fewer)
 
@@ -72,15 +75,24 @@ def test_codes_outside_the_codebook_are_found(make_tokens):
 def test_frames_of_another_shape_are_found(tmp_path):
   path = tmp_path / "train" / shards.shard_name(0, 1)
   with shards.ShardWriter(path) as writer:
-    writer.write(records.pack(
+    writer.write(
+      records.pack(
         {"frames": np.zeros((3, 4, 4, 3), np.uint8)},
-        {"fps": 10, "source": 0, "start": 0}))
+        {"fps": 10, "source": 0, "start": 0},
+      )
+    )
   entry = {**writer.entry, "episodes": [[0, 0, 0, 3]]}
   manifest.Manifest(
-      kind="clips", name="x", fps=10, frame_shape=(8, 8, 3),
-      frames_per_record=16, splits={
-          "train": manifest.split_summary([entry], 3)},
-      num_actions=None, action_aliases={}, made_by={}).write(tmp_path)
+    kind="clips",
+    name="x",
+    fps=10,
+    frame_shape=(8, 8, 3),
+    frames_per_record=16,
+    splits={"train": manifest.split_summary([entry], 3)},
+    num_actions=None,
+    action_aliases={},
+    made_by={},
+  ).write(tmp_path)
   with pytest.raises(errors.UserError, match=r"\(3, 4, 4, 3\).*\(3, 8, 8, 3"):
     inspection.verify(manifest.Manifest.read(tmp_path))
 
@@ -95,15 +107,19 @@ def test_contact_rows_show_each_source_in_order(make_clips, expected):
 
 def _inspect(*line: str) -> int:
   parser = argparse.ArgumentParser()
-  cli.add_arguments(parser)
-  return cli.run(parser.parse_args(["inspect", *line]))
+  data_lib.add_arguments(parser)
+  return data_lib.run(parser.parse_args(["inspect", *line]))
 
 
 @pytest.mark.parametrize("kind", ["clips", "tokens", "tokens with frames"])
 def test_the_command_prints_the_manifest_and_draws_a_sheet(
-    make_clips, make_tokens, tmp_path, capsys, kind):
-  made = make_clips() if kind == "clips" else make_tokens(
-      keep_frames="frames" in kind)
+  make_clips, make_tokens, tmp_path, capsys, kind
+):
+  made = (
+    make_clips()
+    if kind == "clips"
+    else make_tokens(keep_frames="frames" in kind)
+  )
   sheet = tmp_path / "sheet.png"
   assert _inspect(str(made.folder), "--contact-sheet", str(sheet)) == 0
   printed = capsys.readouterr().out
@@ -115,7 +131,7 @@ def test_the_command_prints_the_manifest_and_draws_a_sheet(
 
 def test_help_shows_an_example(capsys):
   parser = argparse.ArgumentParser()
-  cli.add_arguments(parser)
+  data_lib.add_arguments(parser)
   for command in ("coinrun", "inspect"):
     with pytest.raises(SystemExit) as caught:
       parser.parse_args([command, "--help"])

@@ -31,16 +31,19 @@ def _equal(ours, theirs):
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_the_global_batch_is_the_same_for_any_number_of_processes(
-    windows, count):
+  windows, count
+):
   alone = _take(loader.make_iterator(windows, 8, 3), 20)
   shares = [
-      _take(loader.make_iterator(
-          windows, 8, 3, parts=(index,), num_parts=count), 20)
-      for index in range(count)]
+    _take(
+      loader.make_iterator(windows, 8, 3, parts=(index,), num_parts=count), 20
+    )
+    for index in range(count)
+  ]
   joined = [
-      {name: np.concatenate([part[name] for part in parts])
-       for name in parts[0]}
-      for parts in zip(*shares, strict=True)]
+    {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    for parts in zip(*shares, strict=True)
+  ]
   assert shares[0][0]["frames"].shape == (8 // count, 8, 6, 8, 3)
   _equal(joined, alone)
 
@@ -49,16 +52,14 @@ def test_another_seed_gives_another_order(windows):
   one = _take(loader.make_iterator(windows, 8, 3), 4)
   other = _take(loader.make_iterator(windows, 8, 4), 4)
   assert any(
-      (a["start"] != b["start"]).any()
-      for a, b in zip(one, other, strict=True))
+    (a["start"] != b["start"]).any() for a, b in zip(one, other, strict=True)
+  )
 
 
-def test_an_epoch_holds_every_window_once_and_each_epoch_has_its_order(
-    windows):
+def test_an_epoch_holds_every_window_once_and_each_epoch_has_its_order(windows):
   count = len(windows)
   batches = _take(loader.make_iterator(windows, 1, 0), 2 * count)
-  places = [
-      (int(b["source"][0]), int(b["start"][0])) for b in batches]
+  places = [(int(b["source"][0]), int(b["start"][0])) for b in batches]
   first, second = places[:count], places[count:]
   assert len(set(first)) == count
   assert sorted(first) == sorted(second)
@@ -89,9 +90,9 @@ def test_set_state_also_turns_a_running_iterator_back(windows):
 def test_a_state_serves_any_number_of_processes_and_workers(windows):
   straight = _take(loader.make_iterator(windows, 8, 5), 8)
   two = [
-      loader.make_iterator(
-          windows, 8, 5, parts=(index,), num_parts=2)
-      for index in range(2)]
+    loader.make_iterator(windows, 8, 5, parts=(index,), num_parts=2)
+    for index in range(2)
+  ]
   for iterator in two:
     list(itertools.islice(iterator, 3))
   assert two[0].get_state() == two[1].get_state()
@@ -110,16 +111,16 @@ def test_a_state_of_another_batch_size_is_refused_with_both_values(windows):
 
 
 def test_without_repeat_one_epoch_comes_in_whole_batches(windows):
-  batches = list(loader.make_iterator(
-      windows, 7, 0, shuffle=False, repeat=False))
+  batches = list(
+    loader.make_iterator(windows, 7, 0, shuffle=False, repeat=False)
+  )
   assert len(batches) == len(windows) // 7
   assert batches[0]["start"].tolist() == list(range(7))
 
 
 def test_any_list_of_dictionaries_is_a_source():
   elements = [{"x": np.full(2, i)} for i in range(6)]
-  batch, = loader.make_iterator(
-      elements, 6, 0, shuffle=False, repeat=False)
+  (batch,) = loader.make_iterator(elements, 6, 0, shuffle=False, repeat=False)
   assert batch["x"][:, 0].tolist() == list(range(6))
 
 
@@ -137,9 +138,12 @@ def test_a_part_that_does_not_exist_is_refused(windows):
 def test_parts_that_lie_apart_come_one_after_the_other(windows):
   alone = _take(loader.make_iterator(windows, 8, 3), 4)
   apart = _take(
-      loader.make_iterator(windows, 8, 3, parts=(0, 2), num_parts=4), 4)
-  _equal(apart, [{name: x[[0, 1, 4, 5]] for name, x in batch.items()}
-                 for batch in alone])
+    loader.make_iterator(windows, 8, 3, parts=(0, 2), num_parts=4), 4
+  )
+  _equal(
+    apart,
+    [{name: x[[0, 1, 4, 5]] for name, x in batch.items()} for batch in alone],
+  )
 
 
 def test_an_epoch_smaller_than_a_batch_is_refused(windows):
@@ -149,7 +153,8 @@ def test_an_epoch_smaller_than_a_batch_is_refused(windows):
 
 @pytest.mark.parametrize("threads", [0, 2])
 def test_a_damaged_record_ends_the_iteration_with_one_clear_line(
-    make_clips, threads):
+  make_clips, threads
+):
   made = make_clips("damaged")
   path, _ = made.shards("train")[1]
   data = bytearray(path.read_bytes())

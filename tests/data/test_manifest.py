@@ -61,12 +61,15 @@ def test_a_folder_without_manifest_is_refused_with_the_remedy(tmp_path):
     manifest.Manifest.read(tmp_path)
 
 
-@pytest.mark.parametrize("text, said", [
+@pytest.mark.parametrize(
+  "text, said",
+  [
     ("{", "not valid JSON"),
     ("[]", "not a genie manifest"),
     ('{"schema_version": 1}', "not a genie manifest"),
     ('{"schema_version": 9}', "version 9.*version 1"),
-])
+  ],
+)
 def test_what_is_no_manifest_is_refused(tmp_path, text, said):
   (tmp_path / "manifest.json").write_text(text)
   with pytest.raises(errors.UserError, match=said):
@@ -90,11 +93,14 @@ def test_sources_are_listed_in_order(make_clips):
   assert make_clips().sources("train") == [3, 4, 7]
 
 
-@pytest.mark.parametrize("first, rows", [
+@pytest.mark.parametrize(
+  "first, rows",
+  [
     ([True, False, False], [[5, 2, 0, 3]]),
     ([True, False, True], [[5, 2, 0, 2], [5, 2, 2, 1]]),
     # A run that was cut out of an episode still begins one of its own.
     ([False, True, True], [[5, 2, 0, 1], [5, 2, 1, 1], [5, 2, 2, 1]]),
-])
+  ],
+)
 def test_episodes_fill_a_run_without_gaps(first, rows):
   assert manifest.episodes_of(5, 2, first) == rows

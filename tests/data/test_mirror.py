@@ -34,7 +34,8 @@ def clips(make_clips):
   made = make_clips()
   shutil.copytree(made.folder / "train", made.folder / "test")
   made = dataclasses.replace(
-      made, splits={**made.splits, "test": made.splits["train"]})
+    made, splits={**made.splits, "test": made.splits["train"]}
+  )
   made.write(made.folder)
   return made, buckets.upload(made.folder, f"{buckets.empty()}/clips")
 
@@ -54,8 +55,10 @@ def asked(monkeypatch):
 
 def files_of(folder):
   return sorted(
-      path.relative_to(folder).as_posix() for path in folder.rglob("*")
-      if path.is_file())
+    path.relative_to(folder).as_posix()
+    for path in folder.rglob("*")
+    if path.is_file()
+  )
 
 
 def test_clips_in_a_bucket_are_those_on_the_disk(clips):
@@ -83,14 +86,15 @@ def test_tokens_in_a_bucket_are_those_on_the_disk(make_tokens):
 
 
 def test_only_the_split_that_is_asked_for_is_copied_and_only_once(
-    clips, cache, asked
+  clips, cache, asked
 ):
   made, address = clips
   with mock.patch.object(mirror.logging, "info") as told:
     sources.WindowSource(address, "train", 20)
     (folder,) = cache.iterdir()
     assert files_of(folder) == [
-        path for path in files_of(made.folder) if path.startswith("train/")]
+      path for path in files_of(made.folder) if path.startswith("train/")
+    ]
     assert asked.count(f"{address}/{FIRST}") == 1
     (call,) = told.call_args_list
     size = sum(entry["bytes"] for _, entry in made.shards("train"))
@@ -111,16 +115,24 @@ def test_a_copy_that_was_cut_short_is_made_again(clips, cache):
   assert (folder / FIRST).read_bytes() == whole
 
 
-@pytest.mark.parametrize("change, match", [
+@pytest.mark.parametrize(
+  "change, match",
+  [
     (lambda path: buckets.flip(path), "is not the shard that its manifest"),
-    (lambda path: buckets.Bucket().pipe_file(path, b"x" * (1 << 20)),
-     "is not the shard that its manifest"),
-    (lambda path: buckets.Bucket().pipe_file(path, b""),
-     "is not the shard that its manifest"),
-    (lambda path: buckets.remove(path), "does not exist; copy the whole")],
-    ids=["flipped", "longer", "empty", "gone"])
+    (
+      lambda path: buckets.Bucket().pipe_file(path, b"x" * (1 << 20)),
+      "is not the shard that its manifest",
+    ),
+    (
+      lambda path: buckets.Bucket().pipe_file(path, b""),
+      "is not the shard that its manifest",
+    ),
+    (lambda path: buckets.remove(path), "does not exist; copy the whole"),
+  ],
+  ids=["flipped", "longer", "empty", "gone"],
+)
 def test_a_shard_that_is_not_the_manifests_leaves_nothing(
-    clips, cache, change, match
+  clips, cache, change, match
 ):
   _, address = clips
   change(f"{address}/{FIRST}")
@@ -133,9 +145,7 @@ def test_a_shard_that_is_not_the_manifests_leaves_nothing(
   assert not [name for name in files_of(folder) if name.endswith(".tmp")]
 
 
-def test_processes_of_one_machine_may_copy_at_once(
-    clips, cache, monkeypatch
-):
+def test_processes_of_one_machine_may_copy_at_once(clips, cache, monkeypatch):
   made, address = clips
   meets, blocks = threading.Barrier(3, timeout=60), buckets_lib.blocks
 
@@ -147,8 +157,9 @@ def test_processes_of_one_machine_may_copy_at_once(
 
   monkeypatch.setattr(buckets_lib, "blocks", together)
   with futures.ThreadPoolExecutor(3) as pool:
-    list(pool.map(
-        lambda _: sources.WindowSource(address, "train", 20), range(3)))
+    list(
+      pool.map(lambda _: sources.WindowSource(address, "train", 20), range(3))
+    )
   assert meets.n_waiting == 0
   (folder,) = cache.iterdir()
   assert (folder / FIRST).read_bytes() == (made.folder / FIRST).read_bytes()
@@ -166,7 +177,8 @@ def test_changed_data_is_another_copy(clips, cache):
 def test_a_folder_that_is_not_there_is_named_with_its_whole_address():
   where = f"{buckets.empty()}/clips"
   with pytest.raises(
-      errors.UserError, match=f"^{where}/manifest.json does not exist"):
+    errors.UserError, match=f"^{where}/manifest.json does not exist"
+  ):
     manifest.Manifest.read(where)
   assert not manifest.exists(where)
 
@@ -182,8 +194,9 @@ def test_messages_name_the_bucket_and_not_the_copy(clips):
     sources.WindowSource(address, "train", 99)
 
 
-@pytest.mark.parametrize("name", [
-    "../../00000-of-00002.array_record", "/etc/passwd", "x"])
+@pytest.mark.parametrize(
+  "name", ["../../00000-of-00002.array_record", "/etc/passwd", "x"]
+)
 def test_a_shard_cannot_be_copied_out_of_the_cache(clips, cache, name):
   made, address = clips
   entry = {**made.shards("train")[0][1], "file": name}
@@ -191,30 +204,31 @@ def test_a_shard_cannot_be_copied_out_of_the_cache(clips, cache, name):
     mirror.copy_shards(address, cache / "x", "train", [entry])
   with pytest.raises(errors.UserError, match="no name of one"):
     mirror.copy_shards(
-        address, cache / "x", "..", made.splits["train"]["shards"])
+      address, cache / "x", "..", made.splits["train"]["shards"]
+    )
   assert not cache.exists()
 
 
 @pytest.mark.parametrize("fails", ["before", "meanwhile"])
 def test_a_full_disk_is_one_line_that_says_where_else(
-    clips, monkeypatch, fails
+  clips, monkeypatch, fails
 ):
   _, address = clips
   if fails == "before":
     usage = shutil.disk_usage("/")._replace(free=10)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
   else:
+
     def full(*_):
       raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(mirror.os, "replace", full)
   with pytest.raises(errors.UserError, match="set XDG_CACHE_HOME") as raised:
     sources.WindowSource(address, "train", 20)
   assert "\n" not in str(raised.value)
 
 
-def test_a_model_that_a_token_folder_carries_is_copied_once(
-    make_tokens, asked
-):
+def test_a_model_that_a_token_folder_carries_is_copied_once(make_tokens, asked):
   made = make_tokens()
   (made.folder / "tokenizer").mkdir()
   (made.folder / "tokenizer" / "config.json").write_text("{}")
@@ -232,13 +246,14 @@ def test_a_model_that_a_token_folder_carries_is_copied_once(
 
 
 def test_a_model_that_another_process_copied_first_is_taken(
-    make_tokens, monkeypatch
+  make_tokens, monkeypatch
 ):
   made = make_tokens()
   (made.folder / "lam").mkdir()
   (made.folder / "lam" / "config.json").write_text("{}")
   found = manifest.Manifest.read(
-      buckets.upload(made.folder, f"{buckets.empty()}/tokens"))
+    buckets.upload(made.folder, f"{buckets.empty()}/tokens")
+  )
   blocks = buckets_lib.blocks
 
   def overtaken(address):
@@ -251,6 +266,8 @@ def test_a_model_that_another_process_copied_first_is_taken(
 
 
 def test_shards_are_written_to_a_disk_only():
-  with pytest.raises(errors.UserError, match="to a disk only"), (
-      shards.ShardWriter(pathlib.Path("s3://bucket/tokens/train/x"))):
+  with (
+    pytest.raises(errors.UserError, match="to a disk only"),
+    shards.ShardWriter(pathlib.Path("s3://bucket/tokens/train/x")),
+  ):
     pass

@@ -9,18 +9,24 @@ from genie_jax.data import records
 
 def _record() -> bytes:
   return records.pack(
-      {"frames": np.arange(210, dtype=np.uint8).reshape(5, 7, 2, 3),
-       "actions": np.arange(5, dtype=np.int32),
-       "first": np.arange(5) == 2},
-      {"fps": 15, "source": 9, "start": 32})
+    {
+      "frames": np.arange(210, dtype=np.uint8).reshape(5, 7, 2, 3),
+      "actions": np.arange(5, dtype=np.int32),
+      "first": np.arange(5) == 2,
+    },
+    {"fps": 15, "source": 9, "start": 32},
+  )
 
 
 @pytest.mark.parametrize(
-    "dtype", ["?", "u1", "<u2", "<i4", "<i8", "<f4", ">i4"])
+  "dtype", ["?", "u1", "<u2", "<i4", "<i8", "<f4", ">i4"]
+)
 def test_arrays_of_each_dtype_come_back_with_shape_and_values(dtype):
   arrays = {
-      "a": np.arange(12).reshape(3, 4).astype(dtype),
-      "empty": np.zeros((0, 2), dtype), "scalar": np.ones((), dtype)}
+    "a": np.arange(12).reshape(3, 4).astype(dtype),
+    "empty": np.zeros((0, 2), dtype),
+    "scalar": np.ones((), dtype),
+  }
   found, meta = records.unpack(records.pack(arrays, {"fps": 2.5}))
   assert meta == {"fps": 2.5}
   for name, array in arrays.items():

@@ -33,8 +33,11 @@ def _only_shard(made: manifest.Manifest, index: int = 0):
 def test_a_full_disk_is_an_os_error_and_leaves_nothing(tmp_path):
   path = tmp_path / "folder" / "00000-of-00001.array_record"
   done = subprocess.run(
-      [sys.executable, "-c", _FILL, str(path)], capture_output=True,
-      text=True, check=True)
+    [sys.executable, "-c", _FILL, str(path)],
+    capture_output=True,
+    text=True,
+    check=True,
+  )
   number, message = done.stdout.split(" ", 1)
   assert int(number) == errno.EFBIG  # What a file size limit gives.
   assert "nothing half-written was kept" in message

@@ -12,41 +12,49 @@ from genie_jax.data import manifest, sources
 
 @pytest.mark.parametrize("num_frames", [1, 2, 5, 16, 17, 33])
 def test_every_window_holds_its_frames_and_actions(
-    make_clips, expected, expected_actions, num_frames):
+  make_clips, expected, expected_actions, num_frames
+):
   source = sources.WindowSource(make_clips().folder, "train", num_frames)
   for index in range(len(source)):
     window = source[index]
     number, start = int(window["source"]), int(window["start"])
     np.testing.assert_array_equal(
-        window["frames"], expected(number, start, num_frames))
+      window["frames"], expected(number, start, num_frames)
+    )
     np.testing.assert_array_equal(
-        window["actions"], expected_actions(number, start, num_frames - 1))
+      window["actions"], expected_actions(number, start, num_frames - 1)
+    )
     assert window["actions"].dtype == np.int32
     assert window["source"].dtype == window["start"].dtype == np.int32
 
 
 @pytest.mark.parametrize("num_frames, stride", [(8, 1), (16, 1), (8, 5)])
 def test_windows_are_all_those_within_one_episode(
-    make_clips, lengths, num_frames, stride):
+  make_clips, lengths, num_frames, stride
+):
   source = sources.WindowSource(
-      make_clips().folder, "train", num_frames, stride)
+    make_clips().folder, "train", num_frames, stride
+  )
   wanted = []
   for number, episodes in lengths.items():
     begin = 0
     for length in episodes:
       wanted += [
-          (number, begin + offset)
-          for offset in range(0, length - num_frames + 1, stride)]
+        (number, begin + offset)
+        for offset in range(0, length - num_frames + 1, stride)
+      ]
       begin += length
   found = [
-      (int(source[i]["source"]), int(source[i]["start"]))
-      for i in range(len(source))]
+    (int(source[i]["source"]), int(source[i]["start"]))
+    for i in range(len(source))
+  ]
   assert found == wanted
 
 
 def test_no_window_holds_a_first_flag_behind_its_first_frame(make_clips):
   source = sources.WindowSource(
-      make_clips().folder, "train", 7, keys=("first",))
+    make_clips().folder, "train", 7, keys=("first",)
+  )
   flags = source.gather(range(len(source)))["first"]
   assert not flags[:, 1:].any()
   assert flags[:, 0].any()  # The flags are there to be seen.
@@ -79,7 +87,8 @@ def test_windows_longer_than_any_episode_are_refused(make_clips):
 
 
 def test_shards_exchanged_for_equal_ones_of_other_sources_are_refused(
-    make_clips):
+  make_clips,
+):
   ours = make_clips("ours", {1: (32,)})
   other = make_clips("other", {2: (32,)})
   path, entry = other.shards("train")[0]
@@ -92,7 +101,8 @@ def test_shards_exchanged_for_equal_ones_of_other_sources_are_refused(
 
 
 def test_clips_are_not_taken_for_tokens_nor_tokens_for_clips(
-    make_clips, make_tokens):
+  make_clips, make_tokens
+):
   with pytest.raises(errors.UserError, match="holds clips, but tokens"):
     sources.TokenSource(make_clips().folder, "train")
   with pytest.raises(errors.UserError, match="holds tokens, but clips"):
@@ -101,7 +111,8 @@ def test_clips_are_not_taken_for_tokens_nor_tokens_for_clips(
 
 @pytest.mark.parametrize("num_frames", [None, 1, 6, 10])
 def test_token_records_come_whole_or_as_a_prefix(
-    make_tokens, expected, num_frames):
+  make_tokens, expected, num_frames
+):
   made = make_tokens(keep_frames=True)
   source = sources.TokenSource(made.folder, "train", num_frames)
   count = num_frames or 10
@@ -109,19 +120,20 @@ def test_token_records_come_whole_or_as_a_prefix(
   for index in range(len(source)):
     element = source[index]
     tokens = np.random.default_rng(index).integers(
-        0, 50, (10, 2, 3), dtype=np.uint16)
+      0, 50, (10, 2, 3), dtype=np.uint16
+    )
     np.testing.assert_array_equal(element["tokens"], tokens[:count])
     assert element["tokens"].dtype == np.int32
     assert element["latent_actions"].shape == (count - 1,)
     assert element["actions"].shape == (count - 1,)
     np.testing.assert_array_equal(
-        element["frames"], expected(index, 2 * index, count))
+      element["frames"], expected(index, 2 * index, count)
+    )
     assert (element["source"], element["start"]) == (index, 2 * index)
 
 
 def test_token_records_without_frames_have_none(make_tokens):
-  assert "frames" not in sources.TokenSource(
-      make_tokens().folder, "train")[0]
+  assert "frames" not in sources.TokenSource(make_tokens().folder, "train")[0]
 
 
 def test_token_records_shorter_than_needed_are_refused(make_tokens):

@@ -16,8 +16,12 @@ from genie_jax.core import errors
 from genie_jax.data import inspection, manifest, sources
 
 _OPTIONS = collect.Options(
-    levels=6, validation_levels=2, test_levels=1, frames_per_level=100,
-    levels_per_shard=2)
+  levels=6,
+  validation_levels=2,
+  test_levels=1,
+  frames_per_level=100,
+  levels_per_shard=2,
+)
 
 _COLLECT = """
 import resource, sys
@@ -38,9 +42,10 @@ if __name__ == "__main__":
 
 def _digests(folder: pathlib.Path) -> dict[str, str]:
   return {
-      str(path.relative_to(folder)): hashlib.sha256(
-          path.read_bytes()).hexdigest()
-      for path in sorted(folder.rglob("*")) if path.is_file()}
+    str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+    for path in sorted(folder.rglob("*"))
+    if path.is_file()
+  }
 
 
 @pytest.fixture(scope="module")
@@ -59,17 +64,18 @@ def script(tmp_path):
 
   def start(out, workers: int = 1, limit: int = 0) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, str(path), str(out), str(workers), str(limit)],
-        stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+      [sys.executable, str(path), str(out), str(workers), str(limit)],
+      stderr=subprocess.PIPE,
+      text=True,
+      env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
 
   return start
 
 
 def test_levels_of_the_splits_are_those_of_the_paper(whole):
   full = collect.Options()
-  assert full.counts() == {
-      "train": 10_000, "validation": 100, "test": 100}
+  assert full.counts() == {"train": 10_000, "validation": 100, "test": 100}
   assert full.frames_per_level == 1_000 and full.mode == "hard"
   made = manifest.Manifest.read(whole)
   assert made.sources("train") == list(range(6))
@@ -85,8 +91,7 @@ def test_every_record_passes_inspection(whole):
 
 
 @pytest.mark.parametrize("workers", [2, 3])
-def test_any_number_of_workers_writes_the_same_bytes(
-    whole, tmp_path, workers):
+def test_any_number_of_workers_writes_the_same_bytes(whole, tmp_path, workers):
   collect.collect(tmp_path / "clips", _OPTIONS, workers)
   assert _digests(tmp_path / "clips") == _digests(whole)
 
@@ -94,8 +99,12 @@ def test_any_number_of_workers_writes_the_same_bytes(
 def test_windows_hold_the_frames_and_actions_that_were_played(whole):
   frames, actions, first = collect.play(3, _OPTIONS)
   assert first[0]
-  assert actions.tolist() == np.random.default_rng([0, 3]).integers(
-      0, 15, 100, dtype=np.int32).tolist()
+  assert (
+    actions.tolist()
+    == np.random.default_rng([0, 3])
+    .integers(0, 15, 100, dtype=np.int32)
+    .tolist()
+  )
   source = sources.WindowSource(whole, "train", 20)
   seen = 0
   for index in range(len(source)):
@@ -103,11 +112,11 @@ def test_windows_hold_the_frames_and_actions_that_were_played(whole):
     if window["source"] != 3:
       continue
     start = int(window["start"])
+    np.testing.assert_array_equal(window["frames"], frames[start : start + 20])
     np.testing.assert_array_equal(
-        window["frames"], frames[start:start + 20])
-    np.testing.assert_array_equal(
-        window["actions"], actions[start:start + 19])
-    assert not first[start + 1:start + 20].any()
+      window["actions"], actions[start : start + 19]
+    )
+    assert not first[start + 1 : start + 20].any()
     seen += 1
   assert seen
 
@@ -126,8 +135,7 @@ def test_the_episode_table_is_that_of_the_resets(procgen, tmp_path):
   assert sum(length for *_, length in rows) == 4 * 500
 
 
-def test_a_killed_run_goes_on_with_what_was_finished(
-    whole, script, tmp_path):
+def test_a_killed_run_goes_on_with_what_was_finished(whole, script, tmp_path):
   out = tmp_path / "clips"
   run = script(out)
   deadline = time.monotonic() + 60
@@ -146,10 +154,10 @@ def test_a_killed_run_goes_on_with_what_was_finished(
 
 
 def test_a_full_disk_ends_with_one_line_and_the_next_run_finishes(
-    whole, script, tmp_path):
+  whole, script, tmp_path
+):
   out = tmp_path / "clips"
-  sizes = sorted(
-      path.stat().st_size for path in whole.rglob("*.array_record"))
+  sizes = sorted(path.stat().st_size for path in whole.rglob("*.array_record"))
   run = script(out, 1, sizes[-1] - 1)
   _, said = run.communicate()
   assert run.returncode == 1
@@ -162,7 +170,8 @@ def test_a_full_disk_ends_with_one_line_and_the_next_run_finishes(
 
 
 def test_a_finished_folder_is_checked_and_only_damage_is_redone(
-    whole, tmp_path):
+  whole, tmp_path
+):
   out = tmp_path / "clips"
   collect.collect(out, _OPTIONS)
   assert collect.collect(out, _OPTIONS).frames == 0
@@ -177,8 +186,7 @@ def test_a_finished_folder_is_checked_and_only_damage_is_redone(
 
 def test_other_options_for_a_begun_folder_are_refused_with_both_values(whole):
   with pytest.raises(errors.UserError, match="levels 6 there, 7 now"):
-    collect.collect(whole, collect.Options(
-        7, 2, 1, 100, levels_per_shard=2))
+    collect.collect(whole, collect.Options(7, 2, 1, 100, levels_per_shard=2))
 
 
 def test_a_folder_with_other_files_is_left_alone(procgen, tmp_path):
@@ -188,7 +196,9 @@ def test_a_folder_with_other_files_is_left_alone(procgen, tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
 
 
-@pytest.mark.parametrize("change, said", [
+@pytest.mark.parametrize(
+  "change, said",
+  [
     ({"levels": 10_001}, "--levels 10001.*0 to 10000"),
     ({"levels": 0}, "--levels 0"),
     ({"validation_levels": 101}, "--validation-levels 101.*0 to 100"),
@@ -197,7 +207,8 @@ def test_a_folder_with_other_files_is_left_alone(procgen, tmp_path):
     ({"levels_per_shard": 0}, "--levels-per-shard"),
     ({"policy_seed": -1}, "--policy-seed"),
     ({"mode": "hrad"}, "did you mean 'hard'"),
-])
+  ],
+)
 def test_options_out_of_range_are_refused(tmp_path, change, said):
   with pytest.raises(errors.UserError, match=said):
     collect.collect(tmp_path / "clips", collect.Options(**change))

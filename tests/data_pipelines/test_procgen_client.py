@@ -17,8 +17,8 @@ from genie_jax.core import errors
 # (num=1, num_levels=1, start_level=level, num_threads=0, rand_seed=0) for the
 # actions default_rng([0, level]).integers(0, 15, 1000, dtype=int32).
 _GYM3 = {
-    "hard": "dcbe872b87854e61430720ca3e16fd4b3a586411c7ec816ccffdb2bf513cd073",
-    "easy": "1ad633e184121b01f63de8146ed0117113530231f9848fe608ccd451a74fe756",
+  "hard": "dcbe872b87854e61430720ca3e16fd4b3a586411c7ec816ccffdb2bf513cd073",
+  "easy": "1ad633e184121b01f63de8146ed0117113530231f9848fe608ccd451a74fe756",
 }
 
 
@@ -27,7 +27,8 @@ def test_frames_flags_and_rewards_are_bit_identical_to_gym3(procgen, mode):
   digest = hashlib.sha256()
   for level in (0, 1, 7, 10003):
     actions = np.random.default_rng([0, level]).integers(
-        0, 15, 1000, dtype=np.int32)
+      0, 15, 1000, dtype=np.int32
+    )
     with procgen.CoinRun(level, mode) as game:
       for action in actions.tolist():
         reward, first = game.observe()
@@ -78,8 +79,7 @@ def unloaded():
   procgen_client.load.cache_clear()
 
 
-def test_a_missing_libgl_gives_the_line_to_type(
-    procgen, unloaded, monkeypatch):
+def test_a_missing_libgl_gives_the_line_to_type(procgen, unloaded, monkeypatch):
   def fail(path, mode):
     raise OSError("libGL.so.1: cannot open shared object file")
 
@@ -98,7 +98,8 @@ def test_a_wrong_genie_procgen_is_named(monkeypatch, tmp_path):
 
 
 def test_genie_procgen_takes_the_place_of_the_cache(
-    procgen, monkeypatch, tmp_path):
+  procgen, monkeypatch, tmp_path
+):
   (tmp_path / "unpacked").symlink_to(procgen.folder())
   monkeypatch.setenv("GENIE_PROCGEN", str(tmp_path / "unpacked"))
   assert procgen_client.folder() == tmp_path / "unpacked"
@@ -120,7 +121,8 @@ def _pip(monkeypatch, tmp_path, code: int, content: bytes | None) -> None:
 
 
 def test_no_network_says_what_pip_said_and_the_way_around(
-    monkeypatch, tmp_path):
+  monkeypatch, tmp_path
+):
   _pip(monkeypatch, tmp_path, 1, None)
   with pytest.raises(errors.UserError, match=r"no network.*GENIE_PROCGEN"):
     procgen_client.folder()

@@ -32,22 +32,36 @@ print(json.dumps([sizes, sums]))
 @pytest.fixture(scope="module")
 def built(procgen, tmp_path_factory):
   """Returns the folder of the tiny configuration, built as a user would."""
-  pytest.importorskip(
-      "tensorflow_datasets", reason="needs tensorflow-datasets")
+  pytest.importorskip("tensorflow_datasets", reason="needs tensorflow-datasets")
   folder = tmp_path_factory.mktemp("tfds")
   done = subprocess.run(
-      [sys.executable, "-m", "data_pipelines.tfds_build",
-       "data_pipelines/coinrun/tfds_builder.py", "--config", "tiny",
-       "--file_format", "array_record", "--data_dir", str(folder)],
-      cwd=_ROOT, capture_output=True, text=True)
+    [
+      sys.executable,
+      "-m",
+      "data_pipelines.tfds_build",
+      "data_pipelines/coinrun/tfds_builder.py",
+      "--config",
+      "tiny",
+      "--file_format",
+      "array_record",
+      "--data_dir",
+      str(folder),
+    ],
+    cwd=_ROOT,
+    capture_output=True,
+    text=True,
+  )
   assert done.returncode == 0, done.stderr[-3000:]
   return folder / "coinrun_clips" / "tiny" / "1.0.0"
 
 
 def test_a_built_set_reads_back_without_tensorflow(built):
   done = subprocess.run(
-      [sys.executable, "-c", _READ, str(built)], capture_output=True,
-      text=True, env=os.environ | {"TFDS_LOG_LEVEL": "3"})
+    [sys.executable, "-c", _READ, str(built)],
+    capture_output=True,
+    text=True,
+    env=os.environ | {"TFDS_LOG_LEVEL": "3"},
+  )
   assert done.returncode == 0, done.stderr[-3000:]
   sizes, clips = json.loads(done.stdout.splitlines()[-1])
   options = collect.Options(2, 2, 2, 64)
@@ -56,9 +70,9 @@ def test_a_built_set_reads_back_without_tensorflow(built):
   for level, start, total, actions, shape, dtype in clips:
     frames, played, first = collect.play(level, options)
     assert (shape, dtype) == ([16, 64, 64, 3], "uint8")
-    assert total == int(frames[start:start + 16].sum())
-    assert actions == played[start:start + 15].tolist()
-    assert not first[start + 1:start + 16].any()
+    assert total == int(frames[start : start + 16].sum())
+    assert actions == played[start : start + 15].tolist()
+    assert not first[start + 1 : start + 16].any()
 
 
 def test_files_are_array_records_with_bytes_not_videos(built):

@@ -11,13 +11,19 @@ import pathlib
 import numpy as np
 
 from genie_jax.data import manifest, records, shards
-from genie_jax.evals import run, subject
+from genie_jax.evals import evaluated_world, run
 
 SIDE, PATCH, NUM_CODES, NUM_ACTIONS = 16, 8, 16, 5
 LENGTH = 40  # Frames of a level.
 OPTIONS = run.Options(
-    num_clips=24, num_levels=6, num_action_clips=48, num_prompts=3,
-    num_free=4, train_patches=400, train_clips=8)
+  num_clips=24,
+  num_levels=6,
+  num_action_clips=48,
+  num_prompts=3,
+  num_free=4,
+  train_patches=400,
+  train_clips=8,
+)
 
 
 def level(number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -41,15 +47,16 @@ def decode(tokens: np.ndarray) -> np.ndarray:
 
 
 def encode(frames: np.ndarray) -> np.ndarray:
-  return (frames[..., PATCH // 2::PATCH, PATCH // 2::PATCH, 0] // 16).astype(
-      np.int32)
+  return (
+    frames[..., PATCH // 2 :: PATCH, PATCH // 2 :: PATCH, 0] // 16
+  ).astype(np.int32)
 
 
 def infer(frames: np.ndarray) -> np.ndarray:
   return frames[:, 1:, 0, 0, 0].astype(np.int32)
 
 
-def world(heeds_buttons: bool, noise: bool = True) -> subject.Subject:
+def world(heeds_buttons: bool, noise: bool = True) -> evaluated_world.Subject:
   """Returns a world that obeys its buttons, or never looks at them."""
 
   def follow(last, pressed, clip_ids, number, seed):
@@ -59,31 +66,48 @@ def world(heeds_buttons: bool, noise: bool = True) -> subject.Subject:
     if noise:
       # Of one place, by clip, frame and seed only: paired draws.
       drawn[:, 1, 1] = [
-          np.random.default_rng([seed, clip, number]).integers(NUM_CODES)
-          for clip in clip_ids]
+        np.random.default_rng([seed, clip, number]).integers(NUM_CODES)
+        for clip in clip_ids
+      ]
     return drawn
 
   def rollout(prompt, buttons, clip_ids, seed):
     frames = list(prompt.swapaxes(0, 1))
     for number in range(len(frames) - 1, buttons.shape[1]):
-      frames.append(follow(
-          frames[-1], buttons[:, number], clip_ids, number, seed))
+      frames.append(
+        follow(frames[-1], buttons[:, number], clip_ids, number, seed)
+      )
     return np.stack(frames, 1)
 
   def next_frame(tokens, buttons, seed):
     return follow(
-        tokens[:, -2], buttons[:, -1], np.arange(len(tokens)), 0, seed)
+      tokens[:, -2], buttons[:, -1], np.arange(len(tokens)), 0, seed
+    )
 
-  return subject.Subject(
-      encode=encode, decode=decode, infer=infer, rollout=rollout,
-      next_frame=next_frame, num_frames=6, frame_shape=(SIDE, SIDE, 3),
-      token_patch=PATCH, num_codes=NUM_CODES, num_buttons=NUM_ACTIONS, fps=10,
-      sampling={"refinements": 3, "schedule": "cosine", "order": "random",
-                "temperature": 1.0, "choice_temperature": 4.5},
-      fingerprint="f" * 64)
+  return evaluated_world.Subject(
+    encode=encode,
+    decode=decode,
+    infer=infer,
+    rollout=rollout,
+    next_frame=next_frame,
+    num_frames=6,
+    frame_shape=(SIDE, SIDE, 3),
+    token_patch=PATCH,
+    num_codes=NUM_CODES,
+    num_buttons=NUM_ACTIONS,
+    fps=10,
+    sampling={
+      "refinements": 3,
+      "schedule": "cosine",
+      "order": "random",
+      "temperature": 1.0,
+      "choice_temperature": 4.5,
+    },
+    fingerprint="f" * 64,
+  )
 
 
-def true_world() -> subject.Subject:
+def true_world() -> evaluated_world.Subject:
   """Returns an obedient world whose buttons are the true actions."""
   return dataclasses.replace(world(True), infer=None, num_buttons=6)
 
@@ -100,14 +124,25 @@ def write_clips(folder: pathlib.Path) -> pathlib.Path:
         episodes.append([number, record, 0, LENGTH])
         for start in range(0, LENGTH, 16):
           piece = slice(start, start + 16)
-          writer.write(records.pack(
+          writer.write(
+            records.pack(
               {"frames": frames[piece], "actions": actions[piece]},
-              {"fps": 10, "source": number, "start": start}))
+              {"fps": 10, "source": number, "start": start},
+            )
+          )
           record += 1
     splits[split] = manifest.split_summary(
-        [{**writer.entry, "episodes": episodes}], LENGTH * len(numbers))
+      [{**writer.entry, "episodes": episodes}], LENGTH * len(numbers)
+    )
   manifest.Manifest(
-      kind="clips", name="grey", fps=10, frame_shape=(SIDE, SIDE, 3),
-      frames_per_record=16, splits=splits, num_actions=6,
-      action_aliases={5: 2}, made_by={"by": "a test"}).write(folder)
+    kind="clips",
+    name="grey",
+    fps=10,
+    frame_shape=(SIDE, SIDE, 3),
+    frames_per_record=16,
+    splits=splits,
+    num_actions=6,
+    action_aliases={5: 2},
+    made_by={"by": "a test"},
+  ).write(folder)
   return folder

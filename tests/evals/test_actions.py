@@ -17,7 +17,8 @@ def test_codes_that_are_the_actions_agree_perfectly(played):
   true, levels = played
   latent = actions.merge(true, ALIASES)[:, None].ravel()
   found = actions.agreement(
-      8 - latent, true, levels, 9, aliases=ALIASES, seed=0)
+    8 - latent, true, levels, 9, aliases=ALIASES, seed=0
+  )
   assert found.nmi.value == pytest.approx(1.0)
   assert found.nmi.low == pytest.approx(1.0)
   assert found.purity.value == 1.0
@@ -27,7 +28,8 @@ def test_codes_that_are_the_actions_agree_perfectly(played):
 def test_shuffling_brings_agreement_down_to_chance(played):
   true, levels = played
   found = actions.agreement(
-      actions.merge(true, ALIASES), true, levels, 9, aliases=ALIASES, seed=0)
+    actions.merge(true, ALIASES), true, levels, 9, aliases=ALIASES, seed=0
+  )
   assert found.shuffled_nmi.high < 0.05
   assert found.shuffled_nmi.low <= found.shuffled_nmi.value
 
@@ -35,8 +37,7 @@ def test_shuffling_brings_agreement_down_to_chance(played):
 def test_random_codes_do_no_better_than_shuffled_ones(played):
   true, levels = played
   latent = np.random.default_rng(1).integers(0, 6, len(true))
-  found = actions.agreement(
-      latent, true, levels, 6, aliases=ALIASES, seed=0)
+  found = actions.agreement(latent, true, levels, 6, aliases=ALIASES, seed=0)
   assert found.nmi.low < found.shuffled_nmi.high
   assert found.purity.value == pytest.approx(found.majority, abs=0.02)
 
@@ -57,18 +58,21 @@ def test_nmi_equals_scikit_learn(played):
   table = actions.tables(latent, true, levels, 6, 15)
   assert table.shape == (60, 6, 15)
   assert actions.nmi(table.sum(0)) == pytest.approx(
-      metrics.normalized_mutual_info_score(true, latent), abs=1e-12)
+    metrics.normalized_mutual_info_score(true, latent), abs=1e-12
+  )
   one = table[7]
   where = levels == 7
   assert actions.nmi(table)[7] == pytest.approx(
-      metrics.normalized_mutual_info_score(true[where], latent[where]))
+    metrics.normalized_mutual_info_score(true[where], latent[where])
+  )
   assert one.sum() == where.sum()
 
 
 def test_a_single_code_has_no_agreement_and_majority_purity(played):
   true, levels = played
   found = actions.agreement(
-      np.zeros_like(true), true, levels, 6, aliases=ALIASES, seed=0)
+    np.zeros_like(true), true, levels, 6, aliases=ALIASES, seed=0
+  )
   assert found.nmi.value == pytest.approx(0.0, abs=1e-12)
   assert found.purity.value == pytest.approx(found.majority)
   assert found.majority == pytest.approx(7 / 15, abs=0.03)

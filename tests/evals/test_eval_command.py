@@ -4,15 +4,16 @@ import os
 import grey_game
 import pytest
 
-from genie_jax.cli import eval as command
+from genie_jax.cli import eval as eval_lib
 from genie_jax.cli import main
 from genie_jax.evals import run
-from genie_jax.infer import bundle
 from genie_jax.sampling import maskgit
+from genie_jax.worlds import world_folder
 
 
 class _World:
   """Stands for a loaded world; the grey game's world is judged instead."""
+
   parts, sampling, fingerprint, fps = {}, maskgit.Sampling(), "f" * 64, 10
 
   def __init__(self, actions):
@@ -21,23 +22,50 @@ class _World:
 
 @pytest.fixture
 def stub(monkeypatch):
-  load = lambda folder: bundle.Bundle(
-      _World(os.path.basename(folder)), {"name": "grey"}, ())
-  monkeypatch.setattr(bundle, "load", load)
+  load = lambda folder: world_folder.Bundle(
+    _World(os.path.basename(folder)), {"name": "grey"}, ()
+  )
+  monkeypatch.setattr(world_folder, "load", load)
   monkeypatch.setattr(
-      command, "_subject", lambda found: grey_game.world(True)
-      if found.world.actions == "latent" else grey_game.true_world())
+    eval_lib,
+    "_subject",
+    lambda found: (
+      grey_game.world(True)
+      if found.world.actions == "latent"
+      else grey_game.true_world()
+    ),
+  )
 
 
-ARGUMENTS = ["--num-clips", "12", "--levels", "6", "--num-action-clips", "12",
-             "--kmeans-patches", "200"]
+ARGUMENTS = [
+  "--num-clips",
+  "12",
+  "--levels",
+  "6",
+  "--num-action-clips",
+  "12",
+  "--kmeans-patches",
+  "200",
+]
 
 
 def test_the_command_writes_figures_page_and_film(
-    stub, clips, tmp_path, capsys):
-  code = main.main([
-      "eval", "--world", "latent", "--true-actions-world", "true", "--clips",
-      str(clips), "--out", str(tmp_path / "out"), *ARGUMENTS])
+  stub, clips, tmp_path, capsys
+):
+  code = main.main(
+    [
+      "eval",
+      "--world",
+      "latent",
+      "--true-actions-world",
+      "true",
+      "--clips",
+      str(clips),
+      "--out",
+      str(tmp_path / "out"),
+      *ARGUMENTS,
+    ]
+  )
   assert code == 0
   found = json.loads((tmp_path / "out" / "metrics.json").read_text())
   assert found["command"].startswith("genie eval --world latent --clips")
@@ -48,22 +76,38 @@ def test_the_command_writes_figures_page_and_film(
   assert "delta PSNR" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments, message", [
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
     (["--num-clips", "0"], "--num-clips is 0"),
     (["--num-clips", "3"], "at least one clip a level"),
     (["--seed", "-1"], "--seed -1"),
     (["--split", "tset"], "did you mean 'test'"),
-    (["--levels", "60", "--num-clips", "60", "--num-action-clips", "60"],
-     "--levels 7"),
+    (
+      ["--levels", "60", "--num-clips", "60", "--num-action-clips", "60"],
+      "--levels 7",
+    ),
     (["--true-actions-world", "latent"], "trained on latent actions"),
     (["--workdir", "nowhere"], "genie train"),
     (["--timings", "nowhere.json"], "does not exist"),
-])
+  ],
+)
 def test_mistakes_end_in_one_line_and_code_2(
-    stub, clips, tmp_path, capsys, arguments, message):
-  code = main.main([
-      "eval", "--world", "latent", "--clips", str(clips), "--out",
-      str(tmp_path), *ARGUMENTS, *arguments])
+  stub, clips, tmp_path, capsys, arguments, message
+):
+  code = main.main(
+    [
+      "eval",
+      "--world",
+      "latent",
+      "--clips",
+      str(clips),
+      "--out",
+      str(tmp_path),
+      *ARGUMENTS,
+      *arguments,
+    ]
+  )
   said = capsys.readouterr().err.strip().splitlines()[-1]
   assert code == 2
   assert said.startswith("genie eval: ") and message in said
@@ -71,9 +115,20 @@ def test_mistakes_end_in_one_line_and_code_2(
 
 
 def test_the_figures_of_a_missing_world_are_not_made_up(clips, tmp_path):
-  assert main.main([
-      "eval", "--world", str(tmp_path / "none"), "--clips", str(clips),
-      "--out", str(tmp_path)]) == 2
+  assert (
+    main.main(
+      [
+        "eval",
+        "--world",
+        str(tmp_path / "none"),
+        "--clips",
+        str(clips),
+        "--out",
+        str(tmp_path),
+      ]
+    )
+    == 2
+  )
 
 
 def test_options_default_to_the_protocol():

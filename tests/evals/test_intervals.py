@@ -29,15 +29,18 @@ def test_bootstrap_equals_a_loop_over_drawn_levels():
   counts = np.random.default_rng(7).multinomial(10, np.full(10, 0.1), size=20)
   for row, count in zip(fast, counts, strict=True):
     drawn = [
-        values[levels == level].sum(0)
-        for level, times in enumerate(count) for _ in range(times)]
+      values[levels == level].sum(0)
+      for level, times in enumerate(count)
+      for _ in range(times)
+    ]
     np.testing.assert_allclose(row, np.sum(drawn, 0), atol=1e-12)
 
 
 def test_the_same_seed_gives_the_same_interval():
   values = np.random.default_rng(2).normal(size=40)
   draw = lambda seed: intervals.ratio(
-      values, np.ones(40), np.arange(40), seed=seed)
+    values, np.ones(40), np.arange(40), seed=seed
+  )
   assert draw(3) == draw(3)
   assert draw(3).low != draw(4).low
   assert draw(3).value == pytest.approx(values.mean())

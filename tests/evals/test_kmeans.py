@@ -36,7 +36,8 @@ def test_skipping_by_bounds_equals_plain_lloyd():
   found = kmeans.fit(points, 20, seed=3)
   patches, weights = kmeans.distinct(points)
   centres = kmeans.plus_plus(
-      patches, weights, 20, np.random.default_rng(3)).astype(np.float64)
+    patches, weights, 20, np.random.default_rng(3)
+  ).astype(np.float64)
   for _ in range(found.iterations):
     gaps = ((points[:, None] - centres) ** 2).sum(-1)
     codes = gaps.argmin(1)
@@ -50,7 +51,8 @@ def test_equal_patches_weigh_as_often_as_they_occur():
   points = np.array([[0.0], [0.0], [0.0], [0.4], [5.0]], np.float32)
   found = kmeans.fit(points, 2, seed=0)
   np.testing.assert_allclose(
-      np.sort(found.centres.ravel()), [0.1, 5.0], atol=1e-6)
+    np.sort(found.centres.ravel()), [0.1, 5.0], atol=1e-6
+  )
   assert found.inertia == pytest.approx(0.12 / 5, rel=1e-5)
 
 
@@ -59,9 +61,13 @@ def test_plus_plus_skips_nothing_that_matters(blobs):
   weights = np.ones(len(points))
   fast = kmeans.plus_plus(points, weights, 12, np.random.default_rng(5))
   rng = np.random.default_rng(5)
-  draw = lambda chances: int(np.searchsorted(
+  draw = lambda chances: int(
+    np.searchsorted(
       np.cumsum(chances, dtype=np.float64),
-      rng.random() * np.cumsum(chances, dtype=np.float64)[-1], side="right"))
+      rng.random() * np.cumsum(chances, dtype=np.float64)[-1],
+      side="right",
+    )
+  )
   slow = [points[draw(weights)]]
   for _ in range(11):
     gaps = np.stack([((points - centre) ** 2).sum(1) for centre in slow])
@@ -78,7 +84,8 @@ def test_fewer_distinct_patches_than_codes_are_kept_exactly():
 
 def test_patches_that_do_not_fit_are_padded_and_cut_again():
   frames = np.random.default_rng(0).integers(
-      0, 256, (3, 10, 13, 3), dtype=np.uint8)
+    0, 256, (3, 10, 13, 3), dtype=np.uint8
+  )
   patches = kmeans.to_patches(frames, 4)
   assert patches.shape == (3 * 3 * 4, 48)
   back = kmeans.from_patches(patches, 4, (10, 13, 3))
@@ -87,7 +94,7 @@ def test_patches_that_do_not_fit_are_padded_and_cut_again():
 
 def test_as_many_codes_as_patches_reconstruct_exactly():
   frames = np.random.default_rng(0).integers(
-      0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    0, 256, (2, 8, 8, 3), dtype=np.uint8
+  )
   centres = kmeans.to_patches(frames, 4)
-  np.testing.assert_array_equal(
-      kmeans.reconstruct(frames, 4, centres), frames)
+  np.testing.assert_array_equal(kmeans.reconstruct(frames, 4, centres), frames)

@@ -11,18 +11,25 @@ from genie_jax.core import errors
 from genie_jax.evals import curves, report, run
 
 ORIGIN = report.Origin(
-    name="Grey <block>", command="genie eval --world w", commit="c" * 40,
-    date="2026-01-01T00:00:00+00:00", fps=10,
-    seconds_by_stage={"tokenizer": 61.0})
+  name="Grey <block>",
+  command="genie eval --world w",
+  commit="c" * 40,
+  date="2026-01-01T00:00:00+00:00",
+  fps=10,
+  seconds_by_stage={"tokenizer": 61.0},
+)
 
 
 def write_workdir(folder):
   folder.mkdir()
   lines = [{"step": s, "time": 1.0, "loss": 10 / s} for s in range(1, 300)]
-  lines += [{"step": s, "eval/squared_error": 0.01,
-             "eval/copy_squared_error": 0.02} for s in (100, 200)]
+  lines += [
+    {"step": s, "eval/squared_error": 0.01, "eval/copy_squared_error": 0.02}
+    for s in (100, 200)
+  ]
   (folder / "metrics.jsonl").write_text(
-      "".join(json.dumps(line) + "\n" for line in lines))
+    "".join(json.dumps(line) + "\n" for line in lines)
+  )
   (folder / "config.json").write_text('{"stage": "lam"}')
   return folder
 
@@ -31,8 +38,11 @@ def write_workdir(folder):
 def written(clips, tmp_path_factory):
   out = tmp_path_factory.mktemp("report")
   results = run.evaluate(
-      grey_game.world(True), clips, grey_game.OPTIONS,
-      true_actions=grey_game.true_world())
+    grey_game.world(True),
+    clips,
+    grey_game.OPTIONS,
+    true_actions=grey_game.true_world(),
+  )
   training = report.read_curves([write_workdir(out / "lam")])
   return out, report.write(out, results, ORIGIN, training)
 
@@ -45,11 +55,11 @@ def test_metrics_hold_every_key(written):
     assert stored[key] is not None, key
   assert stored["seconds_by_stage"]["tokenizer"] == 61.0
   assert stored["seconds_total"] == pytest.approx(
-      sum(stored["seconds_by_stage"].values()), abs=0.01)
+    sum(stored["seconds_by_stage"].values()), abs=0.01
+  )
 
 
 class _Page(html.parser.HTMLParser):
-
   def __init__(self):
     super().__init__()
     self.seen, self.open = [], []
@@ -83,9 +93,14 @@ def test_the_page_states_figures_protocol_and_origin(written):
   assert "Grey &lt;block&gt;" in text
   assert f"{metrics['tokenizer_psnr']:.2f} dB" in text
   assert f"{metrics['delta_psnr']:+.2f} dB" in text
-  for fact in (metrics["commit"], metrics["data_fingerprint"],
-               "fourth frame drawn", "true actions, another world",
-               "A short check, not a measurement", "It cannot"):
+  for fact in (
+    metrics["commit"],
+    metrics["data_fingerprint"],
+    "fourth frame drawn",
+    "true actions, another world",
+    "A short check, not a measurement",
+    "It cannot",
+  ):
     assert fact in text
 
 
@@ -104,10 +119,10 @@ def test_the_rollout_is_an_animation(written):
 def test_a_world_of_unknown_actions_is_reported_too(clips, tmp_path):
   results = run.evaluate(grey_game.true_world(), clips, grey_game.OPTIONS)
   metrics = report.write(
-      tmp_path, results, dataclasses.replace(ORIGIN, commit=None))
+    tmp_path, results, dataclasses.replace(ORIGIN, commit=None)
+  )
   assert metrics["action_nmi"] is None
-  assert "trained with true actions" in (
-      tmp_path / "report.html").read_text()
+  assert "trained with true actions" in (tmp_path / "report.html").read_text()
 
 
 def test_curves_hold_training_loss_and_held_out_psnr(tmp_path):
@@ -116,7 +131,8 @@ def test_curves_hold_training_loss_and_held_out_psnr(tmp_path):
   steps, losses = found.panels["Training loss"]["loss"]
   assert len(steps) == len(losses) <= 120
   assert found.panels["Held-out PSNR, dB"]["prediction"][1] == pytest.approx(
-      [20.0, 20.0])
+    [20.0, 20.0]
+  )
   assert set(found.panels["Held-out PSNR, dB"]) == {"prediction", "copy"}
 
 

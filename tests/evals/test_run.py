@@ -7,14 +7,17 @@ import pytest
 
 from genie_jax.core import errors
 from genie_jax.evals import clips as clips_lib
-from genie_jax.evals import playing, run
+from genie_jax.evals import rollouts, run
 
 
 @pytest.fixture(scope="module")
 def obedient(clips):
   return run.evaluate(
-      grey_game.world(heeds_buttons=True), clips, grey_game.OPTIONS,
-      true_actions=grey_game.true_world())
+    grey_game.world(heeds_buttons=True),
+    clips,
+    grey_game.OPTIONS,
+    true_actions=grey_game.true_world(),
+  )
 
 
 def test_a_world_that_obeys_scores_better_with_the_right_buttons(obedient):
@@ -23,7 +26,8 @@ def test_a_world_that_obeys_scores_better_with_the_right_buttons(obedient):
 
 def test_a_world_that_ignores_its_buttons_scores_exactly_zero(clips):
   found = run.evaluate(
-      grey_game.world(heeds_buttons=False), clips, grey_game.OPTIONS).metrics
+    grey_game.world(heeds_buttons=False), clips, grey_game.OPTIONS
+  ).metrics
   # Paired draws: the noise of both rollouts is the same, bit for bit.
   assert found["delta_psnr"] == 0.0
   assert (found["delta_psnr_low"], found["delta_psnr_high"]) == (0.0, 0.0)
@@ -48,8 +52,7 @@ def test_a_world_of_true_actions_stands_beside_the_latent_one(obedient):
 
 
 def test_a_world_of_true_actions_can_be_judged_by_itself(clips):
-  found = run.evaluate(
-      grey_game.true_world(), clips, grey_game.OPTIONS).metrics
+  found = run.evaluate(grey_game.true_world(), clips, grey_game.OPTIONS).metrics
   assert found["actions"] == "true"
   assert found["action_nmi"] is None
   assert found["delta_psnr_low"] > 0.5
@@ -60,16 +63,20 @@ def test_predicting_the_moving_block_beats_copying(obedient):
   # One of the world's four tokens is noise, and it never changes in truth.
   assert found["changed_token_accuracy"] == pytest.approx(1.0)
   assert found["changed_pixel_psnr"] > (
-      found["copy_last_frame_changed_pixel_psnr"] + 5)
+    found["copy_last_frame_changed_pixel_psnr"] + 5
+  )
 
 
 def test_figures_are_json_and_repeat_for_a_seed(clips, obedient):
   again = run.evaluate(
-      grey_game.world(heeds_buttons=True), clips, grey_game.OPTIONS,
-      true_actions=grey_game.true_world()).metrics
+    grey_game.world(heeds_buttons=True),
+    clips,
+    grey_game.OPTIONS,
+    true_actions=grey_game.true_world(),
+  ).metrics
   drop = lambda metrics: json.dumps(
-      {k: v for k, v in metrics.items() if k != "eval_seconds"},
-      allow_nan=False)
+    {k: v for k, v in metrics.items() if k != "eval_seconds"}, allow_nan=False
+  )
   assert drop(again) == drop(obedient.metrics)
 
 
@@ -80,8 +87,14 @@ def test_few_levels_are_said_not_to_meet_the_protocol(obedient):
 
 def test_clips_come_evenly_from_as_many_levels_as_asked(clips):
   found = clips_lib.pick(
-      clips, "test", num_frames=6, num_clips=14, num_levels=4,
-      with_actions=True, seed=0)
+    clips,
+    "test",
+    num_frames=6,
+    num_clips=14,
+    num_levels=4,
+    with_actions=True,
+    seed=0,
+  )
   levels, counts = np.unique(found.levels, return_counts=True)
   assert len(levels) == 4
   assert sorted(counts) == [3, 3, 4, 4]
@@ -97,8 +110,7 @@ def test_too_few_levels_are_refused_with_both_numbers(clips):
 
 
 def test_clips_of_another_shape_are_refused(clips):
-  other = dataclasses.replace(
-      grey_game.world(True), frame_shape=(64, 64, 3))
+  other = dataclasses.replace(grey_game.world(True), frame_shape=(64, 64, 3))
   with pytest.raises(errors.UserError, match="frame_shape"):
     run.evaluate(other, clips, grey_game.OPTIONS)
 
@@ -106,6 +118,12 @@ def test_clips_of_another_shape_are_refused(clips):
 def test_clips_too_short_for_four_drawn_frames_are_refused():
   frames = np.zeros((2, 4, 16, 16, 3), np.uint8)
   with pytest.raises(errors.UserError, match="num_frames=4"):
-    playing.delta(
-        grey_game.world(True), grey_game.encode(frames[:, :1]), frames,
-        np.zeros((2, 3), int), np.arange(5), np.arange(2), seed=0)
+    rollouts.delta(
+      grey_game.world(True),
+      grey_game.encode(frames[:, :1]),
+      frames,
+      np.zeros((2, 3), int),
+      np.arange(5),
+      np.arange(2),
+      seed=0,
+    )

@@ -19,9 +19,15 @@ def check(manifest: dict) -> None:
     raise ValueError(f"replicatedJobs repeat a name: {names}")
   for job in manifest["spec"]["replicatedJobs"]:
     pods = job["template"]["spec"].get("completions", 1)
-    longest = "-".join((
-        manifest["metadata"]["name"], job["name"],
-        str(job.get("replicas", 1) - 1), str(pods - 1), "12345"))
+    longest = "-".join(
+      (
+        manifest["metadata"]["name"],
+        job["name"],
+        str(job.get("replicas", 1) - 1),
+        str(pods - 1),
+        "12345",
+      )
+    )
     if len(longest) > 63:
       raise ValueError(f"a pod would be called {longest}, above 63 letters")
   rules = manifest["spec"].get("failurePolicy", {}).get("rules", [])
@@ -43,14 +49,15 @@ def _fields(required: dict[str, Check], **optional: Check) -> Check:
       if name not in known:
         raise ValueError(f"{place}.{name} is no field; {sorted(known)} are")
       known[name](f"{place}.{name}", content)
+
   return run
 
 
 def _is(kind: type) -> Check:
   def run(place, value):
-    if not isinstance(value, kind) or (
-        kind is int and isinstance(value, bool)):
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
       raise ValueError(f"{place} is {value!r}, no {kind.__name__}")
+
   return run
 
 
@@ -59,6 +66,7 @@ def _whole(least: int) -> Check:
     _is(int)(place, value)
     if value < least:
       raise ValueError(f"{place} is {value}, below {least}")
+
   return run
 
 
@@ -66,6 +74,7 @@ def _one_of(*choices: str) -> Check:
   def run(place, value):
     if value not in choices:
       raise ValueError(f"{place} is {value!r}, none of {choices}")
+
   return run
 
 
@@ -74,6 +83,7 @@ def _like(pattern: str) -> Check:
     _is(str)(place, value)
     if not re.fullmatch(pattern, value):
       raise ValueError(f"{place} is {value!r}, not like {pattern}")
+
   return run
 
 
@@ -82,6 +92,7 @@ def _each(item: Check) -> Check:
     _is(list)(place, value)
     for number, content in enumerate(value):
       item(f"{place}[{number}]", content)
+
   return run
 
 
@@ -93,37 +104,62 @@ def _texts(place, value):
 
 _LABEL = _like(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _METADATA = _fields(
-    {"name": _LABEL}, namespace=_LABEL, labels=_texts, annotations=_texts)
+  {"name": _LABEL}, namespace=_LABEL, labels=_texts, annotations=_texts
+)
 # The Job inside is for Kubernetes' own schema.
 _JOB = _fields(
-    {"name": _LABEL, "template": _is(dict)}, replicas=_whole(0),
-    groupName=_LABEL,
-    dependsOn=_each(_fields(
-        {"name": _LABEL, "status": _one_of("Ready", "Complete")})))
+  {"name": _LABEL, "template": _is(dict)},
+  replicas=_whole(0),
+  groupName=_LABEL,
+  dependsOn=_each(
+    _fields({"name": _LABEL, "status": _one_of("Ready", "Complete")})
+  ),
+)
 _RULE = _fields(
-    {"action": _one_of(
-        "FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts")},
-    name=_like(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?"),
-    onJobFailureReasons=_each(_one_of(
-        "BackoffLimitExceeded", "DeadlineExceeded", "FailedIndexes",
-        "MaxFailedIndexesExceeded", "PodFailurePolicy")),
-    targetReplicatedJobs=_each(_LABEL))
+  {
+    "action": _one_of(
+      "FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts"
+    )
+  },
+  name=_like(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?"),
+  onJobFailureReasons=_each(
+    _one_of(
+      "BackoffLimitExceeded",
+      "DeadlineExceeded",
+      "FailedIndexes",
+      "MaxFailedIndexesExceeded",
+      "PodFailurePolicy",
+    )
+  ),
+  targetReplicatedJobs=_each(_LABEL),
+)
 _JOBSET = _fields(
-    {"apiVersion": _one_of("jobset.x-k8s.io/v1alpha2"),
-     "kind": _one_of("JobSet"), "metadata": _METADATA,
-     "spec": _fields(
-         {"replicatedJobs": _each(_JOB)},
-         network=_fields(
-             {}, enableDNSHostnames=_is(bool), subdomain=_LABEL,
-             publishNotReadyAddresses=_is(bool)),
-         successPolicy=_fields(
-             {"operator": _one_of("All", "Any")},
-             targetReplicatedJobs=_each(_LABEL)),
-         failurePolicy=_fields(
-             {}, maxRestarts=_whole(0),
-             restartStrategy=_one_of("Recreate", "BlockingRecreate"),
-             rules=_each(_RULE)),
-         suspend=_is(bool), ttlSecondsAfterFinished=_whole(0),
-         coordinator=_fields(
-             {"replicatedJob": _LABEL}, jobIndex=_whole(0),
-             podIndex=_whole(0)))})
+  {
+    "apiVersion": _one_of("jobset.x-k8s.io/v1alpha2"),
+    "kind": _one_of("JobSet"),
+    "metadata": _METADATA,
+    "spec": _fields(
+      {"replicatedJobs": _each(_JOB)},
+      network=_fields(
+        {},
+        enableDNSHostnames=_is(bool),
+        subdomain=_LABEL,
+        publishNotReadyAddresses=_is(bool),
+      ),
+      successPolicy=_fields(
+        {"operator": _one_of("All", "Any")}, targetReplicatedJobs=_each(_LABEL)
+      ),
+      failurePolicy=_fields(
+        {},
+        maxRestarts=_whole(0),
+        restartStrategy=_one_of("Recreate", "BlockingRecreate"),
+        rules=_each(_RULE),
+      ),
+      suspend=_is(bool),
+      ttlSecondsAfterFinished=_whole(0),
+      coordinator=_fields(
+        {"replicatedJob": _LABEL}, jobIndex=_whole(0), podIndex=_whole(0)
+      ),
+    ),
+  }
+)

@@ -28,6 +28,7 @@ class Launcher:
       the stack ends what it started.
     module: What runs the line.
   """
+
   found_by: str
   variables: Callable[[int, contextlib.ExitStack], Variables]
   module: str = "genie_jax"
@@ -44,40 +45,64 @@ def free_port(ports=(0,)) -> int:
 
 def _gke(count, stack) -> Variables:
   port = str(free_port())
-  return [{"TPU_WORKER_HOSTNAMES": ",".join(["localhost"] * count),
-           "TPU_WORKER_ID": str(index), "JAX_COORDINATOR_PORT": port}
-          for index in range(count)]
+  return [
+    {
+      "TPU_WORKER_HOSTNAMES": ",".join(["localhost"] * count),
+      "TPU_WORKER_ID": str(index),
+      "JAX_COORDINATOR_PORT": port,
+    }
+    for index in range(count)
+  ]
 
 
 def _xpk(count, stack) -> Variables:
   port = str(free_port())
   addresses = [f"localhost:{8476 + index}" for index in range(count)]
-  return [{"TPU_PROCESS_ADDRESSES": ",".join(addresses),
-           "TPU_WORKER_ID": str(index), "MEGASCALE_NUM_SLICES": "1",
-           "JAX_COORDINATOR_PORT": port}
-          for index in range(count)]
+  return [
+    {
+      "TPU_PROCESS_ADDRESSES": ",".join(addresses),
+      "TPU_WORKER_ID": str(index),
+      "MEGASCALE_NUM_SLICES": "1",
+      "JAX_COORDINATOR_PORT": port,
+    }
+    for index in range(count)
+  ]
 
 
 def _slurm(count, stack) -> Variables:
   # The port follows from the number of the job.
   job = 17 * len(_SLURM_PORTS) + free_port(_SLURM_PORTS) - _SLURM_PORTS[0]
-  return [{"SLURM_JOB_ID": str(job), "SLURM_PROCID": str(index),
-           "SLURM_STEP_NODELIST": ",".join(["localhost"] * count),
-           "SLURM_STEP_NUM_TASKS": str(count),
-           "SLURM_STEP_NUM_NODES": str(count), "SLURM_LOCALID": "0"}
-          for index in range(count)]
+  return [
+    {
+      "SLURM_JOB_ID": str(job),
+      "SLURM_PROCID": str(index),
+      "SLURM_STEP_NODELIST": ",".join(["localhost"] * count),
+      "SLURM_STEP_NUM_TASKS": str(count),
+      "SLURM_STEP_NUM_NODES": str(count),
+      "SLURM_LOCALID": "0",
+    }
+    for index in range(count)
+  ]
 
 
 def _queued(count, stack) -> Variables:
   port = str(free_port())
-  endpoints = ",".join(
-      f"unknown:{index}:localhost" for index in range(count))
-  return [{"GCE_METADATA_IP": stack.enter_context(_metadata({
-              "agent-worker-number": str(index),
-              "worker-network-endpoints": endpoints,
-              "tpu-env": "ACCELERATOR_TYPE: 'v5p-16'\n"})),
-           "JAX_COORDINATOR_PORT": port}
-          for index in range(count)]
+  endpoints = ",".join(f"unknown:{index}:localhost" for index in range(count))
+  return [
+    {
+      "GCE_METADATA_IP": stack.enter_context(
+        _metadata(
+          {
+            "agent-worker-number": str(index),
+            "worker-network-endpoints": endpoints,
+            "tpu-env": "ACCELERATOR_TYPE: 'v5p-16'\n",
+          }
+        )
+      ),
+      "JAX_COORDINATOR_PORT": port,
+    }
+    for index in range(count)
+  ]
 
 
 @contextlib.contextmanager
@@ -85,11 +110,11 @@ def _metadata(attributes: Mapping[str, str]):
   """Runs a metadata server of one machine; yields HOST:PORT."""
 
   class Handler(http.server.BaseHTTPRequestHandler):
-
     def do_GET(self):
       asked = self.path.removeprefix(_ATTRIBUTES)
-      known = (asked in attributes
-               and self.headers["Metadata-Flavor"] == "Google")
+      known = (
+        asked in attributes and self.headers["Metadata-Flavor"] == "Google"
+      )
       self.send_response(200 if known else 404)
       self.end_headers()
       self.wfile.write(attributes[asked].encode() if known else b"")
@@ -109,9 +134,10 @@ def _metadata(attributes: Mapping[str, str]):
 
 # By the name of the recipe.
 LAUNCHERS = {
-    "jobset.sh": Launcher("variables of the TPU pod", _gke),
-    "xpk.sh": Launcher("variables of the TPU pod", _xpk),
-    "queued_resource.sh": Launcher(
-        "TPU machine's metadata", _queued, "tests.launch.tpu_machine"),
-    "slurm.sbatch": Launcher("variables of Slurm", _slurm),
+  "jobset.sh": Launcher("variables of the TPU pod", _gke),
+  "xpk.sh": Launcher("variables of the TPU pod", _xpk),
+  "queued_resource.sh": Launcher(
+    "TPU machine's metadata", _queued, "tests.launch.tpu_machine"
+  ),
+  "slurm.sbatch": Launcher("variables of Slurm", _slurm),
 }

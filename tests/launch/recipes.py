@@ -19,20 +19,31 @@ ROOT = pathlib.Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
 IMAGE = "us-docker.pkg.dev/project/genie/genie:1"
 BUCKET, RUN = "the-bucket", "run-1"
-SHELL = [LAUNCH / name for name in (
-    "gke/jobset.sh", "xpk.sh", "queued_resource.sh", "slurm.sbatch")]
+SHELL = [
+  LAUNCH / name
+  for name in ("gke/jobset.sh", "xpk.sh", "queued_resource.sh", "slurm.sbatch")
+]
 DOCKERFILES = [LAUNCH / "Dockerfile.tpu", LAUNCH / "Dockerfile.cuda"]
 
 # What each recipe says must be set.
 VARIABLES = {
-    "jobset.sh": {"RUN": RUN, "IMAGE": IMAGE, "BUCKET": BUCKET},
-    "xpk.sh": {
-        "PROJECT": "project", "ZONE": "us-east5-a", "CLUSTER": "cluster",
-        "RUN": RUN, "IMAGE": IMAGE, "BUCKET": BUCKET},
-    "queued_resource.sh": {
-        "PROJECT": "project", "ZONE": "us-east5-a", "RUN": RUN,
-        "IMAGE": IMAGE, "BUCKET": BUCKET},
-    "slurm.sbatch": {"RUN": RUN, "BUCKET": BUCKET, "TOKENS": "/disk/tokens"},
+  "jobset.sh": {"RUN": RUN, "IMAGE": IMAGE, "BUCKET": BUCKET},
+  "xpk.sh": {
+    "PROJECT": "project",
+    "ZONE": "us-east5-a",
+    "CLUSTER": "cluster",
+    "RUN": RUN,
+    "IMAGE": IMAGE,
+    "BUCKET": BUCKET,
+  },
+  "queued_resource.sh": {
+    "PROJECT": "project",
+    "ZONE": "us-east5-a",
+    "RUN": RUN,
+    "IMAGE": IMAGE,
+    "BUCKET": BUCKET,
+  },
+  "slurm.sbatch": {"RUN": RUN, "BUCKET": BUCKET, "TOKENS": "/disk/tokens"},
 }
 # What Slurm sets.
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(ROOT)}
@@ -42,8 +53,20 @@ STATE = "gcloud compute tpus queued-resources describe"
 
 # All that could reach outside, or that a test should not wait for.
 _TOOLS = (
-    "genie", "kubectl", "xpk", "gcloud", "srun", "scontrol", "sudo", "docker",
-    "gcsfuse", "mountpoint", "curl", "lsb_release", "sleep")
+  "genie",
+  "kubectl",
+  "xpk",
+  "gcloud",
+  "srun",
+  "scontrol",
+  "sudo",
+  "docker",
+  "gcsfuse",
+  "mountpoint",
+  "curl",
+  "lsb_release",
+  "sleep",
+)
 _STAND_IN = """#!{python} -IS
 import json, os, sys
 here, tool = os.path.split(sys.argv[0])
@@ -65,6 +88,7 @@ sys.exit(code)
 @dataclasses.dataclass(frozen=True)
 class Call:
   """One call of a tool."""
+
   tool: str
   argv: list[str]
   stdin: str
@@ -79,6 +103,7 @@ class Ended:
     err: What it complained of.
     calls: Which tools it called, in order.
   """
+
   code: int
   err: str
   calls: list[Call]
@@ -89,9 +114,10 @@ class Ended:
 
 
 def run(
-    folder: pathlib.Path, command: Sequence[str],
-    variables: Mapping[str, str],
-    answers: Mapping[str, Sequence[tuple[str, int]]] | None = None,
+  folder: pathlib.Path,
+  command: Sequence[str],
+  variables: Mapping[str, str],
+  answers: Mapping[str, Sequence[tuple[str, int]]] | None = None,
 ) -> Ended:
   """Runs a command in a shell's bare environment, among stand-ins.
 
@@ -110,17 +136,27 @@ def run(
   (folder / "answers").write_text(json.dumps(dict(answers or {})))
   (folder / "calls").write_text("")
   done = subprocess.run(
-      list(command), env={**variables, "PATH": f"{folder}:{os.defpath}"},
-      cwd=ROOT, text=True, capture_output=True, timeout=120,
-      stdin=subprocess.DEVNULL)
-  calls = [Call(*json.loads(line))
-           for line in (folder / "calls").read_text().splitlines()]
+    list(command),
+    env={**variables, "PATH": f"{folder}:{os.defpath}"},
+    cwd=ROOT,
+    text=True,
+    capture_output=True,
+    timeout=120,
+    stdin=subprocess.DEVNULL,
+  )
+  calls = [
+    Call(*json.loads(line))
+    for line in (folder / "calls").read_text().splitlines()
+  ]
   return Ended(done.returncode, done.stderr, calls)
 
 
 def start(
-    folder: pathlib.Path, script: pathlib.Path, *verb: str,
-    without: str = "", **options,
+  folder: pathlib.Path,
+  script: pathlib.Path,
+  *verb: str,
+  without: str = "",
+  **options,
 ) -> Ended:
   """Runs a recipe with all that it needs set, but for `without`."""
   variables = dict(VARIABLES[script.name])
@@ -128,44 +164,49 @@ def start(
     variables |= SLURM
   variables.pop(without, None)
   return run(
-      folder, ["bash", str(script), *verb],
-      variables | options.pop("variables", {}), **options)
+    folder,
+    ["bash", str(script), *verb],
+    variables | options.pop("variables", {}),
+    **options,
+  )
 
 
 def genie(folder: pathlib.Path, script: pathlib.Path) -> list[str]:
   """Returns the arguments of `genie` on a host, as the recipe starts it."""
   if script.name == "slurm.sbatch":
-    srun, = start(folder, script).of("srun")
-    return srun[srun.index("genie") + 1:]
-  ended = start(folder, script, "start", answers={
-      STATE: [("ACTIVE\n", 0)]})
+    (srun,) = start(folder, script).of("srun")
+    return srun[srun.index("genie") + 1 :]
+  ended = start(folder, script, "start", answers={STATE: [("ACTIVE\n", 0)]})
   assert ended.code == 0, ended.err
   on_host = folder / "host"
   if script.name == "jobset.sh":
     pod = jobset(ended)["spec"]["replicatedJobs"][0]["template"]["spec"][
-        "template"]["spec"]
-    container, = pod["containers"]
+      "template"
+    ]["spec"]
+    (container,) = pod["containers"]
     shell = [*container["command"], *container["args"]]
-    argv, = run(on_host, shell, {}).of("genie")
+    (argv,) = run(on_host, shell, {}).of("genie")
     return argv
   if script.name == "xpk.sh":
-    created, = ended.of("xpk")
+    (created,) = ended.of("xpk")
     # XPK puts the command into a subshell of its own script.
     command = f"({value_of(created, '--command')}) & wait $!"
-    argv, = run(on_host, ["bash", "-c", command], {}).of("genie")
+    (argv,) = run(on_host, ["bash", "-c", command], {}).of("genie")
     return argv
   host_script = value_of(ended.of("gcloud")[-1], "--command")
   done = run(on_host, ["bash", "-c", host_script], {})
   assert done.code == 0, done.err
-  docker, = [argv for argv in done.of("sudo") if argv[:2] == ["docker", "run"]]
+  (docker,) = [
+    argv for argv in done.of("sudo") if argv[:2] == ["docker", "run"]
+  ]
   assert docker[docker.index(IMAGE) + 1] == "genie"
-  return docker[docker.index(IMAGE) + 2:]
+  return docker[docker.index(IMAGE) + 2 :]
 
 
 def jobset(ended: Ended) -> dict:
   """Returns the object that `kubectl create` got."""
   yaml = tool("yaml", "PyYAML")
-  created, = [call for call in ended.calls if call.argv[:1] == ["create"]]
+  (created,) = [call for call in ended.calls if call.argv[:1] == ["create"]]
   assert created.tool == "kubectl"
   assert created.argv == ["create", "--filename", "-"]
   return yaml.safe_load(created.stdin)
@@ -178,14 +219,18 @@ def value_of(argv: Sequence[str], flag: str) -> str:
 
 def flags(argv: Sequence[str]) -> set[str]:
   """Returns the names of the flags of a command line."""
-  return {word.split("=")[0] for word in argv
-          if word.startswith("--") and len(word) > 2}
+  return {
+    word.split("=")[0]
+    for word in argv
+    if word.startswith("--") and len(word) > 2
+  }
 
 
 def tool(module: str, package: str):
   """Imports a parser, or skips the test with what to install."""
   return pytest.importorskip(
-      module, reason=f"{package} is not installed; pip install '.[dev]'")
+    module, reason=f"{package} is not installed; pip install '.[dev]'"
+  )
 
 
 def program(name: str, package: str) -> str:

@@ -8,27 +8,31 @@ import re
 
 import pytest
 
-from genie_jax.cli import plan as plan_command
-from genie_jax.cli import train as train_command
+from genie_jax.cli import plan, train
 from genie_jax.core import config as config_lib
-from genie_jax.sharding import cluster
-from genie_jax.sharding import mesh as mesh_lib
+from genie_jax.sharding import cluster, mesh
 from genie_jax.train import workdir
+from tests.fixtures import stage_data
 from tests.launch import known, launchers, recipes
 from tests.multihost import fleet
-from tests.stages import folders
 
 JOBSET, XPK, QUEUED, SLURM = recipes.SHELL
-VERBS = [(script, verb) for script in (JOBSET, XPK, QUEUED)
-         for verb in ("start", "watch", "resume", "delete")]
-UNSET = [(script, name) for script in recipes.SHELL
-         for name in recipes.VARIABLES[script.name]]
+VERBS = [
+  (script, verb)
+  for script in (JOBSET, XPK, QUEUED)
+  for verb in ("start", "watch", "resume", "delete")
+]
+UNSET = [
+  (script, name)
+  for script in recipes.SHELL
+  for name in recipes.VARIABLES[script.name]
+]
 name_of = lambda value: getattr(value, "name", None)
 
 
 @pytest.mark.parametrize("script, name", UNSET, ids=name_of)
 def test_an_unset_variable_stops_with_one_line_that_names_it(
-    script, name, tmp_path
+  script, name, tmp_path
 ):
   ended = recipes.start(tmp_path, script, "start", without=name)
   assert ended.code == 2 and len(ended.err.splitlines()) == 1
@@ -49,10 +53,11 @@ def test_an_unknown_verb_stops_with_the_known_ones(script, tmp_path):
 
 @pytest.mark.parametrize("script, verb", VERBS, ids=name_of)
 def test_every_verb_calls_commands_and_flags_that_there_are(
-    script, verb, tmp_path
+  script, verb, tmp_path
 ):
   ended = recipes.start(
-      tmp_path, script, verb, answers={recipes.STATE: [("ACTIVE\n", 0)] * 3})
+    tmp_path, script, verb, answers={recipes.STATE: [("ACTIVE\n", 0)] * 3}
+  )
   assert ended.code == 0, ended.err
   assert ended.calls
   for call in ended.calls:
@@ -60,32 +65,43 @@ def test_every_verb_calls_commands_and_flags_that_there_are(
 
 
 def test_every_recipe_starts_the_same_line(tmp_path):
-  lines = {script.name: recipes.genie(tmp_path / script.name, script)
-           for script in recipes.SHELL}
+  lines = {
+    script.name: recipes.genie(tmp_path / script.name, script)
+    for script in recipes.SHELL
+  }
   assert lines["jobset.sh"] == [
-      "train", "--config", "experiments/platformers/dynamics.py",
-      "--workdir", f"gs://{recipes.BUCKET}/{recipes.RUN}",
-      "--config.data.path=/bucket/tokens",
-      "--compilation-cache", f"gs://{recipes.BUCKET}/cache",
-      "--initialization-timeout", "86400"]
+    "train",
+    "--config",
+    "experiments/platformers/dynamics.py",
+    "--workdir",
+    f"gs://{recipes.BUCKET}/{recipes.RUN}",
+    "--config.data.path=/bucket/tokens",
+    "--compilation-cache",
+    f"gs://{recipes.BUCKET}/cache",
+    "--initialization-timeout",
+    "86400",
+  ]
   # Slurm has a disk where the cloud has a bucket, and GPUs of less memory.
-  slurm = [word.replace("/disk/tokens", "/bucket/tokens")
-           for word in lines["slurm.sbatch"]]
+  slurm = [
+    word.replace("/disk/tokens", "/bucket/tokens")
+    for word in lines["slurm.sbatch"]
+  ]
   slurm.remove("--config.model.transformer.remat=full")  # once
   lines["slurm.sbatch"] = slurm
   for name, line in lines.items():
     assert line == lines["jobset.sh"], name
 
 
-@pytest.mark.parametrize("script, remat", [
-    (JOBSET, "products"), (SLURM, "full")], ids=name_of)
+@pytest.mark.parametrize(
+  "script, remat", [(JOBSET, "products"), (SLURM, "full")], ids=name_of
+)
 def test_the_line_is_one_that_genie_train_takes(
-    script, remat, tmp_path, monkeypatch
+  script, remat, tmp_path, monkeypatch
 ):
   monkeypatch.chdir(recipes.ROOT)
   line = recipes.genie(tmp_path, script)
   parser = argparse.ArgumentParser(prog="genie train")
-  train_command.add_arguments(parser)
+  train.add_arguments(parser)
   args, overrides = parser.parse_known_args(line[1:])
   assert args.distributed == "auto" and args.coordinator is None
   config = config_lib.load(args.config, overrides)
@@ -95,7 +111,7 @@ def test_the_line_is_one_that_genie_train_takes(
 
 def test_what_slurm_installs_reaches_gpus_and_the_bucket():
   header = SLURM.read_text().partition("set -euo")[0]
-  extras, = re.findall(r'pip install "\.\[([\w,]+)\]"', header)
+  (extras,) = re.findall(r'pip install "\.\[([\w,]+)\]"', header)
   setup = configparser.ConfigParser()
   setup.read(recipes.ROOT / "setup.cfg")
   assert extras.split(",") == ["cuda", "gs"]
@@ -104,11 +120,18 @@ def test_what_slurm_installs_reaches_gpus_and_the_bucket():
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory):
-  return folders.write_tokens(
-      tmp_path_factory.mktemp("data") / "tokens", (90, 160, 3), grid=(6, 10),
-      num_codes=64, tokenizer=folders.random_part(
-          "tokenizer", config_lib.load(str(
-              recipes.ROOT / "experiments/platformers/tokenizer.py:smoke"))))
+  return stage_data.write_tokens(
+    tmp_path_factory.mktemp("data") / "tokens",
+    (90, 160, 3),
+    grid=(6, 10),
+    num_codes=64,
+    tokenizer=stage_data.random_part(
+      "tokenizer",
+      config_lib.load(
+        str(recipes.ROOT / "experiments/platformers/tokenizer.py:smoke")
+      ),
+    ),
+  )
 
 
 @pytest.mark.parametrize("script", recipes.SHELL, ids=name_of)
@@ -120,8 +143,9 @@ def test_a_recipes_launcher_names_every_process(script, monkeypatch):
       for name, value in variables.items():
         monkeypatch.setenv(name, value)
       # With a TPU's library; nothing of this machine besides.
-      found.append(cluster.detect(
-          environ=variables | {"TPU_LIBRARY_PATH": "libtpu.so"}))
+      found.append(
+        cluster.detect(environ=variables | {"TPU_LIBRARY_PATH": "libtpu.so"})
+      )
   assert [each.process_id for each in found] == [0, 1]
   for each in found:
     assert (each.found_by, each.num_processes) == (launcher.found_by, 2)
@@ -132,28 +156,38 @@ def test_a_recipes_launcher_names_every_process(script, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("script", recipes.SHELL, ids=name_of)
 def test_two_processes_run_the_line_in_its_smoke_mode_and_go_on(
-    script, tokens, tmp_path
+  script, tokens, tmp_path
 ):
   line = recipes.genie(tmp_path / "recipe", script)
   path = next(word for word in line if word.startswith("--config.data.path="))
   local = {
-      "experiments/platformers/dynamics.py":
-          "experiments/platformers/dynamics.py:smoke",
-      f"gs://{recipes.BUCKET}/{recipes.RUN}": str(tmp_path / "run"),
-      path: f"--config.data.path={tokens}",
-      f"gs://{recipes.BUCKET}/cache": os.environ.get(
-          "GENIE_TEST_CACHE", str(recipes.ROOT / ".cache" / "jax"))}
+    (name := "experiments/platformers/dynamics.py"): f"{name}:smoke",
+    f"gs://{recipes.BUCKET}/{recipes.RUN}": str(tmp_path / "run"),
+    path: f"--config.data.path={tokens}",
+    f"gs://{recipes.BUCKET}/cache": os.environ.get(
+      "GENIE_TEST_CACHE", str(recipes.ROOT / ".cache" / "jax")
+    ),
+  }
   assert set(local) < set(line)
   line = [local.get(word, word) for word in line[1:]] + [
-      # As the records of the tests are.
-      "--config.world.num_latent_actions=6", "--config.world.fps=15",
-      # What takes long to compile and is no part of the line.
-      "--config.eval_batches=0", "--config.optimizer.name=adamw"]
+    # As the records of the tests are.
+    "--config.world.num_latent_actions=6",
+    "--config.world.fps=15",
+    # What takes long to compile and is no part of the line.
+    "--config.eval_batches=0",
+    "--config.optimizer.name=adamw",
+  ]
   launcher = launchers.LAUNCHERS[script.name]
   with contextlib.ExitStack() as stack:
     start = lambda name, *more: fleet.train(
-        tmp_path / name, 2, *line, *more, devices=1, module=launcher.module,
-        launch=lambda: launcher.variables(2, stack))
+      tmp_path / name,
+      2,
+      *line,
+      *more,
+      devices=1,
+      module=launcher.module,
+      launch=lambda: launcher.variables(2, stack),
+    )
     first = start("first", "--config.steps=2")
     ended = start("again")
   for index in (0, 1):
@@ -164,7 +198,7 @@ def test_two_processes_run_the_line_in_its_smoke_mode_and_go_on(
 
 
 def test_the_walk_through_moves_a_run_to_512_chips_by_what_may_change(
-    tmp_path, monkeypatch
+  tmp_path, monkeypatch
 ):
   monkeypatch.chdir(recipes.ROOT)
   text = (recipes.ROOT / "docs/launch.md").read_text()
@@ -172,11 +206,12 @@ def test_the_walk_through_moves_a_run_to_512_chips_by_what_may_change(
   changes = re.findall(r"`(--config\.[\w.]+=\S+)`", section)
   assert changes and "For 512 chips" in section
   before, after = (
-      config_lib.load("experiments/platformers/dynamics.py", overrides)
-      for overrides in ([], changes))
+    config_lib.load("experiments/platformers/dynamics.py", overrides)
+    for overrides in ([], changes)
+  )
 
   def left_over(config):
-    sizes = mesh_lib.sizes(config.mesh, 512)
+    sizes = mesh.sizes(config.mesh, 512)
     pieces = sizes["data"] * sizes["fsdp"] * config.optimizer.accumulate
     return config.data.batch_size % pieces
 
@@ -189,7 +224,7 @@ def test_the_walk_through_moves_a_run_to_512_chips_by_what_may_change(
 def test_the_walk_through_uses_flags_that_there_are(name):
   text = (recipes.ROOT / name).read_text()
   lines = re.sub(r"\\\n\s*", "", text).splitlines()
-  found = {"train": train_command, "plan": plan_command}
+  found = {"train": train, "plan": plan}
   seen = dict.fromkeys(found, 0)
   for line in lines:
     # The command alone, with the loop's number put in.
@@ -203,5 +238,6 @@ def test_the_walk_through_uses_flags_that_there_are(name):
       seen[words[1]] += 1
   assert min(seen.values()) >= 1, seen
   for path in re.findall(
-      r"(?:`|^)((?:launch|docs|experiments)/[\w./]+)(?=`| )", text, re.M):
+    r"(?:`|^)((?:launch|docs|experiments)/[\w./]+)(?=`| )", text, re.M
+  ):
     assert (recipes.ROOT / path).exists(), path

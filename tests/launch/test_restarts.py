@@ -27,8 +27,12 @@ def test_the_jobset_fills_its_slice(tmp_path):
   _, job = pods(tmp_path)
   pod = job["template"]["spec"]
   chips = pod["containers"][0]["resources"]["limits"]["google.com/tpu"]
-  sides = [int(side) for side in pod["nodeSelector"][
-      "cloud.google.com/gke-tpu-topology"].split("x")]
+  sides = [
+    int(side)
+    for side in pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split(
+      "x"
+    )
+  ]
   assert sides == sorted(sides) == [4, 8, 8]  # as the cloud spells it
   assert job["parallelism"] == job["completions"] == 4 * 8 * 8 / chips == 64
 
@@ -36,13 +40,19 @@ def test_the_jobset_fills_its_slice(tmp_path):
 def test_the_jobset_restarts_after_all_codes_but_0_and_2(tmp_path):
   made, job = pods(tmp_path)
   assert job["backoffLimit"] == 0  # so that no host comes back alone
-  rule, = job["podFailurePolicy"]["rules"]
-  container, = job["template"]["spec"]["containers"]
-  assert rule == {"action": "FailJob", "onExitCodes": {
-      "containerName": container["name"], "operator": "In", "values": [2]}}
+  (rule,) = job["podFailurePolicy"]["rules"]
+  (container,) = job["template"]["spec"]["containers"]
+  assert rule == {
+    "action": "FailJob",
+    "onExitCodes": {
+      "containerName": container["name"],
+      "operator": "In",
+      "values": [2],
+    },
+  }
   policy = made["spec"]["failurePolicy"]
   assert policy["maxRestarts"] > 0
-  only, = policy["rules"]
+  (only,) = policy["rules"]
   assert only["action"] == "FailJobSet"
   assert only["onJobFailureReasons"] == ["PodFailurePolicy"]
   assert job["template"]["spec"]["restartPolicy"] == "Never"
@@ -50,18 +60,20 @@ def test_the_jobset_restarts_after_all_codes_but_0_and_2(tmp_path):
 
 def test_sigterm_reaches_genie_in_the_pod(tmp_path):
   _, job = pods(tmp_path)
-  container, = job["template"]["spec"]["containers"]
+  (container,) = job["template"]["spec"]["containers"]
   assert_stops_with_143(
-      tmp_path / "pod", [*container["command"], *container["args"]])
+    tmp_path / "pod", [*container["command"], *container["args"]]
+  )
 
 
 def test_sigterm_reaches_genie_below_xpk(tmp_path):
-  created, = recipes.start(tmp_path, XPK, "start").of("xpk")
+  (created,) = recipes.start(tmp_path, XPK, "start").of("xpk")
   # The frame that XPK 1.16 puts around a command.
   frame = (
-      "_sigterm() (kill -SIGTERM $! 2>/dev/null;); trap _sigterm SIGTERM; "
-      f"({recipes.value_of(created, '--command')}) & PID=$!; "
-      "while kill -0 $PID 2>/dev/null; do sleep 0.1; done; wait $PID")
+    "_sigterm() (kill -SIGTERM $! 2>/dev/null;); trap _sigterm SIGTERM; "
+    f"({recipes.value_of(created, '--command')}) & PID=$!; "
+    "while kill -0 $PID 2>/dev/null; do sleep 0.1; done; wait $PID"
+  )
   assert_stops_with_143(tmp_path / "pod", ["bash", "-c", frame])
 
 
@@ -71,15 +83,19 @@ def assert_stops_with_143(folder, command):
   ready = folder / "ready"
   genie = folder / "genie"
   genie.write_text(
-      f"#!{sys.executable} -IS\n"
-      "import pathlib, signal, sys, time\n"
-      "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
-      f"pathlib.Path({str(ready)!r}).touch()\n"
-      "time.sleep(60)\n")
+    f"#!{sys.executable} -IS\n"
+    "import pathlib, signal, sys, time\n"
+    "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+    f"pathlib.Path({str(ready)!r}).touch()\n"
+    "time.sleep(60)\n"
+  )
   genie.chmod(0o755)
   process = subprocess.Popen(
-      command, env={"PATH": f"{folder}:{os.defpath}"},
-      stderr=subprocess.DEVNULL, start_new_session=True)
+    command,
+    env={"PATH": f"{folder}:{os.defpath}"},
+    stderr=subprocess.DEVNULL,
+    start_new_session=True,
+  )
   try:
     wait_for(ready)
     process.terminate()
@@ -106,18 +122,22 @@ def test_resume_on_kubernetes_ends_the_old_one_first(tmp_path):
 
 @pytest.mark.parametrize("verb", ["resume", "delete"])
 def test_a_deletion_on_kubernetes_waits_until_the_last_pod_has_saved(
-    verb, tmp_path
+  verb, tmp_path
 ):
-  deletes = [call for call in recipes.start(tmp_path, JOBSET, verb).of(
-      "kubectl") if call[0] == "delete"]
+  deletes = [
+    call
+    for call in recipes.start(tmp_path, JOBSET, verb).of("kubectl")
+    if call[0] == "delete"
+  ]
   # In the background, kubectl waits for the JobSet alone and not for its pods.
   assert deletes and all(
-      {"--cascade=foreground", "--wait"} <= set(call) for call in deletes)
+    {"--cascade=foreground", "--wait"} <= set(call) for call in deletes
+  )
 
 
 @pytest.mark.parametrize("script", recipes.SHELL, ids=lambda path: path.name)
 def test_hosts_wait_for_a_missing_one_longer_than_a_repair_takes(
-    script, tmp_path
+  script, tmp_path
 ):
   line = recipes.genie(tmp_path, script)
   day = 24 * 3600  # Who gives up ends with 2, which is not started again.
@@ -126,8 +146,7 @@ def test_hosts_wait_for_a_missing_one_longer_than_a_repair_takes(
 
 def test_a_name_that_kubernetes_refuses_stops_before_it(tmp_path):
   for name in ("Run_1", "1run", "a" * 40, "run-"):
-    ended = recipes.start(
-        tmp_path, JOBSET, "start", variables={"RUN": name})
+    ended = recipes.start(tmp_path, JOBSET, "start", variables={"RUN": name})
     assert ended.code == 2 and not ended.calls
     assert f"RUN={name}" in ended.err
 
@@ -136,9 +155,19 @@ def test_a_name_that_kubernetes_refuses_stops_before_it(tmp_path):
 
 
 def test_start_waits_in_the_queue_and_then_starts_every_host(tmp_path):
-  ended = recipes.start(tmp_path, QUEUED, "start", "--spot", answers={
-      recipes.STATE: [("WAITING_FOR_RESOURCES\n", 0), ("PROVISIONING\n", 0),
-              ("ACTIVE\n", 0)]})
+  ended = recipes.start(
+    tmp_path,
+    QUEUED,
+    "start",
+    "--spot",
+    answers={
+      recipes.STATE: [
+        ("WAITING_FOR_RESOURCES\n", 0),
+        ("PROVISIONING\n", 0),
+        ("ACTIVE\n", 0),
+      ]
+    },
+  )
   assert ended.code == 0, ended.err
   create, *described, ssh = ended.of("gcloud")
   assert "--spot" in create and len(described) == 3
@@ -147,14 +176,22 @@ def test_start_waits_in_the_queue_and_then_starts_every_host(tmp_path):
   assert len(ended.of("sleep")) == 2
 
 
-@pytest.mark.parametrize("state, deletes", [
-    ("ACTIVE", False), ("PROVISIONING", False), ("SUSPENDED", True),
-    ("FAILED", True)])
-def test_resume_gives_up_only_machines_that_are_gone(
-    state, deletes, tmp_path
-):
-  ended = recipes.start(tmp_path, QUEUED, "resume", answers={
-      recipes.STATE: [(f"{state}\n", 0), ("ACTIVE\n", 0)]})
+@pytest.mark.parametrize(
+  "state, deletes",
+  [
+    ("ACTIVE", False),
+    ("PROVISIONING", False),
+    ("SUSPENDED", True),
+    ("FAILED", True),
+  ],
+)
+def test_resume_gives_up_only_machines_that_are_gone(state, deletes, tmp_path):
+  ended = recipes.start(
+    tmp_path,
+    QUEUED,
+    "resume",
+    answers={recipes.STATE: [(f"{state}\n", 0), ("ACTIVE\n", 0)]},
+  )
   assert ended.code == 0, ended.err
   verbs = [call[3] for call in ended.of("gcloud")]
   assert ("delete" in verbs) == ("create" in verbs) == deletes
@@ -164,43 +201,59 @@ def test_resume_gives_up_only_machines_that_are_gone(
 def test_a_lost_connection_deletes_nothing(tmp_path):
   for verb in ("resume", "delete"):
     ended = recipes.start(
-        tmp_path / verb, QUEUED, verb, answers={recipes.STATE: [("", 1)]})
+      tmp_path / verb, QUEUED, verb, answers={recipes.STATE: [("", 1)]}
+    )
     assert ended.code == 1
     assert [call[3] for call in ended.of("gcloud")] == ["describe"]
 
 
 def test_a_request_that_failed_ends_the_wait(tmp_path):
-  ended = recipes.start(tmp_path, QUEUED, "start", answers={
-      recipes.STATE: [("FAILED\n", 0)]})
+  ended = recipes.start(
+    tmp_path, QUEUED, "start", answers={recipes.STATE: [("FAILED\n", 0)]}
+  )
   assert ended.code == 1 and "FAILED" in ended.err
   assert "ssh" not in [call[3] for call in ended.of("gcloud")]
 
 
 def test_a_host_saves_before_its_container_is_replaced(tmp_path):
-  ended = recipes.start(tmp_path, QUEUED, "resume", answers={
-      recipes.STATE: [("ACTIVE\n", 0)] * 2})
+  ended = recipes.start(
+    tmp_path, QUEUED, "resume", answers={recipes.STATE: [("ACTIVE\n", 0)] * 2}
+  )
   script = recipes.value_of(ended.of("gcloud")[-1], "--command")
-  docker = [call for call in recipes.run(
-      tmp_path / "host", ["bash", "-c", script], {}).of("sudo")
-            if call[0] == "docker"]
+  docker = [
+    call
+    for call in recipes.run(tmp_path / "host", ["bash", "-c", script], {}).of(
+      "sudo"
+    )
+    if call[0] == "docker"
+  ]
   assert [call[1] for call in docker] == ["container", "stop", "rm", "run"]
-  known.assert_known("docker", docker[-1][1:docker[-1].index(recipes.IMAGE)])
+  known.assert_known("docker", docker[-1][1 : docker[-1].index(recipes.IMAGE)])
   assert recipes.value_of(docker[-1], "--restart") == "on-failure:100"
   fresh = recipes.run(
-      tmp_path / "fresh", ["bash", "-c", script], {},
-      answers={"sudo docker container inspect": [("", 1)]})
-  assert [call[1] for call in fresh.of("sudo")
-          if call[0] == "docker"] == ["container", "run"]
+    tmp_path / "fresh",
+    ["bash", "-c", script],
+    {},
+    answers={"sudo docker container inspect": [("", 1)]},
+  )
+  assert [call[1] for call in fresh.of("sudo") if call[0] == "docker"] == [
+    "container",
+    "run",
+  ]
 
 
 def test_resume_mounts_the_bucket_on_a_host_that_was_rebooted(tmp_path):
-  ended = recipes.start(tmp_path, QUEUED, "resume", answers={
-      recipes.STATE: [("ACTIVE\n", 0)] * 2})
+  ended = recipes.start(
+    tmp_path, QUEUED, "resume", answers={recipes.STATE: [("ACTIVE\n", 0)] * 2}
+  )
   script = recipes.value_of(ended.of("gcloud")[-1], "--command")
   for name, code, mounts in (("up", 0, 0), ("rebooted", 1, 1)):
     host = recipes.run(
-        tmp_path / name, ["bash", "-c", script], {},
-        answers={"mountpoint": [("", code)]})
+      tmp_path / name,
+      ["bash", "-c", script],
+      {},
+      answers={"mountpoint": [("", code)]},
+    )
     verbs = [call[:1] for call in host.of("sudo")]
     assert host.code == 0 and verbs.count(["gcsfuse"]) == mounts
     assert host.of("sudo")[-1][:2] == ["docker", "run"]
@@ -209,29 +262,43 @@ def test_resume_mounts_the_bucket_on_a_host_that_was_rebooted(tmp_path):
 # Slurm
 
 
-@pytest.mark.parametrize("code, restarts, back", [
-    (0, "0", False), (1, "", True), (2, "0", False), (134, "3", True),
-    (143, "99", True), (143, "100", False)])
+@pytest.mark.parametrize(
+  "code, restarts, back",
+  [
+    (0, "0", False),
+    (1, "", True),
+    (2, "0", False),
+    (134, "3", True),
+    (143, "99", True),
+    (143, "100", False),
+  ],
+)
 def test_slurm_goes_back_into_the_queue_after_all_codes_but_0_and_2(
-    code, restarts, back, tmp_path
+  code, restarts, back, tmp_path
 ):
   ended = recipes.start(
-      tmp_path, SLURM, answers={"srun": [("", code)]},
-      variables={"SLURM_RESTART_COUNT": restarts})
+    tmp_path,
+    SLURM,
+    answers={"srun": [("", code)]},
+    variables={"SLURM_RESTART_COUNT": restarts},
+  )
   assert ended.of("scontrol") == ([["requeue", "7"]] if back else [])
   assert ended.code == (0 if back else code)
   known.assert_known("srun", srun_flags(ended))
 
 
 def srun_flags(ended):
-  srun, = ended.of("srun")
-  return srun[:srun.index("genie")]
+  (srun,) = ended.of("srun")
+  return srun[: srun.index("genie")]
 
 
 def test_a_task_that_ends_alone_does_not_leave_the_others_waiting(tmp_path):
   flags = srun_flags(recipes.start(tmp_path, SLURM))
-  seconds, = [int(word.removeprefix("--wait=")) for word in flags
-              if word.startswith("--wait=")]
+  (seconds,) = [
+    int(word.removeprefix("--wait="))
+    for word in flags
+    if word.startswith("--wait=")
+  ]
   # Long enough to save, as before the time limit; far below a day.
   assert 300 <= seconds <= 1800
   assert "--kill-on-bad-exit=0" in flags
@@ -242,10 +309,14 @@ def test_slurm_does_not_start_again_what_was_told_to_end(tmp_path):
   recipes.run(folder, ["true"], {})  # puts the stand-ins there
   ready, go = tmp_path / "ready", tmp_path / "go"
   (folder / "srun").write_text(
-      f"#!/bin/sh\ntouch {ready}\n"
-      f"while [ ! -e {go} ]; do /bin/sleep 0.05; done\nexit 143\n")
-  env = recipes.VARIABLES[SLURM.name] | recipes.SLURM | {
-      "PATH": f"{folder}:{os.defpath}"}
+    f"#!/bin/sh\ntouch {ready}\n"
+    f"while [ ! -e {go} ]; do /bin/sleep 0.05; done\nexit 143\n"
+  )
+  env = (
+    recipes.VARIABLES[SLURM.name]
+    | recipes.SLURM
+    | {"PATH": f"{folder}:{os.defpath}"}
+  )
   process = subprocess.Popen(["bash", str(SLURM)], env=env)
   try:
     wait_for(ready)

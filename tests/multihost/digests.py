@@ -32,14 +32,13 @@ _WEIGHTS = 251
 
 def digest(x: jax.Array, which: int) -> stage.Term:
   """Returns a sum of an array of integers below 64, or of bools."""
-  assert x.size * _MOST * _WEIGHTS < 2 ** 24
+  assert x.size * _MOST * _WEIGHTS < 2**24
   place = np.arange(x.size, dtype=np.uint64).reshape(x.shape)
   # Neither two places nor two changes are to cancel out.
-  mixed = (place * len(SUMS) + which + 1) * 0x9E3779B1 % 2 ** 32
-  mixed = (mixed ^ mixed >> 15) * 0x2C1B3C6D % 2 ** 32
+  mixed = (place * len(SUMS) + which + 1) * 0x9E3779B1 % 2**32
+  mixed = (mixed ^ mixed >> 15) * 0x2C1B3C6D % 2**32
   weight = (mixed >> 8) % _WEIGHTS + 1
-  return stage.Term.of(
-      (x.astype(jnp.float32) + 1) * weight.astype(np.float32))
+  return stage.Term.of((x.astype(jnp.float32) + 1) * weight.astype(np.float32))
 
 
 @contextlib.contextmanager

@@ -21,10 +21,15 @@ _TAKEN = ("listen on port", "Address already in use", "Failed to bind")
 class Fleet:
   """Processes and what they print, each into a file."""
 
-  def __init__(self, folder: pathlib.Path, commands: Sequence[Sequence[str]],
-               devices: int, folders: Sequence[pathlib.Path] | None = None,
-               variables: Sequence[Mapping[str, str]] | None = None,
-               module: str = "genie_jax"):
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    commands: Sequence[Sequence[str]],
+    devices: int,
+    folders: Sequence[pathlib.Path] | None = None,
+    variables: Sequence[Mapping[str, str]] | None = None,
+    module: str = "genie_jax",
+  ):
     """Starts one process a command, with so many CPU devices each.
 
     Args:
@@ -36,14 +41,20 @@ class Fleet:
       module: What `python -m` runs.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    env = {name: value for name, value in os.environ.items()
-           if not name.lower().endswith("_proxy") and name != "XLA_FLAGS"}
+    env = {
+      name: value
+      for name, value in os.environ.items()
+      if not name.lower().endswith("_proxy") and name != "XLA_FLAGS"
+    }
     env |= {
-        "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices),
-        "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1",
-        "OMP_NUM_THREADS": "1",
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+      "JAX_PLATFORMS": "cpu",
+      "JAX_NUM_CPU_DEVICES": str(devices),
+      "PYTHONPATH": str(ROOT),
+      "PYTHONUNBUFFERED": "1",
+      "OMP_NUM_THREADS": "1",
+      "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
     self.begin = time.monotonic()
     self.seconds: list[float | None] = [None] * len(commands)
     self.logs = [folder / f"{index}.log" for index in range(len(commands))]
@@ -51,13 +62,20 @@ class Fleet:
     folders = folders or [ROOT] * len(commands)
     variables = variables or [{}] * len(commands)
     for log, command, here, more in zip(
-        self.logs, commands, folders, variables, strict=True):
+      self.logs, commands, folders, variables, strict=True
+    ):
       # A file and not a pipe: a full pipe would stop the process.
       with open(log, "w") as out:
-        self.processes.append(subprocess.Popen(
+        self.processes.append(
+          subprocess.Popen(
             [sys.executable, "-m", module, "train", *command],
-            env=env | more, cwd=here, stdout=out, stderr=subprocess.STDOUT,
-            start_new_session=True))
+            env=env | more,
+            cwd=here,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+          )
+        )
 
   def text(self, index: int) -> str:
     return self.logs[index].read_text()
@@ -75,7 +93,8 @@ class Fleet:
     end = time.monotonic() + timeout
     waited = [n for n in range(len(self.processes)) if n not in without]
     while time.monotonic() < end and any(
-        self.seconds[n] is None for n in waited):
+      self.seconds[n] is None for n in waited
+    ):
       for n in waited:
         if self.seconds[n] is None and self.processes[n].poll() is not None:
           self.seconds[n] = time.monotonic() - self.begin
@@ -92,11 +111,14 @@ class Fleet:
 
 @contextlib.contextmanager
 def running(
-    folder: pathlib.Path, count: int, *args: str, devices: int = 4,
-    extra: Sequence[Sequence[str]] | None = None,
-    folders: Sequence[pathlib.Path] | None = None,
-    launch: Callable[[], Sequence[Mapping[str, str]]] | None = None,
-    module: str = "genie_jax",
+  folder: pathlib.Path,
+  count: int,
+  *args: str,
+  devices: int = 4,
+  extra: Sequence[Sequence[str]] | None = None,
+  folders: Sequence[pathlib.Path] | None = None,
+  launch: Callable[[], Sequence[Mapping[str, str]]] | None = None,
+  module: str = "genie_jax",
 ) -> Iterator[Fleet]:
   """Runs `genie train ARGS` as `count` processes, killed at the end.
 
@@ -114,14 +136,25 @@ def running(
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
-  flags = lambda index: () if launch else (
-      "--coordinator", f"127.0.0.1:{port}", "--num-processes", str(count),
-      "--process-id", str(index))
+  flags = lambda index: (
+    ()
+    if launch
+    else (
+      "--coordinator",
+      f"127.0.0.1:{port}",
+      "--num-processes",
+      str(count),
+      "--process-id",
+      str(index),
+    )
+  )
   commands = [
-      [*args, *flags(index), *(extra[index] if extra else ())]
-      for index in range(count)]
-  fleet = Fleet(folder, commands, devices, folders,
-                launch() if launch else None, module)
+    [*args, *flags(index), *(extra[index] if extra else ())]
+    for index in range(count)
+  ]
+  fleet = Fleet(
+    folder, commands, devices, folders, launch() if launch else None, module
+  )
   try:
     yield fleet
   finally:
@@ -129,7 +162,7 @@ def running(
 
 
 def train(
-    folder: pathlib.Path, count: int, *args: str, devices: int, **options
+  folder: pathlib.Path, count: int, *args: str, devices: int, **options
 ) -> Fleet:
   """Trains to the end; returns the ended fleet.
 
@@ -137,8 +170,9 @@ def train(
   is started once more. For `options` see `running`.
   """
   for attempt in range(3):
-    with running(folder / str(attempt), count, *args, devices=devices,
-                 **options) as fleet:
+    with running(
+      folder / str(attempt), count, *args, devices=devices, **options
+    ) as fleet:
       codes = fleet.codes()
     said = "".join(fleet.text(index) for index in range(count))
     if codes != [0] * count and any(text in said for text in _TAKEN):

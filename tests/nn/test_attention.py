@@ -39,8 +39,8 @@ def test_time_attention_is_what_numpy_says(window):
     q, k, v = (x[b, :, n, h] for x in (query, key, value))
     for t in range(5):
       first = max(0, t - window + 1) if window else 0
-      weights = softmax(q[t] @ k[first:t + 1].T / np.sqrt(4))
-      wanted[b, t, n, h] = weights @ v[first:t + 1]
+      weights = softmax(q[t] @ k[first : t + 1].T / np.sqrt(4))
+      wanted[b, t, n, h] = weights @ v[first : t + 1]
   mask = attention.causal_mask(np.arange(5), np.arange(5), window)
   found = jax.jit(attention.time_attention)(query, key, value, mask)
   np.testing.assert_allclose(found, wanted, **TOLERANCE)
@@ -48,9 +48,12 @@ def test_time_attention_is_what_numpy_says(window):
 
 def test_masks_see_own_and_past_but_no_empty_slots():
   mask = attention.causal_mask(
-      np.array([4, 5]), np.array([-1, 3, 4, 5]), window=2)
+    np.array([4, 5]), np.array([-1, 3, 4, 5]), window=2
+  )
   assert mask.tolist() == [
-      [False, True, True, False], [False, False, True, True]]
+    [False, True, True, False],
+    [False, False, True, True],
+  ]
 
 
 def test_scores_of_large_bfloat16_inputs_stay_finite():
@@ -64,8 +67,9 @@ def test_rotation_makes_scores_depend_on_the_distance_alone():
   query, key = draw(0, 1, 1, 1, 1, 8), draw(1, 1, 1, 1, 1, 8)
   turn = jax.jit(attention.rotate)
   at = lambda position: np.array([position], np.int32)
-  score = lambda q, k: float(np.sum(
-      np.asarray(turn(query, at(q))) * np.asarray(turn(key, at(k)))))
+  score = lambda q, k: float(
+    np.sum(np.asarray(turn(query, at(q))) * np.asarray(turn(key, at(k))))
+  )
   for distance in (0, 1, 7):
     near, far = score(distance, 0), score(distance + 40, 40)
     assert abs(near - far) < 1e-4  # float32 angles of about 40 radians.
@@ -77,19 +81,23 @@ def test_rotation_keeps_lengths_and_position_zero():
   turned = jax.jit(attention.rotate)(x, np.arange(4))
   np.testing.assert_allclose(turned[:, 0], x[:, 0])
   np.testing.assert_allclose(
-      np.linalg.norm(turned, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-5)
+    np.linalg.norm(turned, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-5
+  )
 
 
 def make(causal, window=0):
   """Returns an attention layer as a function, frames and their numbers."""
   module = attention.Attention(
-      num_heads=2, head_dim=4, causal=causal, window=window,
-      dtype=jnp.float32)
-  params = {"params": {
+    num_heads=2, head_dim=4, causal=causal, window=window, dtype=jnp.float32
+  )
+  params = {
+    "params": {
       "qkv": {"kernel": draw(1, 8, 3, 2, 4)},
       "query_norm": {"scale": np.ones(4, np.float32)},
       "key_norm": {"scale": np.ones(4, np.float32)},
-      "out": {"kernel": draw(2, 2, 4, 8)}}}
+      "out": {"kernel": draw(2, 2, 4, 8)},
+    }
+  }
   run = jax.jit(lambda x, *rest: module.apply(params, x, *rest))
   return run, draw(0, 2, 5, 3, 8), np.arange(5)
 
@@ -138,9 +146,9 @@ def test_frames_after_a_cache_come_out_as_in_the_full_pass():
   junk = np.full((2, 1, 3, 2, 4), 9.0, np.float32)
   key, value = np.asarray(key), np.asarray(value)
   cache = tuple(
-      np.concatenate([junk, kept[:, order]], axis=1) for kept in (key, value))
-  part, own = run(
-      x[:, 3:], positions[3:], cache, np.concatenate([[-1], order]))
+    np.concatenate([junk, kept[:, order]], axis=1) for kept in (key, value)
+  )
+  part, own = run(x[:, 3:], positions[3:], cache, np.concatenate([[-1], order]))
   np.testing.assert_allclose(part, whole[:, 3:], **TOLERANCE)
   np.testing.assert_allclose(own[0], key[:, 3:], **TOLERANCE)
 

@@ -12,15 +12,18 @@ def draw(*shape):
   return np.random.default_rng(0).random(shape, dtype=np.float32)
 
 
-@pytest.mark.parametrize("height, width, patch", [
-    (8, 8, 4), (90, 160, 4), (90, 160, 16), (5, 7, 3), (2, 3, 8)])
+@pytest.mark.parametrize(
+  "height, width, patch",
+  [(8, 8, 4), (90, 160, 4), (90, 160, 16), (5, 7, 3), (2, 3, 8)],
+)
 def test_joining_patches_undoes_cutting_for_any_size(height, width, patch):
   frames = draw(2, 2, height, width, 3)
   h, w = patches.grid(height, width, patch)
   cut = patches.patchify(frames, patch)
   assert cut.shape == (2, 2, h * w, patches.patch_dim(patch, 3))
   np.testing.assert_array_equal(
-      patches.unpatchify(cut, height, width, patch), frames)
+    patches.unpatchify(cut, height, width, patch), frames
+  )
 
 
 def test_the_papers_frames_have_920_tokens_and_60_action_patches():
@@ -33,7 +36,8 @@ def test_a_patch_holds_its_square_in_reading_order():
   cut = patches.patchify(frames, 2)
   for row, column in np.ndindex(2, 3):
     square = frames[
-        0, 0, 2 * row:2 * row + 2, 2 * column:2 * column + 2].reshape(-1)
+      0, 0, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2
+    ].reshape(-1)
     np.testing.assert_array_equal(cut[0, 0, 3 * row + column], square)
 
 
@@ -41,7 +45,8 @@ def test_padding_repeats_the_last_row():
   frames = draw(1, 1, 3, 2, 1)
   cut = patches.patchify(frames, 2)
   np.testing.assert_array_equal(
-      cut[0, 0, 1].reshape(2, 2)[1], frames[0, 0, 2, :, 0])
+    cut[0, 0, 1].reshape(2, 2)[1], frames[0, 0, 2, :, 0]
+  )
 
 
 def test_padded_rows_never_enter_a_loss():

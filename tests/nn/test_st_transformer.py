@@ -10,8 +10,8 @@ import numpy as np
 from genie_jax.nn import flops, initializers, st_transformer
 
 FIELDS = dict(
-    num_layers=2, width=16, num_heads=2, head_dim=8, mlp_dim=24,
-    dtype="float32")
+  num_layers=2, width=16, num_heads=2, head_dim=8, mlp_dim=24, dtype="float32"
+)
 # Layers in another order of float32 sums.
 TOLERANCE = dict(rtol=2e-4, atol=2e-5)
 
@@ -30,7 +30,8 @@ def run(x=None, *rest, **changes):
   module = st_transformer.STTransformer(**{**FIELDS, **changes})
   x = inputs if x is None else x
   return jax.jit(lambda p, *a: module.apply({"params": p}, *a))(
-      params, x, *rest)
+    params, x, *rest
+  )
 
 
 def test_the_stack_is_causal_in_time_and_mixes_space():
@@ -52,7 +53,8 @@ def test_a_window_of_one_makes_frames_independent():
 def test_only_distances_of_frames_matter():
   x, _ = inputs_and_params()
   np.testing.assert_allclose(
-      run(x, None, 0)[0], run(x, None, 37)[0], **TOLERANCE)
+    run(x, None, 0)[0], run(x, None, 37)[0], **TOLERANCE
+  )
 
 
 def test_unrolled_layers_give_the_scanned_values():
@@ -64,15 +66,20 @@ def test_every_remat_policy_gives_the_same_values_and_gradients():
 
   def look(policy):
     module = st_transformer.STTransformer(**FIELDS, remat=policy)
-    return jax.jit(jax.value_and_grad(lambda p: jnp.square(
-        module.apply({"params": p}, x)[0] - 1).sum()))(params)
+    return jax.jit(
+      jax.value_and_grad(
+        lambda p: jnp.square(module.apply({"params": p}, x)[0] - 1).sum()
+      )
+    )(params)
 
   wanted = look("none")
   assert all(bool((leaf != 0).any()) for leaf in jax.tree.leaves(wanted[1]))
   for policy in set(st_transformer.REMAT_POLICIES) - {"none"}:
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, **TOLERANCE),
-        look(policy), wanted)
+      lambda a, b: np.testing.assert_allclose(a, b, **TOLERANCE),
+      look(policy),
+      wanted,
+    )
 
 
 def test_frame_by_frame_with_a_cache_equals_the_full_pass():
@@ -81,10 +88,11 @@ def test_frame_by_frame_with_a_cache_equals_the_full_pass():
   module = st_transformer.STTransformer(**FIELDS)
   cache = st_transformer.empty_cache(FIELDS, 2, 3, slots=5)
   assert cache.key.shape == (2, 2, 5, 3, 2, 8)
-  step = jax.jit(lambda x, cache, t: module.apply(
-      {"params": params}, x, cache, t))
+  step = jax.jit(
+    lambda x, cache, t: module.apply({"params": params}, x, cache, t)
+  )
   for t in range(4):
-    out, own = step(x[:, t:t + 1], cache, t)
+    out, own = step(x[:, t : t + 1], cache, t)
     np.testing.assert_allclose(out[:, 0], whole[:, t], **TOLERANCE)
     # Any slot will do: the position counts.
     cache = cache.write(own, (3 * t) % 5, t)
@@ -95,27 +103,33 @@ def test_bfloat16_activations_keep_float32_parameters():
   out, _ = run(dtype="bfloat16")
   assert out.dtype == jnp.bfloat16
   assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {
-      jnp.dtype("float32")}
+    jnp.dtype("float32")
+  }
   # Eight bits of mantissa through two layers.
   np.testing.assert_allclose(
-      out.astype(jnp.float32), run()[0], rtol=0.1, atol=0.15)
+    out.astype(jnp.float32), run()[0], rtol=0.1, atol=0.15
+  )
 
 
 def test_an_untrained_stream_keeps_its_scale_at_any_depth():
   x = jax.random.normal(jax.random.key(1), (1, 2, 4, 32))
   deep = st_transformer.STTransformer(
-      **dict(FIELDS, num_layers=32, width=32, mlp_dim=64), final_norm=False)
-  out, _ = jax.jit(
-      lambda rng, x: deep.init_with_output(rng, x)[0])(jax.random.key(0), x)
+    **dict(FIELDS, num_layers=32, width=32, mlp_dim=64), final_norm=False
+  )
+  out, _ = jax.jit(lambda rng, x: deep.init_with_output(rng, x)[0])(
+    jax.random.key(0), x
+  )
   assert 1.0 < float(out.std()) < 2.0  # Nearly 6 without the scale.
 
 
 def test_a_stack_without_residuals_starts_as_the_identity():
   x, _ = inputs_and_params()
   stack = st_transformer.STTransformer(
-      **FIELDS, final_norm=False, residual_scale=0.0)
-  out, _ = jax.jit(
-      lambda rng, x: stack.init_with_output(rng, x)[0])(jax.random.key(0), x)
+    **FIELDS, final_norm=False, residual_scale=0.0
+  )
+  out, _ = jax.jit(lambda rng, x: stack.init_with_output(rng, x)[0])(
+    jax.random.key(0), x
+  )
   np.testing.assert_array_equal(out, x)
 
 
@@ -123,30 +137,39 @@ def test_grid_positions_are_a_vector_for_row_plus_one_for_column():
   module = st_transformer.GridPosition((2, 3))
   rng = np.random.default_rng(0)
   rows, columns = rng.random((2, 4)), rng.random((3, 4))
-  found = np.asarray(jax.jit(module.apply)(
+  found = np.asarray(
+    jax.jit(module.apply)(
       {"params": {"row_position": rows, "column_position": columns}},
-      np.ones((1, 2, 6, 4), np.float32)))[0]
+      np.ones((1, 2, 6, 4), np.float32),
+    )
+  )[0]
   for frame, row, column in np.ndindex(2, 2, 3):
     np.testing.assert_allclose(
-        found[frame, 3 * row + column], 1 + rows[row] + columns[column],
-        rtol=1e-6)
+      found[frame, 3 * row + column], 1 + rows[row] + columns[column], rtol=1e-6
+    )
 
 
 def test_a_projection_is_the_einsum_of_its_named_kernel():
   module = initializers.Projection(
-      (3, 5), ("heads", "head_dim"), inputs=2, input_axes=("embed", None),
-      bias=True, dtype=jnp.float32)
+    (3, 5),
+    ("heads", "head_dim"),
+    inputs=2,
+    input_axes=("embed", None),
+    bias=True,
+    dtype=jnp.float32,
+  )
   rng = np.random.default_rng(0)
   x = rng.normal(size=(2, 7, 4, 6)).astype(np.float32)
   boxed = jax.eval_shape(module.init, jax.random.key(1), x)["params"]
   assert boxed["kernel"].names == ("embed", None, "heads", "head_dim")
   assert boxed["bias"].names == ("heads", "head_dim")
   kernel, bias = rng.normal(size=(4, 6, 3, 5)), rng.normal(size=(3, 5))
-  found = jax.jit(module.apply)({"params": {
-      "kernel": kernel.astype(np.float32), "bias": bias}}, x)
+  found = jax.jit(module.apply)(
+    {"params": {"kernel": kernel.astype(np.float32), "bias": bias}}, x
+  )
   np.testing.assert_allclose(
-      found, np.einsum("abij,ijhk->abhk", x, kernel) + bias,
-      rtol=1e-4, atol=1e-5)
+    found, np.einsum("abij,ijhk->abhk", x, kernel) + bias, rtol=1e-4, atol=1e-5
+  )
 
 
 def test_flops_are_those_counted_by_hand_for_a_tiny_stack():

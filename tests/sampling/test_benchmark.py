@@ -13,15 +13,34 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 @pytest.mark.slow
 @pytest.mark.parametrize("rollouts", (1, 4))
 def test_cached_and_recomputed_draw_the_same_for_any_number_of_players(
-    tmp_path, rollouts
+  tmp_path, rollouts
 ):
   subprocess.run(
-      [sys.executable, "benchmarks/sampling.py", "--size", "smoke",
-       "--rollouts", str(rollouts), "--rounds", "2", "--refinements", "4",
-       "--memory-steps", "0", "--json", str(tmp_path / "F")],
-      cwd=ROOT, check=True, timeout=900,
-      env={"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu",
-           "HOME": str(tmp_path)})
+    [
+      sys.executable,
+      "benchmarks/sampling.py",
+      "--size",
+      "smoke",
+      "--rollouts",
+      str(rollouts),
+      "--rounds",
+      "2",
+      "--refinements",
+      "4",
+      "--memory-steps",
+      "0",
+      "--json",
+      str(tmp_path / "F"),
+    ],
+    cwd=ROOT,
+    check=True,
+    timeout=900,
+    env={
+      "PYTHONPATH": str(ROOT),
+      "JAX_PLATFORMS": "cpu",
+      "HOME": str(tmp_path),
+    },
+  )
   found = json.loads((tmp_path / "F").read_text())
   assert found["rollouts"] == rollouts
   assert found["equal_tokens"] == 1

@@ -16,7 +16,8 @@ VOCAB = 11
 
 def clip_keys(count, seed=0):
   return jax.vmap(jax.random.fold_in, (None, 0))(
-      jax.random.key(seed), jnp.arange(count))
+    jax.random.key(seed), jnp.arange(count)
+  )
 
 
 def toy_logits(frame_tokens, hidden):
@@ -42,8 +43,14 @@ def test_one_step_equals_ten_lines_of_numpy(order, temperature):
   token_noise = random.gumbel(size=logits.shape).astype(np.float32)
   order_noise = random.gumbel(size=tokens.shape).astype(np.float32)
   got, got_hidden = maskgit.refine(
-      logits, tokens, hidden, 6, token_noise, order_noise,
-      maskgit.Sampling(order=order, temperature=temperature))
+    logits,
+    tokens,
+    hidden,
+    6,
+    token_noise,
+    order_noise,
+    maskgit.Sampling(order=order, temperature=temperature),
+  )
 
   for b in range(3):
     drawn = (logits[b] + temperature * token_noise[b]).argmax(-1)
@@ -63,13 +70,19 @@ def test_one_step_equals_ten_lines_of_numpy(order, temperature):
 @pytest.mark.parametrize("order", maskgit.ORDERS)
 def test_a_drawn_token_is_never_hidden_or_drawn_again(order):
   seen = []
+
   def logits_of(tokens, hidden):
     jax.debug.callback(
-        lambda t, h: seen.append((np.array(t), np.array(h))), tokens, hidden,
-        ordered=True)
+      lambda t, h: seen.append((np.array(t), np.array(h))),
+      tokens,
+      hidden,
+      ordered=True,
+    )
     return toy_logits(tokens, hidden)
+
   final = maskgit.draw_frame(
-      logits_of, GRID, clip_keys(2), maskgit.Sampling(6, order=order))
+    logits_of, GRID, clip_keys(2), maskgit.Sampling(6, order=order)
+  )
   jax.effects_barrier()
   assert len(seen) == 6
   assert seen[0][1].all()
@@ -84,8 +97,11 @@ def test_draws_follow_the_softmax_at_the_given_temperature():
   logits = jnp.array([0.0, 1.0, 2.5])
   sampling = maskgit.Sampling(3, temperature=2.0)
   frames = maskgit.draw_frame(
-      lambda tokens, hidden: jnp.broadcast_to(logits, (*tokens.shape, 3)),
-      (10, 10), clip_keys(200), sampling)
+    lambda tokens, hidden: jnp.broadcast_to(logits, (*tokens.shape, 3)),
+    (10, 10),
+    clip_keys(200),
+    sampling,
+  )
   found = np.bincount(np.ravel(frames), minlength=3) / frames.size
   # Five standard errors of a share over 20,000 draws.
   np.testing.assert_allclose(found, jax.nn.softmax(logits / 2), atol=0.018)
@@ -95,9 +111,14 @@ def test_temperature_zero_takes_the_most_likely_token():
   keys = clip_keys(1, seed=1), clip_keys(1, seed=2)
   fixed = jax.random.normal(jax.random.key(0), (1, *GRID, VOCAB))
   frames = [
-      maskgit.draw_frame(
-          lambda tokens, hidden: fixed, GRID, key,
-          maskgit.Sampling(5, temperature=0.0)) for key in keys]
+    maskgit.draw_frame(
+      lambda tokens, hidden: fixed,
+      GRID,
+      key,
+      maskgit.Sampling(5, temperature=0.0),
+    )
+    for key in keys
+  ]
   np.testing.assert_array_equal(frames[0], fixed.argmax(-1))
   np.testing.assert_array_equal(frames[1], fixed.argmax(-1))
 
@@ -115,32 +136,53 @@ def test_a_clip_is_drawn_the_same_in_any_batch(order):
 def test_confidence_without_noise_reveals_the_surest_first():
   sharpness = jnp.arange(16.0).reshape(GRID)  # The last place is surest.
   first_shown = []
+
   def logits_of(tokens, hidden):
     jax.debug.callback(
-        lambda h: first_shown.append(np.flatnonzero(~np.ravel(h))), hidden,
-        ordered=True)
+      lambda h: first_shown.append(np.flatnonzero(~np.ravel(h))),
+      hidden,
+      ordered=True,
+    )
     return sharpness[None, ..., None] * jnp.array([1.0, 0.0])
+
   maskgit.draw_frame(
-      logits_of, GRID, clip_keys(1), maskgit.Sampling(
-          4, "linear", "confidence", temperature=0.0, choice_temperature=0.0))
+    logits_of,
+    GRID,
+    clip_keys(1),
+    maskgit.Sampling(
+      4, "linear", "confidence", temperature=0.0, choice_temperature=0.0
+    ),
+  )
   jax.effects_barrier()
   np.testing.assert_array_equal(first_shown[1], [12, 13, 14, 15])
 
 
-@pytest.mark.parametrize("fields", (
-    dict(top_k=3), dict(top_p=0.6), dict(top_k=4, top_p=0.8),
-    dict(top_k=VOCAB + 5)))
+@pytest.mark.parametrize(
+  "fields",
+  (
+    dict(top_k=3),
+    dict(top_p=0.6),
+    dict(top_k=4, top_p=0.8),
+    dict(top_k=VOCAB + 5),
+  ),
+)
 @pytest.mark.parametrize("temperature", (0.0, 0.5, 2.0))
 def test_only_the_likeliest_are_drawn_and_with_the_same_noise(
-    fields, temperature
+  fields, temperature
 ):
   random = np.random.default_rng(0)
   logits = random.normal(size=(2, 16, VOCAB)).astype(np.float32) * 2
   noise = random.gumbel(size=logits.shape).astype(np.float32)
   hidden = np.ones((2, 16), bool)
   got, _ = maskgit.refine(
-      logits, np.zeros((2, 16), np.int32), hidden, 0, noise, noise[..., 0],
-      maskgit.make_sampling(dict(fields, temperature=temperature)))
+    logits,
+    np.zeros((2, 16), np.int32),
+    hidden,
+    0,
+    noise,
+    noise[..., 0],
+    maskgit.make_sampling(dict(fields, temperature=temperature)),
+  )
 
   k, p = fields.get("top_k", VOCAB), fields.get("top_p", 1.0)
   for b, n in np.ndindex(2, 16):
@@ -156,16 +198,20 @@ def test_only_the_likeliest_are_drawn_and_with_the_same_noise(
 
 def test_a_new_temperature_compiles_nothing():
   traces = []
+
   @jax.jit
   def draw(keys, sampling):
     traces.append(1)
     return maskgit.draw_frame(toy_logits, GRID, keys, sampling)
+
   for temperature in (0.0, 0.5, 2.0):
     draw(clip_keys(2), maskgit.Sampling(3, temperature=temperature))
   assert len(traces) == 1
 
 
-@pytest.mark.parametrize("fields, message", (
+@pytest.mark.parametrize(
+  "fields, message",
+  (
     ({"temprature": 1.0}, "did you mean 'temperature'"),
     ({"temperature": -1.0}, "must be 0 or more"),
     ({"order": "sorted"}, "use one of random, confidence"),
@@ -178,7 +224,8 @@ def test_a_new_temperature_compiles_nothing():
     ({"top_p": 0.0}, "above 0 and at most 1"),
     ({"top_p": 1.5}, "above 0 and at most 1"),
     ({"schedule": "cosin"}, "use one of cosine"),
-))
+  ),
+)
 def test_a_wrong_sampling_config_is_refused(fields, message):
   with pytest.raises(errors.UserError, match=message):
     maskgit.make_sampling(fields)

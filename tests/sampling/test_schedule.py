@@ -13,7 +13,7 @@ from genie_jax.sampling import schedule
 @pytest.mark.parametrize("refinements", (1, 2, 25, 64, 100))
 @pytest.mark.parametrize("num_tokens", (1, 7, 64, 920))
 def test_every_step_reveals_something_and_the_last_reveals_all(
-    name, refinements, num_tokens
+  name, refinements, num_tokens
 ):
   counts = schedule.hidden_counts(num_tokens, refinements, name)
   assert len(counts) == min(refinements, num_tokens)
@@ -23,14 +23,16 @@ def test_every_step_reveals_something_and_the_last_reveals_all(
 
 def test_cosine_follows_the_formula_of_maskgit():
   counts = schedule.hidden_counts(920, 25)
-  wanted = [math.floor(math.cos(math.pi / 2 * k / 25) * 920)
-            for k in range(1, 26)]
+  wanted = [
+    math.floor(math.cos(math.pi / 2 * k / 25) * 920) for k in range(1, 26)
+  ]
   np.testing.assert_array_equal(counts, wanted)
 
 
 def test_linear_reveals_the_same_number_in_each_step():
   np.testing.assert_array_equal(
-      schedule.hidden_counts(8, 4, "linear"), [6, 4, 2, 0])
+    schedule.hidden_counts(8, 4, "linear"), [6, 4, 2, 0]
+  )
 
 
 def test_square_root_reveals_most_in_its_first_step():

@@ -7,19 +7,31 @@ import pytest
 
 from genie_jax.core import config as config_lib
 from genie_jax.core import errors
-from genie_jax.scaling import paper, table, topology
+from genie_jax.plan import topology
+from genie_jax.scaling import paper, table
 
 FILE = pathlib.Path(__file__).parents[2] / "experiments/scaling/dynamics.py"
 
 
 def test_rows_have_the_papers_chips_and_days():
-  found = {run.size: (topology.parse(run.topology).num_chips,
-                      run.topology[:2], run.days)
-           for run in paper.RUNS.values() if run.days}
+  found = {
+    run.size: (
+      topology.parse(run.topology).num_chips,
+      run.topology[:2],
+      run.days,
+    )
+    for run in paper.RUNS.values()
+    if run.days
+  }
   assert found == {
-      "41M": (64, "v2", 3), "96M": (64, "v2", 6), "192M": (64, "v2", 9),
-      "404M": (64, "v2", 18), "811M": (128, "v3", 7),
-      "1.6B": (128, "v3", 12), "2.7B": (256, "v3", 16)}
+    "41M": (64, "v2", 3),
+    "96M": (64, "v2", 6),
+    "192M": (64, "v2", 9),
+    "404M": (64, "v2", 18),
+    "811M": (128, "v3", 7),
+    "1.6B": (128, "v3", 12),
+    "2.7B": (256, "v3", 16),
+  }
   assert topology.parse(paper.RUNS["10.1B"].topology).num_chips == 256
 
 
@@ -46,11 +58,21 @@ def test_rows_are_named_or_all():
 
 
 def test_the_ratio_is_ours_over_the_papers():
-  report = dict.fromkeys((
-      "fits", "hbm_gib_per_chip", "hbm_limit_gib", "step_seconds", "mfu",
-      "mesh", "remat", "accumulate", "copied_whole", "compile_seconds"),
-                         1.0) | {
-          "days": 1.5, "steps": 100, "model_flops_per_step": 4.1e18}
+  report = dict.fromkeys(
+    (
+      "fits",
+      "hbm_gib_per_chip",
+      "hbm_limit_gib",
+      "step_seconds",
+      "mfu",
+      "mesh",
+      "remat",
+      "accumulate",
+      "copied_whole",
+      "compile_seconds",
+    ),
+    1.0,
+  ) | {"days": 1.5, "steps": 100, "model_flops_per_step": 4.1e18}
   row = paper.row(paper.RUNS["41M"], report)
   assert row["ratio"] == 0.5
   assert row["flops_ratio"] == pytest.approx(2.0)  # 2.05e20 in the paper.

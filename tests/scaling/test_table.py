@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from genie_jax.core import errors
-from genie_jax.models import saved
+from genie_jax.models import store
 from genie_jax.scaling import table
 
 
@@ -17,14 +17,20 @@ def rows():
 
 def test_every_row_of_the_paper_is_there(rows):
   shapes = {
-      name: (row["layers"], row["heads"], row["width"], row["head_dim"])
-      for name, row in rows.items()}
+    name: (row["layers"], row["heads"], row["width"], row["head_dim"])
+    for name, row in rows.items()
+  }
   assert shapes == {
-      "41M": (18, 8, 512, 64), "96M": (16, 16, 768, 64),
-      "192M": (20, 18, 1024, 64), "404M": (21, 12, 1536, 128),
-      "811M": (20, 20, 2048, 128), "1.6B": (28, 22, 2560, 128),
-      "2.7B": (36, 22, 3072, 128), "2.3B": (34, 20, 2560, 128),
-      "10.1B": (48, 36, 5120, 128)}
+    "41M": (18, 8, 512, 64),
+    "96M": (16, 16, 768, 64),
+    "192M": (20, 18, 1024, 64),
+    "404M": (21, 12, 1536, 128),
+    "811M": (20, 20, 2048, 128),
+    "1.6B": (28, 22, 2560, 128),
+    "2.7B": (36, 22, 3072, 128),
+    "2.3B": (34, 20, 2560, 128),
+    "10.1B": (48, 36, 5120, 128),
+  }
 
 
 def test_the_final_model_has_the_papers_size(rows):
@@ -35,19 +41,27 @@ def test_every_count_is_within_15_percent_of_the_papers(rows):
   for row in rows.values():
     assert 0.85 < row["ratio"] < 1.15, row
     assert row["ratio"] == pytest.approx(
-        row["parameters"] / row["paper_parameters"], abs=1e-4)
+      row["parameters"] / row["paper_parameters"], abs=1e-4
+    )
 
 
 def test_counts_are_those_of_the_formula_by_hand(rows):
   for row in rows.values():
     width, inner = row["width"], row["heads"] * row["head_dim"]
     layer = (
-        2 * (4 * width * inner + 2 * row["head_dim"])  # q, k, v, out; QK norm
-        + 2 * width * row["mlp_dim"] + 3 * width)  # MLP and three norms
+      2 * (4 * width * inner + 2 * row["head_dim"])  # q, k, v, out; QK norm
+      + 2 * width * row["mlp_dim"]
+      + 3 * width
+    )  # MLP and three norms
     around = (
-        1024 * width + width + 9 * width  # tokens, hidden token, actions
-        + (23 + 40) * width + width  # places, last norm
-        + 1024 * width + 1024)  # logits
+      1024 * width
+      + width
+      + 9 * width  # tokens, hidden token, actions
+      + (23 + 40) * width
+      + width  # places, last norm
+      + 1024 * width
+      + 1024
+    )  # logits
     assert row["parameters"] == row["layers"] * layer + around, row["name"]
 
 
@@ -61,8 +75,14 @@ def test_flops_are_six_a_parameter_and_token_plus_attention(rows):
     least = 6 * row["parameters"] * row["tokens"]
     # Scores and sums over 920 places and half of 16 frames, three passes.
     attention = (
-        3 * 4 * row["layers"] * row["heads"] * row["head_dim"] * (920 + 8.5)
-        * row["tokens"])
+      3
+      * 4
+      * row["layers"]
+      * row["heads"]
+      * row["head_dim"]
+      * (920 + 8.5)
+      * row["tokens"]
+    )
     # Embeddings are looked up, which is no product: a few percent if small.
     assert row["flops"] == pytest.approx(least + attention, rel=0.05)
 
@@ -80,13 +100,22 @@ def test_counting_makes_no_array(monkeypatch):
 
 def test_the_count_is_the_sum_over_all_tensors():
   fields = {
-      "world": {**table.WORLD, "height": 8, "width": 8},
-      "model": {"transformer": {
-          "num_layers": 1, "width": 8, "num_heads": 1, "head_dim": 4,
-          "mlp_dim": 6, "dtype": "float32"}}}
-  shapes = jax.tree.leaves(saved.abstract_params("dynamics", fields))
+    "world": {**table.WORLD, "height": 8, "width": 8},
+    "model": {
+      "transformer": {
+        "num_layers": 1,
+        "width": 8,
+        "num_heads": 1,
+        "head_dim": 4,
+        "mlp_dim": 6,
+        "dtype": "float32",
+      }
+    },
+  }
+  shapes = jax.tree.leaves(store.abstract_params("dynamics", fields))
   assert table.count("dynamics", fields) == sum(
-      math.prod(shape.shape) for shape in shapes)
+    math.prod(shape.shape) for shape in shapes
+  )
 
 
 def test_the_feed_forward_layer_is_two_fifths_in_lanes_of_128():

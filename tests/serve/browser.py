@@ -27,11 +27,19 @@ class Page:
     self.problems, self.requests, self.messages = [], [], []
     self.page.on("pageerror", lambda error: self.problems.append(str(error)))
     # What its Content-Security-Policy blocks is an error, too.
-    self.page.on("console", lambda said: self.problems.append(said.text)
-                 if said.type == "error" else None)
+    self.page.on(
+      "console",
+      lambda said: (
+        self.problems.append(said.text) if said.type == "error" else None
+      ),
+    )
     self.page.on("request", lambda asked: self.requests.append(asked.url))
-    self.page.on("websocket", lambda opened: opened.on(
-        "framereceived", lambda message: self.messages.append(message)))
+    self.page.on(
+      "websocket",
+      lambda opened: opened.on(
+        "framereceived", lambda message: self.messages.append(message)
+      ),
+    )
     self.open(url)
 
   def open(self, url):
@@ -41,13 +49,15 @@ class Page:
   def at(self, frame):
     """Waits until the newest frame has this number."""
     sync_api.expect(self.page.locator("#newest")).to_have_text(
-        str(frame), timeout=15_000)
+      str(frame), timeout=15_000
+    )
     sync_api.expect(self.page.locator("#shown")).to_have_text(str(frame))
 
   def painted(self):
     """Returns a hash of what the canvas shows, once it stands still."""
     read = lambda: self.page.evaluate(
-        "document.getElementById('frame').toDataURL()")
+      "document.getElementById('frame').toDataURL()"
+    )
     before = read()
     while True:
       self.page.wait_for_timeout(80)
@@ -59,9 +69,10 @@ class Page:
   def pixels(self):
     """Returns RGBA values of the canvas, row by row."""
     return self.page.evaluate(
-        "(() => { const c = document.getElementById('frame');"
-        "return [...c.getContext('2d').getImageData("
-        "0, 0, c.width, c.height).data]; })()")
+      "(() => { const c = document.getElementById('frame');"
+      "return [...c.getContext('2d').getImageData("
+      "0, 0, c.width, c.height).data]; })()"
+    )
 
   def press(self, keys):
     """Presses keys one after the other, each once its frame is there."""
@@ -73,12 +84,13 @@ class Page:
   def drop(self, content, name="p.png"):
     """Drops a file on the page."""
     self.page.evaluate(
-        "([bytes, name]) => { const data = new DataTransfer();"
-        "data.items.add(new File([new Uint8Array(bytes)], name,"
-        " {type: 'image/png'}));"
-        "document.body.dispatchEvent(new DragEvent('drop',"
-        " {dataTransfer: data, bubbles: true, cancelable: true})); }",
-        [list(content), name])
+      "([bytes, name]) => { const data = new DataTransfer();"
+      "data.items.add(new File([new Uint8Array(bytes)], name,"
+      " {type: 'image/png'}));"
+      "document.body.dispatchEvent(new DragEvent('drop',"
+      " {dataTransfer: data, bubbles: true, cancelable: true})); }",
+      [list(content), name],
+    )
 
   def close(self):
     self.context.close()

@@ -14,10 +14,23 @@ class Command:
 
   def __init__(self, world, *flags):
     self.process = subprocess.Popen(
-        [sys.executable, "-m", "genie_jax.cli.play", "--world", str(world),
-         "--port", "0", "--no-open", *flags],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"})
+      [
+        sys.executable,
+        "-m",
+        "genie_jax.cli.play",
+        "--world",
+        str(world),
+        "--port",
+        "0",
+        "--no-open",
+        *flags,
+      ],
+      cwd=ROOT,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
     self.lines = []
     for line in self.process.stdout:
       self.lines.append(line)

@@ -18,6 +18,7 @@ NUM_ACTIONS = 4
 
 class State(NamedTuple):
   """One player; `alive` is False once it was stepped."""
+
   digest: np.ndarray
   alive: np.ndarray
 
@@ -71,8 +72,7 @@ class FakeWorld:
       assert state.alive[0], "a state was stepped twice"
       assert 0 <= action < NUM_ACTIONS
       state.alive[0] = False
-      after.append(self._state(
-          zlib.crc32(bytes([action]), int(state.digest))))
+      after.append(self._state(zlib.crc32(bytes([action]), int(state.digest))))
     return after, np.stack([self.show(state) for state in after])
 
 
@@ -100,11 +100,11 @@ def prompts() -> list[np.ndarray]:
 
 
 def make_engine(
-    seconds: float = 0.0, batches: tuple[int, ...] = engine.BATCHES
+  seconds: float = 0.0, batches: tuple[int, ...] = engine.BATCHES
 ) -> engine.Engine:
   """Returns a warm engine over a new fake world."""
   made = engine.Engine(
-      FakeWorld(seconds), prompts(), name="squares", rules={},
-      batches=batches)
+    FakeWorld(seconds), prompts(), name="squares", rules={}, batches=batches
+  )
   made.warm_up()
   return made

@@ -10,19 +10,22 @@ import urllib.request
 import uvicorn
 from websockets.sync import client as websocket_client
 
-from genie_jax.serve import app, local, protocol
+from genie_jax.serve import app, protocol
+from genie_jax.serve import server as server_lib
 
 
 @contextlib.contextmanager
 def serving(engine, **options):
   """Runs a server at a free port; yields it and its address."""
   server = app.Server(engine, **options)
-  taken = local.bind("127.0.0.1", 0)
+  taken = server_lib.bind("127.0.0.1", 0)
   port = taken.getsockname()[1]
-  runner = uvicorn.Server(local.configure(
-      server.app, options.get("max_sessions", 16)))
+  runner = uvicorn.Server(
+    server_lib.configure(server.app, options.get("max_sessions", 16))
+  )
   thread = threading.Thread(
-      target=runner.run, kwargs={"sockets": [taken]}, daemon=True)
+    target=runner.run, kwargs={"sockets": [taken]}, daemon=True
+  )
   thread.start()
   try:
     yield server, f"127.0.0.1:{port}"
@@ -38,8 +41,11 @@ class Player:
 
   def __init__(self, host, token="", hello=True, **options):
     self._stack = contextlib.ExitStack()
-    self.socket = self._stack.enter_context(websocket_client.connect(
-        f"ws://{host}/play", max_size=64 << 20, proxy=None, **options))
+    self.socket = self._stack.enter_context(
+      websocket_client.connect(
+        f"ws://{host}/play", max_size=64 << 20, proxy=None, **options
+      )
+    )
     self.texts, self.frames, self.others = [], [], []
     self.welcome = None
     if hello:
@@ -58,7 +64,8 @@ class Player:
       return found
     header, content = protocol.unpack(message)
     (self.frames if header.kind == protocol.FRAME else self.others).append(
-        (header, content))
+      (header, content)
+    )
     return header, content
 
   def until(self, kind):
@@ -89,7 +96,8 @@ class Player:
     for seq, action in enumerate(actions, first_seq):
       self.send(type="act", action=action, seq=seq)
     while not self.frames or self.frames[-1][0].seq < (
-        first_seq + len(actions) - 1):
+      first_seq + len(actions) - 1
+    ):
       self.take()
 
   def __enter__(self):
@@ -102,7 +110,8 @@ class Player:
 def post(host, content, **headers):
   """Posts a picture; returns status, headers and body."""
   request = urllib.request.Request(
-      f"http://{host}/pictures", content, headers, method="POST")
+    f"http://{host}/pictures", content, headers, method="POST"
+  )
   try:
     with urllib.request.urlopen(request, timeout=30) as answer:
       return answer.status, answer.headers, answer.read()

@@ -33,7 +33,7 @@ def play_at_random(host, seed, count, found):
         player.send(type="rewind", frame=frame)
         player.until("line")
         actions = actions[:frame]
-        player.frames = player.frames[:frame + 1]
+        player.frames = player.frames[: frame + 1]
       if choose.random() < 0.1:
         player.send(type="compare", frame=len(actions), frames=2)
     found[seed] = (list(player.frames), prompt, actions)
@@ -44,8 +44,9 @@ def test_sixteen_players_see_their_own_frames_in_order(batches):
   made, found = fake_world.make_engine(batches=batches), {}
   with players.serving(made, max_sessions=16) as (_, host):
     threads = [
-        threading.Thread(target=play_at_random, args=(host, seed, 8, found))
-        for seed in range(16)]
+      threading.Thread(target=play_at_random, args=(host, seed, 8, found))
+      for seed in range(16)
+    ]
     for thread in threads:
       thread.start()
     for thread in threads:
@@ -58,16 +59,20 @@ def test_sixteen_players_see_their_own_frames_in_order(batches):
     seqs = [header.seq for header in headers[1:]]
     assert seqs == sorted(set(seqs))
     np.testing.assert_array_equal(
-        [images.from_png(content) for _, content in frames],
-        fake_world.solo(fake_world.picture(prompt), seed, actions))
+      [images.from_png(content) for _, content in frames],
+      fake_world.solo(fake_world.picture(prompt), seed, actions),
+    )
   assert (max(made.world.batches) > 1) == (batches != (1,))
 
 
 @pytest.mark.parametrize("batches", [engine.BATCHES, (1,)])
 def test_a_crowd_of_waiting_actions_delays_nobody_else(batches):
   made = fake_world.make_engine(seconds=0.01, batches=batches)
-  with players.serving(made) as (_, host), Player(host) as greedy, (
-      Player(host)) as modest:
+  with (
+    players.serving(made) as (_, host),
+    Player(host) as greedy,
+    Player(host) as modest,
+  ):
     greedy.start()
     modest.start()
     for seq in range(1, 61):
@@ -81,22 +86,31 @@ def test_a_crowd_of_waiting_actions_delays_nobody_else(batches):
 
 
 def test_a_client_that_reads_nothing_blocks_nobody_and_loses_nothing(
-    monkeypatch
+  monkeypatch,
 ):
   made = fake_world.make_engine()
   # More than what networks keep on the way; pages ignore what follows a PNG.
   small, ballast = made.step, bytes(1 << 16)
-  monkeypatch.setattr(made, "step", lambda states, actions: [
-      (state, picture + ballast) for state, picture in small(states, actions)])
-  with players.serving(made) as (server, host), (
-      Player(host, max_queue=1)) as slow, Player(host) as quick:
+  monkeypatch.setattr(
+    made,
+    "step",
+    lambda states, actions: [
+      (state, picture + ballast) for state, picture in small(states, actions)
+    ],
+  )
+  with (
+    players.serving(made) as (server, host),
+    Player(host, max_queue=1) as slow,
+    Player(host) as quick,
+  ):
     slow.start(seed=3, actions=[2] * 400)
     quick.start()
     quick.play([0, 1, 2, 3] * 12)
     time.sleep(1)
     quick.play([0, 1, 2, 3] * 12, first_seq=49)
     waiting = next(
-        each for each in server.hub if each.token == slow.welcome["token"])
+      each for each in server.hub if each.token == slow.welcome["token"]
+    )
     # Its game waits, and so does what is kept for it.
     assert waiting.line.end < 400 and waiting.connection.unsent < 64
     slow.until_frame(400)
@@ -115,8 +129,10 @@ def test_too_many_actions_ahead_are_refused_by_number():
 
 
 def test_the_session_limit_holds_and_a_free_place_can_be_taken():
-  with players.serving(
-      fake_world.make_engine(), max_sessions=2) as (server, host):
+  with players.serving(fake_world.make_engine(), max_sessions=2) as (
+    server,
+    host,
+  ):
     with Player(host) as first, Player(host):
       with Player(host, hello=False) as third:
         third.send(type="hello", version=1)
@@ -139,9 +155,13 @@ def test_a_session_that_plays_nothing_expires(monkeypatch):
   from genie_jax.serve import app
 
   monkeypatch.setattr(app, "_EXPIRE_SECONDS", 0.1)
-  with players.serving(
-      fake_world.make_engine(), session_minutes=0.01) as (server, host), (
-          Player(host)) as player:
+  with (
+    players.serving(fake_world.make_engine(), session_minutes=0.01) as (
+      server,
+      host,
+    ),
+    Player(host) as player,
+  ):
     player.start()
     with pytest.raises(exceptions.ConnectionClosed) as closed:
       while True:
@@ -156,9 +176,13 @@ def test_who_expires_as_somebody_enters_is_told(monkeypatch):
   from genie_jax.serve import app
 
   monkeypatch.setattr(app, "_EXPIRE_SECONDS", 1000.0)
-  with players.serving(
-      fake_world.make_engine(), session_minutes=0.005) as (server, host), (
-          Player(host)) as player:
+  with (
+    players.serving(fake_world.make_engine(), session_minutes=0.005) as (
+      server,
+      host,
+    ),
+    Player(host) as player,
+  ):
     player.start()
     time.sleep(0.6)
     with Player(host) as other:
@@ -178,8 +202,9 @@ def test_a_flood_of_messages_is_dropped_and_then_cut_off(host):
       while True:
         player.take()
     assert closed.value.rcvd.code == 1008
-    assert any("messages a second" in text.get("error", "")
-               for text in player.texts)
+    assert any(
+      "messages a second" in text.get("error", "") for text in player.texts
+    )
   with Player(host) as other:
     other.start()
 
@@ -188,8 +213,9 @@ def test_a_message_that_is_too_long_ends_only_that_connection(host):
   with Player(host) as good, Player(host) as bad:
     good.start()
     with pytest.raises(exceptions.ConnectionClosed) as closed:
-      bad.socket.send(json.dumps(
-          {"type": "act", "x": "x" * protocol.MAX_MESSAGE_BYTES}))
+      bad.socket.send(
+        json.dumps({"type": "act", "x": "x" * protocol.MAX_MESSAGE_BYTES})
+      )
       while True:
         bad.take()
     assert closed.value.rcvd.code == 1009
@@ -200,8 +226,10 @@ def test_a_failure_of_the_model_ends_the_server_loudly(caplog):
   failures = []
   made = fake_world.make_engine()
   made.world.step = lambda *words: 1 // 0
-  with pytest.raises(AssertionError), players.serving(
-      made, failed=lambda: failures.append(1)) as (_, host):
+  with (
+    pytest.raises(AssertionError),
+    players.serving(made, failed=lambda: failures.append(1)) as (_, host),
+  ):
     with Player(host) as player:
       player.start()
       player.send(type="act", action=0, seq=1)

@@ -56,9 +56,12 @@ def test_ten_frames_are_played_and_painted_as_the_model_drew_them(page):
   # Whole device pixels for each pixel, and nothing smoothed between them.
   box = page.page.locator("#frame").bounding_box()
   assert box["width"] % fake_world.SHAPE[1] == 0
-  assert page.page.evaluate(
+  assert (
+    page.page.evaluate(
       "getComputedStyle(document.getElementById('frame')).imageRendering"
-  ) == "pixelated"
+    )
+    == "pixelated"
+  )
 
 
 def test_a_held_key_repeats_and_a_released_one_stops(page):
@@ -105,9 +108,10 @@ def test_a_pasted_picture_is_played(page, host):
   page.context.grant_permissions(["clipboard-read", "clipboard-write"])
   own = fake_world.picture(77)
   page.page.evaluate(
-      "(bytes) => navigator.clipboard.write([new ClipboardItem({'image/png':"
-      " new Blob([new Uint8Array(bytes)], {type: 'image/png'})})])",
-      list(images.to_png(own)))
+    "(bytes) => navigator.clipboard.write([new ClipboardItem({'image/png':"
+    " new Blob([new Uint8Array(bytes)], {type: 'image/png'})})])",
+    list(images.to_png(own)),
+  )
   page.page.keyboard.press("Control+V")
   page.at(0)
   assert shows(page, fake_world.solo(own, seed(page), [])[0])
@@ -128,7 +132,7 @@ def test_what_was_drawn_is_what_the_game_starts_from(page, server):
   canvas = page.page.locator("#editor")
   box = canvas.bounding_box()
   size = box["width"] / fake_world.SHAPE[1]
-  at = lambda x, y: {"x": (x + .5) * size, "y": (y + .5) * size}
+  at = lambda x, y: {"x": (x + 0.5) * size, "y": (y + 0.5) * size}
   canvas.click(position=at(3, 3))  # Fills all of it.
   page.page.click("#palette [aria-label=yellow]")
   page.page.select_option("#editor-tool", "2")
@@ -146,8 +150,8 @@ def test_what_was_drawn_is_what_the_game_starts_from(page, server):
   page.page.keyboard.press("ArrowLeft")  # From the middle of the picture.
   page.page.keyboard.press(" ")
   wanted = np.empty(fake_world.SHAPE, np.uint8)
-  wanted[:] = 0xc0, 0x39, 0x2b
-  wanted[7:9, 4:16] = 0xf1, 0xc4, 0x0f
+  wanted[:] = 0xC0, 0x39, 0x2B
+  wanted[7:9, 4:16] = 0xF1, 0xC4, 0x0F
   wanted[8, 11] = 255
   page.page.click("#editor-use")
   page.at(0)
@@ -211,11 +215,12 @@ def test_a_film_is_saved(page, kind):
 
 
 def test_a_film_that_a_lost_connection_took_can_be_asked_for_again(
-    page, server, monkeypatch
+  page, server, monkeypatch
 ):
   held, whole = threading.Event(), images.to_video
-  monkeypatch.setattr(images, "to_video", lambda *words: (
-      held.wait(20), whole(*words))[1])
+  monkeypatch.setattr(
+    images, "to_video", lambda *words: (held.wait(20), whole(*words))[1]
+  )
   page.at(0)
   page.press("12")
   page.page.click("#record")
@@ -227,7 +232,8 @@ def test_a_film_that_a_lost_connection_took_can_be_asked_for_again(
   sync_api.expect(save).to_be_enabled()
   sync_api.expect(save).to_have_text("Save")
   sync_api.expect(page.page.locator("#notice")).to_contain_text(
-      "save the film again")
+    "save the film again"
+  )
   held.set()  # Comes to nobody.
   while session.filming:
     page.page.wait_for_timeout(20)
@@ -238,7 +244,7 @@ def test_a_film_that_a_lost_connection_took_can_be_asked_for_again(
 
 
 def test_a_run_ends_with_a_notice_and_goes_on_from_an_earlier_frame(
-    chromium, monkeypatch
+  chromium, monkeypatch
 ):
   monkeypatch.setattr(protocol, "MAX_ACTIONS", 6)
   with players.serving(fake_world.make_engine()) as (_, host):
@@ -253,20 +259,22 @@ def test_a_run_ends_with_a_notice_and_goes_on_from_an_earlier_frame(
     opened.at(6)
     notice = opened.page.locator("#notice")
     sync_api.expect(notice).to_contain_text("6 frames, the most")
-    errors = [text for text in opened.messages
-              if isinstance(text, str) and '"error"' in text]
+    errors = [
+      text
+      for text in opened.messages
+      if isinstance(text, str) and '"error"' in text
+    ]
     assert len(errors) < 20  # The page stops asking.
     opened.page.locator("#slider").fill("3")
     opened.page.keyboard.press("2")
     opened.at(4)
-    assert shows(opened, fake_world.solo(
-        PROMPT, seed(opened), [0, 0, 0, 1])[-1])
+    assert shows(
+      opened, fake_world.solo(PROMPT, seed(opened), [0, 0, 0, 1])[-1]
+    )
     opened.close()
 
 
-def test_a_shared_link_shows_the_same_frames_in_another_browser(
-    page, chromium
-):
+def test_a_shared_link_shows_the_same_frames_in_another_browser(page, chromium):
   page.at(0)
   page.page.click("#gallery button:nth-child(2)")
   page.at(0)
@@ -279,8 +287,10 @@ def test_a_shared_link_shows_the_same_frames_in_another_browser(
   other.at(4)
   assert other.painted() == page.painted()
   frames = lambda each: [
-      bytes(message[16:]) for message in each.messages
-      if isinstance(message, bytes) and message[1] == 1][-5:]
+    bytes(message[16:])
+    for message in each.messages
+    if isinstance(message, bytes) and message[1] == 1
+  ][-5:]
   assert frames(other) == frames(page)
   other.close()
 
@@ -326,8 +336,9 @@ def test_the_page_can_be_used_by_keyboard_alone(page):
   page.page.keyboard.type("jump")
   press("Escape")
   sync_api.expect(page.page.locator("#buttons b").first).to_have_text("jump")
-  assert page.page.evaluate(
-      "document.activeElement.id") == "names"  # Focus came back.
+  assert (
+    page.page.evaluate("document.activeElement.id") == "names"
+  )  # Focus came back.
 
 
 def test_names_and_keys_are_kept_for_the_world(page, host):
@@ -338,8 +349,7 @@ def test_names_and_keys_are_kept_for_the_world(page, host):
   page.page.keyboard.press("s")
   page.page.click("#names-dialog .accent")
   page.open(f"http://{host}/")
-  sync_api.expect(
-      page.page.locator("#buttons b").nth(2)).to_have_text("duck")
+  sync_api.expect(page.page.locator("#buttons b").nth(2)).to_have_text("duck")
   count = int(page.page.inner_text("#newest"))
   page.page.keyboard.press("s")
   page.at(count + 1)
@@ -353,8 +363,10 @@ def test_every_button_is_compared_from_the_frame_shown(page):
   canvases = page.page.locator("#compared canvas")
   sync_api.expect(canvases).to_have_count(fake_world.NUM_ACTIONS)
   page.page.wait_for_timeout(2500)
-  shown = {canvases.nth(i).evaluate("each => each.toDataURL()")
-           for i in range(fake_world.NUM_ACTIONS)}
+  shown = {
+    canvases.nth(i).evaluate("each => each.toDataURL()")
+    for i in range(fake_world.NUM_ACTIONS)
+  }
   assert len(shown) == fake_world.NUM_ACTIONS
 
 
@@ -379,11 +391,16 @@ def test_the_page_comes_back_after_its_server_was_lost(page, server):
 
 
 def test_a_narrow_screen_shows_everything_without_scrolling_sideways(
-    chromium, host
+  chromium, host
 ):
   opened = browser.Page(
-      chromium, f"http://{host}/", viewport={"width": 360, "height": 740},
-      has_touch=True, is_mobile=True, device_scale_factor=2)
+    chromium,
+    f"http://{host}/",
+    viewport={"width": 360, "height": 740},
+    has_touch=True,
+    is_mobile=True,
+    device_scale_factor=2,
+  )
   opened.at(0)
   assert opened.page.evaluate("document.documentElement.scrollWidth") <= 360
   opened.page.locator("#buttons button").nth(1).tap()
@@ -397,25 +414,33 @@ def test_every_control_has_a_name_and_colours_have_contrast(chromium, host):
     opened = browser.Page(chromium, f"http://{host}/", color_scheme=scheme)
     opened.at(0)
     nameless = opened.page.evaluate(
-        "[...document.querySelectorAll('button, input, select')].filter("
-        "(e) => !(e.ariaLabel || e.textContent.trim() || e.labels?.length))"
-        ".map((e) => e.outerHTML)")
+      "[...document.querySelectorAll('button, input, select')].filter("
+      "(e) => !(e.ariaLabel || e.textContent.trim() || e.labels?.length))"
+      ".map((e) => e.outerHTML)"
+    )
     assert nameless == []
     variables = opened.page.evaluate(
-        "(() => { const s = getComputedStyle(document.documentElement);"
-        "return ['card', 'text', 'soft', 'accent', 'accent-text', 'bad'].map("
-        "(n) => s.getPropertyValue('--' + n).trim()); })()")
+      "(() => { const s = getComputedStyle(document.documentElement);"
+      "return ['card', 'text', 'soft', 'accent', 'accent-text', 'bad'].map("
+      "(n) => s.getPropertyValue('--' + n).trim()); })()"
+    )
     card, text, soft, accent, accent_text, bad = map(luminance, variables)
-    for one, other in ((text, card), (soft, card), (accent, card),
-                       (accent_text, accent), (bad, card)):
+    for one, other in (
+      (text, card),
+      (soft, card),
+      (accent, card),
+      (accent_text, accent),
+      (bad, card),
+    ):
       # WCAG 2.2, success criterion 1.4.3.
-      assert (max(one, other) + .05) / (min(one, other) + .05) >= 4.5, scheme
+      assert (max(one, other) + 0.05) / (min(one, other) + 0.05) >= 4.5, scheme
     opened.close()
 
 
 def luminance(colour):
   """Returns the relative luminance of #rrggbb, as WCAG defines it."""
-  parts = np.array([int(colour[i:i + 2], 16) for i in (1, 3, 5)]) / 255
+  parts = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
   linear = np.where(
-      parts <= .04045, parts / 12.92, ((parts + .055) / 1.055) ** 2.4)
-  return float(linear @ [.2126, .7152, .0722])
+    parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4
+  )
+  return float(linear @ [0.2126, 0.7152, 0.0722])

@@ -16,10 +16,10 @@ from players import Player
 
 from genie_jax.cli import main
 from genie_jax.core import images
-from genie_jax.infer import bundle
 from genie_jax.serve import engine
 from genie_jax.sharding import mesh as mesh_lib
-from tests.infer import tiny_world
+from genie_jax.worlds import world_folder
+from tests.fixtures import tiny_world
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -29,12 +29,19 @@ def world(tmp_path_factory):
   """A world folder of random weights."""
   out = tmp_path_factory.mktemp("worlds") / "tiny"
   prompts = np.random.default_rng(0).integers(
-      0, 256, (2, *tiny_world.SHAPE), np.uint8)
-  bundle.write(
-      out, {name: tiny_world.make_part(name)
-            for name in ("tokenizer", "dynamics")},
-      name="noise", actions="latent", sampling={"refinements": 2},
-      prompts=prompts, dtype="float32", metrics={}, made_by={})
+    0, 256, (2, *tiny_world.SHAPE), np.uint8
+  )
+  world_folder.write(
+    out,
+    {name: tiny_world.make_part(name) for name in ("tokenizer", "dynamics")},
+    name="noise",
+    actions="latent",
+    sampling={"refinements": 2},
+    prompts=prompts,
+    dtype="float32",
+    metrics={},
+    made_by={},
+  )
   return out
 
 
@@ -55,7 +62,8 @@ def test_a_real_world_plays_in_the_server_as_it_does_alone(world):
     wanted.append(frame)
   with Command(world) as command:
     shown = lambda each: [
-        images.from_png(content) for _, content in each.frames]
+      images.from_png(content) for _, content in each.frames
+    ]
     with Player(command.host) as player, Player(command.host) as other:
       assert player.welcome["world"]["num_actions"] == 5
       assert player.welcome["world"]["replay"] == alone.description.replay
@@ -82,36 +90,56 @@ def test_mistakes_are_one_line(capsys, tmp_path, world):
     taken.listen()
     port = taken.getsockname()[1]
     assert f"{port} is taken" in refused(
-        capsys, "--world", world, "--port", port)
+      capsys, "--world", world, "--port", port
+    )
   assert "--host no.such.host.invalid" in refused(
-      capsys, "--world", world, "--host", "no.such.host.invalid")
+    capsys, "--world", world, "--host", "no.such.host.invalid"
+  )
   assert "not of this machine" in refused(
-      capsys, "--world", world, "--host", "192.0.2.1", "--port", 0)
-  for flags in (("--port", 70000), ("--max-sessions", 0),
-                ("--session-minutes", 0), ("--slide", "exactly"),
-                ("--refinements", 0)):
+    capsys, "--world", world, "--host", "192.0.2.1", "--port", 0
+  )
+  for flags in (
+    ("--port", 70000),
+    ("--max-sessions", 0),
+    ("--session-minutes", 0),
+    ("--slide", "exactly"),
+    ("--refinements", 0),
+  ):
     assert flags[0].strip("-") in refused(
-        capsys, "--world", world, "--port", 0, *flags)
+      capsys, "--world", world, "--port", 0, *flags
+    )
 
 
 def test_other_settings_make_other_links(world):
   found = {
-      engine.open_world(world, **options).description.replay
-      for options in ({}, {"refinements": 3}, {"slide": "rolling"},
-                      {"dtype": "int8"})}
+    engine.open_world(world, **options).description.replay
+    for options in (
+      {},
+      {"refinements": 3},
+      {"slide": "rolling"},
+      {"dtype": "int8"},
+    )
+  }
   assert len(found) == 4
   # What this machine does unless told is no other setting.
-  assert engine.open_world(
-      world, dtype="float32").description.replay in found
+  assert engine.open_world(world, dtype="float32").description.replay in found
 
 
 def test_a_world_on_two_devices_plays_in_the_server_as_on_one(tmp_path):
-  bundle.write(
-      tmp_path / "w", {name: tiny_world.make_part(name, num_codes=16)
-                       for name in ("tokenizer", "dynamics")},
-      name="noise", actions="latent", sampling={"refinements": 2},
-      prompts=np.zeros((1, *tiny_world.SHAPE), np.uint8), dtype="float32",
-      metrics={}, made_by={})
+  world_folder.write(
+    tmp_path / "w",
+    {
+      name: tiny_world.make_part(name, num_codes=16)
+      for name in ("tokenizer", "dynamics")
+    },
+    name="noise",
+    actions="latent",
+    sampling={"refinements": 2},
+    prompts=np.zeros((1, *tiny_world.SHAPE), np.uint8),
+    dtype="float32",
+    metrics={},
+    made_by={},
+  )
   alone, actions = engine.open_world(tmp_path / "w"), [0, 3, 1, 4, 2]
   state, picture = alone.start(alone.prompts[0], 7)
   wanted = [picture]
@@ -119,19 +147,24 @@ def test_a_world_on_two_devices_plays_in_the_server_as_on_one(tmp_path):
     [(state, picture)] = alone.step([state], [action])
     wanted.append(picture)
   mesh = mesh_lib.make(
-      dict(data=1, fsdp=1, tensor=2, frame=1), jax.local_devices()[:2])
+    dict(data=1, fsdp=1, tensor=2, frame=1), jax.local_devices()[:2]
+  )
   split = engine.open_world(tmp_path / "w", mesh=mesh)
   split.warm_up()
-  with players.serving(split) as (_, host), Player(host) as player, (
-      Player(host)) as other:
+  with (
+    players.serving(split) as (_, host),
+    Player(host) as player,
+    Player(host) as other,
+  ):
     other.start(seed=7, actions=actions)
     player.start(seed=7)
     player.play(actions)
     other.until_frame(len(actions))
     for each in (player, other):
       np.testing.assert_array_equal(
-          [images.from_png(content) for _, content in each.frames],
-          [images.from_png(content) for content in wanted])
+        [images.from_png(content) for _, content in each.frames],
+        [images.from_png(content) for content in wanted],
+      )
 
 
 @pytest.mark.parametrize("split", [True, False])
@@ -140,7 +173,8 @@ def test_nothing_is_compiled_beside_a_game_on_several_devices(split):
   sizes = []
   world.warm_up = lambda batches: sizes.extend(batches)
   made = engine.Engine(
-      world, [], name="squares", rules={}, batches=(1, 4, 16), split=split)
+    world, [], name="squares", rules={}, batches=(1, 4, 16), split=split
+  )
   made.warm_up()
   assert sizes == ([1, 4, 16] if split else [1])
   made.warm_batches().join(20)
@@ -149,27 +183,48 @@ def test_nothing_is_compiled_beside_a_game_on_several_devices(split):
 
 def test_playing_loads_no_training_code():
   done = subprocess.run(
-      [sys.executable, "-c",
-       "import sys, genie_jax.serve.local, genie_jax.serve.engine\n"
-       "roots = {name.split('.')[0] for name in sys.modules}\n"
-       "bad = roots & {'grain', 'tensorflow', 'optax', 'orbax', 'sklearn',"
-       " 'matplotlib', 'tensorboardX', 'array_record'}\n"
-       "ours = {name.split('.')[1] for name in sys.modules"
-       " if name.startswith('genie_jax.')}\n"
-       "assert not bad, bad\n"
-       "assert not ours & {'train', 'stages', 'data', 'evals'}, ours"],
-      cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    [
+      sys.executable,
+      "-c",
+      "import sys, genie_jax.serve.server, genie_jax.serve.engine\n"
+      "roots = {name.split('.')[0] for name in sys.modules}\n"
+      "bad = roots & {'grain', 'tensorflow', 'optax', 'orbax', 'sklearn',"
+      " 'matplotlib', 'tensorboardX', 'array_record'}\n"
+      "ours = {name.split('.')[1] for name in sys.modules"
+      " if name.startswith('genie_jax.')}\n"
+      "assert not bad, bad\n"
+      "assert not ours & {'train', 'stages', 'data', 'evals'}, ours",
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=False,
+  )
   assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
 def test_an_installed_wheel_holds_the_page(tmp_path):
   subprocess.run(
-      [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps",
-       "--no-build-isolation", "--wheel-dir", tmp_path, ROOT],
-      check=True, timeout=300)
+    [
+      sys.executable,
+      "-m",
+      "pip",
+      "wheel",
+      "--quiet",
+      "--no-deps",
+      "--no-build-isolation",
+      "--wheel-dir",
+      tmp_path,
+      ROOT,
+    ],
+    check=True,
+    timeout=300,
+  )
   [wheel] = tmp_path.glob("*.whl")
   held = set(zipfile.ZipFile(wheel).namelist())
   page = ROOT / "genie_jax" / "serve" / "page"
-  assert {f"genie_jax/serve/page/{path.name}"
-          for path in page.iterdir()} <= held
+  assert {
+    f"genie_jax/serve/page/{path.name}" for path in page.iterdir()
+  } <= held

@@ -14,7 +14,7 @@ from players import Player
 from websockets import exceptions
 
 from genie_jax.core import images
-from genie_jax.serve import line, protocol
+from genie_jax.serve import branch, protocol
 
 PROMPT = fake_world.picture(1)
 
@@ -33,7 +33,8 @@ def test_frames_are_those_of_a_solo_run_in_order_with_their_actions(host):
     assert [header.seq for header in headers] == list(range(33))
     assert [header.action for header in headers[1:]] == actions
     np.testing.assert_array_equal(
-        shown(player), fake_world.solo(PROMPT, 7, actions))
+      shown(player), fake_world.solo(PROMPT, 7, actions)
+    )
 
 
 def test_after_a_rewind_the_run_goes_on_as_if_the_rest_had_never_been(host):
@@ -47,8 +48,9 @@ def test_after_a_rewind_the_run_goes_on_as_if_the_rest_had_never_been(host):
       player.send(type="act", action=2, seq=1000 - frame)
       _, content = player.until_frame(frame + 1, told["run"])
       np.testing.assert_array_equal(
-          images.from_png(content),
-          fake_world.solo(PROMPT, 0, [0] * frame + [2])[-1])
+        images.from_png(content),
+        fake_world.solo(PROMPT, 0, [0] * frame + [2])[-1],
+      )
 
 
 def test_a_branch_keeps_the_line_it_left(host):
@@ -61,19 +63,22 @@ def test_a_branch_keeps_the_line_it_left(host):
     assert [each["end"] for each in told["lines"]] == [12, 5]
     player.play([3, 3], first_seq=100)
     np.testing.assert_array_equal(
-        shown(player)[-1], fake_world.solo(PROMPT, 0, [0] * 5 + [3, 3])[-1])
+      shown(player)[-1], fake_world.solo(PROMPT, 0, [0] * 5 + [3, 3])[-1]
+    )
     player.send(type="switch", line=0, have=12)
     assert player.until("line")["actions"] == [0] * 12
     player.play([1], first_seq=200)
     np.testing.assert_array_equal(
-        shown(player)[-1], fake_world.solo(PROMPT, 0, [0] * 12 + [1])[-1])
+      shown(player)[-1], fake_world.solo(PROMPT, 0, [0] * 12 + [1])[-1]
+    )
     # A page that knows nothing of the other line is told all of it.
     player.frames.clear()
     player.send(type="switch", line=1)
     run = player.until("line")["run"]
     player.until_frame(7, run)
     np.testing.assert_array_equal(
-        shown(player), fake_world.solo(PROMPT, 0, [0] * 5 + [3, 3]))
+      shown(player), fake_world.solo(PROMPT, 0, [0] * 5 + [3, 3])
+    )
 
 
 @pytest.mark.parametrize("frame", [20, 9])
@@ -87,14 +92,16 @@ def test_a_comparison_holds_each_button_and_changes_nothing(host, frame):
     player.until("compared")
     for action in range(fake_world.NUM_ACTIONS):
       found = [
-          images.from_png(content) for header, content in player.others
-          if header.action == action]
+        images.from_png(content)
+        for header, content in player.others
+        if header.action == action
+      ]
       wanted = fake_world.solo(PROMPT, 3, [1] * frame + [action] * 4)
       np.testing.assert_array_equal(found, wanted[-4:])
     player.play([2], first_seq=51)
     np.testing.assert_array_equal(
-        shown(player)[-1],
-        fake_world.solo(PROMPT, 3, [1] * 20 + [0, 2])[-1])
+      shown(player)[-1], fake_world.solo(PROMPT, 3, [1] * 20 + [0, 2])[-1]
+    )
 
 
 def test_a_shared_run_shows_the_same_frames_again(host):
@@ -103,8 +110,8 @@ def test_a_shared_run_shows_the_same_frames_again(host):
     player.start(prompt=2, seed=99, actions=actions)
     player.until_frame(len(actions))
     np.testing.assert_array_equal(
-        shown(player),
-        fake_world.solo(fake_world.picture(2), 99, actions))
+      shown(player), fake_world.solo(fake_world.picture(2), 99, actions)
+    )
 
 
 def test_an_own_picture_is_played_and_travels_with_its_run(host):
@@ -114,14 +121,16 @@ def test_an_own_picture_is_played_and_travels_with_its_run(host):
   np.testing.assert_array_equal(images.from_png(body), own)
   with Player(host) as player:
     player.send(
-        type="start", picture=headers["x-picture"], seed=5, actions=[0, 1])
+      type="start", picture=headers["x-picture"], seed=5, actions=[0, 1]
+    )
     told = player.until("line")
     assert told["prompt"] is None
     kept = images.from_png(base64.b64decode(told["picture"]))
     np.testing.assert_array_equal(kept, own)
     player.until_frame(2)
     np.testing.assert_array_equal(
-        shown(player), fake_world.solo(own, 5, [0, 1]))
+      shown(player), fake_world.solo(own, 5, [0, 1])
+    )
 
 
 @pytest.mark.parametrize("kind", ["gif", "mp4"])
@@ -144,8 +153,10 @@ def test_a_film_holds_the_frames_that_were_asked_for(host, kind):
           found.append(np.asarray(gif.convert("RGB"))[::2, ::2])
     else:
       with av.open(io.BytesIO(film)) as container:
-        found = [frame.to_ndarray(format="rgb24")[::2, ::2]
-                 for frame in container.decode(video=0)]
+        found = [
+          frame.to_ndarray(format="rgb24")[::2, ::2]
+          for frame in container.decode(video=0)
+        ]
     assert len(found) == 8
     for mine, other in zip(found, wanted, strict=True):
       assert np.abs(mine.astype(int) - other).mean() < 12
@@ -165,12 +176,14 @@ def test_a_lost_connection_goes_on_where_it_was(host):
     # Frames 0 and 1 were known.
     assert [header.frame for header, _ in player.frames] == [2, 3, 4]
     np.testing.assert_array_equal(
-        shown(player)[-1], fake_world.solo(PROMPT, 0, [0, 1, 2, 3])[-1])
+      shown(player)[-1], fake_world.solo(PROMPT, 0, [0, 1, 2, 3])[-1]
+    )
   # A page that was loaded anew is told everything.
   with Player(host, token=token) as player:
     player.until_frame(4)
     np.testing.assert_array_equal(
-        shown(player), fake_world.solo(PROMPT, 0, [0, 1, 2, 3]))
+      shown(player), fake_world.solo(PROMPT, 0, [0, 1, 2, 3])
+    )
 
 
 def test_another_window_takes_the_game_over(host):
@@ -201,9 +214,9 @@ def test_a_token_of_half_a_character_opens_a_new_game(host):
 
 
 def test_a_film_too_large_for_memory_is_refused_with_its_size(
-    host, monkeypatch
+  host, monkeypatch
 ):
-  monkeypatch.setattr(protocol, "MAX_FILM_PIXELS", 3 * 16 * 24 * 4 ** 2)
+  monkeypatch.setattr(protocol, "MAX_FILM_PIXELS", 3 * 16 * 24 * 4**2)
   with Player(host) as player:
     player.start()
     player.play([0, 1, 2])
@@ -215,10 +228,11 @@ def test_a_film_too_large_for_memory_is_refused_with_its_size(
 
 
 def test_a_film_that_cannot_be_encoded_is_said_and_the_next_is_made(
-    host, monkeypatch
+  host, monkeypatch
 ):
   def fail(*words):
     raise MemoryError(words)
+
   with Player(host) as player:
     player.start()
     player.play([0, 1])
@@ -234,7 +248,7 @@ def test_a_film_that_cannot_be_encoded_is_said_and_the_next_is_made(
 
 def test_old_frames_are_forgotten_and_long_runs_rewind_exactly():
   made = fake_world.make_engine()
-  limits = line.Limits(pictures=200, snapshots=8)
+  limits = branch.Limits(pictures=200, snapshots=8)
   with players.serving(made, limits=limits) as (server, host):
     actions = [number % 4 for number in range(700)]
     with Player(host) as player:
@@ -252,8 +266,8 @@ def test_old_frames_are_forgotten_and_long_runs_rewind_exactly():
       # From the snapshot before, not from the beginning.
       assert len(made.world.batches) - steps <= 128
       np.testing.assert_array_equal(
-          shown(player)[-1],
-          fake_world.solo(PROMPT, 0, actions[:633] + [3])[-1])
+        shown(player)[-1], fake_world.solo(PROMPT, 0, actions[:633] + [3])[-1]
+      )
 
 
 def test_pings_are_answered_at_once(host):

@@ -14,7 +14,7 @@ from players import Player
 from websockets import exceptions
 
 from genie_jax.core import images
-from genie_jax.serve import guard, protocol
+from genie_jax.serve import protocol, security
 
 
 def get(host, path, **headers):
@@ -42,41 +42,71 @@ def test_the_page_and_all_it_needs_come_from_the_server_alone(host):
     # The name space of SVG is no request.
     text = content.decode().replace("http://www.w3.org/2000/svg", "")
     assert "://" not in text.replace("`${scheme}://${location.host}", "")
-  assert get(host, "/prompts/0.png")[2] == images.to_png(
-      fake_world.picture(0))
+  assert get(host, "/prompts/0.png")[2] == images.to_png(fake_world.picture(0))
 
 
-@pytest.mark.parametrize("path", [
-    "/no", "/../app.py", "/%2e%2e/app.py", "/prompts/3.png", "/prompts/x.png",
-    "/page/index.html", "//etc/passwd", "/play.js/"])
+@pytest.mark.parametrize(
+  "path",
+  [
+    "/no",
+    "/../app.py",
+    "/%2e%2e/app.py",
+    "/prompts/3.png",
+    "/prompts/x.png",
+    "/page/index.html",
+    "//etc/passwd",
+    "/play.js/",
+  ],
+)
 def test_nothing_else_is_served(host, path):
   status, _, body = get(host, path)
   assert status == 404, body
 
 
-@pytest.mark.parametrize("name, allowed", [
-    ("localhost:1", True), ("127.0.0.1", True), ("[::1]:8000", True),
-    ("192.168.1.5:8000", True), ("LOCALHOST", True), ("play.example", True),
-    ("evil.example", False), ("127.0.0.1.evil.example", False), ("", False),
-    ("localhost.evil.example", False), ("a@localhost", False),
-    ("localhost/x", False), ("[", False), ("localhost:x", False)])
+@pytest.mark.parametrize(
+  "name, allowed",
+  [
+    ("localhost:1", True),
+    ("127.0.0.1", True),
+    ("[::1]:8000", True),
+    ("192.168.1.5:8000", True),
+    ("LOCALHOST", True),
+    ("play.example", True),
+    ("evil.example", False),
+    ("127.0.0.1.evil.example", False),
+    ("", False),
+    ("localhost.evil.example", False),
+    ("a@localhost", False),
+    ("localhost/x", False),
+    ("[", False),
+    ("localhost:x", False),
+  ],
+)
 def test_only_known_hosts_are_answered(name, allowed):
   # A foreign name that points here is how DNS rebinding comes in.
-  found = guard.Guard(None, ["play.example"]).refusal({"host": name})
+  found = security.Guard(None, ["play.example"]).refusal({"host": name})
   assert (found is None) == allowed
 
 
-@pytest.mark.parametrize("headers, allowed", [
-    ({}, True), ({"origin": "http://localhost:8000"}, True),
+@pytest.mark.parametrize(
+  "headers, allowed",
+  [
+    ({}, True),
+    ({"origin": "http://localhost:8000"}, True),
     ({"origin": "https://localhost:8000"}, True),
     ({"origin": "http://localhost:9000"}, False),
-    ({"origin": "http://evil.example"}, False), ({"origin": "null"}, False),
+    ({"origin": "http://evil.example"}, False),
+    ({"origin": "null"}, False),
     ({"origin": "file://"}, False),
     ({"sec-fetch-site": "same-origin"}, True),
     ({"sec-fetch-site": "cross-site"}, False),
-    ({"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}, True)])
+    ({"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}, True),
+  ],
+)
 def test_only_the_servers_own_page_may_ask(headers, allowed):
-  found = guard.Guard(None, []).refusal({"host": "localhost:8000", **headers})
+  found = security.Guard(None, []).refusal(
+    {"host": "localhost:8000", **headers}
+  )
   assert (found is None) == allowed
 
 
@@ -95,9 +125,15 @@ def test_a_foreign_page_reaches_neither_socket_nor_uploads(host):
   assert players.post(host, picture, Origin=f"http://{host}")[0] == 200
 
 
-@pytest.mark.parametrize("text, reason", [
-    ("", "not JSON"), ("{", "not JSON"), ("[]", "JSON object"),
-    ("NaN", "not JSON"), ("[" * 50_000, "not JSON"), ("null", "JSON object"),
+@pytest.mark.parametrize(
+  "text, reason",
+  [
+    ("", "not JSON"),
+    ("{", "not JSON"),
+    ("[]", "JSON object"),
+    ("NaN", "not JSON"),
+    ("[" * 50_000, "not JSON"),
+    ("null", "JSON object"),
     ('{"type": "jump"}', "Unknown message type 'jump'"),
     ('{"type": ["act"]}', "Unknown message type"),
     ('{"type": "act", "seq": 1}', "'action' is missing"),
@@ -121,10 +157,9 @@ def test_a_foreign_page_reaches_neither_socket_nor_uploads(host):
     ('{"type": "record", "format": "avi", "last": 0}', "gif, mp4"),
     ('{"type": "record", "format": "gif", "first": 1, "last": 0}', "kept"),
     ('{"type": "hello", "version": 1}', "hello already"),
-])
-def test_a_malformed_message_gets_a_reason_and_play_goes_on(
-    host, text, reason
-):
+  ],
+)
+def test_a_malformed_message_gets_a_reason_and_play_goes_on(host, text, reason):
   with Player(host) as player:
     player.start()
     player.socket.send(text)
@@ -147,15 +182,39 @@ def test_binary_messages_and_other_versions_get_a_reason(host):
 
 def mutated(choose):
   """Returns a message that is valid, nearly valid, or neither."""
-  values = [0, 1, 3, 4, -1, 2**32, 1.5, "x", "", None, True, [], [0, 9], {},
-            "a" * 300, 1e300, 20_000]
-  message = choose.choice([
+  values = [
+    0,
+    1,
+    3,
+    4,
+    -1,
+    2**32,
+    1.5,
+    "x",
+    "",
+    None,
+    True,
+    [],
+    [0, 9],
+    {},
+    "a" * 300,
+    1e300,
+    20_000,
+  ]
+  message = choose.choice(
+    [
       {"type": "act", "action": 1, "seq": 10**6 + choose.randrange(10**8)},
       {"type": "start", "prompt": 1, "seed": 5, "actions": [0, 1]},
-      {"type": "start", "picture": "x"}, {"type": "rewind", "frame": 1},
-      {"type": "branch", "frame": 0}, {"type": "switch", "line": 0},
-      {"type": "compare", "frame": 0, "frames": 1}, {"type": "ping"},
-      {"type": "record", "format": "gif", "last": 1}, {"type": "hello"}])
+      {"type": "start", "picture": "x"},
+      {"type": "rewind", "frame": 1},
+      {"type": "branch", "frame": 0},
+      {"type": "switch", "line": 0},
+      {"type": "compare", "frame": 0, "frames": 1},
+      {"type": "ping"},
+      {"type": "record", "format": "gif", "last": 1},
+      {"type": "hello"},
+    ]
+  )
   for _ in range(choose.randrange(3)):
     key = choose.choice([*message, choose.choice(["x", "token", "frame"])])
     if choose.random() < 0.3:
@@ -184,20 +243,23 @@ def flood(host, seed, count):
         while fuzzer.until("pong")["time"] != number:
           pass
     np.testing.assert_array_equal(
-        [images.from_png(content) for _, content in honest.frames],
-        fake_world.solo(fake_world.picture(0), seed, actions))
+      [images.from_png(content) for _, content in honest.frames],
+      fake_world.solo(fake_world.picture(0), seed, actions),
+    )
     # Not one frame of the honest game was sent to the other.
     theirs = {content for _, content in honest.frames[1:]}
     assert not theirs & {
-        content for header, content in fuzzer.frames + fuzzer.others
-        if header.frame > 0}
+      content
+      for header, content in fuzzer.frames + fuzzer.others
+      if header.frame > 0
+    }
     assert any("error" in text for text in fuzzer.texts)
 
 
 @pytest.fixture()
 def patient(monkeypatch):
   """No limit on messages a second, which would hide what they do."""
-  monkeypatch.setattr(guard.Bucket, "take", lambda self, now: True)
+  monkeypatch.setattr(security.Bucket, "take", lambda self, now: True)
 
 
 def test_two_thousand_strange_messages_disturb_no_other_game(patient, host):
@@ -205,9 +267,7 @@ def test_two_thousand_strange_messages_disturb_no_other_game(patient, host):
 
 
 @pytest.mark.slow
-def test_twenty_thousand_strange_messages_disturb_no_other_game(
-    patient, host
-):
+def test_twenty_thousand_strange_messages_disturb_no_other_game(patient, host):
   flood(host, 8, 20_000)
 
 

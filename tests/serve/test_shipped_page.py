@@ -21,14 +21,17 @@ from playwright import sync_api
 
 from genie_jax.core import images
 
-SHIPPED = (
-    command.ROOT / "experiments" / "coinrun" / "results" / "world")
+SHIPPED = command.ROOT / "experiments" / "coinrun" / "results" / "world"
 LOOKS = {
-    "light": {"viewport": {"width": 1280, "height": 900}},
-    "dark": {"viewport": {"width": 1280, "height": 900},
-             "color_scheme": "dark"},
-    "narrow": {"viewport": {"width": 360, "height": 740}, "has_touch": True,
-               "is_mobile": True, "device_scale_factor": 2}}
+  "light": {"viewport": {"width": 1280, "height": 900}},
+  "dark": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"},
+  "narrow": {
+    "viewport": {"width": 360, "height": 740},
+    "has_touch": True,
+    "is_mobile": True,
+    "device_scale_factor": 2,
+  },
+}
 DIALOGS = ("compare", "names", "record", "share", "draw")
 
 pytestmark = pytest.mark.slow
@@ -57,10 +60,16 @@ def save(page, name):
 
 def frames(page):
   """Returns the pixels of all frames of the newest run."""
-  found = [message for message in page.messages
-           if isinstance(message, bytes) and message[1] == 1]
-  return [images.from_png(message[16:]) for message in found
-          if message[4:8] == found[-1][4:8]]
+  found = [
+    message
+    for message in page.messages
+    if isinstance(message, bytes) and message[1] == 1
+  ]
+  return [
+    images.from_png(message[16:])
+    for message in found
+    if message[4:8] == found[-1][4:8]
+  ]
 
 
 def apart(one, other):
@@ -89,8 +98,11 @@ def test_a_dropped_picture_is_played_and_filmed(shipped, chromium):
   page = browser.Page(chromium, shipped.url)
   page.at(0)
   # A picture that the gallery does not hold, of another shape and size.
-  own = Image.open(SHIPPED / "prompts" / "05.png").convert("RGB").transpose(
-      Image.Transpose.FLIP_LEFT_RIGHT)
+  own = (
+    Image.open(SHIPPED / "prompts" / "05.png")
+    .convert("RGB")
+    .transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+  )
   wide = Image.new("RGB", (384, 256))
   wide.paste(own.resize((256, 256), Image.Resampling.NEAREST), (64, 0))
   content = io.BytesIO()
@@ -102,11 +114,14 @@ def test_a_dropped_picture_is_played_and_filmed(shipped, chromium):
   page.at(0)
   page.painted()
   shown = np.array(page.pixels(), np.uint8).reshape(64, 64, 4)[..., :3]
-  others = [images.load_prompt(path, 64, 64)
-            for path in sorted((SHIPPED / "prompts").iterdir())]
+  others = [
+    images.load_prompt(path, 64, 64)
+    for path in sorted((SHIPPED / "prompts").iterdir())
+  ]
   # As the tokenizer shows it: far nearer to it than to any other.
   assert 2 * apart(shown, np.asarray(own)) < min(
-      apart(shown, other) for other in others)
+    apart(shown, other) for other in others
+  )
   page.press("222333")
   page.page.click("#record")
   with page.page.expect_download() as saved:
@@ -114,13 +129,14 @@ def test_a_dropped_picture_is_played_and_filmed(shipped, chromium):
   drawn = frames(page)
   assert len(drawn) == 7
   drawn = drawn[:1] + [  # GIF joins equal frames.
-      frame for before, frame in itertools.pairwise(drawn)
-      if apart(before, frame)]
+    frame for before, frame in itertools.pairwise(drawn) if apart(before, frame)
+  ]
   assert len(drawn) > 4
   with Image.open(saved.value.path()) as film:
-    found = [np.asarray(each.convert("RGB").resize(
-        (64, 64), Image.Resampling.NEAREST))
-             for each in ImageSequence.Iterator(film)]
+    found = [
+      np.asarray(each.convert("RGB").resize((64, 64), Image.Resampling.NEAREST))
+      for each in ImageSequence.Iterator(film)
+    ]
     assert film.size == (256, 256)
   assert len(found) == len(drawn)
   for one, other in zip(found, drawn, strict=True):
@@ -138,8 +154,9 @@ def test_every_dialog_fits_the_screen(shipped, chromium, look):
   assert page.page.evaluate("document.documentElement.scrollWidth") <= width
   # The names of the buttons are not cut off.
   assert page.page.evaluate(
-      "[...document.querySelectorAll('#buttons b')].every((each) =>"
-      " each.scrollWidth <= each.clientWidth)")
+    "[...document.querySelectorAll('#buttons b')].every((each) =>"
+    " each.scrollWidth <= each.clientWidth)"
+  )
   save(page, f"{look}-page")
   if look == "narrow":
     page.page.locator("aside").scroll_into_view_if_needed()
@@ -150,8 +167,9 @@ def test_every_dialog_fits_the_screen(shipped, chromium, look):
     dialog = page.page.locator("dialog[open]")
     if name == "compare":
       while not page.page.evaluate(
-          "[...document.querySelectorAll('#compared canvas')].every((each) =>"
-          " each.getContext('2d').getImageData(0, 0, 1, 1).data[3])"):
+        "[...document.querySelectorAll('#compared canvas')].every((each) =>"
+        " each.getContext('2d').getImageData(0, 0, 1, 1).data[3])"
+      ):
         page.page.wait_for_timeout(100)
       page.page.wait_for_timeout(1500)
     save(page, f"{look}-{name}")
@@ -164,6 +182,6 @@ def test_every_dialog_fits_the_screen(shipped, chromium, look):
   notice = page.page.locator("#notice")
   notice.wait_for()
   box = notice.bounding_box()
-  assert box["width"] > min(width, 640) * .8 and box["height"] < 100
+  assert box["width"] > min(width, 640) * 0.8 and box["height"] < 100
   save(page, f"{look}-notice")
   page.close()

@@ -18,7 +18,8 @@ from PIL import Image
 from players import Player
 
 from genie_jax.core import errors, images
-from genie_jax.serve import app, guard, pictures
+from genie_jax.serve import app, security
+from genie_jax.serve import uploads as uploads_lib
 
 
 def test_an_upload_is_stopped_before_or_while_it_is_read(host):
@@ -26,7 +27,8 @@ def test_an_upload_is_stopped_before_or_while_it_is_read(host):
   head = f"POST /pictures HTTP/1.1\r\nHost: {host}\r\n"
   with socket.create_connection((name, int(port)), timeout=20) as line:
     line.sendall(
-        f"{head}Content-Length: {pictures.MAX_BYTES + 1}\r\n\r\n".encode())
+      f"{head}Content-Length: {uploads_lib.MAX_BYTES + 1}\r\n\r\n".encode()
+    )
     assert b" 413 " in line.recv(1000)
   # Without a stated length: sent until the server hangs up.
   with socket.create_connection((name, int(port)), timeout=20) as line:
@@ -44,10 +46,14 @@ def test_bombs_and_what_is_no_picture_get_a_reason(host):
   assert len(bomb) < 100_000
   gap = png(Image.new("RGB", (64, 64)))
   for content, reason in (
-      (bomb, b"pixels"), (b"", b"empty"), (b"GIF89a", b"not a picture"),
-      (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"unknown format"),
-      (b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"unknown format"),
-      (gap[:60], b"not a picture"), (bytes(1000), b"unknown format")):
+    (bomb, b"pixels"),
+    (b"", b"empty"),
+    (b"GIF89a", b"not a picture"),
+    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"unknown format"),
+    (b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"unknown format"),
+    (gap[:60], b"not a picture"),
+    (bytes(1000), b"unknown format"),
+  ):
     status, _, body = players.post(host, content)
     assert status == 415 and reason in body, body
     assert len(json.loads(body)["error"].splitlines()) == 1
@@ -55,7 +61,7 @@ def test_bombs_and_what_is_no_picture_get_a_reason(host):
 
 def test_a_photo_of_fifty_megapixels_is_read_small(host):
   photo = png(Image.linear_gradient("L").resize((8192, 6144)), "JPEG")
-  assert len(photo) < pictures.MAX_BYTES
+  assert len(photo) < uploads_lib.MAX_BYTES
   began = time.monotonic()
   status, _, body = players.post(host, photo)
   assert status == 200 and time.monotonic() - began < 20
@@ -74,22 +80,31 @@ def test_every_kind_of_picture_becomes_a_frame(host):
   odd = np.full((height, width), np.nan, np.float32)
   odd[:, 12:] = 1.0
   wanted = {
-      "white": np.full((height, width, 3), 255),
-      "base": np.asarray(base),
-      "half": np.where(np.arange(width) < 12, 0, 255)[None, :, None].repeat(
-          height, 0).repeat(3, 2)}
+    "white": np.full((height, width, 3), 255),
+    "base": np.asarray(base),
+    "half": np.where(np.arange(width) < 12, 0, 255)[None, :, None]
+    .repeat(height, 0)
+    .repeat(3, 2),
+  }
   for content, name in (
-      (png(base), "base"), (png(base, "BMP"), "base"),
-      (png(base, "TIFF"), "base"), (png(clear), "white"), (png(deep), "white"),
-      (png(Image.fromarray(odd), "TIFF"), "half"),
-      (png(base, "WEBP", lossless=True), "base"),
-      (png(base.transpose(Image.Transpose.ROTATE_90), exif=turned.tobytes()),
-       "base"),
-      (png(base, "PNG", save_all=True, append_images=[clear]), "base")):
+    (png(base), "base"),
+    (png(base, "BMP"), "base"),
+    (png(base, "TIFF"), "base"),
+    (png(clear), "white"),
+    (png(deep), "white"),
+    (png(Image.fromarray(odd), "TIFF"), "half"),
+    (png(base, "WEBP", lossless=True), "base"),
+    (
+      png(base.transpose(Image.Transpose.ROTATE_90), exif=turned.tobytes()),
+      "base",
+    ),
+    (png(base, "PNG", save_all=True, append_images=[clear]), "base"),
+  ):
     status, _, body = players.post(host, content)
     assert status == 200, body
     np.testing.assert_array_equal(
-        images.from_png(body), wanted[name], err_msg=name)
+      images.from_png(body), wanted[name], err_msg=name
+    )
   assert players.post(host, png(base.convert("CMYK"), "JPEG"))[0] == 200
   assert players.post(host, png(base.convert("P"), "GIF"))[0] == 200
 
@@ -125,7 +140,7 @@ def test_forty_thousand_damaged_pictures_are_read_or_refused():
 @pytest.fixture()
 def patient(monkeypatch):
   """No limit on uploads a second, which would hide what they do."""
-  monkeypatch.setattr(guard.Bucket, "take", lambda self, now: True)
+  monkeypatch.setattr(security.Bucket, "take", lambda self, now: True)
 
 
 def upload_damaged(host, seed, count, done):
@@ -149,7 +164,8 @@ def upload_damaged(host, seed, count, done):
           run = guest.until("line")["run"]
           shown = images.from_png(guest.until_frame(0, run)[1])
           np.testing.assert_array_equal(
-              shown, fake_world.solo(frame, seed, [])[0])
+            shown, fake_world.solo(frame, seed, [])[0]
+          )
       assert count // 10 < taken < count
     assert players.post(host, samples[0])[0] == 200
     done.append("whole")
@@ -161,7 +177,8 @@ def play_beside_damaged_uploads(host, seed, count):
   """Plays while damaged files are posted; the game must not notice."""
   choose, done, actions = random.Random(seed), [], []
   uploads = threading.Thread(
-      target=upload_damaged, args=(host, seed, count, done))
+    target=upload_damaged, args=(host, seed, count, done)
+  )
   with Player(host) as honest:
     honest.start(prompt=0, seed=seed)
     uploads.start()
@@ -174,12 +191,12 @@ def play_beside_damaged_uploads(host, seed, count):
     assert done == ["whole", "over"]
     headers = [header for header, _ in honest.frames]
     # None is lost, doubled or out of order, and none is anybody else's.
-    assert [header.frame for header in headers] == list(
-        range(len(actions) + 1))
+    assert [header.frame for header in headers] == list(range(len(actions) + 1))
     assert [header.action for header in headers[1:]] == actions
     np.testing.assert_array_equal(
-        [images.from_png(content) for _, content in honest.frames],
-        fake_world.solo(fake_world.picture(0), seed, actions))
+      [images.from_png(content) for _, content in honest.frames],
+      fake_world.solo(fake_world.picture(0), seed, actions),
+    )
     assert not honest.others
   return len(actions)
 
@@ -204,8 +221,10 @@ def test_a_visitor_who_sends_too_many_pictures_is_in_nobodys_way(host):
   with Player(host) as greedy, Player(host) as modest:
     tokens = [each.welcome["token"] for each in (greedy, modest)]
     own = name_of(players.post(host, small, **{"X-Session": tokens[1]}))
-    found = [players.post(host, small, **{"X-Session": tokens[0]})[0]
-             for _ in range(40)]
+    found = [
+      players.post(host, small, **{"X-Session": tokens[0]})[0]
+      for _ in range(40)
+    ]
     assert found[0] == 200 and found[-1] == 429
     # Neither another session nor who has none pays for it.
     name_of(players.post(host, small, **{"X-Session": tokens[1]}))
@@ -217,29 +236,36 @@ def test_a_visitor_who_sends_too_many_pictures_is_in_nobodys_way(host):
 
 def test_who_names_no_session_is_known_by_the_address(host):
   small = png(Image.new("RGB", (4, 4)))
-  found = [players.post(host, small, **{"X-Session": f"no {number}"})[0]
-           for number in range(40)]
+  found = [
+    players.post(host, small, **{"X-Session": f"no {number}"})[0]
+    for number in range(40)
+  ]
   assert found[0] == 200 and 429 in found
 
 
-@pytest.mark.parametrize("one, other, same", [
-    ("192.0.2.1", "192.0.2.2", False), ("192.0.2.1", "192.0.2.1", True),
+@pytest.mark.parametrize(
+  "one, other, same",
+  [
+    ("192.0.2.1", "192.0.2.2", False),
+    ("192.0.2.1", "192.0.2.1", True),
     ("2001:db8::1", "2001:db8::ffff:1", True),
     ("2001:db8::1", "2001:db8:0:1::1", False),
     ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
-    ("", "testclient", False)])
+    ("", "testclient", False),
+  ],
+)
 def test_one_network_of_ipv6_is_one_visitor(one, other, same):
-  assert (guard.network(one) == guard.network(other)) == same
+  assert (security.network(one) == security.network(other)) == same
 
 
 def test_all_visitors_together_have_a_limit_too():
-  turns = pictures.Turns(0.0)
+  turns = uploads_lib.Turns(0.0)
 
   def tried(visitor, now):
     try:
       with turns.take(visitor, now):
         return True
-    except pictures.TooMany:
+    except uploads_lib.TooMany:
       return False
 
   assert sum(tried("greedy", 0.0) for _ in range(100)) == 20
@@ -252,14 +278,17 @@ def test_all_visitors_together_have_a_limit_too():
 
 
 def test_only_so_many_uploads_are_in_memory_at_once():
-  turns = pictures.Turns(0.0)
+  turns = uploads_lib.Turns(0.0)
   with contextlib.ExitStack() as held:
     for visitor in range(6):
       for _ in range(4):
         held.enter_context(turns.take(f"visitor {visitor}", 0.0))
-      with pytest.raises(pictures.TooMany), turns.take(f"visitor {visitor}", 0):
+      with (
+        pytest.raises(uploads_lib.TooMany),
+        turns.take(f"visitor {visitor}", 0),
+      ):
         pass
-    with pytest.raises(pictures.TooMany), turns.take("one more", 0.0):
+    with pytest.raises(uploads_lib.TooMany), turns.take("one more", 0.0):
       pass
   with turns.take("one more", 0.0):
     assert turns._reading == {"one more": 1}
@@ -267,7 +296,7 @@ def test_only_so_many_uploads_are_in_memory_at_once():
 
 def test_nobody_pushes_out_another_visitors_pictures():
   small = png(Image.new("RGB", (4, 4)))
-  store = pictures.Pictures(16, 24)
+  store = uploads_lib.Pictures(16, 24)
 
   async def fill():
     add = lambda visitor: store.add(small, visitor)
@@ -275,7 +304,8 @@ def test_nobody_pushes_out_another_visitors_pictures():
     greedy = [(await add("greedy"))[0] for _ in range(300)]
     assert store.get(first) is not None
     assert [store.get(name) is not None for name in greedy] == (
-        [False] * 284 + [True] * 16)  # 16 of each visitor.
+      [False] * 284 + [True] * 16
+    )  # 16 of each visitor.
     for number in range(20):
       for _ in range(16):
         await add(f"visitor {number}")
@@ -291,8 +321,9 @@ def test_an_upload_that_takes_too_long_is_ended(host, monkeypatch):
   name, port = host.split(":")
   with socket.create_connection((name, int(port)), timeout=20) as line:
     line.sendall(
-        f"POST /pictures HTTP/1.1\r\nHost: {host}\r\n"
-        "Content-Length: 1000\r\n\r\nsome".encode())
+      f"POST /pictures HTTP/1.1\r\nHost: {host}\r\n"
+      "Content-Length: 1000\r\n\r\nsome".encode()
+    )
     answer = b""
     while piece := line.recv(1000):  # Up to the end of the connection.
       answer += piece

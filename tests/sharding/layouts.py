@@ -18,7 +18,7 @@ from genie_jax.sharding import mesh as mesh_lib
 from genie_jax.stages import registry
 from genie_jax.train import optimizer as optimizer_lib
 from genie_jax.train import state as state_lib
-from genie_jax.train import step as step_lib
+from genie_jax.train import step
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -28,22 +28,30 @@ MANY = dict(data=2, fsdp=4, tensor=2, frame=2)
 # it is for, and for the smoke modes one with all axes in use. The scaling
 # rows are one function of their size.
 CASES = {
-    **{f"{world}/{stage}": (dict(MANY, data=1), 16)
-       for world in ("coinrun", "platformers")
-       for stage in ("tokenizer", "lam", "dynamics", "joint")},
-    "coinrun/tokenizer_images:tiny": ({}, 8),
-    "scaling/dynamics": ({}, 64),
+  **{
+    f"{world}/{stage}": (dict(MANY, data=1), 16)
+    for world in ("coinrun", "platformers")
+    for stage in ("tokenizer", "lam", "dynamics", "joint")
+  },
+  "coinrun/tokenizer_images:tiny": ({}, 8),
+  "scaling/dynamics": ({}, 64),
 }
-OWN = {"platformers/tokenizer": 128, "platformers/lam": 256,
-       "platformers/dynamics": 256, "platformers/joint": 256}
+OWN = {
+  "platformers/tokenizer": 128,
+  "platformers/lam": 256,
+  "platformers/dynamics": 256,
+  "platformers/joint": 256,
+}
 
 
 def mesh_of(config, chips: int) -> AbstractMesh:
   """Returns a config's mesh over chips that are not there."""
   sizes = mesh_lib.sizes(config.mesh, chips)
   return AbstractMesh(
-      tuple(sizes.values()), tuple(sizes),
-      axis_types=(AxisType.Auto,) * len(sizes))
+    tuple(sizes.values()),
+    tuple(sizes),
+    axis_types=(AxisType.Auto,) * len(sizes),
+  )
 
 
 def describe(name: str, changes: dict[str, int], chips: int) -> dict:
@@ -64,30 +72,39 @@ def describe(name: str, changes: dict[str, int], chips: int) -> dict:
   stage = registry.make(config)
   mesh = mesh_of(config, chips)
   sizes = dict(mesh.shape)
-  optimizer = optimizer_lib.make(
-      config.optimizer, config.steps, stage.no_decay)
+  optimizer = optimizer_lib.make(config.optimizer, config.steps, stage.no_decay)
   state = state_lib.abstract(stage, optimizer, mesh)
   line = lambda shape, dtype, spec: (
-      f"{np.dtype(dtype).name}{list(shape)} {spec}" if shape else
-      f"{np.dtype(dtype).name} {spec}")
+    f"{np.dtype(dtype).name}{list(shape)} {spec}"
+    if shape
+    else f"{np.dtype(dtype).name} {spec}"
+  )
   arrays = {
-      "/".join(map(_key, path)): line(x.shape, x.dtype, x.sharding.spec)
-      for path, x in jax.tree_util.tree_leaves_with_path(
-          (state.params, state.extra))}
-  layouts = step_lib.batch_shardings(stage, mesh, size, 1)
+    "/".join(map(_key, path)): line(x.shape, x.dtype, x.sharding.spec)
+    for path, x in jax.tree_util.tree_leaves_with_path(
+      (state.params, state.extra)
+    )
+  }
+  layouts = step.batch_shardings(stage, mesh, size, 1)
   # The optimizer's leaves follow the parameters': only those that do not.
   wanted = {x.sharding.spec for x in jax.tree.leaves(state.params)}
-  other = [x.sharding.spec for x in jax.tree.leaves(state.opt_state)
-           if x.ndim and x.sharding.spec not in wanted]
+  other = [
+    x.sharding.spec
+    for x in jax.tree.leaves(state.opt_state)
+    if x.ndim and x.sharding.spec not in wanted
+  ]
   return {
-      "mesh": sizes,
-      "batch": {
-          feature: line(
-              (size, *stage.features[feature].shape),
-              stage.features[feature].dtype, layout.spec)
-          for feature, layout in layouts.items()},
-      "state": arrays,
-      "optimizer_state_of_another_layout": [str(spec) for spec in other],
+    "mesh": sizes,
+    "batch": {
+      feature: line(
+        (size, *stage.features[feature].shape),
+        stage.features[feature].dtype,
+        layout.spec,
+      )
+      for feature, layout in layouts.items()
+    },
+    "state": arrays,
+    "optimizer_state_of_another_layout": [str(spec) for spec in other],
   }
 
 

@@ -14,8 +14,10 @@ from genie_jax.sharding import rendezvous
 
 CARD = {"config": "aaa", "version": "1"}
 # Of process 1 of 3, which shows an old card.
-HELLO = (b'{"hello": "genie_jax rendezvous 1", "process": 1, "processes": 3, '
-         b'"card": {"config": "old"}}\n')
+HELLO = (
+  b'{"hello": "genie_jax rendezvous 1", "process": 1, "processes": 3, '
+  b'"card": {"config": "old"}}\n'
+)
 
 
 @pytest.fixture
@@ -27,6 +29,7 @@ def port():
 
 def meet(port, places, timeout=10.0):
   """Lets (id, card, total) meet; returns each one's complaint or None."""
+
   def one(place):
     number, card, total = place
     try:
@@ -63,7 +66,7 @@ def test_a_process_that_does_not_come_is_named_within_the_time(port):
 
 
 def test_without_process_0_the_others_name_its_address(port):
-  said, = meet(port, [(1, CARD, 2)], timeout=0.5)
+  (said,) = meet(port, [(1, CARD, 2)], timeout=0.5)
   assert f"could not reach process 0 at 127.0.0.1:{port} within 0.5 s" in said
 
 
@@ -85,24 +88,37 @@ def test_two_with_one_number_are_told(port, monkeypatch):
 
 
 def test_a_busy_port_is_one_clear_line(port):
-  with (socket.create_server(("127.0.0.1", port)),
-        pytest.raises(errors.UserError, match=f"listen on port {port}")):
+  with (
+    socket.create_server(("127.0.0.1", port)),
+    pytest.raises(errors.UserError, match=f"listen on port {port}"),
+  ):
     rendezvous.meet("127.0.0.1", port, 2, 0, CARD, 1.0)
 
 
 def test_strangers_are_not_counted_and_a_restarted_process_is_once(port):
   hello = json.loads(HELLO)
-  odd = [hello | {"process": 1.5}, hello | {"process": [1]},
-         hello | {"process": -1}, hello | {"processes": "3"},
-         hello | {"card": "aaa"}, hello | {"card": {"config": 1}}]
-  odd += [{n: x for n, x in hello.items() if n != name}
-          for name in ("process", "processes", "card")]
+  odd = [
+    hello | {"process": 1.5},
+    hello | {"process": [1]},
+    hello | {"process": -1},
+    hello | {"processes": "3"},
+    hello | {"card": "aaa"},
+    hello | {"card": {"config": 1}},
+  ]
+  odd += [
+    {n: x for n, x in hello.items() if n != name}
+    for name in ("process", "processes", "card")
+  ]
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    first = pool.submit(
-        rendezvous.meet, "127.0.0.1", port, 2, 0, CARD, 10.0)
-    for message in (b"GET / HTTP/1.0\r\n\r\n", b"{}\n", b"[1]\n", b"",
-                    b"[" * 50_000 + b"\n",
-                    *(json.dumps(x).encode() + b"\n" for x in odd)):
+    first = pool.submit(rendezvous.meet, "127.0.0.1", port, 2, 0, CARD, 10.0)
+    for message in (
+      b"GET / HTTP/1.0\r\n\r\n",
+      b"{}\n",
+      b"[1]\n",
+      b"",
+      b"[" * 50_000 + b"\n",
+      *(json.dumps(x).encode() + b"\n" for x in odd),
+    ):
       knock(port, message)
     # A process that came and died before all were there.
     assert not first.done()
@@ -113,7 +129,8 @@ def test_strangers_are_not_counted_and_a_restarted_process_is_once(port):
 def test_a_process_that_was_started_again_replaces_itself(port):
   with concurrent.futures.ThreadPoolExecutor(3) as pool:
     meet = lambda n: pool.submit(
-        rendezvous.meet, "127.0.0.1", port, 3, n, CARD, 10.0)
+      rendezvous.meet, "127.0.0.1", port, 3, n, CARD, 10.0
+    )
     first = meet(0)
     knock(port, HELLO)
     # All numbers have come once now, but the first to bear 1 is gone.
@@ -133,7 +150,8 @@ def test_a_process_whose_machine_turns_out_gone_is_replaced(port):
     assert not first.done() and not again.done()
     # What process 0 sees once the system found nobody there: an error.
     lost.setsockopt(
-        socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+      socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+    )
     lost.close()
     rendezvous.meet("127.0.0.1", port, 3, 2, CARD, 10.0)
     assert first.result() is None and again.result() is None
@@ -143,9 +161,11 @@ def test_the_system_is_told_to_ask_for_silent_processes():
   with socket.socket() as end:
     rendezvous._keep_asking(end)
     assert end.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-    asked = [getattr(socket, name) for name in (
-        "TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT")
-        if hasattr(socket, name)]
+    asked = [
+      getattr(socket, name)
+      for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT")
+      if hasattr(socket, name)
+    ]
     quiet = [end.getsockopt(socket.IPPROTO_TCP, name) for name in asked]
   if len(asked) == 3:
     assert quiet[0] + quiet[1] * quiet[2] < rendezvous._GONE_SECONDS

@@ -16,7 +16,8 @@ def fake_mesh(owners, **shape):
   devices = np.empty(len(owners), object)
   devices[:] = [types.SimpleNamespace(process_index=o) for o in owners]
   return types.SimpleNamespace(
-      shape=shape, devices=devices.reshape(tuple(shape.values())))
+    shape=shape, devices=devices.reshape(tuple(shape.values()))
+  )
 
 
 def test_one_process_reads_every_row():

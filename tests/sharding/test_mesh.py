@@ -18,23 +18,28 @@ def sizes(**axes):
 
 def test_minus_one_takes_the_devices_that_are_left():
   assert sizes(data=2, fsdp=-1, frame=2) == dict(
-      data=2, fsdp=2, tensor=1, frame=2)
+    data=2, fsdp=2, tensor=1, frame=2
+  )
 
 
 def test_one_device_is_a_mesh_of_ones_with_all_axes():
   mesh = mesh_lib.make(
-      dict(data=1, fsdp=-1, tensor=1, frame=1), jax.devices()[:1])
+    dict(data=1, fsdp=-1, tensor=1, frame=1), jax.devices()[:1]
+  )
   assert dict(mesh.shape) == dict.fromkeys(rules.MESH_AXES, 1)
   assert set(mesh.axis_types) == {AxisType.Auto}
 
 
-@pytest.mark.parametrize("axes, message", [
+@pytest.mark.parametrize(
+  "axes, message",
+  [
     (dict(data=2, fsdp=2), "multiplies to 4 devices, but there are 8"),
     (dict(data=3, fsdp=-1), "multiple of 3 devices, but there are 8"),
     (dict(data=-1, fsdp=-1), "-1 for data and fsdp"),
     (dict(data=0), "config.mesh.data is 0"),
     (dict(tensors=8), "config.mesh.tensors.*did you mean 'tensor'"),
-])
+  ],
+)
 def test_a_mesh_that_does_not_fit_is_one_clear_line(axes, message):
   with pytest.raises(errors.UserError, match=message) as error:
     sizes(**axes)
@@ -48,9 +53,14 @@ def test_a_missing_axis_is_named():
 
 def device(slice_index: int, number: int, platform: str = "tpu"):
   return types.SimpleNamespace(
-      id=number, slice_index=slice_index, process_index=slice_index,
-      platform=platform, device_kind=platform, coords=(number % 4, 0, 0),
-      core_on_chip=0)
+    id=number,
+    slice_index=slice_index,
+    process_index=slice_index,
+    platform=platform,
+    device_kind=platform,
+    coords=(number % 4, 0, 0),
+    core_on_chip=0,
+  )
 
 
 def test_only_the_data_axis_crosses_slices():

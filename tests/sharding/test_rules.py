@@ -19,9 +19,11 @@ def test_every_rule_names_axes_of_the_mesh():
 
 def test_spec_maps_each_name_by_the_table():
   assert rules.spec(("layers", "embed", "mlp")) == P(
-      None, ("fsdp", "frame"), "tensor")
+    None, ("fsdp", "frame"), "tensor"
+  )
   assert rules.spec(("act_batch", "act_time", None)) == P(
-      ("data", "fsdp"), "frame", None)
+    ("data", "fsdp"), "frame", None
+  )
 
 
 def test_unknown_axis_raises_and_names_the_nearest():

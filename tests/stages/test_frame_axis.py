@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from experiments.coinrun import common
-from tests.stages import training
+from tests.fixtures import stage_training
 
 FRAMES, TOKENS, WIDTH = 8, 16, 32
 # Frame -> groups: as many as there are devices for, up to two.
@@ -27,21 +27,25 @@ EXCHANGES = {"train": 5, "evaluate": 2}
 
 def lower(frame):
   """Returns both steps for a mesh that splits clips `frame` ways."""
-  config = training.load("dynamics")
+  config = stage_training.load("dynamics")
   config.world.num_frames = config.data.num_frames = FRAMES
   config.model.transformer.update(
-      num_layers=2, unroll=1, remat="full", width=WIDTH, mlp_dim=2 * WIDTH)
+    num_layers=2, unroll=1, remat="full", width=WIDTH, mlp_dim=2 * WIDTH
+  )
   config.optimizer = common.adamw(  # Compiles faster than the orthogonal one.
-      peak_lr=1e-3, end_lr=1e-4, warmup_steps=1)
+    peak_lr=1e-3, end_lr=1e-4, warmup_steps=1
+  )
   config.data.batch_size = GROUPS[frame]
   config.mesh.update(data=1, fsdp=GROUPS[frame], tensor=1, frame=frame)
-  made = training.steps(config, GROUPS[frame] * frame)
-  batch = training.random_batch(made.stage, config)
+  made = stage_training.steps(config, GROUPS[frame] * frame)
+  batch = stage_training.random_batch(made.stage, config)
   assert batch["tokens"].shape == (GROUPS[frame], FRAMES, 4, 4)
   return {
-      "train": made.train.lower(made.like, batch),
-      "evaluate": made.evaluate.lower(
-          made.like.params, made.like.extra, batch, jax.random.key(0))}
+    "train": made.train.lower(made.like, batch),
+    "evaluate": made.evaluate.lower(
+      made.like.params, made.like.extra, batch, jax.random.key(0)
+    ),
+  }
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +59,9 @@ def steps():
         lowered[frame] = lower(frame)
       program = lowered[frame][name].compile()
       kept[name, frame] = (
-          program.as_text(), program.memory_analysis().temp_size_in_bytes)
+        program.as_text(),
+        program.memory_analysis().temp_size_in_bytes,
+      )
     return kept[name, frame]
 
   return get
@@ -68,36 +74,43 @@ def collectives(text, *kinds):
     made = re.search(rf"= (.*?) (?:{'|'.join(kinds)})(?:-start)?\(", line)
     if made:
       # Of a tuple, each array; of other types than floats, none.
-      sizes = [math.prod(int(n) for n in dims.split(",") if n)
-               for dims in re.findall(r"\bb?f\d\w*\[([\d,]*)\]", made[1])]
+      sizes = [
+        math.prod(int(n) for n in dims.split(",") if n)
+        for dims in re.findall(r"\bb?f\d\w*\[([\d,]*)\]", made[1])
+      ]
       found.append((max(sizes, default=0), line))
   return found
 
 
 def test_every_way_to_write_a_gather_is_found():
   for line, size in {
-      "%a = f32[1,8,16,32]{3,2,1,0} all-gather(%x), dimensions={1}": 4096,
-      "ROOT %a = bf16[128,32]{1,0} all-gather(bf16[16,32] %x)": 4096,
-      "%a = (f32[8]{0}, f32[64]{0}) all-gather-start(%x)": 64,
-      "%a = (s32[9]{0}, f8e4m3fn[2,3]{1,0}) all-gather(%x, %y)": 6,
-      "%a = s32[1,4,16]{2,1,0} all-gather(%x)": 0}.items():
+    "%a = f32[1,8,16,32]{3,2,1,0} all-gather(%x), dimensions={1}": 4096,
+    "ROOT %a = bf16[128,32]{1,0} all-gather(bf16[16,32] %x)": 4096,
+    "%a = (f32[8]{0}, f32[64]{0}) all-gather-start(%x)": 64,
+    "%a = (s32[9]{0}, f8e4m3fn[2,3]{1,0}) all-gather(%x, %y)": 6,
+    "%a = s32[1,4,16]{2,1,0} all-gather(%x)": 0,
+  }.items():
     assert collectives(line, "all-gather") == [(size, line)]
   assert not collectives(
-      "%a = f32[8]{0} all-gather-done(%all-gather-start)", "all-gather")
+    "%a = f32[8]{0} all-gather-done(%all-gather-start)", "all-gather"
+  )
   assert not collectives("%b = f32[8] add(%all-gather.1, %x)", "all-gather")
 
 
 def test_a_gathered_activation_would_be_found():
-  mesh = jax.make_mesh(
-      (8,), ("frame",), (jax.sharding.AxisType.Auto,))
+  mesh = jax.make_mesh((8,), ("frame",), (jax.sharding.AxisType.Auto,))
   place = lambda *axes: jax.sharding.NamedSharding(mesh, P(*axes))
-  text = jax.jit(
-      lambda x: x * 2, in_shardings=place(None, "frame"),
-      out_shardings=place()).lower(
-          jax.ShapeDtypeStruct((1, FRAMES, TOKENS, WIDTH), np.float32)
-      ).compile().as_text()
+  text = (
+    jax.jit(
+      lambda x: x * 2, in_shardings=place(None, "frame"), out_shardings=place()
+    )
+    .lower(jax.ShapeDtypeStruct((1, FRAMES, TOKENS, WIDTH), np.float32))
+    .compile()
+    .as_text()
+  )
   assert [size for size, _ in collectives(text, "all-gather")] == [
-      FRAMES * TOKENS * WIDTH]
+    FRAMES * TOKENS * WIDTH
+  ]
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -117,8 +130,11 @@ def test_no_activation_is_gathered_whole(steps, step, frame):
 def test_every_block_exchanges_frames_for_places(steps, step, frame):
   text, _ = steps(step, frame)
   # One body of a loop is all blocks.
-  in_loops = [line for _, line in collectives(text, "all-to-all")
-              if "while/body" in line and "/layers/" in line]
+  in_loops = [
+    line
+    for _, line in collectives(text, "all-to-all")
+    if "while/body" in line and "/layers/" in line
+  ]
   assert len(in_loops) == EXCHANGES[step]
 
 

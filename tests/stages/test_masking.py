@@ -13,14 +13,15 @@ from genie_jax.stages import masking
 
 SHAPE = (256, 5, 8, 8)
 PAPER = dict(
-    per="clip", rate="uniform", low=0.5, high=1.0, clean_frame=0.0,
-    clean_past=0.0)
+  per="clip", rate="uniform", low=0.5, high=1.0, clean_frame=0.0, clean_past=0.0
+)
 
 
 @functools.partial(jax.jit, static_argnames=("per", "rate"))
 def _draw(rng, per, rate, **numbers):
   return masking.draw(
-      rng, SHAPE, types.SimpleNamespace(per=per, rate=rate, **numbers))
+    rng, SHAPE, types.SimpleNamespace(per=per, rate=rate, **numbers)
+  )
 
 
 def draw(**changes):
@@ -34,11 +35,16 @@ def rates(hidden):
   return hidden.mean((2, 3))
 
 
-@pytest.mark.parametrize("changes", [
-    {}, dict(per="frame", rate="cosine", low=0.0, clean_frame=0.5),
-    dict(clean_past=0.5)])
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {},
+    dict(per="frame", rate="cosine", low=0.0, clean_frame=0.5),
+    dict(clean_past=0.5),
+  ],
+)
 def test_the_first_frame_is_never_hidden_and_only_hidden_tokens_are_judged(
-    changes
+  changes,
 ):
   hidden, judged = draw(**changes)
   assert hidden.shape == judged.shape == SHAPE
@@ -87,22 +93,22 @@ def test_a_clean_past_shows_all_before_one_judged_frame():
     (target,) = frames
     assert not hidden[clip, :target].any()
     np.testing.assert_array_equal(hidden[clip, target], judged[clip, target])
-    assert hidden[clip, target + 1:].all()
+    assert hidden[clip, target + 1 :].all()
   assert set(np.flatnonzero(judged_frames.any(0))) == {1, 2, 3, 4}
   assert judged_frames.any(1).mean() > 0.95
 
 
 def test_a_clean_past_falls_on_its_share_of_clips():
   hidden, judged = draw(clean_past=0.25)
-  alone = (hidden & ~judged).any((1, 2, 3)) | (
-      rates(hidden)[:, 1] == 0)
+  alone = (hidden & ~judged).any((1, 2, 3)) | (rates(hidden)[:, 1] == 0)
   assert abs(alone.mean() - 0.25) < 0.1
 
 
 def test_next_frame_hides_from_its_target_on_and_judges_it_alone():
   hidden, judged = jax.tree.map(
-      np.asarray, jax.jit(masking.next_frame, static_argnums=1)(
-          jax.random.key(0), SHAPE))
+    np.asarray,
+    jax.jit(masking.next_frame, static_argnums=1)(jax.random.key(0), SHAPE),
+  )
   targets = judged.all((2, 3)).argmax(1)
   assert set(targets) == {1, 2, 3, 4}
   for clip, target in enumerate(targets):
@@ -110,13 +116,17 @@ def test_next_frame_hides_from_its_target_on_and_judges_it_alone():
     assert not hidden[clip, :target].any() and hidden[clip, target:].all()
 
 
-@pytest.mark.parametrize("changes, message", [
+@pytest.mark.parametrize(
+  "changes, message",
+  [
     (dict(per="pixel"), "mask.per='pixel' is unknown"),
     (dict(rate="cosin"), "did you mean 'cosine'"),
     (dict(low=1.0), "low=1.0 and high=1.0"),
     (dict(high=1.5), "0 <= low < high <= 1"),
     (dict(clean_past=2), "clean_past=2 is a probability"),
-    (dict(clean_frame=-0.1), "clean_frame=-0.1 is a probability")])
+    (dict(clean_frame=-0.1), "clean_frame=-0.1 is a probability"),
+  ],
+)
 def test_a_mask_that_cannot_be_drawn_is_one_line(changes, message):
   with pytest.raises(errors.UserError, match=message):
     masking.check(ml_collections.ConfigDict({**PAPER, **changes}))

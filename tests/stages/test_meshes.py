@@ -12,7 +12,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import PartitionSpec as P
 
-from tests.stages import training
+from tests.fixtures import stage_training
 
 STAGES = ("tokenizer", "lam", "dynamics", "joint")
 MIXED = dict(data=1, fsdp=2, tensor=2, frame=2)
@@ -23,18 +23,20 @@ COPIES = "nvoluntary full rematerialization"
 
 def losses(stage, sizes):
   """Returns the losses of two steps and the held-out means."""
-  config = training.load(stage)
+  config = stage_training.load(stage)
   config.mesh.update(sizes)
-  steps = training.steps(config, math.prod(sizes.values()))
-  batch, state = training.random_batch(steps.stage, config), steps.create()
+  steps = stage_training.steps(config, math.prod(sizes.values()))
+  batch, state = (
+    stage_training.random_batch(steps.stage, config),
+    steps.create(),
+  )
   found = []
   for _ in range(2):
     # The second loss tells of the first gradient. Its norm jumps where sums in
     # another order let one vector of noise choose another code.
     state, metrics = steps.train(state, batch)
     found.append(float(metrics["loss"]))
-  terms = steps.evaluate(
-      state.params, state.extra, batch, jax.random.key(0))
+  terms = steps.evaluate(state.params, state.extra, batch, jax.random.key(0))
   return found + [float(terms[name].mean()) for name in sorted(terms)]
 
 
@@ -64,12 +66,15 @@ def test_a_stage_is_the_same_where_clips_are_split(stage, capfd):
 
 def test_the_partitioner_says_so_when_it_copies(capfd):
   mesh = jax.make_mesh(
-      (2, 2, 2), ("a", "b", "c"), (jax.sharding.AxisType.Auto,) * 3)
+    (2, 2, 2), ("a", "b", "c"), (jax.sharding.AxisType.Auto,) * 3
+  )
   place = lambda *axes: jax.sharding.NamedSharding(mesh, P(*axes))
   step = jax.jit(
-      lambda x: jax.lax.with_sharding_constraint(
-          x * 2, place(None, None, ("c", "b"))) + 1,
-      in_shardings=place(("a", "b", "c")))
+    lambda x: (
+      jax.lax.with_sharding_constraint(x * 2, place(None, None, ("c", "b"))) + 1
+    ),
+    in_shardings=place(("a", "b", "c")),
+  )
   capfd.readouterr()
   with compiling_anew():
     step.lower(jax.ShapeDtypeStruct((8, 8, 8), np.float32)).compile()

@@ -9,10 +9,10 @@ import pytest
 from genie_jax.core import config as config_lib
 from genie_jax.core import errors
 from genie_jax.data import manifest
-from genie_jax.models import saved
+from genie_jax.models import store
 from genie_jax.stages import registry, rollouts
 from tests import buckets
-from tests.stages import folders
+from tests.fixtures import stage_data
 
 
 @pytest.fixture
@@ -20,12 +20,16 @@ def tokens(tmp_path, monkeypatch):
   """A token folder of the smoke configs, and its address in a bucket."""
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
   config = config_lib.load("experiments/coinrun/tokenizer.py:smoke")
-  folder = folders.write_tokens(
-      tmp_path / "tokens", (64, 64, 3), grid=(4, 4), num_codes=64,
-      tokenizer=folders.random_part("tokenizer", config))
+  folder = stage_data.write_tokens(
+    tmp_path / "tokens",
+    (64, 64, 3),
+    grid=(4, 4),
+    num_codes=64,
+    tokenizer=stage_data.random_part("tokenizer", config),
+  )
   dataclasses.replace(
-      manifest.Manifest.read(folder),
-      tokenizer_fingerprint=saved.load(folder / "tokenizer").fingerprint,
+    manifest.Manifest.read(folder),
+    tokenizer_fingerprint=store.load(folder / "tokenizer").fingerprint,
   ).write(folder)
   return folder, buckets.upload(folder, f"{buckets.empty()}/tokens")
 
@@ -40,15 +44,20 @@ def test_the_tokenizer_of_tokens_in_a_bucket_is_that_on_the_disk(tokens):
 def test_another_tokenizer_in_the_bucket_is_refused(tokens):
   buckets.flip(f"{tokens[1]}/tokenizer/model.safetensors")
   with pytest.raises(
-      errors.UserError, match=f"not the tokenizer that made {tokens[1]};"):
+    errors.UserError, match=f"not the tokenizer that made {tokens[1]};"
+  ):
     rollouts.tokenizer_of(tokens[1])
 
 
 def test_a_stage_reads_its_data_from_a_bucket(tokens):
   folder, address = tokens
   batches = [
-      registry.source(config_lib.load(
-          "experiments/coinrun/dynamics.py:smoke",
-          [f"--config.data.path={where}"]), "validation").gather([0, 1])
-      for where in (folder, address)]
+    registry.source(
+      config_lib.load(
+        "experiments/coinrun/dynamics.py:smoke", [f"--config.data.path={where}"]
+      ),
+      "validation",
+    ).gather([0, 1])
+    for where in (folder, address)
+  ]
   jax.tree.map(np.testing.assert_array_equal, *batches)

@@ -12,9 +12,9 @@ import pytest
 from genie_jax.core import config as config_lib
 from genie_jax.core import errors
 from genie_jax.data import loader
-from genie_jax.models import saved
+from genie_jax.models import store
 from genie_jax.stages import joint, registry
-from tests.stages import folders, training
+from tests.fixtures import stage_data, stage_training
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "experiments" / "coinrun"
 NAMES = ("tokenizer", "lam", "dynamics", "joint")
@@ -28,18 +28,22 @@ def load(name, *overrides, mode="smoke"):
 def data(tmp_path_factory):
   """A clips folder and a token folder that fit the smoke configs."""
   root = tmp_path_factory.mktemp("data")
-  clips = folders.write_clips(root / "clips")
+  clips = stage_data.write_clips(root / "clips")
   config = load("tokenizer")
-  tokens = folders.write_tokens(
-      root / "tokens", (64, 64, 3), grid=(4, 4), num_codes=64,
-      tokenizer=folders.random_part("tokenizer", config))
-  return {"tokenizer": clips, "lam": clips, "dynamics": tokens,
-          "joint": tokens}
+  tokens = stage_data.write_tokens(
+    root / "tokens",
+    (64, 64, 3),
+    grid=(4, 4),
+    num_codes=64,
+    tokenizer=stage_data.random_part("tokenizer", config),
+  )
+  return {"tokenizer": clips, "lam": clips, "dynamics": tokens, "joint": tokens}
 
 
 def first_batch(config):
   batches = loader.make_iterator(
-      registry.source(config, "train"), config.data.batch_size, config.seed)
+    registry.source(config, "train"), config.data.batch_size, config.seed
+  )
   batch = next(batches)
   batches.close()
   return batch
@@ -54,7 +58,7 @@ def trained(data):
     if name not in kept:
       config = load(name, f"--config.data.path={data[name]}")
       batch = first_batch(config)
-      kept[name] = config, batch, training.train(config, batch)
+      kept[name] = config, batch, stage_training.train(config, batch)
     return kept[name]
 
   return get
@@ -64,19 +68,20 @@ def trained(data):
 def test_two_steps_of_the_smoke_config_move_every_parameter(trained, name):
   _, _, made = trained(name)
   assert made.stage.name == name
-  training.check(made)
+  stage_training.check(made)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_preview_is_rows_of_frames_of_the_world(trained, name):
   _, batch, made = trained(name)
   drawn = jax.jit(made.stage.preview)(
-      made.state.params, made.state.extra,
-      {name: batch[name][:2] for name in made.stage.features},
-      jax.random.key(0))
+    made.state.params,
+    made.state.extra,
+    {name: batch[name][:2] for name in made.stage.features},
+    jax.random.key(0),
+  )
   assert {len(array) for array in jax.tree.leaves(drawn)} == {2}
-  pictures = made.stage.show(
-      jax.tree.map(lambda x: np.asarray(x[0]), drawn))
+  pictures = made.stage.show(jax.tree.map(lambda x: np.asarray(x[0]), drawn))
   assert pictures
   for rows in pictures.values():
     assert len(rows) >= 3
@@ -98,10 +103,17 @@ def test_codebook_statistics_follow_the_batches(trained, name):
 
 
 def test_held_out_scores_stand_beside_their_baselines(trained):
-  assert {"squared_error", "random_action_squared_error",
-          "copy_squared_error"} <= set(trained("lam")[2].evaluation)
-  assert {"cross_entropy", "accuracy", "copy_accuracy",
-          "changed_token_accuracy"} <= set(trained("dynamics")[2].evaluation)
+  assert {
+    "squared_error",
+    "random_action_squared_error",
+    "copy_squared_error",
+  } <= set(trained("lam")[2].evaluation)
+  assert {
+    "cross_entropy",
+    "accuracy",
+    "copy_accuracy",
+    "changed_token_accuracy",
+  } <= set(trained("dynamics")[2].evaluation)
   both = trained("joint")[2].evaluation
   assert "accuracy" in both and "lam_random_action_squared_error" in both
 
@@ -112,8 +124,11 @@ def test_copying_is_scored_by_the_share_of_tokens_that_stay(trained):
   still = tokens[:, 1:] == tokens[:, :-1]
   # One target frame a clip is drawn; the share lies among those of frames.
   shares = still.mean((2, 3))
-  assert shares.min() - 1e-6 <= made.evaluation["copy_accuracy"] <= (
-      shares.max() + 1e-6)
+  assert (
+    shares.min() - 1e-6
+    <= made.evaluation["copy_accuracy"]
+    <= (shares.max() + 1e-6)
+  )
 
 
 def test_in_the_joint_stage_the_dynamics_loss_never_moves_the_lam(trained):
@@ -122,18 +137,30 @@ def test_in_the_joint_stage_the_dynamics_loss_never_moves_the_lam(trained):
 
   def terms(params, wanted):
     outcome = stage.loss(
-        params, state.extra, batch, jax.random.key(0), state.step)
-    return sum(term.mean() for name, term in outcome.losses.items()
-               if name.startswith("lam_") == wanted)
+      params, state.extra, batch, jax.random.key(0), state.step
+    )
+    return sum(
+      term.mean()
+      for name, term in outcome.losses.items()
+      if name.startswith("lam_") == wanted
+    )
 
   @jax.jit
   def sizes(params):
     largest = lambda tree: jnp.stack(
-        [jnp.abs(leaf).max() for leaf in jax.tree.leaves(tree)]).max()
+      [jnp.abs(leaf).max() for leaf in jax.tree.leaves(tree)]
+    ).max()
     dynamics = jax.grad(terms)(params, False)
     lam = jax.grad(terms)(params, True)
-    return [largest(part) for part in (
-        dynamics["lam"], dynamics["dynamics"], lam["lam"], lam["dynamics"])]
+    return [
+      largest(part)
+      for part in (
+        dynamics["lam"],
+        dynamics["dynamics"],
+        lam["lam"],
+        lam["dynamics"],
+      )
+    ]
 
   crossed, own, lam_own, back = (float(x) for x in sizes(state.params))
   assert crossed == 0 and back == 0
@@ -144,48 +171,63 @@ def test_a_start_from_the_codebook_makes_alike_tokens_alike(trained, data):
   config, _, made = trained("dynamics")
   assert config.start == "codebook"
   table = made.before[0]["token_embedding"]
-  codes = saved.load(data["dynamics"] / "tokenizer").parts[
-      "tokenizer"].params["codes"]["codebook"]
+  codes = (
+    store.load(data["dynamics"] / "tokenizer")
+    .parts["tokenizer"]
+    .params["codes"]["codebook"]
+  )
   distances = lambda x: np.linalg.norm(x[:, None] - x[None], axis=-1)
   upper = np.triu_indices(len(codes), 1)
   # Random turns to a larger space keep distances up to some noise.
-  assert np.corrcoef(
-      distances(codes)[upper], distances(table)[upper])[0, 1] > 0.8
+  assert (
+    np.corrcoef(distances(codes)[upper], distances(table)[upper])[0, 1] > 0.8
+  )
   np.testing.assert_allclose(
-      made.before[0]["to_logits"]["kernel"] * table.shape[1] ** 0.5, table.T,
-      rtol=1e-5, atol=1e-6)
+    made.before[0]["to_logits"]["kernel"] * table.shape[1] ** 0.5,
+    table.T,
+    rtol=1e-5,
+    atol=1e-6,
+  )
 
 
 def test_true_actions_train_the_same_stage(data):
   config = load(
-      "dynamics", f"--config.data.path={data['dynamics']}",
-      "--config.actions=true", "--config.world.num_latent_actions=15")
+    "dynamics",
+    f"--config.data.path={data['dynamics']}",
+    "--config.actions=true",
+    "--config.world.num_latent_actions=15",
+  )
   stage = registry.make(config)
   assert set(stage.features) == {"tokens", "actions"}
   batch = first_batch(config)
   params, extra = jax.eval_shape(stage.init, jax.random.key(0))
   outcome = jax.eval_shape(
-      stage.loss, nn.unbox(params), extra, batch, jax.random.key(0),
-      np.int32(0))
+    stage.loss, nn.unbox(params), extra, batch, jax.random.key(0), np.int32(0)
+  )
   assert set(outcome.losses) == set(stage.loss_scales)
 
 
 def test_a_world_with_other_buttons_than_the_data_is_refused(data):
   config = load(
-      "dynamics", f"--config.data.path={data['dynamics']}",
-      "--config.actions=true")
+    "dynamics",
+    f"--config.data.path={data['dynamics']}",
+    "--config.actions=true",
+  )
   with pytest.raises(errors.UserError, match=r"num_actions.*15.*6"):
     registry.source(config, "train")
 
 
-@pytest.mark.parametrize("name, override, message", [
+@pytest.mark.parametrize(
+  "name, override, message",
+  [
     ("tokenizer", "--config.stage=tokeniser", "did you mean 'tokenizer'"),
     ("dynamics", "--config.actions=both", "config.actions='both' is unknown"),
     ("joint", "--config.actions=true", "a joint stage learns its actions"),
     ("dynamics", "--config.mask.per=pixel", "mask.per='pixel'"),
     ("tokenizer", "--config.model.encoder.head_dim=3", "is odd"),
     ("lam", "--config.model.shrink=5", "does not divide"),
-])
+  ],
+)
 def test_a_config_that_makes_no_sense_is_one_line(name, override, message):
   with pytest.raises(errors.UserError, match=message) as raised:
     registry.make(load(name, override))
@@ -196,8 +238,10 @@ def test_a_joint_config_gives_each_part_its_own_model():
   config = load("joint")
   for part in ("lam", "dynamics"):
     found = joint.part_config(config, part)
-    for name, wanted in (("model", config.model[part]),
-                         ("world", config.world)):
+    for name, wanted in (
+      ("model", config.model[part]),
+      ("world", config.world),
+    ):
       assert found[name].to_dict() == wanted.to_dict()
   assert "lam" in config.model  # The config itself is left as it was.
 
@@ -207,9 +251,10 @@ def test_flops_count_every_product_of_the_forward_pass_three_times(trained):
     config, _, made = trained(name)
     assert isinstance(config, ml_collections.ConfigDict)
     params = sum(
-        leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(
-            made.state.params)
-        if "kernel" in jax.tree_util.keystr(path))
+      leaf.size
+      for path, leaf in jax.tree_util.tree_leaves_with_path(made.state.params)
+      if "kernel" in jax.tree_util.keystr(path)
+    )
     # Every kernel meets nearly all 16 tokens of a frame: two FLOPs, three
     # times. Attention adds 7 % at this width.
     tokens = made.stage.flops_per_clip / (6 * params)

@@ -14,33 +14,53 @@ import jax
 import numpy as np
 import pytest
 
+from genie_jax.checkpoints import fingerprint
+from genie_jax.checkpoints import reader as stored
 from genie_jax.core import errors
-from genie_jax.train import fingerprint, loop, stored
+from genie_jax.train import loop
 from genie_jax.train import workdir as workdir_lib
-from tests.train import toy, worker
+from tests.fixtures import toy_stage
+from tests.train import worker
 
 ROOT = pathlib.Path(__file__).parents[2]
-TIMES = {"time", "steps_per_second", "clips_per_second", "data_wait",
-         "model_flops_per_second", "goodput"}
+TIMES = {
+  "time",
+  "steps_per_second",
+  "clips_per_second",
+  "data_wait",
+  "model_flops_per_second",
+  "goodput",
+}
 
 
 def train(workdir, stage=None, **changes):
-  fields = toy.config(**changes)
+  fields = toy_stage.config(**changes)
   return loop.train(
-      stage or toy.make_stage(), fields, workdir, *toy.makers(fields))
+    stage or toy_stage.make_stage(), fields, workdir, *toy_stage.makers(fields)
+  )
 
 
 def begin(workdir, devices=8, **options):
   """Starts the worker as a process."""
-  text = json.dumps(dict(
-      {"workdir": str(workdir), "changes": {}}, **options))
-  env = {name: value for name, value in os.environ.items()
-         if not name.lower().endswith("_proxy")}
-  env |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu",
-          "JAX_NUM_CPU_DEVICES": str(devices)}
+  text = json.dumps(dict({"workdir": str(workdir), "changes": {}}, **options))
+  env = {
+    name: value
+    for name, value in os.environ.items()
+    if not name.lower().endswith("_proxy")
+  }
+  env |= {
+    "PYTHONPATH": str(ROOT),
+    "JAX_PLATFORMS": "cpu",
+    "JAX_NUM_CPU_DEVICES": str(devices),
+  }
   return subprocess.Popen(
-      [sys.executable, worker.__file__, text], env=env, cwd=ROOT, text=True,
-      stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    [sys.executable, worker.__file__, text],
+    env=env,
+    cwd=ROOT,
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  )
 
 
 def finish(process):
@@ -55,9 +75,13 @@ def finish(process):
 def lines(workdir):
   """Returns the metric lines without what depends on the clock."""
   return [
-      {name: x for name, x in json.loads(line).items()
-       if name not in TIMES and not name.startswith("lost_seconds/")}
-      for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    {
+      name: x
+      for name, x in json.loads(line).items()
+      if name not in TIMES and not name.startswith("lost_seconds/")
+    }
+    for line in (workdir / "metrics.jsonl").read_text().splitlines()
+  ]
 
 
 def prints(workdir, step):
@@ -79,12 +103,15 @@ def test_loss_falls_and_everything_is_written(straight):
   assert [line["step"] for line in training] == [1, 2, 3, 4]
   assert training[-1]["loss"] < training[0]["loss"]
   assert {"grad_norm", "learning_rate", "losses/fit", "mfu", "shown"} <= set(
-      training[0])
+    training[0]
+  )
   held_out = [line for line in lines(workdir) if "eval/fit" in line]
   assert [line["step"] for line in held_out] == [2, 4]
   assert result.metrics["eval/fit"] == held_out[-1]["eval/fit"]
   assert sorted(p.name for p in (workdir / "previews").iterdir()) == [
-      "toy_00000002.png", "toy_00000004.png"]
+    "toy_00000002.png",
+    "toy_00000004.png",
+  ]
   assert json.loads((workdir / "config.json").read_text())["stage"] == "toy"
   assert stored.valid_steps(workdir) == [2, 4]
 
@@ -106,7 +133,8 @@ def test_another_mesh_resumes_to_the_same_numbers(straight, tmp_path):
   other, _, _ = stored.load_params(straight[0])
   for name in ("up", "down"):
     np.testing.assert_allclose(
-        mine[name]["kernel"], other[name]["kernel"], rtol=1e-3, atol=1e-5)
+      mine[name]["kernel"], other[name]["kernel"], rtol=1e-3, atol=1e-5
+    )
 
 
 def test_sigterm_saves_and_stops_where_a_restart_goes_on(straight, tmp_path):
@@ -124,8 +152,10 @@ def test_goodput_and_losses_are_in_every_line_and_go_on(tmp_path):
     train(tmp_path, steps=steps, checkpoint_every=1)
     time.sleep(0.5)
   wall = time.time() - begin
-  found = [json.loads(line) for line in (
-      tmp_path / "metrics.jsonl").read_text().splitlines()]
+  found = [
+    json.loads(line)
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+  ]
   found = [line for line in found if "loss" in line]
   assert len(found) == 4
   for line in found:
@@ -146,21 +176,31 @@ def test_goodput_and_losses_are_in_every_line_and_go_on(tmp_path):
 def test_the_first_start_counts_although_it_left_no_checkpoint(tmp_path):
   workdir_lib.first_start(tmp_path)
   (tmp_path / "started.json").write_text(
-      json.dumps({"started": time.time() - 1000}))
+    json.dumps({"started": time.time() - 1000})
+  )
   train(tmp_path, steps=1)
   line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
   assert line["lost_seconds/down"] >= 900 and line["goodput"] < 0.1
 
 
 def test_asked_for_steps_are_traced(tmp_path):
-  fields = toy.config()
-  loop.train(toy.make_stage(), fields, tmp_path, *toy.makers(fields),
-             profile_steps=(2, 3))
-  trace, = (tmp_path / "profile").rglob("*.xplane.pb")
+  fields = toy_stage.config()
+  loop.train(
+    toy_stage.make_stage(),
+    fields,
+    tmp_path,
+    *toy_stage.makers(fields),
+    profile_steps=(2, 3),
+  )
+  (trace,) = (tmp_path / "profile").rglob("*.xplane.pb")
   data = jax.profiler.ProfileData.from_file(str(trace))
-  steps = {dict(event.stats)["step_num"]
-           for plane in data.planes for line in plane.lines
-           for event in line.events if event.name == "train"}
+  steps = {
+    dict(event.stats)["step_num"]
+    for plane in data.planes
+    for line in plane.lines
+    for event in line.events
+    if event.name == "train"
+  }
   assert steps == {2, 3}
 
 
@@ -171,8 +211,9 @@ def test_a_finished_run_started_again_does_nothing(straight):
 
 
 @pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning",
-    "ignore:coroutine:RuntimeWarning")  # Orbax's, after a load that fails
+  "ignore::pytest.PytestUnraisableExceptionWarning",
+  "ignore:coroutine:RuntimeWarning",
+)  # Orbax's, after a load that fails
 def test_a_damaged_newest_checkpoint_costs_only_its_steps(straight, tmp_path):
   train(tmp_path)
   for path in (tmp_path / "checkpoints" / "4").glob("state/**/d/*"):
@@ -187,8 +228,9 @@ def test_a_damaged_newest_checkpoint_costs_only_its_steps(straight, tmp_path):
 
 @pytest.mark.parametrize("log_every", [1, 4])
 def test_a_loss_that_is_not_finite_stops_and_names_its_step(
-    tmp_path, log_every):
-  stage = toy.make_stage(explode_at=3)
+  tmp_path, log_every
+):
+  stage = toy_stage.make_stage(explode_at=3)
   with pytest.raises(loop.NotFinite, match="loss is nan at step 3") as error:
     train(tmp_path, stage, log_every=log_every, checkpoint_every=2)
   assert "\n" not in str(error.value)
@@ -197,7 +239,8 @@ def test_a_loss_that_is_not_finite_stops_and_names_its_step(
 
 def test_a_changed_model_field_is_refused_by_name(straight):
   with pytest.raises(
-      errors.UserError, match=r"config.optimizer.peak_lr=0.01, but now.*0.5"):
+    errors.UserError, match=r"config.optimizer.peak_lr=0.01, but now.*0.5"
+  ):
     train(straight[0], optimizer__peak_lr=0.5)
   stored = json.loads((straight[0] / "config.json").read_text())
   assert stored["optimizer"]["peak_lr"] == 0.01
@@ -205,21 +248,27 @@ def test_a_changed_model_field_is_refused_by_name(straight):
 
 def test_more_steps_and_other_schedules_of_logging_go_on(tmp_path):
   train(tmp_path, steps=2)
-  result = train(tmp_path, steps=3, log_every=2, eval_every=3,
-                 checkpoint_every=1, keep_checkpoints=1)
+  result = train(
+    tmp_path,
+    steps=3,
+    log_every=2,
+    eval_every=3,
+    checkpoint_every=1,
+    keep_checkpoints=1,
+  )
   assert result.step == 3
   assert stored.valid_steps(tmp_path) == [3]
 
 
 def test_checkpoint_of_another_model_is_refused_before_anything_changes(
-    tmp_path):
+  tmp_path,
+):
   train(tmp_path, steps=2)
   with pytest.raises(errors.UserError, match=r"another model.*params/down"):
-    train(tmp_path, toy.make_stage(hidden=32), steps=2)
+    train(tmp_path, toy_stage.make_stage(hidden=32), steps=2)
 
 
-def test_init_from_starts_at_step_0_with_the_other_weights(
-    straight, tmp_path):
+def test_init_from_starts_at_step_0_with_the_other_weights(straight, tmp_path):
   result = train(tmp_path, init_from=str(straight[0]), steps=1)
   assert not result.warm_start.missing
   first = next(line for line in lines(tmp_path) if "loss" in line)
@@ -230,45 +279,69 @@ def test_init_from_starts_at_step_0_with_the_other_weights(
 def test_the_step_is_compiled_once(tmp_path, caplog):
   with jax.log_compiles(), caplog.at_level("WARNING"):
     train(tmp_path, steps=6)
-  compiled = [record.getMessage() for record in caplog.records
-              if record.getMessage().startswith("Compiling jit(step)")]
+  compiled = [
+    record.getMessage()
+    for record in caplog.records
+    if record.getMessage().startswith("Compiling jit(step)")
+  ]
   assert len(compiled) == 2  # the train step and the eval step
 
 
 def test_a_wrong_batch_is_one_clear_line(tmp_path):
-  fields = toy.config()
-  make, _ = toy.makers(fields)
+  fields = toy_stage.config()
+  make, _ = toy_stage.makers(fields)
 
-  class Short(toy.Batches):
+  class Short(toy_stage.Batches):
     def __next__(self):
-      return {n: x[:, :2] if n == "inputs" else x
-              for n, x in super().__next__().items()}
+      return {
+        n: x[:, :2] if n == "inputs" else x
+        for n, x in super().__next__().items()
+      }
 
   with pytest.raises(errors.UserError, match=r"'inputs' as float32\[16, 2, 8"):
-    loop.train(toy.make_stage(), fields, tmp_path,
-               lambda share: Short(16, share), make)
+    loop.train(
+      toy_stage.make_stage(),
+      fields,
+      tmp_path,
+      lambda share: Short(16, share),
+      make,
+    )
 
 
 def test_two_runs_are_bitwise_equal(straight, tmp_path):
   train(tmp_path)
   assert prints(tmp_path, 4) == prints(straight[0], 4)
   found = fingerprint.arrays(stored.load_params(tmp_path)[0])
-  assert found.items() <= {
+  assert (
+    found.items()
+    <= {
       name.removeprefix("params/"): value
-      for name, value in prints(tmp_path, 4)[0].items()}.items()
+      for name, value in prints(tmp_path, 4)[0].items()
+    }.items()
+  )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", [
-    {"mesh__fsdp": 8}, {"mesh__data": 2, "mesh__tensor": 2, "mesh__frame": 2}])
+@pytest.mark.parametrize(
+  "mesh",
+  [{"mesh__fsdp": 8}, {"mesh__data": 2, "mesh__tensor": 2, "mesh__frame": 2}],
+)
 def test_two_processes_train_and_resume_as_one(straight, tmp_path, mesh):
   for steps in (2, 4):
     with socket.socket() as free:
       free.bind(("127.0.0.1", 0))
       port = free.getsockname()[1]
     both = [
-        begin(tmp_path, devices=4, processes=2, index=index, port=port,
-              changes={**mesh, "steps": steps}) for index in (0, 1)]
+      begin(
+        tmp_path,
+        devices=4,
+        processes=2,
+        index=index,
+        port=port,
+        changes={**mesh, "steps": steps},
+      )
+      for index in (0, 1)
+    ]
     for code, _, err in [finish(process) for process in both]:
       assert code == 0, err[-3000:]
   mine, other = lines(tmp_path), lines(straight[0])
@@ -279,6 +352,7 @@ def test_two_processes_train_and_resume_as_one(straight, tmp_path, mesh):
         # Processes reduce in another order than devices of one.
         np.testing.assert_allclose(a[name], b[name], rtol=2e-5)
   previews = lambda folder: sorted(
-      path.name for path in (folder / "previews").iterdir())
+    path.name for path in (folder / "previews").iterdir()
+  )
   assert previews(tmp_path) == previews(straight[0])
   train(tmp_path)  # and one process reads what two wrote

@@ -7,18 +7,19 @@ import numpy as np
 import pytest
 
 from genie_jax.core import chips
-from genie_jax.train import goodput
-from genie_jax.train import metrics as metrics_lib
+from genie_jax.train import goodput, metrics
 
 
 def read(workdir):
-  return [json.loads(line)
-          for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  return [
+    json.loads(line)
+    for line in (workdir / "metrics.jsonl").read_text().splitlines()
+  ]
 
 
 def test_lines_are_appended_and_unknown_numbers_are_null(tmp_path):
   for step in (1, 2):
-    writer = metrics_lib.JsonLines(tmp_path, resumed_step=step - 1)
+    writer = metrics.JsonLines(tmp_path, resumed_step=step - 1)
     writer.scalars(step, {"loss": 0.5, "mfu": None, "odd": float("nan")})
     writer.close()
   first, second = read(tmp_path)
@@ -28,29 +29,30 @@ def test_lines_are_appended_and_unknown_numbers_are_null(tmp_path):
 
 
 def test_resuming_drops_lines_that_will_be_made_again(tmp_path):
-  writer = metrics_lib.JsonLines(tmp_path, resumed_step=0)
+  writer = metrics.JsonLines(tmp_path, resumed_step=0)
   for step in (1, 2, 3, 4):
     writer.scalars(step, {"loss": float(step)})
   writer.close()
   with open(tmp_path / "metrics.jsonl", "a") as file:
     file.write('{"step": 2, "lo')  # cut short by a kill
-  metrics_lib.JsonLines(tmp_path, resumed_step=2).close()
+  metrics.JsonLines(tmp_path, resumed_step=2).close()
   assert [line["step"] for line in read(tmp_path)] == [1, 2]
 
 
 def test_tensorboard_gets_numbers_and_pictures(tmp_path):
-  writer = metrics_lib.TensorBoard(tmp_path, resumed_step=0)
+  writer = metrics.TensorBoard(tmp_path, resumed_step=0)
   writer.scalars(1, {"loss": 1.0, "mfu": None})
   writer.image(1, "strip", np.zeros((4, 6, 3), np.uint8))
   writer.close()
   content = b"".join(
-      path.read_bytes() for path in (tmp_path / "tensorboard").iterdir())
+    path.read_bytes() for path in (tmp_path / "tensorboard").iterdir()
+  )
   assert b"loss" in content and b"PNG" in content and b"mfu" not in content
 
 
 def test_meter_leaves_out_what_is_no_training():
   clock = goodput.Clock(time.time())
-  meter = metrics_lib.Meter(8, 1e6, 1e9, clock)
+  meter = metrics.Meter(8, 1e6, 1e9, clock)
   with meter.aside("compile"):
     time.sleep(0.3)
   for _ in range(4):
@@ -59,9 +61,11 @@ def test_meter_leaves_out_what_is_no_training():
   found = meter.read()
   assert 20 < found["steps_per_second"] < 50  # 4 steps in 0.08 s and more
   np.testing.assert_allclose(
-      found["clips_per_second"], 8 * found["steps_per_second"])
+    found["clips_per_second"], 8 * found["steps_per_second"]
+  )
   np.testing.assert_allclose(
-      found["mfu"], found["clips_per_second"] * 1e6 / 1e9)
+    found["mfu"], found["clips_per_second"] * 1e6 / 1e9
+  )
   assert 0.2 < found["data_wait"] <= 0.5
   assert 0 < found["goodput"] < 0.5  # most of the time was aside
   assert 0.3 <= found["lost_seconds/compile"] < 0.6
@@ -74,7 +78,7 @@ def test_mfu_of_a_device_of_unknown_peak_is_null():
   assert chips.device_peak_flops("TPU v4") == 275e12
   assert chips.device_peak_flops("TPU v3") == 61.5e12
   assert chips.device_peak_flops("NVIDIA H100 80GB HBM3") == 989e12
-  meter = metrics_lib.Meter(8, 1e6, None, goodput.Clock(time.time()))
+  meter = metrics.Meter(8, 1e6, None, goodput.Clock(time.time()))
   meter.step(0.0)
   found = meter.read()
   assert found["mfu"] is None and found["model_flops_per_second"] > 0
@@ -82,7 +86,7 @@ def test_mfu_of_a_device_of_unknown_peak_is_null():
 
 def test_a_checkpoint_between_two_lines_loses_no_seconds():
   clock = goodput.Clock(time.time())
-  meter = metrics_lib.Meter(8, 1e6, None, clock)
+  meter = metrics.Meter(8, 1e6, None, clock)
   time.sleep(0.1)
   meter.step(waited=0.04)
   note = meter.note()
@@ -96,8 +100,17 @@ def test_a_checkpoint_between_two_lines_loses_no_seconds():
 
 
 def test_summary_names_speed_and_mfu():
-  line = metrics_lib.summary(3, 10, {
-      "loss": 1.25, "steps_per_second": 2.0, "clips_per_second": 16.0,
-      "mfu": 0.41, "goodput": 0.934})
+  line = metrics.summary(
+    3,
+    10,
+    {
+      "loss": 1.25,
+      "steps_per_second": 2.0,
+      "clips_per_second": 16.0,
+      "mfu": 0.41,
+      "goodput": 0.934,
+    },
+  )
   assert line == (
-      "step 3/10, loss 1.25, 2 steps/s, 16 clips/s, MFU 41.0%, goodput 93%")
+    "step 3/10, loss 1.25, 2 steps/s, 16 clips/s, MFU 41.0%, goodput 93%"
+  )

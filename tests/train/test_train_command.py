@@ -7,13 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from genie_jax.cli import main
-from genie_jax.cli import train as train_command
+from genie_jax.cli import main, train
 from genie_jax.data import manifest
 from genie_jax.sharding import cluster, hosts, rendezvous
 from genie_jax.train import loop
+from tests.fixtures import stage_data
 from tests.multihost import fleet
-from tests.stages import folders
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = f"{ROOT / 'experiments' / 'coinrun' / 'tokenizer.py'}:smoke"
@@ -23,7 +22,8 @@ def refused(capsys, tmp_path, *flags):
   """Asserts code 2 and one line before anything is written; returns it."""
   workdir = tmp_path / "run"
   code = main.main(
-      ["train", "--config", CONFIG, "--workdir", str(workdir), *flags])
+    ["train", "--config", CONFIG, "--workdir", str(workdir), *flags]
+  )
   err = capsys.readouterr().err
   assert code == 2 and len(err.splitlines()) == 1, err
   assert not workdir.exists()
@@ -33,21 +33,31 @@ def refused(capsys, tmp_path, *flags):
 def test_distributed_on_needs_a_launcher(capsys, tmp_path):
   for flags in (("--distributed", "on"), ("--distributed",)):
     assert "no launcher names other processes" in refused(
-        capsys, tmp_path, *flags)
+      capsys, tmp_path, *flags
+    )
 
 
 def test_distributed_off_takes_no_addresses(capsys, tmp_path):
   assert "--distributed off" in refused(
-      capsys, tmp_path, "--distributed", "off", "--num-processes", "2")
+    capsys, tmp_path, "--distributed", "off", "--num-processes", "2"
+  )
 
 
 def test_flags_that_do_not_fit_are_one_line(capsys, tmp_path):
   assert "give all three" in refused(capsys, tmp_path, "--process-id", "1")
   assert "is no HOST:PORT" in refused(
-      capsys, tmp_path, "--coordinator", "a", "--num-processes", "2",
-      "--process-id", "0")
+    capsys,
+    tmp_path,
+    "--coordinator",
+    "a",
+    "--num-processes",
+    "2",
+    "--process-id",
+    "0",
+  )
   assert "--profile-steps=x" in refused(
-      capsys, tmp_path, "--profile-steps", "x")
+    capsys, tmp_path, "--profile-steps", "x"
+  )
 
 
 def test_help_states_the_exit_codes(capsys):
@@ -69,39 +79,40 @@ def compilation_cache():
 
 
 def test_programs_are_kept_where_asked_else_where_jax_was_told(
-    compilation_cache, tmp_path, monkeypatch
+  compilation_cache, tmp_path, monkeypatch
 ):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   told = jax.config.jax_compilation_cache_dir
   assert told  # as JAX_COMPILATION_CACHE_DIR or the caller has it
-  train_command._keep_compiled("")
+  train._keep_compiled("")
   assert jax.config.jax_compilation_cache_dir == told
-  train_command._keep_compiled(str(tmp_path / "mine"))
+  train._keep_compiled(str(tmp_path / "mine"))
   assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")
   jax.config.update("jax_compilation_cache_dir", None)
-  train_command._keep_compiled("")
+  train._keep_compiled("")
   assert jax.config.jax_compilation_cache_dir.startswith(
-      str(tmp_path / "genie_jax" / "xla"))
+    str(tmp_path / "genie_jax" / "xla")
+  )
   assert jax.config.jax_enable_compilation_cache
-  train_command._keep_compiled("off")
+  train._keep_compiled("off")
   assert not jax.config.jax_enable_compilation_cache
 
 
 def test_programs_of_several_processes_on_cpus_are_kept_only_where_asked(
-    compilation_cache, tmp_path, monkeypatch
+  compilation_cache, tmp_path, monkeypatch
 ):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   kept = lambda: jax.config.jax_compilation_cache_dir
   jax.config.update("jax_compilation_cache_dir", None)
-  train_command._keep_compiled("", alone=False)
+  train._keep_compiled("", alone=False)
   assert kept() is None
-  train_command._keep_compiled(str(tmp_path / "mine"), alone=False)
+  train._keep_compiled(str(tmp_path / "mine"), alone=False)
   assert kept() == str(tmp_path / "mine")
-  train_command._keep_compiled("", alone=False)  # as the variable would say
+  train._keep_compiled("", alone=False)  # as the variable would say
   assert kept() == str(tmp_path / "mine")
   jax.config.update("jax_compilation_cache_dir", None)
   monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-  train_command._keep_compiled("", alone=False)
+  train._keep_compiled("", alone=False)
   assert kept().startswith(str(tmp_path / "genie_jax"))
 
 
@@ -112,6 +123,7 @@ class Left(Exception):
 @pytest.fixture
 def among_others(compilation_cache, monkeypatch):
   """Makes this process think that it is 1 of 2, which have met."""
+
   def leave(code, process_id):
     assert process_id == 1
     raise Left(code)
@@ -125,9 +137,20 @@ def ends(capsys, tmp_path):
   """Trains as process 1 of 2; returns the exit code and what was said."""
   with pytest.raises(Left) as left:
     main.main(
-        ["train", "--config", CONFIG, "--workdir", str(tmp_path / "run"),
-         "--coordinator", "127.0.0.1:1", "--num-processes", "2",
-         "--process-id", "1"])
+      [
+        "train",
+        "--config",
+        CONFIG,
+        "--workdir",
+        str(tmp_path / "run"),
+        "--coordinator",
+        "127.0.0.1:1",
+        "--num-processes",
+        "2",
+        "--process-id",
+        "1",
+      ]
+    )
   err = capsys.readouterr().err
   said = [line for line in err.splitlines() if line.startswith("genie train:")]
   assert "Traceback" not in err and len(said) == 1, err
@@ -135,7 +158,7 @@ def ends(capsys, tmp_path):
 
 
 def test_a_join_that_fails_is_one_line_and_a_code_to_start_again_on(
-    among_others, capsys, tmp_path, monkeypatch
+  among_others, capsys, tmp_path, monkeypatch
 ):
   def fail(*words, **names):
     raise jax.errors.JaxRuntimeError("UNAVAILABLE: no\nservice")
@@ -147,23 +170,27 @@ def test_a_join_that_fails_is_one_line_and_a_code_to_start_again_on(
 
 
 def test_a_fault_of_the_machine_is_one_line_and_ends_the_others(
-    among_others, capsys, tmp_path, monkeypatch
+  among_others, capsys, tmp_path, monkeypatch
 ):
   def fail(config):
     raise OSError(5, "Input/output error", "shard-3")
 
-  monkeypatch.setattr(train_command, "_build", fail)
+  monkeypatch.setattr(train, "_build", fail)
   code, said = ends(capsys, tmp_path)
   assert code == 1 and "shard-3" in said
 
 
-DATA = ("--config", f"{ROOT / 'experiments/coinrun/dynamics.py'}:smoke",
-        "--config.data.path=tokens")
+DATA = (
+  "--config",
+  f"{ROOT / 'experiments/coinrun/dynamics.py'}:smoke",
+  "--config.data.path=tokens",
+)
 
 
 def write_tokens(folder):
-  return folders.write_tokens(
-      folder / "tokens", (64, 64, 3), grid=(4, 4), num_codes=64)
+  return stage_data.write_tokens(
+    folder / "tokens", (64, 64, 3), grid=(4, 4), num_codes=64
+  )
 
 
 def other_tokens(folder):
@@ -176,7 +203,7 @@ def other_tokens(folder):
 
 
 def test_data_that_differs_from_another_hosts_is_refused_before_training(
-    capsys, tmp_path, monkeypatch
+  capsys, tmp_path, monkeypatch
 ):
   read = manifest.Manifest.read
   own = read(write_tokens(tmp_path)).fingerprint
@@ -186,8 +213,10 @@ def test_data_that_differs_from_another_hosts_is_refused_before_training(
   monkeypatch.setattr(loop, "train", lambda *a, **b: pytest.fail("trained"))
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   monkeypatch.setattr(
-      hosts.multihost_utils, "process_allgather", lambda x: np.stack(
-          [x, x if x.dtype == bool else int(other[:7], 16)]))
+    hosts.multihost_utils,
+    "process_allgather",
+    lambda x: np.stack([x, x if x.dtype == bool else int(other[:7], 16)]),
+  )
   code = main.main(["train", *DATA, "--workdir", str(tmp_path / "run")])
   line = capsys.readouterr().err.splitlines()[-1]
   assert code == 2 and not (tmp_path / "run").exists()
@@ -202,8 +231,14 @@ def test_hosts_with_different_data_at_one_path_all_end_with_code_2(tmp_path):
     place.mkdir()
     write(place)
   with fleet.running(
-      tmp_path / "logs", 2, *DATA, "--workdir", str(tmp_path / "run"),
-      devices=1, folders=places) as both:
+    tmp_path / "logs",
+    2,
+    *DATA,
+    "--workdir",
+    str(tmp_path / "run"),
+    devices=1,
+    folders=places,
+  ) as both:
     assert both.codes() == [2, 2], both.text(0) + both.text(1)
   for n in (0, 1):
     assert "The number of the data in tokens is" in both.text(n)

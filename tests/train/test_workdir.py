@@ -7,13 +7,13 @@ import shutil
 
 import pytest
 
+from genie_jax.checkpoints import reader
 from genie_jax.cli import main
+from genie_jax.core import buckets, errors
 from genie_jax.core import config as config_lib
-from genie_jax.core import errors
 from genie_jax.data import manifest
-from genie_jax.train import loop, storage, stored, workdir
-from tests.stages import folders
-from tests.train import toy
+from genie_jax.train import loop, workdir
+from tests.fixtures import stage_data, toy_stage
 
 EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
 
@@ -48,28 +48,47 @@ def test_the_final_model_goes_on_on_fewer_and_on_more_chips(tmp_path):
   go_on = started(tmp_path, "platformers/dynamics.py")
   stack = "model.transformer"
   go_on(**{"optimizer.accumulate": 1, "mesh.data": 8})
-  go_on(**{f"{stack}.remat": "full", f"{stack}.unroll": 2,
-           f"{stack}.attention": "xla", "mesh.frame": 2,
-           "data.num_workers": 0, "data.num_threads": 4})
+  go_on(
+    **{
+      f"{stack}.remat": "full",
+      f"{stack}.unroll": 2,
+      f"{stack}.attention": "xla",
+      "mesh.frame": 2,
+      "data.num_workers": 0,
+      "data.num_threads": 4,
+    }
+  )
   go_on(**{f"{stack}.attention": None})
   for name, value in (
-      (f"{stack}.num_layers", 47), (f"{stack}.dtype", "float32"),
-      ("optimizer.mu_dtype", "bfloat16"), ("optimizer.b1", 0.8),
-      ("data.batch_size", 256), ("data.path", "elsewhere"), ("seed", 1),
-      ("model.actions_enter", "concat")):
+    (f"{stack}.num_layers", 47),
+    (f"{stack}.dtype", "float32"),
+    ("optimizer.mu_dtype", "bfloat16"),
+    ("optimizer.b1", 0.8),
+    ("data.batch_size", 256),
+    ("data.path", "elsewhere"),
+    ("seed", 1),
+    ("model.actions_enter", "concat"),
+  ):
     with pytest.raises(errors.UserError, match=f"config.{name}="):
       go_on(**{name: value})
 
 
-@pytest.mark.parametrize("name, stacks", [
+@pytest.mark.parametrize(
+  "name, stacks",
+  [
     ("joint.py", ("dynamics.transformer", "lam.encoder", "lam.decoder")),
     ("lam.py", ("encoder", "decoder")),
-    ("tokenizer.py", ("encoder", "decoder"))])
+    ("tokenizer.py", ("encoder", "decoder")),
+  ],
+)
 def test_every_stack_may_be_computed_another_way(tmp_path, name, stacks):
   go_on = started(tmp_path, f"platformers/{name}")
   for stack in stacks:
     for field, value in (
-        ("remat", "dots"), ("attention", "xla"), ("unroll", 4)):
+      ("remat", "dots"),
+      ("attention", "xla"),
+      ("unroll", 4),
+    ):
       go_on(**{f"model.{stack}.{field}": value})
 
 
@@ -86,54 +105,82 @@ def test_data_may_move_but_not_change(tmp_path):
   go_on(**{"data.fingerprint": "a" * 64, "data.path": "elsewhere"})
   for changes in ({}, {"data.path": "elsewhere"}):
     with pytest.raises(
-        errors.UserError, match=f"fingerprint {'a' * 12}, but .* {'b' * 12};"):
+      errors.UserError, match=f"fingerprint {'a' * 12}, but .* {'b' * 12};"
+    ):
       go_on(**{"data.fingerprint": "b" * 64, **changes})
 
 
 def test_a_run_goes_on_with_other_microbatches(tmp_path):
   for steps, accumulate in ((2, 1), (4, 2)):
-    fields = toy.config(
-        steps=steps, optimizer__accumulate=accumulate, eval_batches=0)
+    fields = toy_stage.config(
+      steps=steps, optimizer__accumulate=accumulate, eval_batches=0
+    )
     result = loop.train(
-        toy.make_stage(), fields, tmp_path, toy.makers(fields)[0])
+      toy_stage.make_stage(), fields, tmp_path, toy_stage.makers(fields)[0]
+    )
     assert result.step == steps
-  assert stored.read_note(
-      storage.folder(tmp_path) / stored.FOLDER / "4")["iterator"]["next"] == 4
+  assert (
+    reader.read_note(buckets.run_folder(tmp_path) / reader.FOLDER / "4")[
+      "iterator"
+    ]["next"]
+    == 4
+  )
 
 
 def train(run, tokens, *overrides):
   """Trains the smoke mode with AdamW, which compiles faster than Muon."""
-  return main.main([
-      "train", "--config", f"{EXPERIMENTS / 'coinrun/dynamics.py'}:smoke",
-      "--workdir", str(run), f"--config.data.path={tokens}",
-      "--config.optimizer.name=adamw", "--config.start=random",
-      "--config.data.batch_size=16", "--config.eval_batches=0", *overrides])
+  return main.main(
+    [
+      "train",
+      "--config",
+      f"{EXPERIMENTS / 'coinrun/dynamics.py'}:smoke",
+      "--workdir",
+      str(run),
+      f"--config.data.path={tokens}",
+      "--config.optimizer.name=adamw",
+      "--config.start=random",
+      "--config.data.batch_size=16",
+      "--config.eval_batches=0",
+      *overrides,
+    ]
+  )
 
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_other_microbatches_and_remat_and_moved_data(
-    tmp_path, capsys
+  tmp_path, capsys
 ):
-  tokens = folders.write_tokens(
-      tmp_path / "tokens", (64, 64, 3), grid=(4, 4), num_codes=64)
+  tokens = stage_data.write_tokens(
+    tmp_path / "tokens", (64, 64, 3), grid=(4, 4), num_codes=64
+  )
   run = tmp_path / "run"
   assert train(run, tokens, "--config.steps=2") == 0
   moved = shutil.move(tokens, tmp_path / "moved")
-  assert train(
-      run, moved, "--config.steps=4", "--config.optimizer.accumulate=2",
+  assert (
+    train(
+      run,
+      moved,
+      "--config.steps=4",
+      "--config.optimizer.accumulate=2",
       "--config.model.transformer.remat=full",
-      "--config.model.transformer.unroll=2") == 0
-  read = lambda step: stored.read_note(
-      storage.folder(run) / stored.FOLDER / str(step))
+      "--config.model.transformer.unroll=2",
+    )
+    == 0
+  )
+  read = lambda step: reader.read_note(
+    buckets.run_folder(run) / reader.FOLDER / str(step)
+  )
   assert read(4)["iterator"]["next_batch"] == 4
   assert read(4)["config"]["optimizer"]["accumulate"] == 2
-  assert (read(4)["config"]["data"]["fingerprint"]
-          == manifest.Manifest.read(moved).fingerprint)
+  assert (
+    read(4)["config"]["data"]["fingerprint"]
+    == manifest.Manifest.read(moved).fingerprint
+  )
   lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
   assert [x["step"] for x in lines if "loss" in x] == [1, 2, 3, 4]
   # Other data at the very same path.
   shutil.rmtree(moved)
-  folders.write_tokens(moved, (64, 64, 3), grid=(4, 4), num_codes=64)
+  stage_data.write_tokens(moved, (64, 64, 3), grid=(4, 4), num_codes=64)
   found = manifest.Manifest.read(moved)
   dataclasses.replace(found, name="other").write(moved)
   capsys.readouterr()

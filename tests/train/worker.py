@@ -11,18 +11,22 @@ import sys
 
 import jax
 
-from genie_jax.train import checkpoint, loop
-from tests.train import toy
+from genie_jax.checkpoints import manager
+from genie_jax.train import loop
+from tests.fixtures import toy_stage
 
 
 def main(options: dict) -> None:
   if "processes" in options:
     jax.distributed.initialize(
-        f"127.0.0.1:{options['port']}", options["processes"],
-        options["index"], cluster_detection_method="deactivate")
-  fields = toy.config(**options["changes"])
+      f"127.0.0.1:{options['port']}",
+      options["processes"],
+      options["index"],
+      cluster_detection_method="deactivate",
+    )
+  fields = toy_stage.config(**options["changes"])
   if options.get("kill_after"):
-    save = checkpoint.Checkpoints.save
+    save = manager.Checkpoints.save
 
     def save_and_die(self, state, data, note):
       step = int(state.step)
@@ -30,18 +34,22 @@ def main(options: dict) -> None:
       if step == options["kill_after"]:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    checkpoint.Checkpoints.save = save_and_die
+    manager.Checkpoints.save = save_and_die
   if options.get("term_after"):
-    draw = toy.Batches.__next__
+    draw = toy_stage.Batches.__next__
 
     def draw_and_ask(self):
       if self._seed == 0 and self._next == options["term_after"] - 1:
         os.kill(os.getpid(), signal.SIGTERM)
       return draw(self)
 
-    toy.Batches.__next__ = draw_and_ask
+    toy_stage.Batches.__next__ = draw_and_ask
   result = loop.train(
-      toy.make_stage(), fields, options["workdir"], *toy.makers(fields))
+    toy_stage.make_stage(),
+    fields,
+    options["workdir"],
+    *toy_stage.makers(fields),
+  )
   print("RESULT", json.dumps([result.step, result.stopped_by]))
 
 

@@ -1,0 +1,1 @@
+"""Saving, restoring, reading and verifying training checkpoints."""

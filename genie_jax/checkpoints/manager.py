@@ -1,0 +1,228 @@
+"""Checkpoints that are whole, checked, and hold all that a run needs.
+
+What one holds, and how it is read, is in `reader`.
+
+Emergency checkpoints, which hosts of two slices or more keep on their own disks
+so that a lost slice costs a few steps, would go behind `Checkpoints` as well:
+the loop knows `save`, `wait`, `restore` and `close` only. `save` would hand
+each state to Orbax's emergency manager, which writes the rarer ones also to
+the workdir, and `restore` would ask that manager first. Its local copies take
+no data iterator yet (orbax-checkpoint 0.12.8): they hold one tree of arrays,
+and an iterator is written only as rarely as to shared storage. Ours is a few
+numbers of JSON that are equal on all processes, so each host would write the
+note of `save` beside its copy, last, and one without a note would not be whole.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from absl import logging
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from genie_jax.checkpoints import fingerprint, reader
+from genie_jax.core import buckets, errors, files
+from genie_jax.sharding import hosts
+
+_FORMAT = 1
+
+
+class Checkpoints:
+  """Saves and restores the checkpoints of one workdir.
+
+  All processes must call each method together.
+  """
+
+  def __init__(self, workdir: files.PathLike, keep: int, keep_every: int = 0):
+    """Opens `workdir`, and moves unfinished checkpoints out of the way.
+
+    Args:
+      workdir: Checkpoints lie in its folder "checkpoints".
+      keep: How many of the newest to keep; 2 or more leave something to fall
+        back to.
+      keep_every: Also keeps for good each checkpoint whose step is a multiple
+        of this; 0 for none.
+    """
+    if keep < 1:
+      raise errors.UserError(
+        f"config.keep_checkpoints is {keep}; it must be at least 1."
+      )
+    if keep_every < 0:
+      raise errors.UserError(
+        f"config.keep_every is {keep_every}; give a number of steps, or 0 "
+        "to keep only the newest."
+      )
+    self._workdir = buckets.run_folder(workdir)
+    self._folder = self._workdir / reader.FOLDER
+    self._keep, self._keep_every = keep, keep_every
+    self._pending: tuple[int, Any] | None = None
+    self._orbax: ocp.training.Checkpointer | None = None
+    # By one process: another may look when it is half done.
+    if jax.process_index() == 0 and self._folder.is_dir():
+      finished = reader.valid_steps(self._workdir)
+      for path in sorted(self._folder.iterdir()):
+        if path.name.isdecimal() and int(path.name) not in finished:
+          self._set_aside(int(path.name), "is unfinished")
+    hosts.barrier("unfinished checkpoints")
+
+  def save(
+    self, fields: Mapping[str, Any], data: Any, note: Mapping[str, Any]
+  ) -> None:
+    """Starts to write a checkpoint of `fields["step"]`, and returns.
+
+    The arrays are copied before it returns, so they may be donated.
+
+    Args:
+      fields: Trees of arrays by name, one of them the scalar "step".
+      data: Iterator with `get_state()`. Its state must be JSON and the same
+        on all processes, as one copy is kept, whatever their number.
+      note: JSON to keep beside the arrays, for example the config.
+
+    Raises:
+      RunFailed: This or the previous checkpoint could not be written.
+    """
+    self.wait()
+    step = int(fields["step"])
+    note = reader.seal(
+      {
+        **note,
+        "format": _FORMAT,
+        "iterator": data.get_state(),
+        "arrays": reader.signatures(fields),
+        "fingerprints": fingerprint.arrays(fields),
+      }
+    )
+    with reader.Explain(_cannot_write, step, self._workdir):
+      response = self._open().save_checkpointables_async(
+        step, {reader.STATE: dict(fields)}, custom_metadata=note
+      )
+    if response is None:
+      raise errors.RunFailed(
+        f"Orbax refused a checkpoint of step {step} in {self._folder}; a "
+        "newer step is there, so use another workdir."
+      )
+    self._pending = step, response
+
+  def wait(self) -> None:
+    """Waits until the last checkpoint is whole on disk.
+
+    Raises:
+      RunFailed: It could not be written.
+    """
+    if self._pending is not None:
+      step, response = self._pending
+      self._pending = None
+      with reader.Explain(_cannot_write, step, self._workdir):
+        response.result()
+
+  def restore(
+    self, like: Mapping[str, Any], data: Any
+  ) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Loads the newest checkpoint that is undamaged.
+
+    Damaged ones are moved to the folder "damaged" with a line in the log.
+
+    Args:
+      like: Abstract trees by name with the layouts to restore to; their mesh
+        need not be the one that wrote.
+      data: Iterator with `set_state()`, set to where the checkpoint was.
+
+    Returns:
+      The trees by name, and the note given to `save`, or None where there is no
+      checkpoint.
+
+    Raises:
+      UserError: The checkpoint is of another model, or all are damaged.
+    """
+    steps = reader.valid_steps(self._workdir)
+    hosts.check_same(
+      steps[-1] if steps else -1,
+      f"The newest checkpoint in {self._workdir}",
+      "--workdir must be on storage that all hosts share (-1 for none).",
+    )
+    damaged = []
+    for step in reversed(steps):
+      found, error = None, None
+      try:
+        found = reader.load(self._folder / str(step), dict(like))
+      except reader.Damaged as damage:
+        error = damage
+      if hosts.agree(error is None):
+        fields, note = found
+        # Only now: where none can be read, all are left as they are.
+        if jax.process_index() == 0:
+          for bad in damaged:
+            self._set_aside(bad, "is damaged")
+        hosts.barrier("damaged checkpoints")
+        data.set_state(note["iterator"])
+        return fields, note
+      logging.warning(
+        "Checkpoint of step %d is damaged (%s); falling back to the one "
+        "before.",
+        step,
+        error or "seen by another process",
+      )
+      damaged.append(step)
+    if steps:
+      raise errors.UserError(
+        f"All checkpoints in {self._folder} are damaged ({steps}); start "
+        "again in a new workdir."
+      )
+    return None
+
+  def close(self) -> None:
+    """Waits for the last checkpoint and lets Orbax go."""
+    try:
+      self.wait()
+    finally:
+      if self._orbax is not None:
+        self._orbax.close()
+
+  def _open(self) -> ocp.training.Checkpointer:
+    # Late, as Orbax reads the folder once: damaged steps must be gone by then.
+    if self._orbax is None:
+      training = ocp.training
+      self._orbax = training.Checkpointer(
+        self._folder,
+        save_decision_policy=(
+          training.save_decision_policies.FixedIntervalPolicy(1)
+        ),
+        preservation_policy=self._policy(),
+        cleanup_tmp_directories=True,
+      )
+    return self._orbax
+
+  def _policy(self) -> Any:
+    """Returns which checkpoints Orbax must not delete."""
+    policies = ocp.training.preservation_policies
+    newest = policies.LatestN(self._keep)
+    if not self._keep_every:
+      return newest
+    return policies.AnyPreservationPolicy(
+      [newest, policies.EveryNSteps(self._keep_every)]
+    )
+
+  def _set_aside(self, step: int, why: str) -> None:
+    """Moves a step out of the way, so that it can be written again."""
+    target = self._workdir / "damaged" / str(step)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    number = 0
+    while target.exists():
+      number += 1
+      target = target.with_name(f"{step}.{number}")
+    (self._folder / str(step)).rename(target)
+    logging.warning(
+      "Checkpoint of step %d %s; it was moved to %s.", step, why, target
+    )
+
+
+def _cannot_write(
+  error: Exception, step: int, workdir: epath.Path
+) -> errors.RunFailed:
+  steps = reader.valid_steps(workdir)
+  return errors.RunFailed(
+    f"The checkpoint of step {step} could not be written to {workdir} "
+    f"({reader.one_line(error)}); free some space and run the same command, "
+    f"which goes on from step {steps[-1] if steps else 0}."
+  )

@@ -1,0 +1,150 @@
+"""Rollouts that put a world's buttons to the test.
+
+Shapes:
+  n  clips     T  frames of a clip     A  buttons     M  prompts
+  F  frames drawn
+"""
+
+from typing import Any
+
+import numpy as np
+
+from genie_jax.core import errors
+from genie_jax.evals import controllability, evaluated_world, intervals
+
+# Clip ids of draws that must not share noise with the clips counted from 0.
+_OTHER_NOISE = 1_000_000
+
+
+def delta(
+  subject: evaluated_world.Subject,
+  prompts: np.ndarray,
+  frames: np.ndarray,
+  buttons: np.ndarray,
+  choices: np.ndarray,
+  levels: np.ndarray,
+  *,
+  seed: int,
+) -> dict[str, intervals.Interval]:
+  """Delta PSNR by two rollouts of each clip with equal noise.
+
+  Args:
+    subject: The world.
+    prompts: int32 [n, 1, h, w], tokens of the first frames.
+    frames: uint8 [n, T, H, W, C], the truth.
+    buttons: int32 [n, T-1], those that lead through the true frames.
+    choices: The buttons to draw random ones from.
+    levels: [n].
+    seed: Of the noise, the random buttons and the bootstrap.
+
+  Raises:
+    UserError: Clips are too short.
+  """
+  t = controllability.DELTA_FRAME
+  if frames.shape[1] <= t:
+    raise errors.UserError(
+      f"Delta PSNR at t = {t} needs clips of {t + 1} frames, but the world "
+      f"has config.world.num_frames={frames.shape[1]}; train one with more."
+    )
+  random = np.random.default_rng(seed).choice(choices, (len(frames), t))
+  ids = np.arange(len(frames), dtype=np.int32)
+  drawn = [
+    subject.decode(
+      subject.rollout(prompts, pressed.astype(np.int32), ids, seed)
+    )[:, t]
+    for pressed in (buttons[:, :t], random)
+  ]
+  return controllability.delta_psnr(frames[:, t], *drawn, levels, seed=seed)
+
+
+def hold(
+  subject: evaluated_world.Subject,
+  prompts: np.ndarray,
+  choices: np.ndarray,
+  followed: np.ndarray,
+  *,
+  seed: int,
+) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+  """Holds each button from the same prompts with the same noise.
+
+  Args:
+    subject: The world.
+    prompts: int32 [M, 1, h, w].
+    choices: The A buttons that differ.
+    followed: int32 [n, F], buttons of the first n prompts' true clips, to be
+      played beside them: one call costs little more than the held ones.
+    seed: Of the noise.
+
+  Returns:
+    `buttons`; `effect_matrix` [A, A] and `effects` [A] in 8-bit levels;
+    `mean_effect`; `noise_effect`, how far apart two rollouts of the first
+    button are that differ in their noise only. Then the rollouts, uint8
+    [A, M, 1 + F, H, W, C], the prompt first; and those of the true clips'
+    buttons, uint8 [n, 1 + F, H, W, C].
+  """
+  count, (extra, length) = len(prompts), followed.shape
+  pressed = np.repeat(np.append(choices, choices[0]), count)  # [(A + 1) * M]
+  pressed = np.repeat(pressed[:, None], length, 1)
+  ids = np.tile(np.arange(count), len(choices) + 1)
+  ids[-count:] += _OTHER_NOISE
+  tokens = subject.rollout(
+    np.concatenate(
+      [np.tile(prompts, (len(choices) + 1, 1, 1, 1)), prompts[:extra]]
+    ),
+    np.concatenate([pressed, followed]).astype(np.int32),
+    np.concatenate([ids, np.arange(extra)]).astype(np.int32),
+    seed,
+  )
+  frames = subject.decode(tokens)
+  true_clips = frames[len(frames) - extra :]
+  frames = frames[: len(pressed)].reshape(
+    len(choices) + 1, count, *frames.shape[1:]
+  )
+  # The prompt is the same for all; only drawn frames count.
+  matrix = controllability.effects(frames[:-1, :, 1:])
+  effects = controllability.action_effects(matrix)
+  noise = controllability.effects(frames[[0, -1], :, 1:])[0, 1]
+  return (
+    {
+      "buttons": [int(button) for button in choices],
+      "effect_matrix": matrix,
+      "effects": effects,
+      "mean_effect": float(effects.mean()),
+      "noise_effect": float(noise),
+    },
+    frames[:-1],
+    true_clips,
+  )
+
+
+def free(
+  subject: evaluated_world.Subject,
+  prompts: np.ndarray,
+  choices: np.ndarray,
+  *,
+  seed: int,
+) -> tuple[dict[str, Any], np.ndarray]:
+  """Plays random buttons for half as long again as the window.
+
+  Args:
+    subject: The world.
+    prompts: int32 [n, 1, h, w].
+    choices: The buttons to draw from.
+    seed: Of the buttons and the noise.
+
+  Returns:
+    What `controllability.liveliness` says of the rollouts, and their frames,
+    uint8 [n, 1 + F, H, W, C].
+  """
+  length = subject.num_frames + subject.num_frames // 2
+  pressed = np.random.default_rng(seed + 1).choice(
+    choices, (len(prompts), length)
+  )
+  tokens = subject.rollout(
+    prompts,
+    pressed.astype(np.int32),
+    np.arange(len(prompts), dtype=np.int32),
+    seed + 1,
+  )
+  frames = subject.decode(tokens)
+  return controllability.liveliness(frames, tokens, subject.num_codes), frames

@@ -1,1 +1,0 @@
-"""World bundles and what loads them."""

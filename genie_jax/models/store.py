@@ -1,0 +1,348 @@
+"""Models on disk without training state: config.json and safetensors.
+
+The weight core of a world folder. `config.json` holds {"format_version",
+"dtype", "parts": {name: {"world", "model"}}}; tensor names are "<part>/<path>",
+a path joining the parameter tree's keys with "/". A matrix kept as 8-bit
+integers is two tensors, "<part>/<path>.values" and "<part>/<path>.scales".
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from genie_jax.core import config as config_lib
+from genie_jax.core import errors, files
+from genie_jax.models import build
+from genie_jax.weights import (
+  int8,
+  lazy_array,
+  param_tree,
+  placement,
+  tensor_files,
+)
+
+FORMAT_VERSION = 1
+
+_BUILDERS = {
+  "tokenizer": build.tokenizer,
+  "lam": build.lam,
+  "dynamics": build.dynamics,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """One model, ready for `module.apply({"params": params}, ...)`.
+
+  Attributes:
+    module: A Tokenizer, Lam or Dynamics.
+    config: {"world": ..., "model": ...} that built it.
+    params: Nested dict of arrays: float32 unless asked for otherwise.
+  """
+
+  module: nn.Module
+  config: dict[str, Any]
+  params: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+  """A folder of models.
+
+  Attributes:
+    parts: Name -> model.
+    config: The whole config.json.
+    fingerprint: SHA-256 of the configs and the stored weights; empty when it
+      was not asked for.
+  """
+
+  parts: dict[str, Part]
+  config: dict[str, Any]
+  fingerprint: str
+
+
+def part(name: str, config: Mapping[str, Any], params: Any) -> Part:
+  """Returns a part from a training config's `world` and `model`."""
+  config = config_lib.to_dict(config)
+  fields = {"world": config["world"], "model": config["model"]}
+  return Part(_builder(name)(fields), fields, params)
+
+
+def save(
+  folder: files.PathLike,
+  parts: Mapping[str, Part],
+  *,
+  dtype: str = "float32",
+  extra: Mapping[str, Any] | None = None,
+  shard_bytes: int = tensor_files.SHARD_BYTES,
+) -> str:
+  """Writes models to a folder, a piece of one parameter in memory at a time.
+
+  Args:
+    folder: Made when missing.
+    parts: Name -> model; names are tokenizer, lam and dynamics. Parameters
+      may be lazy (see `lazy_array`); each read is then a piece of
+      `lazy_array.PIECE_BYTES`, or one unit of the parameter if that is larger.
+    dtype: "float32" or "bfloat16" for all tensors, or "int8" for the matrices
+      of transformer layers and bfloat16 for the rest.
+    extra: More JSON fields for config.json.
+    shard_bytes: Most bytes of tensors in one file.
+
+  Returns:
+    The fingerprint, as `load` computes it.
+  """
+  folder = pathlib.Path(folder)
+  config = dict(
+    format_version=FORMAT_VERSION,
+    dtype=dtype,
+    parts={name: part.config for name, part in parts.items()},
+    **(extra or {}),
+  )
+  tensor_files.write(
+    folder,
+    _to_store(parts, dtype),
+    shard_bytes=shard_bytes,
+    metadata={"parts": json.dumps(config["parts"])},
+  )
+  files.write_json(folder / "config.json", config)
+  return _fingerprint(config, tensor_files.read(folder))
+
+
+def load(
+  folder: files.PathLike,
+  *,
+  place: placement.Place | None = None,
+  fingerprint: bool = True,
+) -> Saved:
+  """Reads what `save` wrote.
+
+  Args:
+    folder: Where.
+    place: Where each parameter goes, see `placement`; host memory as float32
+      when left out.
+    fingerprint: Whether to compute it, which reads all weights once more.
+
+  Raises:
+    UserError: A file is missing or damaged, the format is newer than this
+      code, or the tensors do not fit the config.
+  """
+  folder = pathlib.Path(folder)
+  config = read_config(folder)
+  stored = tensor_files.read(folder)
+  place = place or _to_host
+  groups = _by_part(folder, config, stored)
+  parts = {}
+  for name, fields in config["parts"].items():
+    module, axes = _check(folder, name, fields, groups.get(name, {}))
+    parts[name] = Part(
+      module,
+      fields,
+      param_tree.unflatten(
+        {
+          path: place(path, leaf, axes[path])
+          for path, leaf in groups[name].items()
+        }
+      ),
+    )
+  digits = _fingerprint(config, stored) if fingerprint else ""
+  return Saved(parts, config, digits)
+
+
+def read_config(folder: files.PathLike) -> dict[str, Any]:
+  """Returns the config.json of saved models.
+
+  Raises:
+    UserError: It is missing, of another version or of another program.
+  """
+  folder = pathlib.Path(folder)
+  config = files.read_json(folder / "config.json")
+  if not isinstance(config, dict) or not isinstance(config.get("parts"), dict):
+    raise errors.UserError(
+      f"{folder}/config.json does not describe saved models; give a folder "
+      "that `genie export` wrote, or a workdir."
+    )
+  version = config.get("format_version")
+  if version != FORMAT_VERSION:
+    raise errors.UserError(
+      f"{folder}/config.json has format_version {version!r}, this version "
+      f"reads {FORMAT_VERSION}; export the model again."
+    )
+  if not isinstance(config.get("dtype"), str) or (
+    config["dtype"] not in placement.DTYPES
+  ):
+    raise errors.UserError(
+      f"{folder}/config.json: dtype={config.get('dtype')!r} is unknown; a "
+      f"saved model's is one of {', '.join(placement.DTYPES)}."
+    )
+  return config
+
+
+def abstract_params(name: str, fields: Mapping[str, Any]) -> Any:
+  """Returns the shapes of a part's parameters, with no memory taken.
+
+  Args:
+    name: tokenizer, lam or dynamics.
+    fields: {"world", "model"}.
+
+  Returns:
+    Nested dict of boxed `jax.ShapeDtypeStruct`.
+  """
+  module = _builder(name)(fields)
+  world = config_lib.to_dict(fields)["world"]
+  rng = jax.random.key(0)
+  if name == "dynamics":
+    grid = (1, 2, *build.token_grid(world))
+    inputs = (
+      jax.ShapeDtypeStruct(grid, np.int32),
+      jax.ShapeDtypeStruct((1, 1), np.int32),
+      jax.ShapeDtypeStruct(grid, np.bool_),
+    )
+  else:
+    inputs = (
+      jax.ShapeDtypeStruct(
+        (1, 2, world["height"], world["width"], world["channels"]), np.float32
+      ),
+    )
+  return jax.eval_shape(module.init, rng, *inputs)["params"]
+
+
+def fingerprint(parts: Mapping[str, Part]) -> str:
+  """Returns the fingerprint of models as `save` in float32 would."""
+  config = {"parts": {name: part.config for name, part in parts.items()}}
+  return _fingerprint(config, _to_store(parts, "float32"))
+
+
+def num_bytes(parts: Mapping[str, Part], dtype: str) -> int:
+  """Returns how many bytes of tensors `save` would write."""
+  return sum(tensor.nbytes for tensor in _to_store(parts, dtype).values())
+
+
+def _to_host(path, leaf, axes):
+  del path, axes
+  return placement.host(leaf)
+
+
+def _to_store(
+  parts: Mapping[str, Part], dtype: str
+) -> dict[str, lazy_array.Lazy]:
+  """Returns all tensors to be written, none of them in memory yet."""
+  found = {}
+  for name, model in parts.items():
+    for path, leaf in param_tree.flatten(dict(model.params)).items():
+      shape, full = tuple(leaf.shape), f"{name}/{path}"
+      axes = int8.layer_kernels(path, shape) if dtype == "int8" else None
+      if axes is None:
+        found[full] = placement.later(leaf, placement.FLOATS[dtype])
+        continue
+      small = placement.integers(leaf, axes)
+      found[f"{full}.values"] = small.values
+      found[f"{full}.scales"] = small.scales
+  return found
+
+
+def _by_part(
+  folder: pathlib.Path,
+  config: Mapping[str, Any],
+  stored: Mapping[str, tensor_files.Stored],
+) -> dict[str, dict[str, Any]]:
+  """Returns part -> path -> tensor, or `Int8` of two."""
+  parts: dict[str, dict[str, Any]] = {name: {} for name in config["parts"]}
+  for name, tensor in stored.items():
+    owner, _, path = name.partition("/")
+    base, dot, kind = path.rpartition(".")
+    wanted = placement.FLOATS[config["dtype"]]
+    if config["dtype"] == "int8" and dot and kind in ("values", "scales"):
+      wanted = np.dtype(np.int8 if kind == "values" else np.float32)
+      both = [
+        stored.get(f"{owner}/{base}.{kind}") for kind in ("values", "scales")
+      ]
+      if None not in both:
+        path, leaf = base, int8.Int8(*both)
+      else:
+        leaf = tensor  # Refused by its name below.
+    else:
+      leaf = tensor
+    if owner not in parts:
+      raise errors.UserError(
+        f"{folder}/{tensor_files.WHOLE} has an unknown tensor {name}: "
+        f"config.json names only {', '.join(parts) or 'no parts'}; export it "
+        "again."
+      )
+    if tensor.dtype != wanted:
+      raise errors.UserError(
+        f"{folder}/{tensor_files.WHOLE}: {name} is {tensor.dtype}, but dtype "
+        f"{config['dtype']} of config.json needs {wanted}; export it again."
+      )
+    parts[owner][path] = leaf
+  return parts
+
+
+def _builder(name: str):
+  if name not in _BUILDERS:
+    raise errors.UserError(
+      f"{name!r} is no part of a world; parts are {', '.join(_BUILDERS)}."
+    )
+  return _BUILDERS[name]
+
+
+def _check(
+  folder: pathlib.Path, name: str, fields: Any, found: Mapping[str, Any]
+) -> tuple[nn.Module, dict[str, tuple[str | None, ...]]]:
+  """Returns the module and its parameters' logical axes, if all fit."""
+  builder = _builder(name)
+  build.check_types(f"{folder}/config.json", name, fields)
+  module = builder(fields)
+  with build.building(f"{folder}/config.json", name):
+    boxed = param_tree.flatten(abstract_params(name, build.unrolled(fields)))
+  wanted = {path: nn.unbox(leaf) for path, leaf in boxed.items()}
+  for path in sorted(set(wanted) ^ set(found)):
+    where = "lacks" if path in wanted else "has an unknown"
+    raise errors.UserError(
+      f"{folder}/model.safetensors {where} tensor {name}/{path}, which does "
+      f"not fit its config.json ({type(module).__name__}); export it again."
+    )
+  for path, leaf in found.items():
+    shape = wanted[path].shape
+    pairs = [(leaf, shape)]
+    if isinstance(leaf, int8.Int8):
+      axes = int8.layer_kernels(path, shape)
+      pairs = [
+        (leaf.values, shape),
+        (
+          leaf.scales,
+          axes and tuple(1 if i in axes else n for i, n in enumerate(shape)),
+        ),
+      ]
+    for tensor, needed in pairs:
+      if tensor.shape != needed:
+        raise errors.UserError(
+          f"{folder}/model.safetensors: {name}/{path} has shape "
+          f"{tensor.shape}, its config.json needs {needed}; export it again."
+        )
+  return module, {path: _axes(leaf) for path, leaf in boxed.items()}
+
+
+def _axes(leaf: Any) -> tuple[str | None, ...]:
+  if isinstance(leaf, nn.Partitioned):
+    return tuple(leaf.names)
+  return (None,) * len(leaf.shape)
+
+
+def _fingerprint(config: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
+  """Returns what `param_tree.fingerprint` does, reading piece by piece."""
+  digest = hashlib.sha256()
+  for name in sorted(stored, key=tensor_files.order):
+    tensor = stored[name]
+    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    for block in lazy_array.in_order(tensor):
+      digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8))
+  return config_lib.fingerprint(
+    {"parts": config["parts"], "weights": digest.hexdigest()}
+  )

@@ -1,0 +1,1 @@
+"""Estimated step time: compute, kernels and collectives."""

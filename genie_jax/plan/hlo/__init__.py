@@ -1,0 +1,1 @@
+"""Reading compiled programs (optimized HLO) and compiler logs."""

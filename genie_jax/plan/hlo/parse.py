@@ -1,0 +1,296 @@
+"""Reads the text of a compiled program: computations in scheduled order.
+
+Only what a plan asks is kept: shapes, opcodes, operands and the rest of the
+line as text.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator
+
+_BITS = {
+  "pred": 8,
+  "s2": 2,
+  "u2": 2,
+  "s4": 4,
+  "u4": 4,
+  "s8": 8,
+  "u8": 8,
+  "s16": 16,
+  "u16": 16,
+  "bf16": 16,
+  "f16": 16,
+  "s32": 32,
+  "u32": 32,
+  "f32": 32,
+  "s64": 64,
+  "u64": 64,
+  "f64": 64,
+  "c64": 64,
+  "c128": 128,
+  "token": 0,
+  "opaque": 0,
+  "f8e4m3fn": 8,
+  "f8e5m2": 8,
+  "f8e4m3b11fnuz": 8,
+  "f8e4m3": 8,
+  "f8e3m4": 8,
+  "f4e2m1fn": 4,
+  "f8e8m0fnu": 8,
+}
+
+_HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{\s*$")
+_NAME = re.compile(r"  (ROOT )?%?([\w.\-]+) = ")
+_OPCODE = re.compile(r"([\w\-]+)\(")
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
+_OPERAND = re.compile(r"%([\w.\-]+)")
+_CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
+_OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+  """An array's type.
+
+  Attributes:
+    dtype: As XLA writes it, for example "bf16".
+    shape: Its dimensions.
+    layout: Dimensions from the fastest, then tiles and memory space, for
+      example "1,0:T(8,128)(2,1)S(1)".
+  """
+
+  dtype: str
+  shape: tuple[int, ...]
+  layout: str = ""
+
+  @property
+  def bytes(self) -> float:
+    """Bytes of its values alone."""
+    return math.prod(self.shape) * _BITS[self.dtype] / 8
+
+  @property
+  def padded_bytes(self) -> float:
+    """Bytes that it takes in memory: its last dimensions fill whole tiles."""
+    order, _, rest = self.layout.partition(":")
+    tile = re.match(r"T\(([\d,]+)\)", rest)
+    if not tile or not order:
+      return self.bytes
+    sizes = [self.shape[int(i)] for i in order.split(",")]  # Fastest first.
+    for i, unit in enumerate(reversed(tile[1].split(","))):
+      if i < len(sizes):
+        sizes[i] = -(-sizes[i] // int(unit)) * int(unit)
+    return math.prod(sizes) * _BITS[self.dtype] / 8
+
+  @property
+  def in_main_memory(self) -> bool:
+    """Whether it lies in HBM: other memories carry an S(number)."""
+    return not re.search(r"S\([1-9]", self.layout)
+
+  @property
+  def in_host_memory(self) -> bool:
+    """Whether it lies in the host's memory."""
+    return self.layout.endswith("S(5)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+  """One line of a computation.
+
+  Attributes:
+    name: Its name, without the percent sign.
+    opcode: For example "fusion".
+    results: Types of what it gives; several for a tuple.
+    operands: Names of what it takes.
+    literal: What stood between its parentheses (a constant's value).
+    attributes: The rest of the line.
+  """
+
+  name: str
+  opcode: str
+  results: tuple[Array, ...]
+  operands: tuple[str, ...]
+  literal: str
+  attributes: str
+
+  @functools.cached_property
+  def cycles(self) -> int | None:
+    """The compiler's own estimate, None where it made none."""
+    found = _CYCLES.search(self.attributes)
+    return int(found[1]) if found else None
+
+  @functools.cached_property
+  def op_name(self) -> str:
+    """Path of the JAX operation that it comes from, "" where unknown."""
+    found = _OP_NAME.search(self.attributes)
+    return found[1] if found else ""
+
+  def attribute(self, name: str) -> str | None:
+    """Returns the word after `name=`, without a percent sign."""
+    found = re.search(rf"\b{name}=\"?%?([\w.\-]+)", self.attributes)
+    return found[1] if found else None
+
+  @property
+  def result_bytes(self) -> float:
+    return sum(array.bytes for array in self.results)
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+  """A program.
+
+  Attributes:
+    computations: Name to instructions in scheduled order.
+    entry: Name of the computation that runs first.
+  """
+
+  computations: dict[str, tuple[Instruction, ...]]
+  entry: str
+
+  @functools.cached_property
+  def _tables(self) -> dict[str, dict[str, Instruction]]:
+    return {}
+
+  def table(self, computation: str) -> dict[str, Instruction]:
+    """Returns a computation's instructions by name."""
+    if computation not in self._tables:
+      self._tables[computation] = {
+        x.name: x for x in self.computations[computation]
+      }
+    return self._tables[computation]
+
+  def operands(self, computation: str, instruction: Instruction) -> list[Array]:
+    """Returns the types of what an instruction takes."""
+    table = self.table(computation)
+    return [
+      array
+      for name in instruction.operands
+      if name in table
+      for array in table[name].results
+    ]
+
+  def inside(self, computation: str) -> Iterator[Instruction]:
+    """Yields the instructions of a computation and of what it calls."""
+    todo, seen = [computation], set()
+    while todo:
+      name = todo.pop()
+      if name in seen or name not in self.computations:
+        continue
+      seen.add(name)
+      for instruction in self.computations[name]:
+        yield instruction
+        called = instruction.attribute("calls") or instruction.attribute(
+          "to_apply"
+        )
+        if called:
+          todo.append(called)
+
+  def trip_count(self, loop: Instruction) -> int | None:
+    """Returns how often a `while` runs, None where it cannot be read.
+
+    TPU programs carry no known trip count, so it is read off the condition,
+    "counter < constant" with a counter that starts at a constant.
+    """
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
+    if known:
+      return int(known[1])
+    condition = loop.attribute("condition")
+    if condition is None or condition not in self.computations:
+      return None
+    limits = [
+      int(x.literal)
+      for x in self.inside(condition)
+      if x.opcode == "constant"
+      and x.results[0].shape == ()
+      and re.fullmatch(r"[su](32|64)", x.results[0].dtype)
+      and re.fullmatch(r"-?\d+", x.literal)
+    ]
+    return max(limits) if limits else None
+
+
+def arrays(text: str) -> tuple[Array, ...]:
+  """Reads a type, of one array or of a tuple of them."""
+  return tuple(
+    Array(
+      found[1], tuple(int(d) for d in found[2].split(",") if d), found[3] or ""
+    )
+    for found in _ARRAY.finditer(text)
+    if found[1] in _BITS
+  )
+
+
+def parse(text: str) -> Module:
+  """Reads what `compiled.as_text()` gives.
+
+  Raises:
+    ValueError: There is no entry computation.
+  """
+  computations: dict[str, list[Instruction]] = {}
+  entry, current = None, None
+  for line in _logical_lines(text):
+    if current is None:
+      header = _HEADER.match(line)
+      if header:
+        current = computations.setdefault(header[2], [])
+        entry = header[2] if header[1] else entry
+    elif line == "}":
+      current = None
+    else:
+      instruction = _instruction(line)
+      if instruction:
+        current.append(instruction)
+  if entry is None:
+    raise ValueError("The program's text has no ENTRY computation.")
+  return Module({k: tuple(v) for k, v in computations.items()}, entry)
+
+
+def _logical_lines(text: str) -> Iterator[str]:
+  """Yields lines, each with those that only carry its attributes on.
+
+  Kernels carry JSON of several lines, some of which begin with a brace.
+  """
+  held: str | None = None
+  for line in text.splitlines():
+    if held is not None and line and line[0] in '"}' and line != "}":
+      held += line
+      continue
+    if held is not None:
+      yield held
+    held = line
+  if held is not None:
+    yield held
+
+
+def _instruction(line: str) -> Instruction | None:
+  head = _NAME.match(line)
+  if not head:
+    return None
+  start = head.end()
+  end = _closing(line, start) if line[start] == "(" else line.find(" ", start)
+  opcode = _OPCODE.search(line, end)
+  if not opcode:
+    return None
+  close = _closing(line, opcode.end() - 1)
+  inner = line[opcode.end() : close - 1]
+  return Instruction(
+    name=head[2],
+    opcode=opcode[1],
+    results=arrays(line[start:end]),
+    operands=tuple(_OPERAND.findall(inner)),
+    literal=inner,
+    attributes=line[close:],
+  )
+
+
+def _closing(text: str, start: int) -> int:
+  """Returns the position after the parenthesis that closes text[start]."""
+  depth = 0
+  for position in range(start, len(text)):
+    if text[position] == "(":
+      depth += 1
+    elif text[position] == ")":
+      depth -= 1
+      if not depth:
+        return position + 1
+  return len(text)

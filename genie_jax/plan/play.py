@@ -1,0 +1,251 @@
+"""What playing a world would need and take: seconds and memory of a frame.
+
+Compiles what a world calls for each frame (`sampling.player`): all refinements
+over one frame with kept keys and values, the pass that keeps its own, the
+slide where there is one, and the decoding of its tokens.
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+from jax.sharding import Mesh
+
+from genie_jax.core import errors
+from genie_jax.models import build
+from genie_jax.plan import aot_compile, training
+from genie_jax.plan import topology as topology_lib
+from genie_jax.plan.cost import collectives, schedule
+from genie_jax.sampling import maskgit, player, prepare
+from genie_jax.sampling import slide as slide_lib
+from genie_jax.sharding import compiler_options
+from genie_jax.sharding import mesh as mesh_lib
+from genie_jax.stages import registry
+from genie_jax.train import state
+
+DTYPE = "bfloat16"
+
+
+def make(
+  config: ml_collections.ConfigDict,
+  tokenizer: ml_collections.ConfigDict,
+  topology: topology_lib.Topology,
+  players: int = 1,
+  slide: str = "exact",
+  options: Mapping[str, str] | None = None,
+) -> tuple[dict[str, Any], str]:
+  """Plans the frames of a world.
+
+  All chips work on every frame: heads, MLP columns and vocabulary are split
+  over the axis tensor.
+
+  Args:
+    config: Of the dynamics stage; its `sampling` says how frames are drawn.
+    tokenizer: Of the tokenizer stage.
+    topology: The chips.
+    players: Who are served by one call.
+    slide: What happens at the window's end, a mode of `slides.MODES`. The
+      seconds are those of a frame that slides.
+    options: For the compiler.
+
+  Returns:
+    The plan as JSON values, and the compiled program's text ("" when it does
+    not fit).
+
+  Raises:
+    UserError: A config is of another stage, or does not split over the
+      devices.
+  """
+  for wanted, found in (("dynamics", config), ("tokenizer", tokenizer)):
+    if found.stage != wanted:
+      raise errors.UserError(
+        f"--sample needs the config of a {wanted} stage, and got one of "
+        f"stage {found.stage!r}."
+      )
+  mesh = mesh_lib.make(
+    dict(data=1, fsdp=1, tensor=-1, frame=1), topology_lib.devices(topology)
+  )
+  models, params = _ready(config, tokenizer, slide, mesh)
+  sampling = maskgit.make_sampling(config.sampling.to_dict())
+  whole = mesh_lib.replicated(mesh)
+  grid = models.dynamics.grid
+  states = [
+    jax.eval_shape(
+      lambda params, tokens, key: player.reset(
+        models, params, tokens, jnp.zeros((0,), jnp.int32), key
+      ),
+      params,
+      jax.ShapeDtypeStruct((1, *grid), jnp.int32),
+      jax.eval_shape(lambda: jax.random.key(0)),
+    )
+  ] * players
+
+  def step(params, states, actions):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      if players == 1:
+        new, frame = player.step(
+          models, params, states[0], actions[0], sampling
+        )
+        return [new], frame[None]
+      return player.step_many(models, params, states, actions, sampling)
+
+  compiled = jax.jit(
+    step,
+    donate_argnums=1,
+    out_shardings=whole,
+    in_shardings=(jax.tree.map(lambda x: x.sharding, params), whole, whole),
+    compiler_options=compiler_options.options(mesh),
+  )
+  report = _facts(config, models, sampling, params, topology, mesh, players)
+  begin = time.perf_counter()
+  try:
+    program = compiled.lower(
+      params, states, jax.ShapeDtypeStruct((players,), jnp.int32)
+    ).compile(compiler_options=dict(options or {}))
+  except jax.errors.JaxRuntimeError as error:
+    too_large = aot_compile.out_of_memory(error, time.perf_counter() - begin)
+    if too_large is None:
+      raise
+    return report | training.too_large(too_large, topology) | dict.fromkeys(
+      ("seconds_per_frame", "frames_per_second")
+    ), ""
+  report["compile_seconds"] = round(time.perf_counter() - begin, 1)
+  memory = aot_compile.memory_of(
+    program.memory_analysis(),
+    params=aot_compile.device_bytes(params),
+    optimizer=0,
+  )
+  report |= training.memory(memory, topology)
+  text = program.as_text()
+  found = schedule.of(
+    text,
+    collectives.network(
+      mesh.devices.flat, topology.dims, topology.wrap, topology.chip
+    ),
+  )
+  return report | _time(found, report, topology), text
+
+
+def _ready(config, tokenizer, slide, mesh: Mesh):
+  """Returns the models as a world runs them, and their weights' layouts."""
+  modules, params = {}, {}
+  for name, found in (("tokenizer", tokenizer), ("dynamics", config)):
+    found = ml_collections.ConfigDict(found.to_dict())
+    if "start" in found:
+      found.start = "random"
+    module = getattr(build, name)(found)
+    boxed, _ = jax.eval_shape(registry.make(found).init, jax.random.key(0))
+    layouts = jax.tree.map(lambda x: x.sharding, state.place(boxed, mesh))
+    # The same cast that a world makes when it is loaded.
+    cast = jax.eval_shape(
+      lambda tree, module=module: prepare.for_play(module, tree, DTYPE)[1],
+      nn.unbox(boxed),
+    )
+    params[name] = jax.tree.map(
+      lambda x, layout: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout),
+      cast,
+      layouts,
+    )
+    modules[name], _ = prepare.for_play(module, {}, DTYPE)
+  models = player.Models(
+    modules["tokenizer"],
+    modules["dynamics"],
+    config.world.num_frames,
+    tokenizer.world.num_frames,
+    slide_lib.Slide(slide),
+  )
+  return models, params
+
+
+def _facts(config, models, sampling, params, topology, mesh, players):
+  tokens = math.prod(models.dynamics.grid)
+  frame_flops = (
+    registry.make(config).flops_per_clip / 3 / (config.data.num_frames)
+  )
+  return {
+    "stage": "sampling",
+    "topology": topology.name,
+    "chips": topology.num_chips,
+    "mesh": dict(mesh.shape),
+    "players": players,
+    "window": models.window,
+    "slide": models.slide.mode,
+    "refinements": sampling.refinements,
+    "tokens_per_frame": tokens,
+    "dtype": DTYPE,
+    "params": sum(math.prod(x.shape) for x in jax.tree.leaves(params)),
+    # A third of training's, for each refinement and the last pass.
+    "model_flops_per_frame": frame_flops * (sampling.refinements + 1),
+    "hbm_limit_gib": topology.chip.hbm_gib,
+    "assumptions": list(topology.chip.assumptions),
+    "method": [
+      *training.METHOD[:3],
+      "not in it: the host, the network, encoding of pictures",
+    ],
+  }
+
+
+def _time(found, report, topology) -> dict[str, Any]:
+  seconds = found.total
+  peak = topology.chip.peak_flops * topology.num_chips
+  players = report["players"]
+  return {
+    "seconds_per_frame": seconds,
+    "seconds_compute": found.compute,
+    "seconds_kernels": found.kernels,
+    "seconds_exposed_comm": found.exposed,
+    "frames_per_second": 1 / seconds,
+    "frames_per_second_of_all_players": players / seconds,
+    "mfu": players * report["model_flops_per_frame"] / (seconds * peak),
+    "collectives": schedule.summary(found),
+    "kernels": dict(found.kernel_seconds),
+    "loops_of_unknown_length": found.unknown_loops,
+  }
+
+
+def render(report: Mapping[str, Any]) -> str:
+  """Returns a plan as text of at most 80 columns."""
+  lines = [
+    f"sampling: {report['params'] / 1e9:.3f}B parameters in "
+    f"{report['dtype']} on {report['topology']} ({report['chips']} chips)",
+    f"{report['refinements']} refinements of {report['tokens_per_frame']} "
+    f"tokens, window of {report['window']} frames, {report['slide']} slide, "
+    f"players {report['players']}",
+    "",
+    *training.memory_lines(report),
+    *training.copied_lines(report),
+  ]
+  if report["seconds_per_frame"] is not None:
+    lines += [
+      "",
+      f"{report['seconds_per_frame']:.4f} s a frame: "
+      f"{report['frames_per_second']:.2f} frames a second for each player, "
+      f"{report['frames_per_second_of_all_players']:.2f} in all",
+      *(
+        f"  {name:16}{report['seconds_' + key]:9.4f}"
+        for name, key in (
+          ("compute", "compute"),
+          ("kernels", "kernels"),
+          ("exposed comm", "exposed_comm"),
+        )
+      ),
+      *(
+        f"  kernel {name:36}{value:9.4f} s"
+        for name, value in report["kernels"].items()
+      ),
+      *(
+        f"  loop {name}: trip count unknown, counted once"
+        for name in report["loops_of_unknown_length"]
+      ),
+      f"model FLOPs {report['model_flops_per_frame']:.4g} a frame, "
+      f"MFU {report['mfu']:.1%}",
+    ]
+  lines += ["", f"compiled in {report['compile_seconds']} s"]
+  lines += [f"  {line}" for line in report["method"]]
+  lines += [f"  assumed: {line}" for line in report["assumptions"]]
+  return "\n".join(lines)

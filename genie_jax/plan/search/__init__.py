@@ -1,0 +1,1 @@
+"""Searching for the best mesh and memory policy."""

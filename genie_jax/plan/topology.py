@@ -1,0 +1,144 @@
+"""A named arrangement of TPU chips, such as v5p:4x8x8, that need not be here.
+
+A slice is a box of chips on one interconnect; several slices talk over the
+data-centre network (DCN).
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from genie_jax.core import chips, errors
+
+_EXAMPLES = {2: ("4x4", "8x8", "16x16"), 3: ("2x2x1", "4x4x4", "4x8x8")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+  """Slices of chips.
+
+  Attributes:
+    chip: What each of them is.
+    dims: Chips along each dimension of a slice, shortest first, but 1 last,
+      as the cloud's documents write it.
+    slices: How many slices.
+  """
+
+  chip: chips.Chip
+  dims: tuple[int, ...]
+  slices: int = 1
+
+  @property
+  def name(self) -> str:
+    """As the cloud's documents write it, for example "v5p:4x8x8"."""
+    return f"{self.chip.name}:{'x'.join(map(str, self.dims))}"
+
+  @property
+  def num_chips(self) -> int:
+    return math.prod(self.dims) * self.slices
+
+  @property
+  def num_devices(self) -> int:
+    """What JAX will count: two a chip on v2, v3 and v7x."""
+    return self.num_chips * self.chip.devices
+
+  @property
+  def wrap(self) -> tuple[bool, bool, bool]:
+    """Whether each dimension closes to a ring.
+
+    Where the torus has three dimensions, rings are made of whole cubes of
+    4 x 4 x 4, so one short dimension leaves all of them open.
+    """
+    least = self.chip.wraps_from
+    if self.chip.torus_dims == 3:
+      closed = all(d >= least and d % least == 0 for d in self.dims)
+      return (closed, closed, closed)
+    first, second = (d >= least for d in self.dims)
+    return (first, second, False)
+
+
+def parse(text: str, slices: int = 1) -> Topology:
+  """Reads "v5p:8x8x4", in any order of the dimensions.
+
+  Args:
+    text: Chip, colon, chips along each dimension.
+    slices: How many such slices.
+
+  Raises:
+    UserError: The chip or the shape is unknown or too large.
+  """
+  found = re.fullmatch(r"([A-Za-z0-9]+):(\d+(?:x\d+)*)", text.strip())
+  if not found:
+    raise errors.UserError(
+      f"--topology={text!r} is no topology; write CHIP:AxB or CHIP:AxBxC, "
+      "for example v5p:4x8x8 or v5e:16x16, with a chip of "
+      f"{', '.join(chips.CHIPS)}."
+    )
+  chip = chips.find(found[1])
+  dims = [int(part) for part in found[2].split("x")]
+  if chip.torus_dims == 3 and len(dims) == 2:
+    dims.append(1)
+  if chip.torus_dims == 2 and len(dims) == 3 and 1 in dims:
+    dims.remove(1)
+  *others, last = (f"{chip.name}:{x}" for x in _EXAMPLES[chip.torus_dims])
+  examples = f"{', '.join(others)} or {last}"
+  if len(dims) != chip.torus_dims or min(dims) < 1:
+    raise errors.UserError(
+      f"--topology={text}: a {chip.name} slice has {chip.torus_dims} "
+      f"dimensions; use for example {examples}."
+    )
+  dims.sort(key=lambda d: (d == 1, d))
+  if math.prod(dims) > chip.max_chips:
+    raise errors.UserError(
+      f"--topology={text} has {math.prod(dims)} chips, but the largest "
+      f"{chip.name} slice has {chip.max_chips}; use a smaller one, and "
+      "--slices=N for several."
+    )
+  if math.prod(dims) > 1 and any(d % 2 for d in dims[:2]):
+    raise errors.UserError(
+      f"--topology={text}: hosts of {chip.name} have 2 x 2 chips, which do "
+      f"not tile this shape; use for example {examples}."
+    )
+  if slices < 1:
+    raise errors.UserError(f"--slices={slices} must be 1 or more.")
+  return Topology(chip, tuple(dims), slices)
+
+
+def devices(topology: Topology) -> Sequence[Any]:
+  """Returns JAX devices of a topology, for which programs can be compiled.
+
+  Raises:
+    UserError: The TPU compiler does not know the shape.
+  """
+  import jax
+  from jax.experimental import topologies
+
+  shape = "x".join(map(str, topology.dims))
+  options: dict[str, Any] = {}
+  if topology.chip.name == "v4":
+    # Without it libtpu makes two devices of each chip.
+    options.update(chip_config_name="megacore", chips_per_host_bounds=(2, 2, 1))
+  if topology.num_chips == topology.slices:
+    options.update(chips_per_host_bounds=(1, 1, 1))
+  if any(topology.wrap):
+    options.update(wrap=topology.wrap)
+  if topology.slices > 1:
+    options.update(num_slices=topology.slices)
+  try:
+    found = topologies.get_topology_desc(
+      platform="tpu",
+      topology_name=f"{topology.chip.library_name}:{shape}",
+      **options,
+    ).devices
+  except jax.errors.JaxRuntimeError as error:
+    raise errors.UserError(
+      f"The TPU compiler refuses --topology={topology.name}: "
+      f"{str(error).splitlines()[0]}; use another shape."
+    ) from error
+  if len(found) != topology.num_devices:
+    raise ValueError(
+      f"{topology.name} has {len(found)} devices, not {topology.num_devices}."
+    )
+  return found

@@ -1,0 +1,1 @@
+"""Running a world outside of JAX's Python models."""

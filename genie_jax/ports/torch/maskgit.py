@@ -1,0 +1,142 @@
+"""MaskGIT in PyTorch, all randomness given from outside.
+
+Shapes:
+  N  tokens in one frame (h * w)    R  refinement steps    V  codes
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from genie_jax.core import errors
+from genie_jax.sampling import schedule as schedule_lib
+
+ORDERS = ("random", "confidence")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How frames are drawn; the fields of JAX's `maskgit.Sampling`."""
+
+  refinements: int = 25
+  schedule: str = "cosine"
+  order: str = "random"
+  temperature: float = 1.0
+  choice_temperature: float = 4.5
+  top_k: int = 0
+  top_p: float = 1.0
+
+
+def make_sampling(fields: Mapping[str, Any]) -> Sampling:
+  """Returns the `Sampling` of config.json's `sampling`, checked.
+
+  Raises:
+    UserError: A field is unknown or out of range.
+  """
+  errors.check_fields("sampling", fields, Sampling.__dataclass_fields__)
+  made = Sampling(**fields)
+  if made.order not in ORDERS:
+    raise errors.UserError(
+      f"sampling.order is {made.order!r}; use one of {', '.join(ORDERS)}."
+    )
+  schedule_lib.hidden_counts(1, made.refinements, made.schedule)
+  return made
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+  """All that is random in one frame.
+
+  Attributes:
+    tokens: float32 [1, N, V], Gumbel noise, the same in every refinement, for
+      order "random"; [R, N, V], fresh in each, for "confidence".
+    order: float32 [1, N], uniform, for order "random"; [R, N], Gumbel noise,
+      for "confidence".
+  """
+
+  tokens: torch.Tensor
+  order: torch.Tensor
+
+  @classmethod
+  def draw(
+    cls,
+    sampling: Sampling,
+    grid: tuple[int, int],
+    num_codes: int,
+    device: torch.device,
+  ) -> "Noise":
+    """Draws the noise of a frame from torch's generator."""
+    places = grid[0] * grid[1]
+    random = lambda *shape: torch.rand(*shape, device=device)
+    gumbel = lambda *shape: (
+      -(-random(*shape).clamp(min=1e-30).log()).clamp(min=1e-30).log()
+    )
+    if sampling.order == "random":
+      return cls(gumbel(1, places, num_codes), random(1, places))
+    steps = min(sampling.refinements, places)
+    return cls(gumbel(steps, places, num_codes), gumbel(steps, places))
+
+
+def draw_frame(
+  logits_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+  grid: tuple[int, int],
+  noise: Noise,
+  sampling: Sampling,
+) -> torch.Tensor:
+  """Draws one frame, all tokens hidden at first.
+
+  Args:
+    logits_of: Takes int64 tokens and bool hidden, both [h, w]; returns logits
+      [h, w, V].
+    grid: (h, w).
+    noise: What is random.
+    sampling: How to draw.
+
+  Returns:
+    int64 [h, w].
+  """
+  places = grid[0] * grid[1]
+  counts = schedule_lib.hidden_counts(
+    places, sampling.refinements, sampling.schedule
+  )
+  device = noise.tokens.device
+  tokens = torch.zeros(places, dtype=torch.int64, device=device)
+  hidden = torch.ones(places, dtype=torch.bool, device=device)
+  for number, num_hidden in enumerate(counts.tolist(), 1):
+    logits = logits_of(tokens.reshape(grid), hidden.reshape(grid))
+    logits = logits.reshape(places, -1)
+    at = 0 if sampling.order == "random" else number - 1
+    kept = _likely(logits, sampling)
+    drawn = (kept + sampling.temperature * noise.tokens[at]).argmax(-1)
+    score = noise.order[at]
+    if sampling.order == "confidence":
+      falling = 1.0 - number / len(counts)
+      score = (
+        sampling.choice_temperature * falling * score
+        + (logits.log_softmax(-1).gather(-1, drawn[:, None])[:, 0])
+      )
+    score = torch.where(hidden, score, math.inf)
+    rank = score.argsort(stable=True).argsort(stable=True)
+    still_hidden = rank < num_hidden
+    tokens = torch.where(hidden & ~still_hidden, drawn, tokens)
+    hidden = still_hidden
+  return tokens.reshape(grid)
+
+
+def _likely(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+  """Returns logits [..., V] with those that must not be drawn at -inf."""
+  if 0 < sampling.top_k < logits.shape[-1]:
+    least = logits.topk(sampling.top_k).values[..., -1:]
+    logits = logits.masked_fill(logits < least, -math.inf)
+  if sampling.top_p < 1:
+    falling = logits.sort(descending=True).values
+    shares = (falling / max(sampling.temperature, 1e-6)).softmax(-1)
+    before = shares.cumsum(-1) - shares
+    least = falling.masked_fill(before >= sampling.top_p, math.inf).amin(
+      -1, keepdim=True
+    )
+    logits = logits.masked_fill(logits < least, -math.inf)
+  return logits

@@ -1,0 +1,176 @@
+"""Who may talk to the server, and how much.
+
+A page of another site must not reach a server on this machine: the Host must
+be a name that the server knows (a name that an attacker's DNS points here is
+not), and the Origin must be the page's own.
+"""
+
+import ipaddress
+import urllib.parse
+from collections.abc import Iterable, Mapping
+
+from starlette import responses, types
+
+# Everything comes from this server, and nothing may frame the page.
+_POLICY = (
+  "default-src 'none'; script-src 'self'; style-src 'self'; "
+  "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; "
+  "form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS = {
+  "content-security-policy": _POLICY,
+  "x-content-type-options": "nosniff",
+  "referrer-policy": "no-referrer",
+  "cross-origin-opener-policy": "same-origin",
+  "cross-origin-resource-policy": "same-origin",
+  "cache-control": "no-cache",
+}
+
+
+class Guard:
+  """ASGI middleware that checks Host and Origin and adds safety headers."""
+
+  def __init__(self, app: types.ASGIApp, names: Iterable[str]):
+    """Wraps an app.
+
+    Args:
+      app: The app.
+      names: Host names it answers to besides localhost and IP addresses.
+    """
+    self._app = app
+    self._names = {"localhost", *(name.lower() for name in names)}
+
+  async def __call__(
+    self, scope: types.Scope, receive: types.Receive, send: types.Send
+  ) -> None:
+    """Answers, or refuses with status 403."""
+    if scope["type"] == "lifespan":
+      await self._app(scope, receive, send)
+      return
+    headers = {
+      name.decode("latin-1"): value.decode("latin-1")
+      for name, value in scope["headers"]
+    }
+    reason = self.refusal(headers)
+    if reason is None:
+      await self._app(scope, receive, _with_headers(send))
+    elif scope["type"] == "websocket":
+      await receive()
+      await send({"type": "websocket.close", "code": 1008, "reason": reason})
+    else:
+      await responses.JSONResponse({"error": reason}, 403)(
+        scope, receive, _with_headers(send)
+      )
+
+  def refusal(self, headers: Mapping[str, str]) -> str | None:
+    """Returns why a request is refused, None if it is not.
+
+    Args:
+      headers: Lower-case names.
+    """
+    host = headers.get("host", "")
+    name = _name(host)
+    if name is None or not (name in self._names or _is_address(name)):
+      return (
+        "Unknown Host; open the address that genie play printed, or "
+        "name the host with --allow-host."
+      )
+    origin = headers.get("origin")
+    # Programs send no Origin; browsers do with all that can do harm.
+    if origin is not None and origin.lower() not in (
+      f"http://{host.lower()}",
+      f"https://{host.lower()}",
+    ):
+      return "Foreign Origin; only the server's own page may ask this."
+    if (
+      headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+      and headers.get("sec-fetch-mode") != "navigate"
+    ):
+      return "Foreign site; only the server's own page may ask this."
+    return None
+
+
+def _name(host: str) -> str | None:
+  """Returns the name in a Host header, None if that is not well formed."""
+  try:
+    parts = urllib.parse.urlsplit(f"//{host}")
+    name, _ = parts.hostname, parts.port
+  except ValueError:
+    return None
+  if parts.path or parts.query or parts.fragment or "@" in host:
+    return None
+  return name
+
+
+def network(address: str) -> str:
+  """Returns who an address belongs to.
+
+  Args:
+    address: IPv4 or IPv6, or anything else, which stands for itself.
+
+  Returns:
+    The address; of IPv6 its first 64 bits, as one visitor has all the rest.
+  """
+  try:
+    found = ipaddress.ip_address(address)
+  except ValueError:
+    return address
+  if found.version == 6 and found.ipv4_mapped is None:
+    return str(ipaddress.ip_network((int(found), 64), strict=False))
+  return address
+
+
+def _is_address(name: str) -> bool:
+  """Whether a host is an IP address: no DNS answer can have forged it."""
+  try:
+    ipaddress.ip_address(name)
+  except ValueError:
+    return False
+  return True
+
+
+def _with_headers(send: types.Send) -> types.Send:
+  async def send_with_headers(message: types.Message) -> None:
+    if message["type"] == "http.response.start":
+      own = {name.lower() for name, _ in message["headers"]}
+      message["headers"] = [
+        *message["headers"],
+        *(
+          (name.encode(), value.encode())
+          for name, value in _HEADERS.items()
+          if name.encode() not in own
+        ),
+      ]
+    await send(message)
+
+  return send_with_headers
+
+
+class Bucket:
+  """A limit on how often something may happen: a bucket of tokens."""
+
+  def __init__(self, rate: float, burst: float, now: float):
+    """Makes a full bucket.
+
+    Args:
+      rate: Tokens that come back each second.
+      burst: Tokens it holds.
+      now: Time in seconds.
+    """
+    self._rate, self._burst = rate, burst
+    self._tokens, self._time = burst, now
+
+  def take(self, now: float) -> bool:
+    """Takes a token; returns whether there was one."""
+    self._tokens, self._time = self._held(now), now
+    if self._tokens < 1:
+      return False
+    self._tokens -= 1
+    return True
+
+  def full(self, now: float) -> bool:
+    """Whether the bucket is as good as new."""
+    return self._held(now) >= self._burst
+
+  def _held(self, now: float) -> float:
+    return min(self._burst, self._tokens + (now - self._time) * self._rate)

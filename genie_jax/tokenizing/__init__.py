@@ -1,0 +1,1 @@
+"""Encoding clips as token records."""

@@ -1,0 +1,376 @@
+"""Clips to token records, with a trained tokenizer and, if given, a LAM.
+
+One record is one clip of T frames encoded from its own first frame: both
+models are causal in time, so a code depends on where encoding began, and
+records are neither cut at their front nor joined.
+
+Shapes:
+  n  clips of one batch, the same for every call of the models
+"""
+
+import dataclasses
+import fcntl
+import pathlib
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from genie_jax.core import buckets, errors, files, progress
+from genie_jax.data import manifest as manifest_lib
+from genie_jax.data import records, shards, sources
+from genie_jax.models import build, store
+from genie_jax.sampling import prepare
+from genie_jax.tokenizing import token_progress
+from genie_jax.worlds import trained_models
+
+_VERSION = 1  # Raised when the same options would give other bytes.
+
+# `frames uint8 [n, T, H, W, C] -> tokens [n, T, h, w], latent actions [n, T-1]`
+Encode = Callable[[np.ndarray], tuple[jax.Array, jax.Array | None]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What is written; the same options give the same bytes.
+
+  Attributes:
+    num_frames: T, frames of a record; 0 for those the tokenizer was trained
+      on.
+    stride: Frames from one record's start to the next one's; 0 for T.
+    keep_frames: Whether records also hold the pixels, for the joint stage.
+    uncompressed: Stores kept pixels as they are: five times the bytes of
+      game frames, read a third faster. Tokens are never compressed.
+    batch_size: Clips encoded at once.
+    records_per_shard: Records of one file; a killed run repeats at most one.
+    splits: Which splits to encode; empty for all that the clips have.
+  """
+
+  num_frames: int = 0
+  stride: int = 0
+  keep_frames: bool = False
+  uncompressed: bool = False
+  batch_size: int = 32
+  records_per_shard: int = 4096
+  splits: tuple[str, ...] = ()
+
+  def check(self) -> None:
+    """Raises UserError where a value is out of range."""
+    for name, least in (
+      ("num_frames", 0),
+      ("stride", 0),
+      ("batch_size", 1),
+      ("records_per_shard", 1),
+    ):
+      if getattr(self, name) < least:
+        raise errors.UserError(
+          f"--{name.replace('_', '-')} must be at least {least}, not "
+          f"{getattr(self, name)}."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """What one call of `tokenize` did.
+
+  Attributes:
+    manifest: Of the finished folder.
+    records: Records written by this call.
+    kept_records: Records that an earlier call had written.
+    seconds: Wall time of this call, compilation included.
+  """
+
+  manifest: manifest_lib.Manifest
+  records: int
+  kept_records: int
+  seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+  """One shard to be written."""
+
+  split: str
+  name: str
+  windows: range
+
+  @property
+  def key(self) -> token_progress.Key:
+    return self.split, self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+  """All that a call needs to know."""
+
+  options: Options
+  manifest: manifest_lib.Manifest  # Of the tokens, without its splits.
+  splits: dict[str, sources.WindowSource]
+  jobs: list[_Job]
+
+
+def tokenize(
+  clips: files.PathLike,
+  out: files.PathLike,
+  *,
+  tokenizer: files.PathLike,
+  lam: files.PathLike | None = None,
+  options: Options | None = None,
+) -> Report:
+  """Writes a token folder, or finishes one that a killed run began.
+
+  Args:
+    clips: The clips folder; may be in a bucket.
+    out: The folder to write; gets the models too, in tokenizer/ and lam/.
+    tokenizer: Workdir or saved model of a tokenizer.
+    lam: Workdir or saved model of a LAM; None for tokens without latent
+      actions.
+    options: What to write.
+
+  Raises:
+    UserError: Something is missing or does not fit, or `out` was begun with
+      other models, clips or options.
+    OSError: The disk is full; finished shards stay for the next run.
+  """
+  began, out = time.monotonic(), buckets.disk(out, "--out")
+  options = options or Options()
+  options.check()
+  models, prints = {}, {}
+  for name, folder in (("tokenizer", tokenizer), ("lam", lam)):
+    if folder is not None:
+      models[name], prints[name] = trained_models.part(folder, name)
+  plan = _plan(clips, out, models, prints, options)
+  request = plan.manifest.to_dict()
+  entries = token_progress.earlier(out, request)
+  (out / token_progress.FOLDER).mkdir(parents=True, exist_ok=True)
+  with open(out / token_progress.FOLDER / "lock", "w") as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise errors.UserError(
+        f"Another process is writing into {out}; wait for it or give "
+        "another folder."
+      ) from error
+    token_progress.begin(out, request)
+    for name, model in models.items():
+      store.save(out / name, {name: model})
+    done = token_progress.still_whole(
+      out, [job.key for job in plan.jobs], entries
+    )
+    missing = [job for job in plan.jobs if job.key not in done]
+    if missing:
+      # Until all shards are whole again the folder must not look finished.
+      (out / manifest_lib.FILE_NAME).unlink(missing_ok=True)
+    _write(out, plan, missing, done, _encoder(models))
+    manifest = dataclasses.replace(
+      plan.manifest, splits=_splits(plan, done), folder=out
+    )
+    manifest.write(out)
+    shutil.rmtree(out / token_progress.FOLDER)
+  written = sum(len(job.windows) for job in missing)
+  total = sum(len(job.windows) for job in plan.jobs)
+  return Report(manifest, written, total - written, time.monotonic() - began)
+
+
+def _plan(
+  clips: files.PathLike,
+  out: pathlib.Path,
+  models: dict[str, store.Part],
+  prints: dict[str, str],
+  options: Options,
+) -> _Plan:
+  """Checks that everything fits, and lays out the shards."""
+  if out.resolve() == pathlib.Path(clips).resolve():
+    raise errors.UserError(
+      f"--out {out} is the clips folder itself; give another folder."
+    )
+  source = manifest_lib.Manifest.read(clips)
+  for name, model in models.items():
+    world = model.config["world"]
+    shape = (world["height"], world["width"], world["channels"])
+    if tuple(source.frame_shape) != shape:
+      raise errors.UserError(
+        f"{clips} has frames of {tuple(source.frame_shape)}, but the {name} "
+        f"was trained on {shape}; give clips of that shape, or a {name} "
+        "trained on these."
+      )
+  world = models["tokenizer"].config["world"]
+  options = dataclasses.replace(
+    options, num_frames=options.num_frames or world["num_frames"]
+  )
+  options = dataclasses.replace(
+    options, stride=options.stride or options.num_frames
+  )
+  for split in options.splits:
+    source.shards(split)  # Refuses a split that is not there.
+  splits, jobs = {}, []
+  for split, summary in source.splits.items():
+    wanted = not options.splits or split in options.splits
+    if not wanted or not summary["shards"]:
+      continue
+    splits[split] = sources.WindowSource(
+      clips,
+      split,
+      options.num_frames,
+      options.stride,
+      keys=_arrays_of(source, split),
+    )
+    count, size = len(splits[split]), options.records_per_shard
+    number = -(-count // size)
+    jobs += [
+      _Job(
+        split,
+        shards.shard_name(index, number),
+        range(index * size, min((index + 1) * size, count)),
+      )
+      for index in range(number)
+    ]
+  lam = models.get("lam")
+  manifest = manifest_lib.Manifest(
+    kind="tokens",
+    name=source.name,
+    fps=source.fps,
+    frame_shape=source.frame_shape,
+    frames_per_record=options.num_frames,
+    splits={},
+    num_actions=source.num_actions,
+    action_aliases=source.action_aliases,
+    made_by={
+      "maker": "genie tokenize",
+      "maker_version": _VERSION,
+      "options": dataclasses.asdict(options),
+      "source": dict(source.made_by),
+    },
+    token_grid=build.token_grid(world),
+    num_codes=world["num_codes"],
+    num_latent_actions=(lam and lam.config["world"]["num_latent_actions"]),
+    num_frames=options.num_frames,
+    stride=options.stride,
+    source_fingerprint=source.fingerprint,
+    tokenizer_fingerprint=prints["tokenizer"],
+    lam_fingerprint=prints.get("lam"),
+  )
+  return _Plan(options, manifest, splits, jobs)
+
+
+def _arrays_of(source: manifest_lib.Manifest, split: str) -> tuple[str, ...]:
+  """Returns what to read: frames, and true actions where clips have them."""
+  path, entry = source.shards(split)[0]
+  arrays, _ = shards.ShardReader(path, entry).read([0])[0]
+  return ("frames", "actions") if "actions" in arrays else ("frames",)
+
+
+def _encoder(models: dict[str, store.Part]) -> Encode:
+  """Returns the compiled encoder of both models."""
+  modules = {
+    name: prepare.hashable(model.module) for name, model in models.items()
+  }
+  params = {
+    name: jax.device_put(model.params) for name, model in models.items()
+  }
+
+  @jax.jit
+  def encode(weights, frames):
+    frames = frames.astype(jnp.float32) / 255
+    found = {
+      name: module.apply({"params": weights[name]}, frames, method="encode")
+      for name, module in modules.items()
+    }
+    return found["tokenizer"], found.get("lam")
+
+  return lambda frames: encode(params, frames)
+
+
+def _write(
+  out: pathlib.Path,
+  plan: _Plan,
+  missing: list[_Job],
+  done: dict[token_progress.Key, token_progress.Entry],
+  encode: Encode,
+) -> None:
+  """Writes the missing shards and adds their entries to `done`."""
+  total = sum(len(job.windows) for job in plan.jobs)
+  left = sum(len(job.windows) for job in missing)
+  options = (
+    shards.FRAMES_OPTIONS
+    if plan.options.keep_frames and not plan.options.uncompressed
+    else shards.TOKENS_OPTIONS
+  )
+  with progress.track(
+    total=total, initial=total - left, unit="clips", description="tokenize"
+  ) as bar:
+    for job in missing:
+      episodes = []
+      writer = shards.ShardWriter(out / job.split / job.name, options)
+      with writer:
+        for batch in _encoded(plan, job, encode):
+          for row in range(len(batch["source"])):
+            source, start = int(batch["source"][row]), int(batch["start"][row])
+            arrays = {
+              name: array[row]
+              for name, array in batch.items()
+              if name not in ("source", "start")
+            }
+            writer.write(
+              records.pack(
+                arrays,
+                {"fps": plan.manifest.fps, "source": source, "start": start},
+              )
+            )
+            episodes.append(
+              [source, len(episodes), start, plan.options.num_frames]
+            )
+          bar.update(len(batch["source"]))
+      entry = {**writer.entry, "episodes": episodes}
+      token_progress.note(out, job.key, entry)
+      done[job.key] = entry
+
+
+def _encoded(
+  plan: _Plan, job: _Job, encode: Encode
+) -> Iterator[dict[str, np.ndarray]]:
+  """Yields the arrays of one shard's records in batches.
+
+  Batches begin with the shard and the last one is filled up by repeating its
+  last clip: one compiled program serves all, and a shard's bytes do not
+  depend on which shards were written before it.
+  """
+  source, size = plan.splits[job.split], plan.options.batch_size
+  starts = range(job.windows.start, job.windows.stop, size)
+  rows = lambda start: range(start, min(start + size, job.windows.stop))
+  token_dtype = np.uint16 if plan.manifest.num_codes <= 1 << 16 else np.uint32
+  # Reading the next batch goes on while the models work.
+  with futures.ThreadPoolExecutor(1) as reader:
+    coming = reader.submit(source.gather, rows(starts[0]))
+    for number, start in enumerate(starts):
+      batch = coming.result()
+      if number + 1 < len(starts):
+        coming = reader.submit(source.gather, rows(starts[number + 1]))
+      count = len(rows(start))
+      filled = batch["frames"][np.minimum(np.arange(size), count - 1)]
+      tokens, latent_actions = encode(filled)
+      if not plan.options.keep_frames:
+        del batch["frames"]
+      batch["tokens"] = np.asarray(tokens)[:count].astype(token_dtype)
+      if latent_actions is not None:
+        batch["latent_actions"] = np.asarray(latent_actions)[:count].astype(
+          np.int32
+        )
+      yield batch
+
+
+def _splits(
+  plan: _Plan, done: dict[token_progress.Key, token_progress.Entry]
+) -> dict[str, Any]:
+  return {
+    split: manifest_lib.split_summary(
+      [done[job.key] for job in plan.jobs if job.split == split],
+      len(source) * plan.options.num_frames,
+    )
+    for split, source in plan.splits.items()
+  }

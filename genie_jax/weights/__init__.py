@@ -1,0 +1,1 @@
+"""Model parameters as bytes: trees, lazy arrays, files, int8, placement."""

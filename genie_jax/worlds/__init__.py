@@ -1,0 +1,1 @@
+"""Playable worlds: their folder, export, download and environments."""

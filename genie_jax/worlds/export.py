@@ -1,0 +1,324 @@
+"""Checkpoints to a world folder."""
+
+import errno
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from genie_jax.core import buckets, errors, files, images
+from genie_jax.data import manifest as manifest_lib
+from genie_jax.data import sources
+from genie_jax.models import store
+from genie_jax.sampling import maskgit
+from genie_jax.weights import tensor_files
+from genie_jax.worlds import trained_models, world_folder, world_manifest
+
+_PROMPTS = 8
+# Held-out frames first: a prompt seen in training would flatter the world.
+_SPLITS = ("test", "validation", "train")
+# What a disk or a folder says that cannot be written to.
+_REFUSALS = (
+  errno.ENOSPC,
+  errno.EDQUOT,
+  errno.EFBIG,
+  errno.EACCES,
+  errno.EPERM,
+  errno.EROFS,
+)
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
+
+
+def export(
+  workdirs: Sequence[files.PathLike],
+  out: files.PathLike,
+  *,
+  prompts: files.PathLike | None = None,
+  num_prompts: int = _PROMPTS,
+  dtype: str = "bfloat16",
+  name: str = "",
+  metrics: Mapping[str, Any] | None = None,
+  shard_bytes: int = tensor_files.SHARD_BYTES,
+  write_programs: world_folder.WritePrograms | None = None,
+) -> dict[str, Any]:
+  """Writes a world folder from what `genie train` left.
+
+  Parameters are read and written one at a time, whatever the mesh that
+  trained them. The folder appears whole, or not at all.
+
+  The tokenizer and the LAM need not be named: the token folder that the
+  dynamics model was trained on carries those that made it.
+
+  Args:
+    workdirs: Workdirs of `genie train`, or saved models; one of them holds
+      the dynamics model.
+    out: The folder to write; an older world there is replaced.
+    prompts: Clips folder, or folder of pictures, to take prompts from; None
+      for the clips that a given workdir was trained on.
+    num_prompts: How many, at most.
+    dtype: "bfloat16", "float32", or "int8" for the matrices of layers.
+    name: Name of the world; that of the folder when empty.
+    metrics: Figures to state, for example those of `genie eval`.
+    shard_bytes: Most bytes of tensors in one file.
+    write_programs: Also writes the models as programs, for example
+      `ports.stablehlo.exporter.write`.
+
+  Returns:
+    The manifest.
+
+  Raises:
+    UserError: Models are missing or do not fit, `out` holds other things, or
+      there is no room.
+  """
+  out = buckets.disk(out, "--out")
+  name = name or out.resolve().name
+  world_manifest.check_name(name)
+  _check_out(out)
+  parts, origins = _gather(workdirs)
+  if "dynamics" not in parts:
+    raise errors.UserError(
+      f"No dynamics model is in {', '.join(map(str, workdirs))}; add the "
+      "workdir of a dynamics or joint stage."
+    )
+  config = origins["dynamics"].config
+  if "actions" not in config:
+    raise errors.UserError(
+      "The dynamics model given is a saved model that does not say what its "
+      "buttons are; give the workdir that trained it, or a world."
+    )
+  actions = config["actions"]
+  if actions == "true" and "lam" in parts:
+    raise errors.UserError(
+      "The dynamics model was trained on true actions, which need no LAM; "
+      "leave the LAM's workdir out."
+    )
+  if origins["dynamics"].trained:
+    _complete(parts, config)
+  world = parts["dynamics"].config["world"]
+  frames = _prompts(prompts, origins, world, num_prompts)
+  temporary = files.temporary_sibling(out)
+  try:
+    _check_room(out, parts, dtype)
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    manifest = world_folder.write(
+      temporary,
+      {key: parts[key] for key in sorted(parts)},
+      name=name,
+      actions=actions,
+      sampling=_sampling(config),
+      slide=config.get("slide"),
+      prompts=frames,
+      dtype=dtype,
+      metrics=metrics or {},
+      made_by=_made_by(origins),
+      shard_bytes=shard_bytes,
+      write_programs=write_programs,
+    )
+    _replace(temporary, out)
+  except OSError as error:
+    if error.errno not in _REFUSALS:
+      raise
+    raise errors.UserError(
+      f"--out {out} cannot be written ({error.strerror}); free some space, "
+      "or give a folder elsewhere."
+    ) from error
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+  return manifest
+
+
+def _check_room(
+  out: pathlib.Path, parts: Mapping[str, store.Part], dtype: str
+) -> None:
+  """Raises where the disk is full already, before hours of writing."""
+  parent = next(path for path in out.absolute().parents if path.is_dir())
+  needed, free = store.num_bytes(parts, dtype), shutil.disk_usage(parent).free
+  if needed > free:
+    raise errors.UserError(
+      f"--out {out} needs {needed / 1e6:.0f} MB and {parent} has "
+      f"{free / 1e6:.0f} MB left; free some space, or give a folder "
+      "elsewhere."
+    )
+
+
+def _check_out(out: pathlib.Path) -> None:
+  if out.is_dir() and any(out.iterdir()):
+    try:
+      world_folder.read_manifest(out)
+    except errors.UserError as error:
+      raise errors.UserError(
+        f"--out {out} is not empty and holds no world; give a new folder, "
+        "or remove this one."
+      ) from error
+  elif out.exists() and not out.is_dir():
+    raise errors.UserError(f"--out {out} is a file; give a folder.")
+
+
+def _replace(new: pathlib.Path, out: pathlib.Path) -> None:
+  """Puts a whole folder in the place of an older one."""
+  if out.exists():
+    old = files.temporary_sibling(out)
+    os.replace(out, old)
+    try:
+      os.replace(new, out)
+    except BaseException:
+      os.replace(old, out)
+      raise
+    shutil.rmtree(old)
+  else:
+    os.replace(new, out)
+
+
+def _gather(
+  workdirs: Sequence[files.PathLike],
+) -> tuple[dict[str, store.Part], dict[str, trained_models.Found]]:
+  """Returns the models of all folders, and what each model came from."""
+  parts, origins, folders = {}, {}, {}
+  for folder in workdirs:
+    found = trained_models.read(folder, lazy=True)
+    for name, part in found.parts.items():
+      if name in parts:
+        raise errors.UserError(
+          f"Both {folders[name]} and {folder} hold a {name}; give one of them."
+        )
+      parts[name], origins[name], folders[name] = part, found, folder
+  return parts, origins
+
+
+def _complete(parts: dict[str, store.Part], config: Mapping[str, Any]) -> None:
+  """Adds tokenizer and LAM from the token folder, or checks those given."""
+  folder = config["data"]["path"]
+  if not manifest_lib.exists(folder):
+    logging.warning(
+      "%s, on which the dynamics model was trained, is gone: whether the "
+      "tokenizer fits cannot be checked.",
+      folder,
+    )
+    return  # What is missing is named by `validation.check_parts`.
+  manifest = manifest_lib.Manifest.read(folder)
+  wanted = {"tokenizer": manifest.tokenizer_fingerprint}
+  # A joint stage trains its own LAM; true actions need none.
+  if config["stage"] == "dynamics" and config["actions"] == "latent":
+    wanted["lam"] = manifest.lam_fingerprint
+  for name, fingerprint in wanted.items():
+    if name not in parts:
+      parts[name], _ = trained_models.part(
+        manifest.model_folder(name), name, lazy=True
+      )
+    elif (
+      found := trained_models.fingerprint(name, parts[name])
+    ) != fingerprint:
+      raise errors.UserError(
+        f"The dynamics model was trained on {folder}, made by the {name} "
+        f"{fingerprint[:12]}, but the {name} given is {found[:12]}; leave "
+        f"it out (the folder carries its own) or train on new tokens."
+      )
+
+
+def _sampling(config: Mapping[str, Any]) -> dict[str, Any]:
+  fields = dict(config["sampling"])
+  maskgit.make_sampling(fields)  # Refused now rather than when it is played.
+  return fields
+
+
+def _made_by(origins: Mapping[str, trained_models.Found]) -> dict[str, Any]:
+  """Returns an account of the training, without paths of this machine."""
+  return {
+    name: _account(found.config)
+    for name, found in origins.items()
+    if found.trained
+  }
+
+
+def _account(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns how a run was trained, and how the one that it went on from."""
+  account = {
+    **{key: config[key] for key in ("stage", "seed", "steps", "optimizer")},
+    **{key: config[key] for key in ("mask",) if key in config},
+    **{key: config["data"][key] for key in ("batch_size", "num_frames")},
+  }
+  data, before = config["data"]["path"], config["init_from"]
+  if manifest_lib.exists(data):
+    account["data"] = _data(
+      manifest_lib.Manifest.read(data), config["data"]["split"]
+    )
+  if before and (path := buckets.reached(before) / "config.json").is_file():
+    account["started_from"] = _account(files.read_json(path))
+  return account
+
+
+def _data(manifest: manifest_lib.Manifest, split: str) -> dict[str, Any]:
+  """Returns what a run was trained on."""
+  found = manifest.splits[split]
+  return {
+    "name": manifest.name,
+    "kind": manifest.kind,
+    "fingerprint": manifest.fingerprint,
+    "frames": found["frames"],
+    "sources": len(
+      {episode[0] for shard in found["shards"] for episode in shard["episodes"]}
+    ),
+  }
+
+
+def _prompts(
+  given: files.PathLike | None,
+  origins: Mapping[str, trained_models.Found],
+  world: Mapping[str, Any],
+  count: int,
+) -> np.ndarray:
+  """Returns uint8 [n, H, W, C], n at most `count`."""
+  shape = (world["height"], world["width"], world["channels"])
+  if given is not None:
+    if manifest_lib.exists(given):
+      return _first_frames(given, shape, count)
+    folder = pathlib.Path(given)
+    if not folder.is_dir():
+      raise errors.UserError(
+        f"--prompts {folder} does not exist; give a clips folder or a "
+        "folder of pictures."
+      )
+    pictures = sorted(
+      path for path in folder.iterdir() if path.suffix.lower() in _PICTURES
+    )[:count]
+    if not pictures:
+      raise errors.UserError(
+        f"--prompts {folder} holds neither clips nor pictures; give a "
+        "folder of either."
+      )
+    return np.stack([images.load_prompt(path, *shape[:2]) for path in pictures])
+  for found in origins.values():
+    if found.trained:
+      path = found.config["data"]["path"]
+      if manifest_lib.exists(path) and (
+        manifest_lib.Manifest.read(path).kind == "clips"
+      ):
+        return _first_frames(path, shape, count)
+  return np.zeros((0, *shape), np.uint8)
+
+
+def _first_frames(
+  folder: files.PathLike, shape: tuple[int, int, int], count: int
+) -> np.ndarray:
+  """Returns first frames of windows from as many sources as there are."""
+  manifest = manifest_lib.Manifest.read(folder)
+  manifest.check({"kind": "clips", "frame_shape": list(shape)})
+  split = next(
+    (
+      name
+      for name in _SPLITS
+      if name in manifest.splits and manifest.splits[name]["shards"]
+    ),
+    None,
+  )
+  if split is None:
+    raise errors.UserError(
+      f"{folder} holds no clips; collect some, or give --prompts."
+    )
+  source = sources.WindowSource(folder, split, 1, keys=("frames",))
+  places = np.linspace(0, len(source), count, endpoint=False).astype(int)
+  return source.gather(np.unique(places))["frames"][:, 0]

@@ -1,0 +1,106 @@
+"""Trained models, whether they lie in a workdir or in a saved folder."""
+
+import dataclasses
+from typing import Any
+
+from genie_jax.checkpoints import chunked, reader
+from genie_jax.core import buckets, errors, files
+from genie_jax.models import store
+from genie_jax.weights import lazy_array, placement, tensor_files
+
+# Stages that train several models at once, and which.
+_JOINT = {"joint": ("lam", "dynamics")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """The models of one folder.
+
+  Attributes:
+    parts: Name -> model.
+    config: The training config of a workdir; config.json of a saved folder.
+    trained: True for a workdir.
+  """
+
+  parts: dict[str, store.Part]
+  config: dict[str, Any]
+  trained: bool
+
+
+def read(folder: files.PathLike, *, lazy: bool = False) -> Found:
+  """Reads all models of a workdir or of a folder that `store.save` wrote.
+
+  Args:
+    folder: A workdir, a saved model, or a world.
+    lazy: Whether to leave parameters on disk until each is asked for, as
+      `lazy_array.Lazy`.
+
+  Raises:
+    UserError: It is neither, or it is damaged.
+  """
+  folder = buckets.reached(folder)
+  if tensor_files.exist(folder):
+    found = store.load(
+      folder, place=_later if lazy else None, fingerprint=False
+    )
+    return Found(found.parts, found.config, False)
+  if not folder.is_dir() or not reader.valid_steps(folder):
+    raise errors.UserError(
+      f"{folder} is neither a workdir with a finished checkpoint nor the "
+      f"folder of a saved model (no {tensor_files.WHOLE}); give a folder that "
+      "`genie train`, `genie tokenize` or `genie export` wrote (of one in a "
+      "bucket, only what `genie train` wrote; copy others to a disk)."
+    )
+  if lazy:
+    params, config = chunked.params(folder)
+  else:
+    params, _, config = reader.load_params(folder)
+  stage, world = config["stage"], config["world"]
+  if stage in _JOINT:
+    parts = {
+      name: store.part(
+        name, {"world": world, "model": config["model"][name]}, params[name]
+      )
+      for name in _JOINT[stage]
+    }
+  else:
+    parts = {stage: store.part(stage, config, params)}
+  return Found(parts, config, True)
+
+
+def part(
+  folder: files.PathLike, name: str, *, lazy: bool = False
+) -> tuple[store.Part, str]:
+  """Reads one model.
+
+  Args:
+    folder: A workdir, a saved model, or a world.
+    name: "tokenizer", "lam" or "dynamics".
+    lazy: See `read`.
+
+  Returns:
+    The model and its fingerprint, which does not depend on what else the
+    folder holds.
+
+  Raises:
+    UserError: There is no such model there.
+  """
+  found = read(folder, lazy=lazy)
+  if name not in found.parts:
+    raise errors.UserError(
+      f"{folder} holds {', '.join(found.parts)} and no {name}; give a "
+      f"folder of a trained {name}."
+    )
+  return found.parts[name], fingerprint(name, found.parts[name])
+
+
+def fingerprint(name: str, model: store.Part) -> str:
+  """Returns the fingerprint of a model saved alone, in full precision."""
+  return store.fingerprint({name: model})
+
+
+def _later(
+  path: str, leaf: Any, axes: tuple[str | None, ...]
+) -> lazy_array.Lazy:
+  del path, axes
+  return placement.later(leaf)

@@ -1,0 +1,100 @@
+"""Whether models belong to one world, and players and seeds to a step."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from genie_jax.core import errors
+from genie_jax.models import store
+from genie_jax.sampling import player
+
+
+def check_prompt(frames: Any, frame_shape: tuple[int, ...]) -> np.ndarray:
+  """Returns a prompt as frames [P, H, W, C].
+
+  Args:
+    frames: What was given, one frame or several.
+    frame_shape: (H, W, C) of the world.
+
+  Raises:
+    UserError: They are no frames of this world.
+  """
+  try:
+    frames = np.asarray(frames)
+  except ValueError as error:  # Rows of several lengths.
+    raise errors.UserError(
+      "The prompt is no array; give uint8 [H, W, C] or [P, H, W, C]."
+    ) from error
+  found = frames[None] if frames.ndim == 3 else frames
+  if (
+    found.dtype != np.uint8
+    or not found.size
+    or (found.shape[1:] != frame_shape)
+  ):
+    raise errors.UserError(
+      f"The prompt is {frames.dtype} of shape {frames.shape}; this world's "
+      f"frames are uint8 of shape {frame_shape}, one or several of them. "
+      "Resize or convert it first."
+    )
+  return found
+
+
+def check_seed(seed: Any) -> None:
+  """Raises UserError unless a seed is a whole number of 32 bits."""
+  whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
+  if not whole or not 0 <= seed < 1 << 32:
+    raise errors.UserError(
+      f"The seed is {seed!r}; give a whole number from 0 to {(1 << 32) - 1}."
+    )
+
+
+def check_players(states: Sequence[Any]) -> None:
+  """Raises UserError unless these are players that can go on."""
+  for state in states:
+    if not isinstance(state, player.State):
+      raise errors.UserError(
+        f"A player is needed here, not {type(state).__name__}; give what "
+        "`reset` or `step` returned."
+      )
+    if any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
+      raise errors.UserError(
+        "This player was used up by an earlier step; go on from the one "
+        "that the step returned, and `fork` a player to keep it."
+      )
+  if len({id(state) for state in states}) < len(states):
+    raise errors.UserError(
+      "The same player stands twice among those to be stepped; `fork` it "
+      "to step it twice."
+    )
+
+
+def check_parts(parts: Mapping[str, store.Part]) -> None:
+  """Checks that models make up a world.
+
+  Raises:
+    UserError: One is missing, or two were made for different worlds.
+  """
+  for name in ("tokenizer", "dynamics"):
+    if name not in parts:
+      raise errors.UserError(
+        f"A world needs a {name}, and only {', '.join(parts) or 'nothing'} "
+        "was given; add the workdir that trained it."
+      )
+  shared = {
+    "tokenizer": ("height", "width", "channels", "token_patch", "num_codes"),
+    "lam": ("height", "width", "channels", "num_latent_actions"),
+  }
+  needed = parts["dynamics"].config["world"]
+  for name, fields in shared.items():
+    if name not in parts:
+      continue
+    found = parts[name].config["world"]
+    for field in fields:
+      if found[field] != needed[field]:
+        raise errors.UserError(
+          f"The {name} was trained with config.world.{field}="
+          f"{found[field]!r}, the dynamics with {needed[field]!r}; put "
+          "together models of the same world."
+        )

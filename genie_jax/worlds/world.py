@@ -1,0 +1,399 @@
+"""A playable world: prompts in, latent actions pressed, frames out.
+
+    state = world.reset(picture)
+    state, frame = world.step(state, 3)
+
+Shapes:
+  P  prompt frames      F  frames drawn      A  latent actions (buttons)
+  S  players
+"""
+
+import contextlib
+import copy
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from genie_jax.core import errors, images
+from genie_jax.models import store
+from genie_jax.sampling import decoding, maskgit, player, prepare
+from genie_jax.sampling import slide as slide_lib
+from genie_jax.sharding import mesh as mesh_lib
+from genie_jax.weights import int8
+from genie_jax.worlds import compiled, validation
+
+State = player.State
+
+# Players that one compiled call serves; other numbers are split into these.
+BATCHES = (16, 8, 4, 2, 1)
+
+
+class World:
+  """A tokenizer and a dynamics model, and the LAM where there is one.
+
+  Attributes:
+    parts: "tokenizer", "dynamics" and perhaps "lam".
+    sampling: How frames are drawn unless a call says otherwise.
+    actions: "latent" or "true": what the buttons are.
+    num_frames: Frames that the dynamics model sees at once, the window.
+    frame_shape: (H, W, C).
+    num_actions: A.
+    fps: Frames a second at which the world was recorded.
+    fingerprint: Of configs and weights.
+    slide: What happens when the window is full.
+    name: The world's name, "" where it has none.
+    manifest: Its folder's manifest.json, {} where it has none.
+    prompts: Pictures to start from.
+  """
+
+  def __init__(
+    self,
+    parts: Mapping[str, store.Part],
+    *,
+    sampling: maskgit.Sampling | None = None,
+    slide: slide_lib.Slide | None = None,
+    actions: str = "latent",
+    fingerprint: str = "",
+    name: str = "",
+    manifest: Mapping[str, Any] | None = None,
+    prompts: Sequence[pathlib.Path] = (),
+    dtype: str | None = None,
+    mesh: Mesh | None = None,
+  ):
+    """Puts models together.
+
+    Args:
+      parts: Name -> model.
+      sampling: How frames are drawn; the paper's way when left out.
+      slide: What happens when the window is full; exact when left out.
+      actions: "latent" or "true".
+      fingerprint: Of configs and weights.
+      name: The world's name.
+      manifest: Its folder's manifest.json.
+      prompts: Pictures to start from.
+      dtype: Of the products, "float32" or "bfloat16"; by device when left
+        out (see `prepare.default_dtype`).
+      mesh: Where the parameters lie, if they are split; axes tensor and
+        frame only, since a player has no batch to split.
+
+    Raises:
+      UserError: A model is missing, or two do not fit together.
+    """
+    validation.check_parts(parts)
+    if mesh is not None and mesh_lib.batch_ways(mesh) > 1:
+      raise errors.UserError(
+        f"The mesh splits a batch {mesh_lib.batch_ways(mesh)} ways, but a "
+        "player has none; give its devices to the axis tensor."
+      )
+    self._mesh = mesh
+    self.parts = dict(parts)
+    self.sampling = sampling or maskgit.Sampling()
+    self.actions = actions
+    self.fingerprint = fingerprint
+    world = parts["dynamics"].config["world"]
+    self.num_frames = world["num_frames"]
+    self.frame_shape = (world["height"], world["width"], world["channels"])
+    self.num_actions = world["num_latent_actions"]
+    self.fps = world["fps"]
+    self.name = name
+    self.manifest = dict(manifest or {})
+    self.prompts = tuple(prompts)
+    ready = {
+      name: prepare.for_play(part.module, part.params, dtype)
+      for name, part in parts.items()
+    }
+    self._modules = {name: module for name, (module, _) in ready.items()}
+    self._params = {
+      name: jax.device_put(params) for name, (_, params) in ready.items()
+    }
+    self._set_slide(slide or slide_lib.Slide())
+
+  def with_options(
+    self,
+    *,
+    sampling: maskgit.Sampling | None = None,
+    slide: slide_lib.Slide | None = None,
+  ) -> "World":
+    """Returns the same world, played otherwise; the weights are shared.
+
+    A state belongs to the kind of slide with which it was reset.
+
+    Raises:
+      UserError: The slide does not fit the window.
+    """
+    other = copy.copy(self)
+    other.sampling = sampling or self.sampling
+    other._set_slide(slide or self.slide)
+    return other
+
+  def _set_slide(self, slide: slide_lib.Slide) -> None:
+    self.slide = slide.check(self.num_frames)
+    self._models = player.Models(
+      self._modules["tokenizer"],
+      self._modules["dynamics"],
+      self.num_frames,
+      self.parts["tokenizer"].config["world"]["num_frames"],
+      self.slide,
+    )
+
+  def reset(
+    self,
+    frames: np.ndarray,
+    *,
+    seed: int = 0,
+    latent_actions: Sequence[int] | None = None,
+  ) -> State:
+    """Starts a player from a prompt.
+
+    Args:
+      frames: uint8 [H, W, C] or [P, H, W, C]; only the last of what fits the
+        window is used.
+      seed: Fixes all noise of the player.
+      latent_actions: int [P - 1], those between the prompt's frames; the LAM
+        finds them when left out.
+
+    Returns:
+      The player, to be given to `step`.
+
+    Raises:
+      UserError: Frames of another shape or dtype, actions out of range or too
+        few, several frames without actions and without a LAM, or a seed out
+        of range.
+    """
+    frames = validation.check_prompt(frames, self.frame_shape)
+    validation.check_seed(seed)
+    if latent_actions is not None:
+      latent_actions = self.check_actions(latent_actions)
+      if latent_actions.shape != (len(frames) - 1,):
+        raise errors.UserError(
+          f"{latent_actions.size} actions were given with a prompt of "
+          f"{len(frames)} frames; give one fewer than frames."
+        )
+      latent_actions = latent_actions[-(self.num_frames - 1) :]
+    frames = frames[-self.num_frames :]
+    if latent_actions is None:
+      latent_actions = np.zeros((0,), np.int32)
+      if len(frames) > 1:
+        latent_actions = self.infer_actions(frames[None])[0]
+    # The noise of the first clip of `rollout.rollout` with this seed.
+    key = jax.random.fold_in(jax.random.key(seed), 0)
+    tokens = self.encode(frames[None])[0]
+    with self._on_mesh():
+      return compiled.reset(
+        self._models,
+        self._play_params,
+        tokens,
+        jnp.asarray(latent_actions),
+        key,
+      )
+
+  def step(self, state: State, action: int) -> tuple[State, np.ndarray]:
+    """Presses a button.
+
+    Args:
+      state: The player; it is used up, `fork` it first to keep it.
+      action: In [0, A).
+
+    Returns:
+      The player after it, and the frame, uint8 [H, W, C].
+
+    Raises:
+      UserError: The action is out of range, or the player is used up.
+    """
+    validation.check_players([state])
+    action = self.check_actions(np.asarray(action))
+    if action.shape:
+      raise errors.UserError(
+        f"{action.size} actions were given for one player; give one number, "
+        "or play several with `step_many`."
+      )
+    with self._on_mesh():
+      state, frame = compiled.step(
+        self._models,
+        self._play_params,
+        state,
+        jnp.asarray(action),
+        self.sampling,
+      )
+    return state, np.asarray(frame)
+
+  def step_many(
+    self, states: Sequence[State], actions: Sequence[int]
+  ) -> tuple[list[State], np.ndarray]:
+    """Presses a button of each of several players at once.
+
+    Args:
+      states: S players, at any places of their rollouts; used up.
+      actions: S buttons.
+
+    Returns:
+      The players after it, and their frames, uint8 [S, H, W, C].
+
+    Raises:
+      UserError: An action is out of range, or too few of them, or a player
+        is used up or stands there twice.
+    """
+    validation.check_players(states)
+    actions = self.check_actions(np.asarray(actions))
+    if actions.shape != (len(states),):
+      raise errors.UserError(
+        f"{actions.size} actions were given for {len(states)} players; give "
+        "one for each."
+      )
+    after, shown, start = [], [], 0
+    while start < len(states):
+      size = next(n for n in BATCHES if n <= len(states) - start)
+      if size == 1:  # The program of `step` serves here too.
+        state, frame = self.step(states[start], actions[start])
+        several, frames = [state], frame[None]
+      else:
+        some = slice(start, start + size)
+        with self._on_mesh():
+          several, frames = compiled.step_many(
+            self._models,
+            self._play_params,
+            tuple(states[some]),
+            jnp.asarray(actions[some]),
+            self.sampling,
+          )
+      after += several
+      shown.append(np.asarray(frames))
+      start += size
+    return after, np.concatenate(
+      [np.zeros((0, *self.frame_shape), np.uint8), *shown]
+    )
+
+  def fork(self, state: State) -> State:
+    """Returns a copy of a player, to go back to or to branch from."""
+    validation.check_players([state])
+    return compiled.copy(state)
+
+  def show(self, state: State) -> np.ndarray:
+    """Returns a player's newest frame, uint8 [H, W, C]."""
+    validation.check_players([state])
+    # A copy: the device's own memory is given away by the next step.
+    return np.array(state.frame)
+
+  def warm_up(self, batches: Sequence[int] = (1,)) -> None:
+    """Compiles all that stepping so many players at once needs.
+
+    Resetting from one frame is compiled too.
+    """
+    for count in batches:
+      states = [
+        self.reset(np.zeros(self.frame_shape, np.uint8)) for _ in range(count)
+      ]
+      self.fork(states[0])
+      self.step_many(states, [0] * count)
+
+  def _on_mesh(self) -> contextlib.AbstractContextManager:
+    if self._mesh is None:
+      return contextlib.nullcontext()
+    return jax.set_mesh(self._mesh)
+
+  @property
+  def _play_params(self) -> dict[str, Any]:
+    return {name: self._params[name] for name in ("tokenizer", "dynamics")}
+
+  def encode(self, frames: np.ndarray) -> jax.Array:
+    """Returns tokens, int32 [B, T, h, w], of uint8 frames [B, T, H, W, C]."""
+    return self._encode("tokenizer", frames)
+
+  def infer_actions(self, frames: np.ndarray) -> jax.Array:
+    """Returns the latent actions that lead through frames.
+
+    Args:
+      frames: uint8 [B, T, H, W, C].
+
+    Returns:
+      int32 [B, T-1].
+
+    Raises:
+      UserError: The world has no LAM.
+    """
+    if "lam" not in self.parts:
+      raise errors.UserError(
+        "This world holds no latent action model, which a prompt of several "
+        "frames needs; give one frame, or export the world with its LAM."
+      )
+    return self._encode("lam", frames)
+
+  def decode(self, tokens: jax.Array) -> np.ndarray:
+    """Returns uint8 frames [B, T, H, W, C] of tokens [B, T, h, w], any T."""
+    with self._on_mesh():
+      frames = decoding.decode(
+        self._modules["tokenizer"],
+        int8.dequantize(self._params["tokenizer"]),
+        tokens,
+        window=self._models.decoder_window,
+      )
+    return images.to_uint8(frames)
+
+  def rollout(
+    self,
+    prompt_frames: np.ndarray,
+    latent_actions: np.ndarray,
+    *,
+    seed: int = 0,
+  ) -> np.ndarray:
+    """Continues one prompt under latent actions, as frames.
+
+    Args:
+      prompt_frames: uint8 [H, W, C] or [P, H, W, C]; only the last of what
+        fits the window is used.
+      latent_actions: int [F] in [0, A), pressed after the prompt.
+      seed: Fixes all noise.
+
+    Returns:
+      uint8 [min(P, window) + F, H, W, C]: the prompt as the tokenizer shows
+      it, then the drawn frames.
+
+    Raises:
+      UserError: An action is out of range, or frames of another shape.
+    """
+    latent_actions = self.check_actions(latent_actions)
+    prompt_frames = validation.check_prompt(prompt_frames, self.frame_shape)[
+      -self.num_frames :
+    ]
+    state = self.reset(prompt_frames, seed=seed)
+    frames = list(self.decode(self.encode(prompt_frames[None]))[0])
+    for action in latent_actions:
+      state, frame = self.step(state, action)
+      frames.append(frame)
+    return np.stack(frames)
+
+  def check_actions(self, latent_actions: np.ndarray) -> np.ndarray:
+    """Returns actions as int32.
+
+    Raises:
+      UserError: One of them is no button of this world.
+    """
+    latent_actions = np.asarray(latent_actions)
+    if latent_actions.size and latent_actions.dtype.kind not in "iu":
+      raise errors.UserError(
+        f"Actions are {latent_actions.dtype}; give whole numbers from 0 to "
+        f"{self.num_actions - 1}."
+      )
+    wrong = latent_actions[
+      (latent_actions < 0) | (latent_actions >= self.num_actions)
+    ]
+    if wrong.size:
+      raise errors.UserError(
+        f"Action {wrong[0]} is out of range: this world has "
+        f"{self.num_actions} {self.actions} actions, 0 to "
+        f"{self.num_actions - 1}."
+      )
+    return latent_actions.astype(np.int32)
+
+  def _encode(self, name: str, frames: np.ndarray) -> jax.Array:
+    with self._on_mesh():
+      return compiled.encode(
+        prepare.rolled(self._modules[name]),
+        self._params[name],
+        jnp.asarray(frames),
+      )

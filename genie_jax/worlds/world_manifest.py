@@ -1,0 +1,208 @@
+"""A world folder as files: what may lie in it, and that it is whole.
+
+Needs neither JAX nor the models, so that other loaders check as strictly.
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from genie_jax.core import errors, files
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+CONFIG = "config.json"
+MAX_NAME = 200  # Characters; it is shown in one line.
+
+# All that a world may list: data, and the programs of `genie export
+# --stablehlo`, which are only run by who asks for them.
+_KNOWN = re.compile(
+  r"config\.json|model\.safetensors(\.index\.json)?"
+  r"|model-\d{5}-of-\d{5}\.safetensors|prompts/[\w-]{1,64}\.png"
+  r"|stablehlo/(programs\.json|[a-z_]{1,32}\.stablehlo)"
+)
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_MANIFEST_BYTES = 16 << 20
+_FIELDS: dict[str, type] = {
+  "name": str,
+  "fingerprint": str,
+  "dtype": str,
+  "metrics": dict,
+  "made_by": dict,
+  "files": dict,
+}
+
+
+def read_manifest(folder: files.PathLike) -> dict[str, Any]:
+  """Returns the manifest of a world folder.
+
+  Raises:
+    UserError: There is none, or it is of another version, was changed, or
+      lists what is no part of a world.
+  """
+  path = pathlib.Path(folder) / MANIFEST
+  if not path.is_file():
+    raise errors.UserError(
+      f"{folder} is not a world (no {MANIFEST}); give a folder that `genie "
+      "export` wrote."
+    )
+  if path.stat().st_size > _MANIFEST_BYTES:
+    raise errors.UserError(
+      f"{path} is larger than any manifest ({_MANIFEST_BYTES} bytes); give "
+      "a folder that `genie export` wrote."
+    )
+  return check_manifest(str(path), path.read_bytes())
+
+
+def check_manifest(where: str, content: bytes) -> dict[str, Any]:
+  """Returns the manifest in `content`.
+
+  Args:
+    where: Its path or address, for messages.
+    content: Bytes of a manifest.json.
+
+  Raises:
+    UserError: See `read_manifest`.
+  """
+  try:
+    manifest = json.loads(content)
+  except (ValueError, RecursionError) as error:
+    raise errors.UserError(
+      f"{where} is not valid JSON ({str(error)[:80]}); copy the world again."
+    ) from error
+  if not isinstance(manifest, dict) or manifest.get("kind") != "world":
+    raise errors.UserError(
+      f"{where} is not that of a world; give a folder that `genie export` "
+      "wrote."
+    )
+  if manifest.get("schema_version") != SCHEMA_VERSION:
+    raise errors.UserError(
+      f"{where} has schema version {manifest.get('schema_version')!r:.40}, "
+      f"this program reads {SCHEMA_VERSION}; export the world again."
+    )
+  stated = manifest.pop("seal", None)
+  if stated != seal(manifest):
+    raise errors.UserError(
+      f"{where} was changed after it was written; copy the world again or "
+      "export it again."
+    )
+  for name, kind in _FIELDS.items():
+    if not isinstance(manifest.get(name), kind):
+      raise errors.UserError(
+        f"{where}: {name}={manifest.get(name)!r:.40} is no {kind.__name__}; "
+        "export the world again."
+      )
+  check_name(manifest["name"], where)
+  _check_list(where, manifest["files"])
+  return manifest
+
+
+def check_name(name: str, where: str = "The world") -> None:
+  """Checks that a world's name can be shown in one line.
+
+  Args:
+    name: The name.
+    where: What holds it, for the message.
+
+  Raises:
+    UserError: It cannot.
+  """
+  if not name.isprintable() or len(name) > MAX_NAME:
+    raise errors.UserError(
+      f"{where}: name={name[:40]!a} is no printable text of at most "
+      f"{MAX_NAME} characters; export the world with another --name."
+    )
+
+
+def seal(manifest: Mapping[str, Any]) -> str:
+  """Returns the SHA-256 of a manifest without its seal, in canonical JSON."""
+  text = json.dumps(dict(manifest), sort_keys=True, separators=(",", ":"))
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_files(folder: files.PathLike, manifest: Mapping[str, Any]) -> None:
+  """Checks every byte of every file that a manifest lists.
+
+  Raises:
+    UserError: One is missing, damaged, or a link out of the folder; or the
+      folder holds weights that the manifest does not list.
+  """
+  folder = pathlib.Path(folder)
+  root = folder.resolve()
+  for name, stated in manifest["files"].items():
+    path = folder / name
+    if not path.is_file():
+      raise errors.UserError(
+        f"{path} is missing though {MANIFEST} lists it; copy the world "
+        "again or export it again."
+      )
+    if not path.resolve().is_relative_to(root):
+      raise errors.UserError(
+        f"{path} is a link out of its world; copy the world again with the "
+        "file itself."
+      )
+    if path.stat().st_size != stated["bytes"]:
+      raise _damaged(path)
+  for path in folder.glob("model*.safetensors*"):
+    if path.name not in manifest["files"]:
+      raise errors.UserError(
+        f"{path} is not listed in {MANIFEST}; remove it, or export the "
+        "world again."
+      )
+  # Hashing lets go of the interpreter's lock: shards are read side by side.
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    found = pool.map(
+      lambda name: files.sha256(folder / name), manifest["files"]
+    )
+    for (name, stated), digest in zip(
+      manifest["files"].items(), found, strict=True
+    ):
+      if digest != stated["sha256"]:
+        raise _damaged(folder / name)
+
+
+def prompts(
+  folder: files.PathLike, manifest: Mapping[str, Any]
+) -> tuple[pathlib.Path, ...]:
+  """Returns the pictures to start from, in order."""
+  return tuple(
+    pathlib.Path(folder) / name
+    for name in sorted(manifest["files"])
+    if name.startswith("prompts/")
+  )
+
+
+def _damaged(path: pathlib.Path) -> errors.UserError:
+  return errors.UserError(
+    f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}; copy the "
+    "world again or export it again."
+  )
+
+
+def _check_list(where: str, listed: Mapping[str, Any]) -> None:
+  for name, stated in listed.items():
+    if not _KNOWN.fullmatch(name):
+      raise errors.UserError(
+        f"{where} lists {name!r:.80}, which is no part of a world; export "
+        "the world again."
+      )
+    if not isinstance(stated, dict) or (
+      not isinstance(stated.get("sha256"), str)
+      or not _DIGEST.fullmatch(stated["sha256"])
+      or type(stated.get("bytes")) is not int
+      or stated["bytes"] < 0
+    ):
+      raise errors.UserError(
+        f"{where} states neither SHA-256 nor size of {name}; export the "
+        "world again."
+      )
+  if CONFIG not in listed or not any(
+    name.endswith(".safetensors") for name in listed
+  ):
+    raise errors.UserError(
+      f"{where} lists no {CONFIG} or no weights; export the world again."
+    )

@@ -1,0 +1,96 @@
+"""Tests of registries that a user's own package can extend."""
+
+import sys
+
+import pytest
+
+from genie_jax.core import errors, registry
+
+
+def make(**options):
+  parts = registry.Registry("sampler", "samplers.register", **options)
+  parts.register("maskgit", 1)
+  parts.register("raster", 2)
+  return parts
+
+
+def test_a_registered_part_is_found_by_its_name():
+  parts = make()
+  assert parts.get("raster", where="config.sampling.name") == 2
+  assert parts.names() == ["maskgit", "raster"] == list(parts)
+  assert "raster" in parts and "other" not in parts
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_an_unknown_name_says_the_nearest_and_how_to_register(trusted):
+  with pytest.raises(
+    errors.UserError,
+    match=r"config\.sampling\.name='rastre' is unknown \(did you mean "
+    r"'raster'\?\); use one of maskgit, raster, .*samplers\.register",
+  ):
+    make().get("rastre", where="config.sampling.name", trusted=trusted)
+
+
+@pytest.mark.parametrize("name", [None, 3, "", {"a": 1}])
+def test_what_is_not_a_name_is_refused(name):
+  with pytest.raises(errors.UserError, match="is not the name of a part"):
+    make().get(name, where="config.sampling.name")
+
+
+def test_a_name_is_not_given_twice():
+  parts = make()
+  assert parts.register("raster", 2) == 2  # The same part again.
+  with pytest.raises(errors.UserError, match="'raster' is registered already"):
+    parts.register("raster", 3)
+
+
+def test_a_part_of_another_package_is_imported_when_trusted(
+  tmp_path, monkeypatch
+):
+  (tmp_path / "own_parts.py").write_text("mine = 7\n")
+  monkeypatch.syspath_prepend(str(tmp_path))
+  monkeypatch.delitem(sys.modules, "own_parts", raising=False)
+  parts = make()
+  with pytest.raises(errors.UserError, match="GENIE_PLUGINS=own_parts if you"):
+    parts.get("own_parts:mine", where="config.json")
+  assert "own_parts" not in sys.modules
+  assert parts.get("own_parts:mine", where="x", trusted=True) == 7
+  # Once the user has named it, files may name it too.
+  assert parts.get("own_parts:mine", where="config.json") == 7
+  with pytest.raises(errors.UserError, match="own_parts has no 'other'"):
+    parts.get("own_parts:other", where="x", trusted=True)
+  with pytest.raises(errors.UserError, match="cannot be imported"):
+    parts.get("no_such_module_x:a", where="x", trusted=True)
+
+
+def test_a_part_that_breaks_the_protocol_is_refused_when_it_is_added():
+  def check(name, value):
+    registry.check_methods(
+      "sampler", name, value, {"draw": "(score, grid, keys) -> tokens"}
+    )
+
+  parts = registry.Registry("sampler", "samplers.register", check)
+
+  class Good:
+    def draw(self):
+      """Draws."""
+
+  assert parts.register("good", Good) is Good
+  with pytest.raises(
+    errors.UserError,
+    match=r"sampler 'bad' \(int\) has no method draw; it needs "
+    r"draw\(score, grid, keys\) -> tokens",
+  ):
+    parts.register("bad", int)
+
+
+def test_plugins_named_by_the_environment_are_imported(tmp_path, monkeypatch):
+  (tmp_path / "own_plugin.py").write_text("loaded = True\n")
+  monkeypatch.syspath_prepend(str(tmp_path))
+  monkeypatch.setenv(registry.PLUGINS, " own_plugin, ")
+  monkeypatch.delitem(sys.modules, "own_plugin", raising=False)
+  registry.load_plugins()
+  assert sys.modules["own_plugin"].loaded
+  monkeypatch.setenv(registry.PLUGINS, "no_such_module_x")
+  with pytest.raises(errors.UserError, match="no_such_module_x, which cannot"):
+    registry.load_plugins()

@@ -1,0 +1,217 @@
+"""Tests of saved models: round trips and every refusal."""
+
+import json
+import shutil
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from genie_jax.core import errors
+from genie_jax.models import build, store
+from genie_jax.weights import param_tree
+from tests.fixtures import tiny_models
+
+
+@pytest.fixture(scope="module")
+def parts():
+  return {name: tiny_models.part(name) for name in tiny_models.MODELS}
+
+
+@pytest.fixture(scope="module")
+def written(parts, tmp_path_factory):
+  """A folder of all three models, and what `save` returned."""
+  folder = tmp_path_factory.mktemp("saved") / "models"
+  return folder, store.save(folder, parts, extra={"note": "kept"})
+
+
+@pytest.fixture
+def folder(written, tmp_path):
+  """A copy of the folder, to be damaged."""
+  return shutil.copytree(written[0], tmp_path / "models")
+
+
+def edit(folder, change):
+  path = folder / "config.json"
+  config = json.loads(path.read_text())
+  change(config)
+  path.write_text(json.dumps(config))
+
+
+def retensor(folder, change):
+  path = folder / "model.safetensors"
+  tree, metadata = param_tree.load(path)
+  flat = param_tree.flatten(tree)
+  change(flat)
+  param_tree.save(path, param_tree.unflatten(flat), metadata)
+
+
+def test_weights_configs_and_fingerprint_come_back(written, parts):
+  folder, fingerprint = written
+  found = store.load(folder)
+  assert found.fingerprint == fingerprint and found.config["note"] == "kept"
+  assert set(found.parts) == set(parts)
+  for name, part in parts.items():
+    assert found.parts[name].config == part.config
+    assert found.parts[name].module == part.module
+    wanted = param_tree.flatten(part.params)
+    got = param_tree.flatten(found.parts[name].params)
+    assert wanted.keys() == got.keys()
+    for path, leaf in wanted.items():
+      np.testing.assert_array_equal(got[path], leaf)
+
+
+def test_bfloat16_halves_the_file_and_loads_as_float32(
+  written, parts, tmp_path
+):
+  fingerprint = store.save(tmp_path, parts, dtype="bfloat16")
+  size = lambda folder: (folder / "model.safetensors").stat().st_size
+  assert size(tmp_path) < 0.65 * size(written[0])
+  found = store.load(tmp_path)
+  assert found.fingerprint == fingerprint != written[1]
+  wanted = param_tree.flatten(parts["lam"].params)
+  for path, leaf in param_tree.flatten(found.parts["lam"].params).items():
+    assert leaf.dtype == np.float32
+    np.testing.assert_array_equal(
+      leaf, wanted[path].astype(ml_dtypes.bfloat16).astype(np.float32)
+    )
+
+
+def test_one_changed_weight_changes_the_fingerprint(folder, written):
+  def change(flat):
+    name = "tokenizer/codes/codebook"
+    flat[name] = flat[name].copy()
+    flat[name][0, 0] += 1e-3
+
+  retensor(folder, change)
+  assert store.load(folder).fingerprint != written[1]
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    (lambda c: c.update(format_version=2), "has format_version 2.*reads 1"),
+    (lambda c: c.pop("format_version"), "has format_version None"),
+    (lambda c: c.pop("parts"), "does not describe saved models"),
+    (
+      lambda c: c["parts"].update(policy=c["parts"]["lam"]),
+      "'policy' is no part",
+    ),
+    (lambda c: c["parts"]["lam"].pop("world"), "config.world is missing"),
+    (lambda c: c["parts"]["lam"]["world"].pop("height"), "world.height=None"),
+    (
+      lambda c: c["parts"]["lam"]["world"].update(num_latent_actions=7),
+      r"lam/codes/codebook has shape \(5, 4\).*needs \(7, 4\)",
+    ),
+    (
+      lambda c: c["parts"]["lam"]["model"].update(colour=1),
+      "colour is no field of Lam",
+    ),
+    (
+      lambda c: c["parts"]["lam"]["model"].pop("code_dim"),
+      "code_dim is missing",
+    ),
+    (
+      lambda c: c["parts"]["tokenizer"]["model"]["encoder"].update(widht=3),
+      r"widht is no field of STTransformer.*did you mean 'width'",
+    ),
+    (
+      lambda c: c["parts"]["tokenizer"]["model"]["encoder"].pop("dtype"),
+      r"encoder\.dtype is missing",
+    ),
+    (
+      lambda c: c["parts"]["tokenizer"]["model"]["encoder"].update(dtype="f"),
+      "dtype='f' is unknown",
+    ),
+    (
+      lambda c: c["parts"]["tokenizer"]["model"]["encoder"].update(width=20),
+      "has shape",
+    ),
+    (
+      lambda c: c["parts"]["dynamics"]["model"].update(
+        actions_enter="multiply"
+      ),
+      "actions_enter='multiply' is unknown",
+    ),
+  ],
+  ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_a_config_that_does_not_fit_is_one_line(folder, change, message):
+  edit(folder, change)
+  with pytest.raises(errors.UserError, match=message) as raised:
+    store.load(folder)
+  assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    (lambda f: f.pop("lam/action_token"), "lacks tensor lam/action_token"),
+    (
+      lambda f: f.update({"lam/more": np.zeros(1, np.float32)}),
+      "has an unknown tensor lam/more",
+    ),
+    (
+      lambda f: f.update({"lam/action_token": np.zeros(3, np.float32)}),
+      r"lam/action_token has shape \(3,\).*needs \(16,\)",
+    ),
+    (
+      lambda f: [f.pop(n) for n in list(f) if n.startswith("dynamics/")],
+      "lacks tensor dynamics/",
+    ),
+  ],
+  ids=["missing", "unknown", "shape", "part"],
+)
+def test_tensors_that_do_not_fit_are_one_line(folder, change, message):
+  retensor(folder, change)
+  with pytest.raises(errors.UserError, match=message) as raised:
+    store.load(folder)
+  assert "\n" not in str(raised.value)
+
+
+def test_missing_and_damaged_files_are_one_line(folder, tmp_path):
+  with pytest.raises(errors.UserError, match="does not exist"):
+    store.load(tmp_path / "nowhere")
+  weights = folder / "model.safetensors"
+  weights.write_bytes(weights.read_bytes()[:-100])
+  with pytest.raises(errors.UserError, match="not a whole safetensors file"):
+    store.load(folder)
+  weights.unlink()
+  with pytest.raises(errors.UserError, match=r"model.safetensors does not"):
+    store.load(folder)
+  (folder / "config.json").write_text("[]")
+  with pytest.raises(errors.UserError, match="does not describe"):
+    store.load(folder)
+
+
+@pytest.mark.parametrize(
+  "name, model, message",
+  [
+    ("lam", {"shrink": 4}, "shrink=4 does not divide the frame of 6 x 8"),
+    ("lam", {"predict": "all"}, "predict='all' is unknown"),
+    (
+      "tokenizer",
+      {"encoder": {**tiny_models.STACK, "remat": "som"}},
+      "remat='som' is unknown",
+    ),
+    (
+      "tokenizer",
+      {"decoder": {**tiny_models.STACK, "head_dim": 7}},
+      "head_dim=7 is odd",
+    ),
+  ],
+)
+def test_models_refuse_what_they_cannot_be(name, model, message):
+  with pytest.raises(errors.UserError, match=message):
+    getattr(build, name)(tiny_models.fields(name, **model))
+
+
+def test_counting_the_final_model_takes_no_memory():
+  from genie_jax.scaling import table
+
+  shapes = store.abstract_params(
+    "dynamics",
+    {"world": table.WORLD, "model": table.model(table.find("10.1B"))},
+  )
+  stack = shapes["stack"]["layers"]["space"]["qkv"]["kernel"].value
+  assert stack.shape == (48, 5120, 3, 36, 128)

@@ -1,0 +1,119 @@
+"""Tests of the costs of hand-written kernels, by hand."""
+
+import pytest
+
+from genie_jax.core import chips
+from genie_jax.nn import fused
+from genie_jax.plan.cost import kernels
+from genie_jax.plan.hlo import parse
+from tests.plan import programs
+
+V5P = chips.find("v5p")
+
+
+def array(shape, dtype="bf16"):
+  order = ",".join(str(i) for i in reversed(range(len(shape))))
+  return parse.Array(dtype, shape, f"{order}:T(8,128)(2,1)")
+
+
+def call(name, operands, results):
+  """Returns a kernel's instruction and the types of its operands."""
+  return parse.Instruction(
+    name=f"{name}.3",
+    opcode="custom-call",
+    results=tuple(map(array, results)),
+    operands=(),
+    literal="",
+    attributes='custom_call_target="tpu_custom_call", metadata={op_name="'
+    f'jit(f)/{name}/pallas_call"}}',
+  ), [x if isinstance(x, parse.Array) else array(x) for x in operands]
+
+
+def test_products_fill_whole_tiles():
+  assert kernels.product(16, 64, 100, 128) == 2 * 16 * 128 * 128
+  assert kernels.product(9, 128, 129, 128) == 2 * 16 * 128 * 256
+  assert kernels.product(8, 8, 8, 256) == 2 * 8 * 256 * 256
+
+
+# What `nn.fused` takes: arrays, scales of its norms, and in time angles.
+SHAPE = (2, 16, 920, 4608)
+SCALES = array((2, 128), "f32")
+ANGLES = array((2, 16, fused.PLACES, 128), "f32")
+
+
+def test_attention_in_time_counts_its_blocks_of_places():
+  found = kernels.cost(
+    *call("time_attention_forward", [SHAPE] * 3 + [SCALES, ANGLES], [SHAPE]),
+    V5P,
+  )
+  blocks = 2 * 58 * 36
+  assert found.known
+  assert found.flops == blocks * 2 * (2 * 256 * 128 * 256)
+  assert found.vector_operations > (
+    blocks * 256 * 256 * kernels.SOFTMAX_OPERATIONS
+  )
+  # Tables are few beside queries, keys, values and what comes out.
+  assert found.bytes == pytest.approx(4 * 2 * 2 * 16 * 920 * 4608, rel=1e-3)
+  back = kernels.cost(
+    *call(
+      "time_attention_backward", [SHAPE] * 4 + [SCALES, ANGLES], [SHAPE] * 3
+    ),
+    V5P,
+  )
+  assert back.flops == 2.5 * found.flops
+  assert back.vector_operations > found.vector_operations
+
+
+def test_attention_in_space_counts_all_tokens_of_a_frame():
+  found = kernels.cost(
+    *call("space_attention_forward", [SHAPE] * 3 + [SCALES], [SHAPE]), V5P
+  )
+  # 920 keys fill eight tiles of 128 columns, 920 rows are rows of eight.
+  assert found.flops == 2 * 16 * 36 * 2 * (2 * 920 * 128 * 1024)
+
+
+def test_splash_attention_counts_all_scores_of_a_frame():
+  shape = (32, 36, 1024, 128)
+  found = kernels.cost(
+    *call("splash_mha_fwd_segmented_residuals", [shape] * 3, [shape]), V5P
+  )
+  scores = 32 * 36 * 1024 * 1024
+  assert found.known
+  assert found.flops == 2 * 2 * scores * 128
+  assert found.vector_operations == scores * kernels.SOFTMAX_OPERATIONS
+  back = kernels.cost(
+    *call("splash_mha_dkv_segmented_no_residuals", [shape] * 4, [shape] * 3),
+    V5P,
+  )
+  assert back.flops == 5 * 2 * scores * 128
+
+
+def test_a_kernel_takes_the_largest_of_its_three_times():
+  cost = kernels.Cost(
+    bytes=V5P.hbm_bandwidth,
+    flops=V5P.peak_flops,
+    vector_operations=0.5 * V5P.vector_rate,
+  )
+  assert cost.seconds(V5P) == pytest.approx(2.0)  # Half of peak.
+  assert kernels.Cost(3 * V5P.hbm_bandwidth, 0, 0).seconds(
+    V5P
+  ) == pytest.approx(3.0)
+  assert kernels.Cost(0, 0, 5 * V5P.vector_rate).seconds(V5P) == pytest.approx(
+    5.0
+  )
+
+
+def test_a_device_that_is_half_a_chip_takes_twice_as_long():
+  v3 = chips.find("v3")
+  cost = kernels.Cost(v3.hbm_bandwidth, 0, 0)
+  assert cost.seconds(v3) == pytest.approx(2.0)
+
+
+def test_only_pallas_calls_are_kernels():
+  found, _ = call("x", [(8, 128)], [(8, 128)])
+  assert kernels.is_kernel(found)
+  assert kernels.name(found) == "x"
+  module = parse.parse(programs.gather(5))
+  assert not any(
+    kernels.is_kernel(x) for part in module.computations.values() for x in part
+  )

@@ -1,0 +1,105 @@
+"""Tests of reading a compiled program's text."""
+
+import pytest
+
+from genie_jax.plan.hlo import parse
+from tests.plan import programs
+
+
+@pytest.fixture(scope="module")
+def module():
+  return parse.parse(programs.LOOPS)
+
+
+def loop(module, computation):
+  return next(
+    x for x in module.computations[computation] if x.opcode == "while"
+  )
+
+
+def test_computations_and_their_order_are_kept(module):
+  assert module.entry == "main"
+  assert set(module.computations) == {
+    "fused",
+    "limit",
+    "inner_condition",
+    "inner_body",
+    "condition",
+    "body",
+    "short",
+    "long",
+    "called",
+    "main",
+  }
+  assert [x.opcode for x in module.computations["main"]] == [
+    "parameter",
+    "parameter",
+    "fusion",
+    "tuple",
+    "while",
+    "conditional",
+    "call",
+    "copy",
+  ]
+
+
+def test_shapes_of_a_tuple_with_comments_are_read(module):
+  found = loop(module, "main")
+  assert [x.shape for x in found.results] == [(), (8,), (8,)]
+  assert found.operands == ("tt",)
+  assert found.attribute("body") == "body"
+
+
+def test_cycles_and_paths_are_those_of_the_line(module):
+  first = module.table("main")["a0"]
+  assert first.cycles == 100
+  assert first.op_name == "jit(step)/jvp(M)/layers/mlp_in/dot_general"
+  assert module.table("main")["tt"].cycles is None
+
+
+def test_a_trip_count_is_the_constant_of_the_condition(module):
+  assert module.trip_count(loop(module, "main")) == 3
+  # Its comparison is inside a fusion.
+  assert module.trip_count(loop(module, "body")) == 5
+
+
+def test_a_stated_trip_count_is_preferred_and_a_missing_one_is_none(module):
+  text = programs.LOOPS.replace(
+    "condition=%condition, body=%body",
+    "condition=%condition, body=%body, backend_config="
+    '{"known_trip_count":{"n":"11"}}',
+  )
+  assert parse.parse(text).trip_count(loop(parse.parse(text), "main")) == 11
+  text = programs.LOOPS.replace(
+    "s32[]{:T(128)} constant(3)", "s32[]{:T(128)} parameter(7)"
+  )
+  assert parse.parse(text).trip_count(loop(parse.parse(text), "main")) is None
+
+
+@pytest.mark.parametrize(
+  "text, values, padded",
+  [
+    ("f32[3,5]", 60, 60),
+    ("f32[3,5]{1,0:T(8,128)}", 60, 4 * 8 * 128),
+    # The fastest dimension is the first one here.
+    ("bf16[200,3]{0,1:T(8,128)(2,1)}", 1200, 2 * 8 * 256),
+    ("bf16[2,16,16,64]{3,2,1,0:T(8,128)(2,1)S(1)}", 2 * 32768, 4 * 32768),
+    ("s32[]{:T(128)}", 4, 4),
+    ("pred[130]{0:T(128)(4,1)}", 130, 256),
+  ],
+)
+def test_bytes_in_memory_fill_whole_tiles(text, values, padded):
+  [array] = parse.arrays(text)
+  assert array.bytes == values
+  assert array.padded_bytes == padded
+
+
+def test_arrays_in_fast_memory_are_told_from_those_in_hbm():
+  [near] = parse.arrays("f32[8]{0:T(128)S(1)}")
+  [far] = parse.arrays("f32[8]{0:T(128)}")
+  assert far.in_main_memory and not near.in_main_memory
+
+
+def test_a_text_without_an_entry_is_refused():
+  with pytest.raises(ValueError, match="ENTRY"):
+    parse.parse("HloModule nothing")

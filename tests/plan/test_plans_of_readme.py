@@ -1,0 +1,56 @@
+"""Tests that README.md shows the plans that are stored, in their order."""
+
+import json
+import pathlib
+import re
+import shlex
+
+import pytest
+
+from genie_jax.core import config as config_lib
+
+ROOT = pathlib.Path(__file__).parents[2]
+PLANS = json.loads(
+  (ROOT / "experiments/platformers/results/plans.json").read_text()
+)["plans"]
+ROW = re.compile(r"\| (\d+) GiB \| ([\d.]+) s \| ([\d.]+) % \| ([\d.]+) \|$")
+
+
+def rows():
+  lines = (ROOT / "README.md").read_text().splitlines()
+  return [found.groups() for found in map(ROW.search, lines) if found]
+
+
+def test_the_table_has_the_figures_of_the_stored_plans():
+  shown = [
+    (
+      f"{plan['hbm_gib_per_chip']:.0f}",
+      f"{plan['step_seconds']:.2f}",
+      f"{100 * plan['mfu']:.1f}",
+      f"{plan['days']:.1f}",
+    )
+    for plan in PLANS
+  ]
+  assert len(rows()) == 8
+  assert rows() == shown[:8]
+
+
+def test_the_config_reaches_60_percent_and_every_step_of_the_ladder_helps():
+  seconds = [plan["step_seconds"] for plan in PLANS[:4]]
+  assert seconds == sorted(seconds, reverse=True)
+  assert PLANS[3]["mfu_kernels_twice_as_slow"] > 0.6
+  for plan in PLANS:
+    assert plan["fits"] and plan["copied_whole"] == []
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan["command"][19:])
+def test_every_command_names_fields_that_exist(plan):
+  words = shlex.split(plan["command"])
+  assert words[:3] == ["genie", "plan", "--config"]
+  overrides = [word for word in words if word.startswith("--config.")]
+  config = config_lib.load(words[3], overrides)
+  sizes = config.mesh.to_dict()
+  assert all(
+    plan["mesh"][name] == size for name, size in sizes.items() if size != -1
+  )
+  assert plan["batch_size"] == config.data.batch_size

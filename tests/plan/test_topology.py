@@ -1,0 +1,135 @@
+"""Tests of reading a topology's name."""
+
+import pytest
+
+from genie_jax.core import chips, errors
+from genie_jax.plan import topology
+from genie_jax.plan.cost import collectives
+from tests.plan import tpu_compiler
+
+
+@pytest.mark.parametrize(
+  "text, name, chips_, devices",
+  [
+    ("v5p:8x8x4", "v5p:4x8x8", 256, 256),
+    ("v5p:4x8x8", "v5p:4x8x8", 256, 256),
+    ("v5p:1x2x2", "v5p:2x2x1", 4, 4),
+    ("v5p:2x2", "v5p:2x2x1", 4, 4),
+    ("v4:8x4x4", "v4:4x4x8", 128, 128),
+    ("v5e:16x8", "v5e:8x16", 128, 128),
+    ("v6e:4x4x1", "v6e:4x4", 16, 16),
+    ("V5litepod:2x4", "v5e:2x4", 8, 8),
+    ("v5e:1x1", "v5e:1x1", 1, 1),
+    ("v2:8x8", "v2:8x8", 64, 128),
+    ("v3:16x16", "v3:16x16", 256, 512),
+    ("tpu7x:4x4x4", "v7x:4x4x4", 64, 128),
+  ],
+)
+def test_names_are_read_in_any_order_of_dimensions(text, name, chips_, devices):
+  found = topology.parse(text)
+  assert found.name == name
+  assert (found.num_chips, found.num_devices) == (chips_, devices)
+
+
+def test_slices_multiply():
+  found = topology.parse("v5p:4x4x4", slices=3)
+  assert found.num_chips == 192 and found.dims == (4, 4, 4)
+
+
+@pytest.mark.parametrize(
+  "text, wrap",
+  [
+    ("v5p:4x8x8", (True, True, True)),
+    ("v5p:2x4x4", (False,) * 3),
+    ("v4:4x4x4", (True, True, True)),
+    ("v5e:8x16", (False, True, False)),
+    ("v5e:16x16", (True, True, False)),
+    ("v5e:8x8", (False,) * 3),
+    ("v2:16x16", (True, True, False)),
+    ("v3:16x16", (False,) * 3),
+  ],
+)
+def test_only_long_enough_dimensions_close_to_rings(text, wrap):
+  assert topology.parse(text).wrap == wrap
+
+
+@tpu_compiler.needed
+@pytest.mark.parametrize(
+  "text",
+  [
+    "v2:4x4",
+    "v3:4x4",
+    "v4:2x2x4",
+    "v4:4x4x4",
+    "v5e:4x4",
+    "v5e:1x1",
+    "v5p:4x4x4",
+    "v6e:2x4",
+    "v6e:16x16",
+    "v7x:2x2x1",
+    "v7x:4x4x4",
+  ],
+)
+@pytest.mark.parametrize("slices", [1, 2])
+def test_the_compiler_knows_every_chip(library, text, slices):
+  place = topology.parse(text, slices)
+  devices = topology.devices(place)
+  assert len(devices) == place.num_devices
+  kind = chips.of_device(devices[0].device_kind)
+  assert kind is not None and kind.name == place.chip.name
+  network = collectives.network(devices, place.dims, place.wrap, place.chip)
+  assert network.num_slices == slices
+  places = [x.coords for x in network.places if x.slice_index == 0]
+  assert len(set(places)) * place.chip.devices == len(places)
+  # Chips stand where the shape says, in any order of its dimensions.
+  spans = [max(c[axis] for c in places) + 1 for axis in range(3)]
+  assert spans == list((*place.dims, 1)[:3])
+
+
+def test_every_chip_is_among_those_asked_for():
+  marks = test_the_compiler_knows_every_chip.pytestmark
+  [asked] = [m.args[1] for m in marks if m.args and m.args[0] == "text"]
+  assert {text.partition(":")[0] for text in asked} == set(chips.CHIPS)
+
+
+def test_an_unknown_chip_lists_the_known_ones():
+  with pytest.raises(errors.UserError) as raised:
+    topology.parse("v9:4x4")
+  for name in chips.CHIPS:
+    assert name in str(raised.value)
+  with pytest.raises(errors.UserError, match="did you mean 'v5p'"):
+    topology.parse("v5q:2x2x1")
+
+
+@pytest.mark.parametrize(
+  "text, reason",
+  [
+    ("v5p", "write CHIP:AxB"),
+    ("v5p-256", "write CHIP:AxB"),
+    ("v5p:", "write CHIP:AxB"),
+    ("v5p:4xfour", "write CHIP:AxB"),
+    ("v5e:4x4x4", "2 dimensions"),
+    ("v5p:4", "3 dimensions"),
+    ("v5e:32x32", "largest v5e slice has 256"),
+    ("v5e:3x3", "do not tile"),
+    ("v5p:0x4x4", "3 dimensions"),
+  ],
+)
+def test_a_wrong_shape_is_one_line_with_an_example(text, reason):
+  with pytest.raises(errors.UserError, match=reason) as raised:
+    topology.parse(text)
+  assert "for example" in str(raised.value) or "slices" in str(raised.value)
+
+
+def test_every_example_of_a_refusal_is_a_topology():
+  for text in ("v5p:4", "v5p:3x3x3", "v5e:4x4x4"):
+    with pytest.raises(errors.UserError) as raised:
+      topology.parse(text)
+    examples = str(raised.value).partition("for example ")[2].rstrip(".")
+    for example in examples.replace(" or ", ", ").split(", "):
+      assert topology.parse(example).name == example
+
+
+def test_no_slices_are_refused():
+  with pytest.raises(errors.UserError, match="--slices=0"):
+    topology.parse("v5p:4x4x4", slices=0)

@@ -1,0 +1,276 @@
+"""PyTorch's loader against JAX: the same tokens in, the same logits out."""
+
+import pathlib
+import subprocess
+import sys
+
+import flax.linen as nn
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+
+from genie_jax.core import errors
+from genie_jax.models import store
+from genie_jax.worlds import world_folder
+from tests.fixtures import tiny_world
+
+torch = pytest.importorskip(
+  "torch", reason="PyTorch is an extra: pip install genie_jax[torch]"
+)
+
+from genie_jax.ports.torch import maskgit  # noqa: E402
+from genie_jax.ports.torch import world as world_lib  # noqa: E402  Needs torch.
+
+pytestmark = pytest.mark.slow
+
+ROOT = pathlib.Path(__file__).parents[2]
+SHIPPED = ROOT / "experiments/coinrun/results/world"
+# float32 sums in another order; logits are a few units large.
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+  before = torch.get_num_threads()
+  torch.set_num_threads(1)
+  yield
+  torch.set_num_threads(before)
+
+
+def part(name, **model):
+  made = tiny_world.make_part(name)
+  if not model:
+    return made
+  fields = {
+    "world": made.config["world"],
+    "model": {**made.config["model"], **model},
+  }
+  fresh = store.part(name, fields, {})
+  shapes = store.abstract_params(name, fields)
+  draw = np.random.default_rng(1)
+  params = jax.tree.map(
+    lambda x: draw.normal(0, 0.5, x.shape).astype(np.float32), nn.unbox(shapes)
+  )
+  return store.Part(fresh.module, fields, params)
+
+
+def write(folder, **fields):
+  parts = {
+    "tokenizer": part("tokenizer"),
+    "lam": part("lam"),
+    "dynamics": fields.pop("dynamics", None) or part("dynamics"),
+  }
+  world_folder.write(
+    folder,
+    parts,
+    **{
+      "name": "noise",
+      "actions": "latent",
+      "sampling": {"refinements": 3, "temperature": 1.0},
+      "prompts": np.zeros((0, *tiny_world.SHAPE), np.uint8),
+      "dtype": "float32",
+      "metrics": {},
+      "made_by": {},
+      **fields,
+    },
+  )
+  return world_folder.load(folder).world, world_lib.load_world(folder)
+
+
+def of_torch(x):
+  return torch.from_numpy(np.array(x))
+
+
+def close(found, wanted):
+  found, wanted = np.asarray(found), np.asarray(wanted)
+  assert np.abs(found - wanted).max() <= TOLERANCE * np.abs(wanted).max()
+
+
+def compare(ours, theirs, seed=0):
+  """Compares tokenizer, LAM and logits on noise."""
+  rng = np.random.default_rng(seed)
+  dynamics = ours.parts["dynamics"]
+  world = dynamics.config["world"]
+  grid = theirs.dynamics.grid
+  frames = rng.integers(0, 256, (2, 4, *ours.frame_shape), dtype=np.uint8)
+  tokens = rng.integers(0, world["num_codes"], (2, 4, *grid))
+  actions = rng.integers(0, ours.num_actions, (2, 3))
+  hidden = rng.random(tokens.shape) < 0.5
+  scaled = of_torch(frames).float() / 255
+  with torch.no_grad():
+    np.testing.assert_array_equal(
+      theirs.tokenizer.encode(scaled), ours.encode(frames)
+    )
+    np.testing.assert_array_equal(
+      theirs.lam.encode(scaled), ours.infer_actions(frames)
+    )
+    shown = theirs.tokenizer.decode(of_torch(tokens))
+    logits = theirs.dynamics(*map(of_torch, (tokens, actions, hidden)))
+  # One level of 255 where a rounding falls the other way.
+  wanted = ours.decode(tokens.astype(np.int32)).astype(int)
+  assert np.abs(np.round(shown.numpy() * 255) - wanted).max() <= 1
+  run = jax.jit(
+    lambda params, *inputs: dynamics.module.apply({"params": params}, *inputs)
+  )
+  close(
+    logits,
+    run(
+      dynamics.params, tokens.astype(np.int32), actions.astype(np.int32), hidden
+    ),
+  )
+
+
+@pytest.mark.parametrize("dtype", ("float32", "bfloat16", "int8"))
+def test_tokens_actions_and_logits_are_those_of_jax(tmp_path, dtype):
+  compare(*write(tmp_path / "w", dtype=dtype, shard_bytes=4000))
+
+
+@pytest.mark.parametrize(
+  "model",
+  (
+    {"last_frame": True},
+    {"actions_enter": "prepend"},
+    {
+      "transformer": {
+        **tiny_world.MODELS["dynamics"]["transformer"],
+        "window": 2,
+        "final_norm": False,
+      }
+    },
+  ),
+)
+def test_every_kind_of_dynamics_model_is_followed(tmp_path, model):
+  compare(*write(tmp_path / "w", dynamics=part("dynamics", **model)))
+
+
+def test_the_shipped_world_has_the_logits_of_jax():
+  ours, theirs = world_folder.load(SHIPPED).world, world_lib.load_world(SHIPPED)
+  compare(ours, theirs)
+  assert theirs.name == ours.name and len(theirs.prompts) == 8
+
+
+def jax_noise(state, sampling, places, codes):
+  """Returns the noise of a player's next frame, as JAX draws it."""
+  key = jax.random.fold_in(state.key, state.number)
+  fold, gumbel = jax.random.fold_in, jax.random.gumbel
+  order = fold(key, 0)
+  if sampling.order == "random":
+    tokens = gumbel(fold(key, 1), (1, places, codes))
+    ranks = jax.random.uniform(order, (places,))[None]
+  else:
+    steps = range(1, min(sampling.refinements, places) + 1)
+    tokens = np.stack([gumbel(fold(key, n), (places, codes)) for n in steps])
+    ranks = np.stack([gumbel(fold(order, n), (places,)) for n in steps])
+  return maskgit.Noise(of_torch(tokens), of_torch(ranks))
+
+
+@pytest.mark.parametrize(
+  "sampling",
+  (
+    {"refinements": 3, "temperature": 1.0},
+    {"refinements": 4, "order": "confidence", "temperature": 0.7},
+    {"refinements": 3, "top_k": 4, "top_p": 0.9},
+  ),
+)
+@pytest.mark.parametrize("drop", (1, 2))
+def test_a_player_draws_the_frames_of_jax_over_the_windows_end(
+  tmp_path, sampling, drop
+):
+  ours, theirs = write(
+    tmp_path / "w", sampling=sampling, slide={"mode": "exact", "drop": drop}
+  )
+  picture = np.random.default_rng(3).integers(
+    0, 256, tiny_world.SHAPE, dtype=np.uint8
+  )
+  state, other = ours.reset(picture, seed=5), theirs.reset(picture)
+  places = int(np.prod(theirs.dynamics.grid))
+  for number in range(9):  # The window holds 4.
+    noise = jax_noise(state, ours.sampling, places, theirs.dynamics.num_codes)
+    state, frame = ours.step(state, number % 5)
+    other, found = theirs.step(other, number % 5, noise)
+    # From JAX's history: a tie that falls otherwise must not carry over.
+    kept = len(other.tokens)
+    np.testing.assert_array_equal(
+      other.tokens.numpy(), np.asarray(state.tokens)[-kept:]
+    )
+    assert np.abs(found.astype(int) - frame.astype(int)).max() <= 1
+
+
+def test_its_own_noise_plays_and_moves_the_shipped_world():
+  world = world_lib.load_world(SHIPPED)
+  picture = np.asarray(PIL.Image.open(world.prompts[0]).convert("RGB"))
+  torch.manual_seed(0)
+  state = start = world.reset(picture)
+  for _ in range(3):
+    state, frame = world.step(state, 1)
+  assert frame.shape == world.frame_shape and frame.dtype == np.uint8
+  assert np.abs(frame.astype(int) - start.frame.astype(int)).mean() > 0.5
+
+
+def test_several_frames_start_a_player(tmp_path):
+  ours, theirs = write(tmp_path / "w")
+  clip = np.random.default_rng(3).integers(
+    0, 256, (3, *tiny_world.SHAPE), dtype=np.uint8
+  )
+  wanted, found = ours.reset(clip), theirs.reset(clip)
+  np.testing.assert_array_equal(found.tokens, wanted.tokens[-3:])
+  np.testing.assert_array_equal(found.incoming, wanted.incoming[-3:])
+
+
+def test_mistakes_are_one_line(tmp_path):
+  _, world = write(tmp_path / "w")
+  with pytest.raises(errors.UserError, match="Action 5 is out of range"):
+    world.step(world.reset(np.zeros(tiny_world.SHAPE, np.uint8)), 5)
+  with pytest.raises(errors.UserError, match="resize them first"):
+    world.reset(np.zeros((4, 4, 3), np.uint8))
+  write(tmp_path / "exact")
+  rolling = dict(
+    name="n",
+    actions="latent",
+    sampling={},
+    dtype="float32",
+    metrics={},
+    prompts=np.zeros((0, *tiny_world.SHAPE), np.uint8),
+    made_by={},
+    slide={"mode": "rolling", "drop": 1},
+  )
+  world_folder.write(
+    tmp_path / "r",
+    {name: part(name) for name in ("tokenizer", "dynamics")},
+    **rolling,
+  )
+  match = "slides in mode 'rolling'.*load it with slide=\"exact\""
+  with pytest.raises(errors.UserError, match=match):
+    world_lib.load_world(tmp_path / "r")
+  with pytest.raises(errors.UserError, match="only 'exact' is there"):
+    world_lib.load_world(tmp_path / "r", slide="rolling")
+  exact = world_lib.load_world(tmp_path / "r", slide="exact")
+  state = exact.reset(np.zeros(tiny_world.SHAPE, np.uint8))
+  for _ in range(5):  # Over the window's end.
+    state, frame = exact.step(state, 1)
+  assert frame.shape == tiny_world.SHAPE and exact.drop == 1
+  path = tmp_path / "w" / "model.safetensors"
+  path.write_bytes(path.read_bytes()[:-1] + b"\1")
+  with pytest.raises(errors.UserError, match="is damaged"):
+    world_lib.load_world(tmp_path / "w")
+
+
+def test_no_jax_is_loaded():
+  code = (
+    "import sys\n"
+    "for name in ('jax', 'jaxlib', 'flax', 'ml_collections', 'ml_dtypes', "
+    "'chex', 'absl'): sys.modules[name] = None\n"
+    "from genie_jax.ports.torch import world\n"
+    f"world = world.load_world({str(SHIPPED)!r})\n"
+    "print(world.name)"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  assert done.stdout.strip() == "coinrun"

@@ -1,0 +1,107 @@
+"""What a world says of its training and its figures."""
+
+import json
+
+import pytest
+
+from genie_jax.cli import main
+from genie_jax.core import files
+from genie_jax.data import manifest as manifest_lib
+from genie_jax.worlds import world_folder
+from tests.fixtures import tiny_world
+
+
+@pytest.fixture
+def world(tmp_path, parts, clips):
+  """A world whose tokenizer was trained in two runs, with figures."""
+  workdir = lambda name, stage, data, **fields: tiny_world.write_workdir(
+    tmp_path / name,
+    stage,
+    tiny_world.MODELS[stage],
+    parts[stage].params,
+    data,
+    "true",
+    **fields,
+  )
+  first = workdir("first", "tokenizer", str(clips))
+  files.write_json(
+    first / "config.json",
+    {
+      "stage": "tokenizer",
+      "seed": 0,
+      "steps": 7,
+      "optimizer": {},
+      "init_from": "",
+      "data": {
+        "path": "gone",
+        "split": "train",
+        "batch_size": 2,
+        "num_frames": 4,
+      },
+    },
+  )
+  second = workdir(
+    "second", "tokenizer", str(clips), steps=1234, init_from=str(first)
+  )
+  dynamics = workdir("dynamics", "dynamics", "")
+  metrics = tmp_path / "metrics.json"
+  files.write_json(
+    metrics,
+    {
+      "schema_version": 1,
+      "delta_psnr": 1.2345,
+      "code_usage": 0.5,
+      "meets_protocol": True,
+      "details": {"much": list(range(100))},
+    },
+  )
+  out = tmp_path / "world"
+  assert (
+    main.main(
+      [
+        "export",
+        "--workdir",
+        str(second),
+        "--workdir",
+        str(dynamics),
+        "--metrics",
+        str(metrics),
+        "--out",
+        str(out),
+      ]
+    )
+    == 0
+  )
+  return out
+
+
+def test_a_world_states_the_figures_that_were_measured(world):
+  manifest = world_folder.read_manifest(world)
+  assert manifest["metrics"]["delta_psnr"] == 1.2345
+  assert "details" not in manifest["metrics"]
+  card = (world / "README.md").read_text()
+  assert "| delta psnr | 1.234 |" in card or "| delta psnr | 1.235 |" in card
+  assert "schema version" not in card and "meets" not in card
+
+
+def test_a_world_states_every_run_that_made_a_model(world, clips, tmp_path):
+  account = world_folder.read_manifest(world)["made_by"]["tokenizer"]
+  assert account["steps"] == 1234 and account["batch_size"] == 2
+  wanted = manifest_lib.Manifest.read(clips)
+  assert account["data"] == {
+    "name": "noise",
+    "kind": "clips",
+    "fingerprint": wanted.fingerprint,
+    "frames": 75,
+    "sources": 3,
+  }
+  assert account["started_from"]["steps"] == 7
+  assert "data" not in account["started_from"]  # Its clips are gone.
+  rows = [
+    line
+    for line in (world / "README.md").read_text().splitlines()
+    if line.startswith("| tokenizer |")
+  ]
+  assert [row.split("|")[2].strip() for row in rows[1:]] == ["7", "1,234"]
+  assert "75 frames of 3 sources of noise" in rows[2]
+  assert str(tmp_path) not in json.dumps(world_folder.read_manifest(world))
