@@ -10,7 +10,8 @@ ways:
 Files that only hold data, such as a world's config.json, may name a part of
 the second kind too, but reading such a file must not run code of its choice.
 So a name from a file is only looked up among the parts that are registered
-already; `load_plugins` imports those of the user's choice.
+already and in the modules that `load_plugins` imports, which are of the user's
+choice.
 """
 
 import importlib
@@ -91,7 +92,11 @@ class Registry(Generic[Value]):
       raise errors.UserError(f"{where}={name!r} is not the name of a part.")
     if name in self._values:
       return self._values[name]
-    if ":" in name and trusted:
+    # Only now: most names need no package of the user's.
+    plugins = load_plugins()
+    if name in self._values:
+      return self._values[name]
+    if ":" in name and (trusted or name.partition(":")[0] in plugins):
       return self.register(name, self._import(name, where))
     known = ", ".join(self._values)
     if ":" in name:
@@ -151,24 +156,31 @@ def check_methods(
       )
 
 
-def load_plugins() -> None:
+def load_plugins() -> set[str]:
   """Imports the packages that add parts.
 
   These are the installed packages with an entry point in the group
   "genie_jax.plugins", and the modules that the environment variable
   GENIE_PLUGINS names, separated by commas.
 
+  Returns:
+    The names of these modules.
+
   Raises:
     UserError: A module of GENIE_PLUGINS cannot be imported.
   """
+  loaded = set()
   for point in metadata.entry_points(group=ENTRY_POINTS):
     point.load()
+    loaded.add(point.module)
   names = (name.strip() for name in os.environ.get(PLUGINS, "").split(","))
   for name in filter(None, names):
     try:
       importlib.import_module(name)
+      loaded.add(name)
     except ImportError as error:
       raise errors.UserError(
         f"{PLUGINS} names {name}, which cannot be imported "
         f"({error}); install it, or add its folder to PYTHONPATH."
       ) from error
+  return loaded
