@@ -52,12 +52,13 @@ def test_another_tokenizer_in_the_bucket_is_refused(tokens):
 def test_a_stage_reads_its_data_from_a_bucket(tokens):
   folder, address = tokens
   batches = [
-    registry.source(
+    registry.make(
       config_lib.load(
         "experiments/coinrun/dynamics.py:smoke", [f"--config.data.path={where}"]
-      ),
-      "validation",
-    ).gather([0, 1])
+      )
+    )
+    .open_source("validation")
+    .gather([0, 1])
     for where in (folder, address)
   ]
   jax.tree.map(np.testing.assert_array_equal, *batches)
