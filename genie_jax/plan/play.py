@@ -1,8 +1,9 @@
 """What playing a world would need and take: seconds and memory of a frame.
 
-Compiles what a world calls for each frame (`sampling.player`): all refinements
-over one frame with kept keys and values, the pass that keeps its own, the
-slide where there is one, and the decoding of its tokens.
+Compiles what a world calls for each frame (`sampling.player`): all passes of
+the frame sampler over one frame with what is kept of those before, the pass
+that keeps its own, the slide where there is one, and the decoding of its
+tokens.
 """
 
 import math
@@ -21,7 +22,7 @@ from genie_jax.models import store
 from genie_jax.plan import aot_compile, training
 from genie_jax.plan import topology as topology_lib
 from genie_jax.plan.cost import collectives, schedule
-from genie_jax.sampling import maskgit, player, prepare
+from genie_jax.sampling import player, prepare, samplers
 from genie_jax.sampling import slide as slide_lib
 from genie_jax.sharding import compiler_options
 from genie_jax.sharding import mesh as mesh_lib
@@ -71,7 +72,7 @@ def make(
     dict(data=1, fsdp=1, tensor=-1, frame=1), topology_lib.devices(topology)
   )
   models, params = _ready(config, tokenizer, slide, mesh)
-  sampling = maskgit.make_sampling(config.sampling.to_dict())
+  sampling = samplers.make(config.sampling.to_dict(), trusted=True)
   whole = mesh_lib.replicated(mesh)
   grid = models.dynamics.grid
   states = [
@@ -164,6 +165,7 @@ def _ready(config, tokenizer, slide, mesh: Mesh):
 
 def _facts(config, models, sampling, params, topology, mesh, players):
   tokens = math.prod(models.dynamics.grid)
+  passes = sampling.num_passes(tokens)
   frame_flops = (
     registry.make(config).flops_per_clip / 3 / (config.data.num_frames)
   )
@@ -175,12 +177,12 @@ def _facts(config, models, sampling, params, topology, mesh, players):
     "players": players,
     "window": models.window,
     "slide": models.slide.mode,
-    "refinements": sampling.refinements,
+    "refinements": passes,
     "tokens_per_frame": tokens,
     "dtype": DTYPE,
     "params": sum(math.prod(x.shape) for x in jax.tree.leaves(params)),
-    # A third of training's, for each refinement and the last pass.
-    "model_flops_per_frame": frame_flops * (sampling.refinements + 1),
+    # A third of training's, for each pass of the sampler and the last one.
+    "model_flops_per_frame": frame_flops * (passes + 1),
     "hbm_limit_gib": topology.chip.hbm_gib,
     "assumptions": list(topology.chip.assumptions),
     "method": [

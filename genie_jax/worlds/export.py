@@ -14,7 +14,7 @@ from genie_jax.core import buckets, errors, files, images
 from genie_jax.data import manifest as manifest_lib
 from genie_jax.data import sources
 from genie_jax.models import store
-from genie_jax.sampling import maskgit
+from genie_jax.sampling import samplers
 from genie_jax.stages import registry
 from genie_jax.weights import tensor_files
 from genie_jax.worlds import trained_models, world_folder, world_manifest
@@ -219,7 +219,9 @@ def _complete(parts: dict[str, store.Part], config: Mapping[str, Any]) -> None:
 
 def _sampling(config: Mapping[str, Any]) -> dict[str, Any]:
   fields = dict(config["sampling"])
-  maskgit.make_sampling(fields)  # Refused now rather than when it is played.
+  samplers.make(fields)  # Refused now rather than when it is played.
+  if fields.get("name") == samplers.DEFAULT:
+    del fields["name"]  # Worlds say it by saying nothing.
   return fields
 
 

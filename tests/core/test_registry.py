@@ -63,6 +63,20 @@ def test_a_part_of_another_package_is_imported_when_trusted(
     parts.get("no_such_module_x:a", where="x", trusted=True)
 
 
+def test_a_file_may_name_parts_of_the_modules_that_the_user_loads(
+  tmp_path, monkeypatch
+):
+  (tmp_path / "trusted_parts.py").write_text("mine = 7\n")
+  (tmp_path / "other_parts.py").write_text("mine = 8\n")
+  monkeypatch.syspath_prepend(str(tmp_path))
+  monkeypatch.setenv(registry.PLUGINS, "trusted_parts")
+  parts = make()
+  assert parts.get("trusted_parts:mine", where="config.json") == 7
+  with pytest.raises(errors.UserError, match="GENIE_PLUGINS=other_parts if"):
+    parts.get("other_parts:mine", where="config.json")
+  assert "other_parts" not in sys.modules
+
+
 def test_a_part_that_breaks_the_protocol_is_refused_when_it_is_added():
   def check(name, value):
     registry.check_methods(
