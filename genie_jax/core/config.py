@@ -131,7 +131,7 @@ def _parse(text: str, old: Any) -> Any:
     if text.lower() not in ("true", "false"):
       raise ValueError(text)
     return text.lower() == "true"
-  value = ast.literal_eval(text)
+  value: Any = ast.literal_eval(text)
   if isinstance(value, bool) and isinstance(old, (int, float)):
     raise ValueError(text)  # A bool is an int in Python, but not to a user.
   if isinstance(old, float):
@@ -148,10 +148,12 @@ def _parse(text: str, old: Any) -> Any:
 def _field_names(
   config: ml_collections.ConfigDict, prefix: str = ""
 ) -> list[str]:
+  """Returns the dotted names of all fields."""
   names = []
   for key in config:
-    if isinstance(config[key], ml_collections.ConfigDict):
-      names += _field_names(config[key], f"{prefix}{key}.")
+    value = config[key]
+    if isinstance(value, ml_collections.ConfigDict):
+      names += _field_names(value, f"{prefix}{key}.")
     else:
       names.append(f"{prefix}{key}")
   return names

@@ -145,9 +145,9 @@ def _with_8_bit_channels(picture: Image.Image) -> Image.Image:
   A palette index, for example, cannot be averaged.
   """
   if picture.mode.startswith("I;16") or picture.mode == "I":
-    largest = picture.getextrema()[1]
-    top = 65535 if largest > 255 else 255
-    values = np.asarray(picture).astype(np.float32) * (255 / top)
+    values = np.asarray(picture)
+    top = 65535 if values.max() > 255 else 255
+    values = values.astype(np.float32) * (255 / top)
     return Image.fromarray(values.clip(0, 255).astype(np.uint8))
   if picture.mode == "F":
     values = np.nan_to_num(np.array(picture, np.float32))
