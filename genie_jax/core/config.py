@@ -131,7 +131,9 @@ def _parse(text: str, old: Any) -> Any:
     if text.lower() not in ("true", "false"):
       raise ValueError(text)
     return text.lower() == "true"
-  value: Any = ast.literal_eval(text)
+  value = ast.literal_eval(text)
+  if isinstance(old, (tuple, list)):
+    return type(old)(value)
   if isinstance(value, bool) and isinstance(old, (int, float)):
     raise ValueError(text)  # A bool is an int in Python, but not to a user.
   if isinstance(old, float):
@@ -140,8 +142,6 @@ def _parse(text: str, old: Any) -> Any:
     if not isinstance(value, int):
       raise ValueError(text)
     return value
-  if isinstance(old, (tuple, list)):
-    return type(old)(value)
   return value
 
 
