@@ -14,6 +14,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import ad_checkpoint
 
 from genie_jax.nn import attention, initializers, norms
@@ -74,21 +75,54 @@ class Cache:
   value: jax.Array
   positions: jax.Array
 
-  def write(self, own: tuple[jax.Array, jax.Array], slot, position) -> "Cache":
-    """Returns a cache with one frame's keys and values in `slot`.
+  def write(
+    self, own: tuple[jax.Array, jax.Array], position: jax.Array | int
+  ) -> "Cache":
+    """Returns a cache that also holds these frames, frame t in slot t mod Tc.
 
     Args:
-      own: Keys and values [Y, B, 1, N, H, K].
-      slot: int32 scalar, where in Tc.
-      position: int32 scalar, the frame's number.
+      own: Keys and values [Y, B, T, N, H, K]; the last Tc frames are kept.
+      position: int32 scalar, the number of the first of them.
     """
-    put = lambda all_, one: jax.lax.dynamic_update_slice_in_dim(
-      all_, one.astype(all_.dtype), slot, axis=2
-    )
+    count, slots = own[0].shape[2], self.positions.shape[0]
+    if count == 1:
+      slot = position % slots
+      put = lambda all_, one: jax.lax.dynamic_update_slice_in_dim(
+        all_, one.astype(all_.dtype), slot, axis=2
+      )
+      at = self.positions.at[slot].set(position)
+    else:
+      # The newest of these frames that belongs in each slot, if there is one.
+      newest = position + count - 1
+      frame = count - 1 - (newest - np.arange(slots)) % slots
+      written = frame >= 0
+      source = frame.clip(0)
+      put = lambda all_, new: jnp.where(
+        written[:, None, None, None],
+        new[:, :, source].astype(all_.dtype),
+        all_,
+      )
+      at = jnp.where(written, position + frame, self.positions)
     return Cache(
-      put(self.key, own[0]),
-      put(self.value, own[1]),
-      self.positions.at[slot].set(position),
+      put(self.key, own[0]), put(self.value, own[1]), at.astype(jnp.int32)
+    )
+
+  def before(self, position: jax.Array) -> "Cache":
+    """Returns a cache in which only frames with smaller numbers count."""
+    return self.replace(
+      positions=jnp.where(self.positions < position, self.positions, -1)
+    )
+
+  def renumbered(self, shift: int) -> "Cache":
+    """Returns a cache of the same frames with numbers lower by `shift`.
+
+    Scores depend on distances alone, so all positions may move together if
+    the keys are turned by as much.
+    """
+    turns = jnp.full(self.positions.shape, -shift)
+    rotate = lambda key: attention.rotate(key, turns)
+    return self.replace(
+      key=jax.vmap(rotate)(self.key), positions=self.positions - shift
     )
 
 

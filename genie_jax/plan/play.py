@@ -1,8 +1,8 @@
 """Plans playing a world: seconds and memory of one frame.
 
 Compiles the function that a world calls for each frame (`sampling.player`). It
-runs all refinements of the frame with a cache of keys and values, the pass that
-adds the frame to the cache, the slide of the window, and the decoder.
+runs all passes of the frame sampler with a cache of the frames before, the pass
+that adds the frame to the cache, the slide of the window, and the decoder.
 """
 
 import math
@@ -17,11 +17,11 @@ import ml_collections
 from jax.sharding import Mesh
 
 from genie_jax.core import errors
-from genie_jax.models import build
+from genie_jax.models import store
 from genie_jax.plan import aot_compile, training
 from genie_jax.plan import topology as topology_lib
 from genie_jax.plan.cost import collectives, schedule
-from genie_jax.sampling import maskgit, player, prepare
+from genie_jax.sampling import player, prepare, samplers
 from genie_jax.sampling import slide as slide_lib
 from genie_jax.sharding import compiler_options
 from genie_jax.sharding import mesh as mesh_lib
@@ -63,7 +63,7 @@ def plan(
       devices.
   """
   for expected, found in (("dynamics", config), ("tokenizer", tokenizer)):
-    if found.stage != expected:
+    if set(registry.parts(found, trusted=True)) != {expected}:
       raise errors.UserError(
         f"--sample needs the config of a {expected} stage, but got one of "
         f"stage {found.stage!r}."
@@ -72,7 +72,7 @@ def plan(
     dict(data=1, fsdp=1, tensor=-1, frame=1), topology_lib.devices(topology)
   )
   models, params = _models(config, tokenizer, slide, mesh)
-  sampling = maskgit.make_sampling(config.sampling.to_dict())
+  sampler = samplers.make(config.sampling.to_dict(), trusted=True)
   replicated = mesh_lib.replicated(mesh)
   grid = models.dynamics.grid
   states = [
@@ -89,11 +89,9 @@ def plan(
   def step(params: Any, states: Any, actions: jax.Array) -> Any:
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
       if players == 1:
-        new, frame = player.step(
-          models, params, states[0], actions[0], sampling
-        )
+        new, frame = player.step(models, params, states[0], actions[0], sampler)
         return [new], frame[None]
-      return player.step_many(models, params, states, actions, sampling)
+      return player.step_many(models, params, states, actions, sampler)
 
   compiled = jax.jit(
     step,
@@ -106,7 +104,7 @@ def plan(
     ),
     compiler_options=compiler_options.options(mesh),
   )
-  report = _facts(config, models, sampling, params, topology, mesh, players)
+  report = _facts(config, models, sampler, params, topology, mesh, players)
   begin = time.perf_counter()
   try:
     program = compiled.lower(
@@ -149,7 +147,7 @@ def _models(
     found = ml_collections.ConfigDict(found.to_dict())
     if "start" in found:
       found.start = "random"
-    module = getattr(build, name)(found)
+    module = store.part(name, found, {}, trusted=True).module
     boxed, _ = jax.eval_shape(registry.make(found).init, jax.random.key(0))
     layouts = jax.tree.map(lambda x: x.sharding, state.place(boxed, mesh))
     # Loading a world makes the same cast.
@@ -176,7 +174,7 @@ def _models(
 def _facts(
   config: ml_collections.ConfigDict,
   models: player.Models,
-  sampling: maskgit.Sampling,
+  sampler: samplers.FrameSampler,
   params: dict[str, Any],
   topology: topology_lib.Topology,
   mesh: Mesh,
@@ -184,6 +182,7 @@ def _facts(
 ) -> dict[str, Any]:
   """Returns the part of a plan that is known before the compilation."""
   tokens = math.prod(models.dynamics.grid)
+  passes = sampler.num_passes(tokens)
   # A forward pass takes a third of the FLOPs of a training step.
   frame_flops = (
     registry.make(config).flops_per_clip / 3 / config.data.num_frames
@@ -196,12 +195,12 @@ def _facts(
     "players": players,
     "window": models.window,
     "slide": models.slide.mode,
-    "refinements": sampling.refinements,
+    "refinements": passes,
     "tokens_per_frame": tokens,
     "dtype": DTYPE,
     "params": sum(math.prod(x.shape) for x in jax.tree.leaves(params)),
-    # One forward pass for each refinement, and one that fills the cache.
-    "model_flops_per_frame": frame_flops * (sampling.refinements + 1),
+    # The passes of the sampler, and one that fills the cache.
+    "model_flops_per_frame": frame_flops * (passes + 1),
     "hbm_limit_gib": topology.chip.hbm_gib,
     "assumptions": list(topology.chip.assumptions),
     "method": [

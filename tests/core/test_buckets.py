@@ -6,19 +6,18 @@ import numpy as np
 import pytest
 
 from genie_jax.cli import main
-from genie_jax.core import buckets as buckets_lib
-from genie_jax.core import errors, files, images
+from genie_jax.core import buckets, errors, files, images
 from genie_jax.data import manifest
 from genie_jax.evals import curves
 from genie_jax.worlds import trained_models
-from tests import buckets
+from tests.fixtures import memory_bucket
 
 
 @pytest.fixture(autouse=True)
 def bucket(tmp_path, monkeypatch):
   """The address of an empty bucket; the working folder is empty too."""
   monkeypatch.chdir(tmp_path)
-  yield buckets.empty()
+  yield memory_bucket.empty()
   # An address handled as a local path would have created a folder "s3:".
   assert not list(tmp_path.glob("*:"))
 
@@ -28,16 +27,16 @@ def test_files_in_a_bucket_round_trip(bucket):
   files.write_json(f"{bucket}/plan.json", value)
   files.write_atomic(f"{bucket}/step.txt", "text")
   assert files.read_json(f"{bucket}/plan.json") == value
-  assert buckets_lib.read_bytes(f"{bucket}/step.txt") == b"text"
-  assert buckets_lib.names(bucket) == ["plan.json", "step.txt"]
-  assert buckets_lib.exists(f"{bucket}/plan.json")
-  assert not buckets_lib.exists(f"{bucket}/other.json")
+  assert buckets.read_bytes(f"{bucket}/step.txt") == b"text"
+  assert buckets.names(bucket) == ["plan.json", "step.txt"]
+  assert buckets.exists(f"{bucket}/plan.json")
+  assert not buckets.exists(f"{bucket}/other.json")
 
 
 def test_a_large_file_is_read_in_blocks(bucket, monkeypatch):
-  monkeypatch.setattr(buckets_lib, "_BLOCK_BYTES", 4)
+  monkeypatch.setattr(buckets, "_BLOCK_BYTES", 4)
   files.write_atomic(f"{bucket}/x", b"0123456789")
-  assert list(buckets_lib.blocks(f"{bucket}/x")) == [b"0123", b"4567", b"89"]
+  assert list(buckets.blocks(f"{bucket}/x")) == [b"0123", b"4567", b"89"]
 
 
 def test_errors_for_missing_and_invalid_json_name_the_full_address(bucket):
@@ -56,7 +55,7 @@ def test_denied_access_raises_an_error_of_one_line(bucket, monkeypatch):
   def forbidden(*_, **__):
     raise PermissionError("403\nForbidden")
 
-  monkeypatch.setattr(buckets.Bucket, "_open", forbidden)
+  monkeypatch.setattr(memory_bucket.Bucket, "_open", forbidden)
   with pytest.raises(errors.UserError, match="403 Forbidden") as raised:
     files.write_json(f"{bucket}/x.json", 1)
   assert "\n" not in str(raised.value)
@@ -70,7 +69,7 @@ def test_denied_access_raises_an_error_of_one_line(bucket, monkeypatch):
 )
 def test_disk_only_outputs_reject_bucket_addresses(given):
   with pytest.raises(errors.UserError, match="to a disk only") as raised:
-    buckets_lib.disk(given, "--out")
+    buckets.disk(given, "--out")
   assert "--out" in str(raised.value) and "\n" not in str(raised.value)
   with pytest.raises(errors.UserError, match="to a disk only"):
     files.temporary_sibling(given)
@@ -80,19 +79,19 @@ def test_videos_and_pictures_can_be_saved_to_a_bucket(bucket):
   frames = np.zeros((2, 8, 8, 3), np.uint8)
   images.save_video(f"{bucket}/x.gif", frames, 10)
   images.save_png(f"{bucket}/x.png", frames[0])
-  assert buckets_lib.read_bytes(f"{bucket}/x.gif").startswith(b"GIF")
-  assert buckets_lib.read_bytes(f"{bucket}/x.png").startswith(b"\x89PNG")
+  assert buckets.read_bytes(f"{bucket}/x.gif").startswith(b"GIF")
+  assert buckets.read_bytes(f"{bucket}/x.png").startswith(b"\x89PNG")
 
 
 def test_local_paths_are_returned_unchanged():
   for text in ("runs/x", "/runs/x", "s3", "gs", "", "a/gs:/b"):
-    assert buckets_lib.disk(text, "--out") == pathlib.Path(text)
+    assert buckets.disk(text, "--out") == pathlib.Path(text)
 
 
 def test_the_cache_folder_follows_xdg_cache_home():
-  folder = buckets_lib.cache_folder("data", {"XDG_CACHE_HOME": "/c"})
+  folder = buckets.cache_folder("data", {"XDG_CACHE_HOME": "/c"})
   assert folder == pathlib.Path("/c/genie_jax/data")
-  home = buckets_lib.cache_folder("data", {})
+  home = buckets.cache_folder("data", {})
   assert home == pathlib.Path.home() / ".cache" / "genie_jax" / "data"
 
 

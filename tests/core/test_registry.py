@@ -65,6 +65,20 @@ def test_a_part_of_another_package_is_imported_when_trusted(
     parts.get("no_such_module_x:a", where="x", trusted=True)
 
 
+def test_untrusted_names_may_refer_to_modules_that_the_user_loads(
+  tmp_path, monkeypatch
+):
+  (tmp_path / "trusted_parts.py").write_text("mine = 7\n")
+  (tmp_path / "other_parts.py").write_text("mine = 8\n")
+  monkeypatch.syspath_prepend(str(tmp_path))
+  monkeypatch.setenv(registry.PLUGINS, "trusted_parts")
+  parts = make()
+  assert parts.get("trusted_parts:mine", where="config.json") == 7
+  with pytest.raises(errors.UserError, match="GENIE_PLUGINS=other_parts if"):
+    parts.get("other_parts:mine", where="config.json")
+  assert "other_parts" not in sys.modules
+
+
 def test_a_part_that_breaks_the_protocol_cannot_be_registered():
   def check(name, value):
     registry.check_methods(
@@ -96,3 +110,29 @@ def test_plugins_named_by_the_environment_are_imported(tmp_path, monkeypatch):
   monkeypatch.setenv(registry.PLUGINS, "no_such_module_x")
   with pytest.raises(errors.UserError, match="no_such_module_x, which cannot"):
     registry.load_plugins()
+
+
+def test_data_may_name_a_part_of_a_plugin_and_imports_nothing_for_it(
+  tmp_path, monkeypatch
+):
+  package = tmp_path / "plugged"
+  package.mkdir()
+  (package / "__init__.py").write_text("import plugged.used\n")
+  for name in ("used", "unused"):
+    (package / f"{name}.py").write_text("value = 5\n")
+  monkeypatch.syspath_prepend(str(tmp_path))
+  monkeypatch.setattr(registry, "_plugins", set())
+  parts = registry.Registry("sampler", "samplers.register")
+  with pytest.raises(
+    errors.UserError, match=r"set GENIE_PLUGINS=plugged\.used"
+  ):
+    parts.get("plugged.used:value", where="x")
+  monkeypatch.setenv(registry.PLUGINS, "plugged")
+  registry.load_plugins()
+  assert parts.get("plugged.used:value", where="x") == 5
+  for name in ("plugged.unused:value", "sys:path", "plug:value"):
+    with pytest.raises(errors.UserError, match="which is not loaded"):
+      parts.get(name, where="x")
+  assert "plugged.unused" not in sys.modules
+  for name in ("plugged", "plugged.used"):
+    monkeypatch.delitem(sys.modules, name)

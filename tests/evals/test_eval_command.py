@@ -14,7 +14,7 @@ from genie_jax.worlds import world_folder
 class _World:
   """Stands for a loaded world; the grey game's world is judged instead."""
 
-  parts, sampling, fingerprint, fps = {}, maskgit.Sampling(), "f" * 64, 10
+  parts, sampling, fingerprint, fps = {}, maskgit.MaskGIT(), "f" * 64, 10
 
   def __init__(self, actions):
     self.actions = actions
