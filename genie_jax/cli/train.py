@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
     return _train(args, config, steps, began)
   # The one place of the program that leaves without unwinding: Python's own
   # end would wait for processes that wait for this one.
-  leave = lambda code: cluster.leave(code, found.process_id)
+  leave = lambda code: cluster.exit_now(code, found.process_id)
   try:
     _join(args, config, found)
   except cluster.CannotStart as error:
@@ -151,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
     leave(1)
   if code == 1:
     leave(1)
-  cluster.part()
+  cluster.shut_down()
   return code
 
 
@@ -193,7 +193,7 @@ def _join(args: argparse.Namespace, config, found) -> None:
     found.found_by,
     found.coordinator,
   )
-  card = {
+  settings = {
     "the config's fingerprint": config_lib.fingerprint(config)[:12],
     "the version of genie_jax": genie_jax.__version__,
     "the version of jax": jax.__version__,
@@ -201,7 +201,7 @@ def _join(args: argparse.Namespace, config, found) -> None:
   }
   cluster.start(
     found,
-    card,
+    settings,
     initialization_timeout=args.initialization_timeout,
     heartbeat_timeout=args.heartbeat_timeout,
   )
