@@ -13,7 +13,7 @@ from genie_jax.core import errors
 from genie_jax.models import dynamics as dynamics_lib
 from genie_jax.models import lam as lam_lib
 from genie_jax.models import tokenizer as tokenizer_lib
-from genie_jax.nn import patches, st_transformer
+from genie_jax.nn import patches, quantizers, st_transformer
 
 Config = Mapping[str, Any]
 Module = TypeVar("Module", bound=nn.Module)
@@ -54,6 +54,7 @@ def tokenizer(config: Config) -> tokenizer_lib.Tokenizer:
       channels=world["channels"],
       patch=world["token_patch"],
       num_codes=world["num_codes"],
+      quantizer=_quantizer(config, world["num_codes"]),
       **model,
     ),
   )
@@ -81,6 +82,7 @@ def lam(config: Config) -> lam_lib.Lam:
       width=world["width"],
       channels=world["channels"],
       num_latent_actions=world["num_latent_actions"],
+      quantizer=_quantizer(config, world["num_latent_actions"]),
       **model,
     ),
   )
@@ -115,8 +117,8 @@ def token_grid(world: Config) -> tuple[int, int]:
 def part_fields(config: Config) -> dict[str, Any]:
   """Returns those groups of a config that describe one model.
 
-  A training config has them next to others; a saved part's config has these
-  alone.
+  These are `world`, `model` and, if it is there, `quantizer`. A training
+  config has them next to others; a saved part's config has these alone.
 
   Raises:
     UserError: One is missing.
@@ -125,7 +127,8 @@ def part_fields(config: Config) -> dict[str, Any]:
   for name in _GROUPS:
     if not isinstance(config.get(name), dict):
       raise errors.UserError(f"config.{name} is missing; it is a group.")
-  return {name: config[name] for name in _GROUPS}
+  kept = (*_GROUPS, *(["quantizer"] if "quantizer" in config else []))
+  return {name: config[name] for name in kept}
 
 
 def _read(
@@ -162,6 +165,15 @@ def _read(
         "rotary positions turn pairs of channels, so make it even."
       )
   return world, model
+
+
+def _quantizer(config: Config, num_codes: int) -> dict[str, Any] | None:
+  if "quantizer" in config["model"]:
+    raise errors.UserError(
+      "config.model.quantizer is not a field of a model; set the fields of "
+      "the group config.quantizer."
+    )
+  return quantizers.complete(config.get("quantizer"), num_codes)
 
 
 def _one_of(fields: Config, name: str, known: tuple[str, ...]) -> None:
@@ -208,6 +220,7 @@ def check_types(
   fields: Any,
   module: type[nn.Module],
   stacks: tuple[str, ...],
+  codes: str | None,
 ) -> None:
   """Raises unless the fields of a part have the types they should.
 
@@ -216,9 +229,11 @@ def check_types(
   Args:
     where: The file, for the message.
     name: The part's role.
-    fields: {"world", "model"}, straight from JSON.
+    fields: {"world", "model"[, "quantizer"]}, straight from JSON.
     module: The model's class.
     stacks: Its fields that are those of a space-time transformer.
+    codes: The field of `world` that counts the model's codes; None where it
+      has no quantizer.
 
   Raises:
     UserError: A field is of the wrong type or absurdly large.
@@ -241,6 +256,13 @@ def check_types(
   if isinstance(fields.get("world"), dict) and "fps" not in fields["world"]:
     raise errors.UserError(
       f"{where}: parts.{name}.world.fps is missing; export it again."
+    )
+  if "quantizer" in fields:
+    num_codes = fields.get("world", {}).get(codes)
+    if type(num_codes) is not int:
+      _refuse(where, f"{name}.quantizer", fields["quantizer"])
+    quantizers.complete(
+      fields["quantizer"], num_codes, f"{where}: parts.{name}.quantizer"
     )
   model = fields.get("model", {})
   _check_values(f"{where}: parts.{name}.model", module, model)

@@ -1,9 +1,10 @@
 """Models on disk without training state: config.json and safetensors.
 
 The weight core of a world folder. `config.json` holds {"format_version",
-"dtype", "parts": {name: {"world", "model"}}}; tensor names are "<part>/<path>",
-a path joining the parameter tree's keys with "/". A matrix kept as 8-bit
-integers is two tensors, "<part>/<path>.values" and "<part>/<path>.scales".
+"dtype", "parts": {name: {"world", "model"}}}; a part has a group "quantizer" as
+well where that is not the default. Tensor names are "<part>/<path>", a path
+joining the parameter tree's keys with "/". A matrix kept as 8-bit integers is
+two tensors, "<part>/<path>.values" and "<part>/<path>.scales".
 """
 
 import dataclasses
@@ -37,7 +38,8 @@ class Part:
 
   Attributes:
     module: The model, for example a Tokenizer, Lam or Dynamics.
-    config: {"world": ..., "model": ...} that built it.
+    config: {"world": ..., "model": ...} that built it, and "quantizer" if it
+      has another than the default.
     params: Nested dict of arrays: float32 unless asked for otherwise.
   """
 
@@ -69,7 +71,7 @@ def part(
   *,
   trusted: bool = False,
 ) -> Part:
-  """Returns a part from a training config's `world` and `model`.
+  """Returns a part from those groups of a training config that describe it.
 
   Args:
     name: The part's role, for example "tokenizer".
@@ -81,8 +83,8 @@ def part(
   Raises:
     UserError: There is no such model, or its fields do not make sense.
   """
-  fields = build.part_fields(config)
-  return Part(registry.build(name, fields, trusted=trusted), fields, params)
+  module = registry.build(name, config, trusted=trusted)
+  return Part(module, registry.recorded(name, config), params)
 
 
 def save(
@@ -199,7 +201,7 @@ def abstract_params(name: str, fields: Mapping[str, Any]) -> Any:
 
   Args:
     name: The part's role, for example "tokenizer".
-    fields: {"world", "model"}.
+    fields: {"world", "model"[, "quantizer"]}.
 
   Returns:
     Nested dict of boxed `jax.ShapeDtypeStruct`.
@@ -289,7 +291,14 @@ def _check(
   found_type = registry.model_type(
     name, fields, where=f"{where}: parts.{name}.model.name"
   )
-  build.check_types(where, name, fields, found_type.module, found_type.stacks)
+  build.check_types(
+    where,
+    name,
+    fields,
+    found_type.module,
+    found_type.stacks,
+    found_type.codes,
+  )
   with build.building(where, name):
     module = registry.build(name, fields)
     boxed = param_tree.flatten(

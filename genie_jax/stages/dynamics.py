@@ -108,7 +108,11 @@ def start(config: ml_collections.ConfigDict, params: Any) -> Any:
   if config.start == "random":
     return params
   tokenizer = rollouts.tokenizer_of(config.data.path)
-  codes = np.asarray(tokenizer.params["codes"]["codebook"], np.float32)
+  with jax.ensure_compile_time_eval():  # Of known numbers, not of the trace.
+    vectors = tokenizer.module.apply(
+      {"params": tokenizer.params}, method="code_vectors"
+    )
+  codes = np.asarray(vectors, np.float32)
   codes = (codes - codes.mean(0)) / codes.std()  # [V, E]
   table = params["token_embedding"]
   kernel = params["to_logits"]["kernel"]
