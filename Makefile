@@ -10,7 +10,7 @@ TORCH := $(VENV)/.torch
 TORCH_INDEX ?=
 RUNS ?= runs
 
-.PHONY: help setup system-libraries demo play test test-slow lint clean
+.PHONY: help setup system-libraries demo play test test-slow lint constraints clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -71,6 +71,12 @@ test-slow: setup $(LIBTPU) $(TORCH)  ## the longer tests
 
 lint: setup  ## style and mistakes
 	$(BIN)/ruff check .
+
+# Keeps the versions that still fit; UPGRADE=--upgrade takes the newest.
+constraints: setup  ## write constraints.txt again, after a change of setup.cfg
+	$(BIN)/uv pip compile setup.cfg --extra dev --universal \
+	  --python-version 3.11 --no-annotate $(UPGRADE) --quiet \
+	  --custom-compile-command "make constraints" --output-file constraints.txt
 
 clean:  ## remove the environment and caches, not the runs
 	rm -rf $(VENV) .cache build dist *.egg-info
