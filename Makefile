@@ -10,7 +10,7 @@ TORCH := $(VENV)/.torch
 TORCH_INDEX ?=
 RUNS ?= runs
 
-.PHONY: help setup system-libraries demo play test test-slow lint constraints clean
+.PHONY: help setup system-libraries demo play test test-slow lint format constraints clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -69,8 +69,14 @@ $(TORCH): $(STAMP)
 test-slow: setup $(LIBTPU) $(TORCH)  ## the longer tests
 	TPU_LIBRARY_PATH=$(abspath $(LIBTPU)) $(BIN)/python -m pytest -m slow tests
 
-lint: setup  ## style and mistakes
+lint: setup  ## style, format, types; .pre-commit-config.yaml runs the same
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+format: setup  ## mend what `make lint` finds and a program can mend
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
 
 # Keeps the versions that still fit; UPGRADE=--upgrade takes the newest.
 constraints: setup  ## write constraints.txt again, after a change of setup.cfg
