@@ -10,7 +10,7 @@ TORCH := $(VENV)/.torch
 TORCH_INDEX ?=
 RUNS ?= runs
 
-.PHONY: help setup system-libraries demo play test test-slow lint format constraints clean
+.PHONY: help setup system-libraries demo play test test-slow lint format docs constraints clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -78,6 +78,12 @@ format: setup  ## mend what `make lint` finds and a program can mend
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
+# The doctrees are the cache of Sphinx. -W: a broken link is an error.
+docs: setup  ## the documentation site, in build/docs
+	$(BIN)/sphinx-build -W --keep-going --quiet -c docs -d build/docs-cache \
+	  . build/docs
+	@echo "build/docs/index.html"
+
 # Keeps the versions that still fit; UPGRADE=--upgrade takes the newest.
 constraints: setup  ## write constraints.txt again, after a change of setup.cfg
 	$(BIN)/uv pip compile setup.cfg --extra dev --universal \
@@ -85,4 +91,4 @@ constraints: setup  ## write constraints.txt again, after a change of setup.cfg
 	  --custom-compile-command "make constraints" --output-file constraints.txt
 
 clean:  ## remove the environment and caches, not the runs
-	rm -rf $(VENV) .cache build dist *.egg-info
+	rm -rf $(VENV) .cache build dist docs/api *.egg-info
