@@ -3,8 +3,10 @@
 The player, rollouts, evaluation and plans call models by the methods below and
 by nothing else, so a world may be made of models that share no code with those
 of this package. Every model is a `flax.linen.Module`: its parameters come from
-`init`, its methods are called by `apply`, and its fields have a hash once
-dicts and lists among them are frozen (see `sampling.prepare.hashable`).
+`init`, boxed with the names of their logical axes
+(`flax.linen.with_logical_partitioning`, see `sharding.rules`), its methods are
+called by `apply`, and its fields have a hash once dicts and lists among them
+are frozen (see `sampling.prepare.hashable`).
 
 Shapes:
   B  clips in the batch         h, w  token grid
