@@ -63,7 +63,7 @@ def plan(
       devices.
   """
   for expected, found in (("dynamics", config), ("tokenizer", tokenizer)):
-    if set(registry.parts(found, trusted=True)) != {expected}:
+    if set(registry.parts(found.to_dict(), trusted=True)) != {expected}:
       raise errors.UserError(
         f"--sample needs the config of a {expected} stage, but got one of "
         f"stage {found.stage!r}."
@@ -147,7 +147,7 @@ def _models(
     found = ml_collections.ConfigDict(found.to_dict())
     if "start" in found:
       found.start = "random"
-    module = store.part(name, found, {}, trusted=True).module
+    module = store.part(name, found.to_dict(), {}, trusted=True).module
     boxed, _ = jax.eval_shape(registry.make(found).init, jax.random.key(0))
     layouts = jax.tree.map(lambda x: x.sharding, state.place(boxed, mesh))
     # Loading a world makes the same cast.
