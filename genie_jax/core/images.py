@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 import av
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from genie_jax.core import errors, files
@@ -326,7 +327,7 @@ def _mp4(frames: np.ndarray, fps: float) -> bytes:
   return buffer.getvalue()
 
 
-def to_uint8(frames: np.ndarray) -> np.ndarray:
+def to_uint8(frames: npt.ArrayLike) -> np.ndarray:
   """Converts float frames in [0, 1] to uint8, rounding to nearest."""
-  frames = np.asarray(frames, np.float32)
-  return np.round(frames.clip(0, 1) * 255).astype(np.uint8)
+  array = np.asarray(frames, np.float32)
+  return np.round(array.clip(0, 1) * 255).astype(np.uint8)

@@ -139,7 +139,7 @@ def page(
     minutes=_minutes,
   )
   template = environment.from_string(
-    importlib.resources.files(__package__).joinpath(_TEMPLATE).read_text()
+    importlib.resources.files("genie_jax.evals").joinpath(_TEMPLATE).read_text()
   )
   return template.render(
     m=metrics,
@@ -264,6 +264,7 @@ def _charts(metrics: Mapping[str, Any]) -> dict[str, str]:
   control = d["controllability"]
   dot = lambda label, x: (label, x["value"], x["low"], x["high"])
   live = control["liveliness"]
+  buttons = [str(button) for button in control["held"]["buttons"]]
   drawn = {
     "psnr": charts.comparison(
       {
@@ -303,7 +304,8 @@ def _charts(metrics: Mapping[str, Any]) -> dict[str, str]:
     ),
     "effects": charts.heat_map(
       control["held"]["effect_matrix"],
-      *[[str(b) for b in control["held"]["buttons"]]] * 2,
+      buttons,
+      buttons,
       ("button", "button"),
       "Mean absolute pixel difference between rollouts of two held buttons.",
       text=".1f",

@@ -181,7 +181,7 @@ def _headline(details: Mapping[str, Any]) -> dict[str, Any]:
 
 def _json(value: Any) -> Any:
   """Returns `value` with intervals and arrays as JSON types."""
-  if dataclasses.is_dataclass(value):
+  if dataclasses.is_dataclass(value) and not isinstance(value, type):
     return dataclasses.asdict(value)
   if isinstance(value, Mapping):
     return {name: _json(part) for name, part in value.items()}

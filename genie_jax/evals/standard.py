@@ -91,6 +91,8 @@ def measure_actions(work: metric.Work) -> metric.Result:
     with_actions=True,
     seed=options.seed,
   )
+  # `registry` leaves this metric out where either kind of action is missing.
+  assert subject.infer is not None and clips.actions is not None
   latent = subject.infer(clips.frames)
   found = actions.agreement(
     latent.ravel(),

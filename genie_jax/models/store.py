@@ -37,13 +37,14 @@ class Part:
   """One model, ready for `module.apply({"params": params}, ...)`.
 
   Attributes:
-    module: The model, for example a Tokenizer, Lam or Dynamics.
+    module: The model, a `flax.linen.Module`, for example a Tokenizer; its
+      methods are those of its role (`models.protocols`).
     config: {"world": ..., "model": ...} that built it, and "quantizer" if it
       has another than the default.
     params: Nested dict of arrays: float32 unless asked for otherwise.
   """
 
-  module: nn.Module
+  module: Any
   config: dict[str, Any]
   params: dict[str, Any]
 
