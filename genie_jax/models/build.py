@@ -314,7 +314,7 @@ def _check_values(where: str, module: type, fields: Mapping[str, Any]) -> None:
       continue
     value, kind = fields[field.name], field.type
     # A module with postponed annotations has them as strings.
-    kind = _SCALARS.get(kind, kind)
+    kind = _SCALARS.get(str(kind), kind)
     if kind is int:
       least = 0 if field.default == 0 else 1
       good = type(value) is int and least <= value <= _LARGEST

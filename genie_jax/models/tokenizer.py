@@ -218,7 +218,9 @@ class Tokenizer(nn.Module):
     x, _ = self.encoder_stack(x)
     return self.to_code(x)  # [B, T, N, E]
 
-  def _decode(self, vectors, cache=None, position=0):
+  def _decode(
+    self, vectors: jax.Array, cache: Any = None, position: Any = 0
+  ) -> tuple[jax.Array, Any]:
     """Returns frames, and the decoder's keys and values of them."""
     x = self.decoder_position(self.from_code(vectors))
     x, own = self.decoder_stack(x, cache, position)

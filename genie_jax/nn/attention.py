@@ -7,6 +7,7 @@ Shapes:
 
 import dataclasses
 import functools
+from typing import Any
 
 import chex
 import flax.linen as nn
@@ -321,6 +322,7 @@ class Attention(nn.Module):
       norms.Scale(name=name)(self.head_dim)
       for name in ("query_norm", "key_norm")
     ]
+    mixed: Any
     if fuses:
       mixed = self._fused(qkv, scales, positions, num_valid)
       own = None
@@ -342,8 +344,10 @@ class Attention(nn.Module):
           query, key, value, num_valid, self.implementation
         )
       else:
+        assert positions is not None  # Attention in time needs them.
         keys_at = positions
         if cache is not None:
+          assert cached_positions is not None
           key = jnp.concatenate([cache[0], key], axis=1)
           value = jnp.concatenate([cache[1], value], axis=1)
           keys_at = jnp.concatenate([cached_positions, positions])

@@ -116,4 +116,4 @@ class FSQ(codes_lib.Quantizer):
     A factor rather than a division: compilers replace divisions by a
     constant, and the vectors must be the same in every program.
     """
-    return np.float32(1 / (np.array(self.levels) // 2))
+    return (1 / (np.array(self.levels) // 2)).astype(np.float32)

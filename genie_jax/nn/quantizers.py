@@ -25,7 +25,8 @@ from genie_jax.core import config as config_lib
 from genie_jax.core import errors, registry
 from genie_jax.nn import codes, fsq, vq
 
-Quantizer, Quantized = codes.Quantizer, codes.Quantized
+Quantizer = codes.Quantizer
+Quantized = codes.Quantized
 
 DEFAULT = "vq"
 _METHODS = {

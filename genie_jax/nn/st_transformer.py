@@ -7,6 +7,7 @@ Shapes:
   Y  layers
 """
 
+import dataclasses
 from typing import Any
 
 import chex
@@ -109,8 +110,8 @@ class Cache:
 
   def before(self, position: jax.Array) -> "Cache":
     """Returns a cache in which only frames with smaller numbers count."""
-    return self.replace(
-      positions=jnp.where(self.positions < position, self.positions, -1)
+    return dataclasses.replace(
+      self, positions=jnp.where(self.positions < position, self.positions, -1)
     )
 
   def renumbered(self, shift: int) -> "Cache":
@@ -121,8 +122,10 @@ class Cache:
     """
     turns = jnp.full(self.positions.shape, -shift)
     rotate = lambda key: attention.rotate(key, turns)
-    return self.replace(
-      key=jax.vmap(rotate)(self.key), positions=self.positions - shift
+    return dataclasses.replace(
+      self,
+      key=jax.vmap(rotate)(self.key),
+      positions=self.positions - shift,
     )
 
 

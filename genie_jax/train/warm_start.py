@@ -91,7 +91,7 @@ def apply(
     )
   _log(source, report)
   tree = jax.tree.unflatten(structure, new)
-  state = state.replace(**tree)
+  state = dataclasses.replace(state, **tree)
   return state_lib.reset_optimizer(state, optimizer, like), report
 
 
