@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 import traceback
+from typing import Any
 
 from genie_jax.core import cache, errors
 
@@ -221,8 +222,9 @@ def _keep_compiled(folder: str, alone: bool = True) -> None:
   if folder == "off":
     jax.config.update("jax_enable_compilation_cache", False)
     return
-  # JAX has read JAX_COMPILATION_CACHE_DIR, or whoever calls has set it.
-  if not folder and jax.config.jax_compilation_cache_dir:
+  # JAX has read JAX_COMPILATION_CACHE_DIR, or the caller has set it.
+  settings: Any = jax.config  # Its flags are not in its type.
+  if not folder and settings.jax_compilation_cache_dir:
     return
   # Of several processes only the first writes, and on CPUs each has keys of
   # its own. At a restart it would find its programs and wait in a collective

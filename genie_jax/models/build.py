@@ -15,7 +15,8 @@ from genie_jax.models import lam as lam_lib
 from genie_jax.models import tokenizer as tokenizer_lib
 from genie_jax.nn import patches, quantizers, st_transformer
 
-Config = Mapping[str, Any]
+# A mapping or an `ml_collections.ConfigDict`, whose values have any type.
+Config = Any
 Module = TypeVar("Module", bound=nn.Module)
 
 _WORLD = (

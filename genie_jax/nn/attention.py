@@ -304,7 +304,8 @@ class Attention(nn.Module):
       and _platform(self.implementation) == "tpu"
       and (
         fused.fits(
-          *x.shape[1:3],
+          x.shape[1],
+          x.shape[2],
           self.num_heads // rules.ways("act_heads"),
           self.head_dim,
           self.causal,

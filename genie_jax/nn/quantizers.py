@@ -141,4 +141,5 @@ def build(
     unit_norm: `config.model.unit_norm`.
   """
   fields = {"code_dim": code_dim, "unit_norm": unit_norm, **(completed or {})}
-  return of(fields.pop("name", DEFAULT)).build(num_codes, fields)
+  found: Any = of(fields.pop("name", DEFAULT))  # Of a class with `build`.
+  return found.build(num_codes, fields)

@@ -191,6 +191,7 @@ class STBlock(nn.Module):
     mixed, own = attend(True, "time")(
       norm("time_norm")(x), positions, cache, cached_positions
     )
+    assert own is not None  # Attention in time returns keys and values.
     x = _pin(x + mixed, _BY_PLACE)
     x = ad_checkpoint.checkpoint_name(x, "stream")
     x += self._mlp(norm("mlp_norm")(x))
@@ -281,11 +282,12 @@ class STTransformer(nn.Module):
     unit = share * _ROWS if share > 1 and rules.platform() == "tpu" else share
     x = jnp.pad(x, ((0, 0), (0, -frames % share), (0, -tokens % unit), (0, 0)))
     num_valid = None if x.shape[2] == tokens else tokens
+    in_axes: Any = (0, nn.broadcast, nn.broadcast)
     layers = nn.scan(
       block,
       variable_axes={"params": 0},
       split_rngs={"params": True},
-      in_axes=(0, nn.broadcast, nn.broadcast),
+      in_axes=in_axes,
       length=self.num_layers,
       unroll=self.unroll,
       metadata_params={nn.PARTITION_NAME: "layers"},

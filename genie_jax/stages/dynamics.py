@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from genie_jax.core import errors
-from genie_jax.models import build, dynamics, protocols, registry
+from genie_jax.models import build, dynamics, registry
 from genie_jax.nn import flops
 from genie_jax.stages import data, masking, rollouts
 from genie_jax.train import stage
@@ -133,7 +133,7 @@ def start(config: ml_collections.ConfigDict, params: Any) -> Any:
 
 
 def token_terms(
-  model: protocols.DynamicsModel,
+  model: Any,
   params: Any,
   tokens: jax.Array,
   actions: jax.Array,
@@ -163,7 +163,7 @@ def token_terms(
 
 
 def next_frame_terms(
-  model: protocols.DynamicsModel,
+  model: Any,
   params: Any,
   tokens: jax.Array,
   actions: jax.Array,

@@ -343,7 +343,9 @@ def _encoded(
   source, size = plan.splits[job.split], plan.options.batch_size
   starts = range(job.windows.start, job.windows.stop, size)
   rows = lambda start: range(start, min(start + size, job.windows.stop))
-  token_dtype = np.uint16 if plan.manifest.num_codes <= 1 << 16 else np.uint32
+  num_codes = plan.manifest.num_codes
+  assert num_codes is not None  # Set for every token folder.
+  token_dtype = np.uint16 if num_codes <= 1 << 16 else np.uint32
   # Reading the next batch goes on while the models work.
   with futures.ThreadPoolExecutor(1) as reader:
     coming = reader.submit(source.gather, rows(starts[0]))

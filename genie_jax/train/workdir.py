@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import ml_collections
 from absl import logging
 
 from genie_jax.core import buckets, errors, files
@@ -50,7 +51,9 @@ _ABSENT = {"quantizer.name": "vq", "quantizer.levels": []}
 
 
 def check(
-  workdir: files.PathLike, config: Mapping[str, Any], resumes: bool
+  workdir: files.PathLike,
+  config: Mapping[str, Any] | ml_collections.ConfigDict,
+  resumes: bool,
 ) -> None:
   """Compares a config with that of a run that is to go on.
 
@@ -67,7 +70,9 @@ def check(
     _compare(workdir, files.read_json(path), config_lib.to_dict(config))
 
 
-def write(workdir: files.PathLike, config: Mapping[str, Any]) -> None:
+def write(
+  workdir: files.PathLike, config: Mapping[str, Any] | ml_collections.ConfigDict
+) -> None:
   """Writes `config.json`."""
   if jax.process_index() == 0:
     files.write_json(

@@ -36,7 +36,8 @@ class Int8:
 
   Attributes:
     values: int8 [...]; an array of JAX or numpy, or a `lazy_array.Lazy`.
-    scales: float32, likewise, of the same rank, with size 1 on the contracted axes.
+    scales: float32, of the same rank and kind, with size 1 on the contracted
+      axes.
   """
 
   values: Any
