@@ -89,7 +89,7 @@ def first_start(workdir: files.PathLike) -> float:
 
 
 def _compare(workdir, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-  old_fields, new_fields = _dotted(old), _dotted(new)
+  old_fields, new_fields = config_lib.dotted(old), config_lib.dotted(new)
   for name in sorted(old_fields.keys() | new_fields.keys()):
     before = old_fields.get(name, "absent")
     after = new_fields.get(name, "absent")
@@ -135,13 +135,3 @@ def _may_change(
     and group.startswith("model.")
     and all(f"{group}.num_layers" in fields for fields in (old, new))
   )
-
-
-def _dotted(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  flat = {}
-  for name, value in fields.items():
-    if isinstance(value, dict) and value:
-      flat |= _dotted(value, f"{prefix}{name}.")
-    else:
-      flat[f"{prefix}{name}"] = value
-  return flat
