@@ -295,7 +295,7 @@ def _build(config):
   data = config.data
   stage = registry.make(config)
   training, held_out = (
-    registry.source(config, split) for split in (data.split, data.eval_split)
+    stage.open_source(split) for split in (data.split, data.eval_split)
   )
 
   def batches_of(source, threads: int, workers: int):

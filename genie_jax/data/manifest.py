@@ -227,6 +227,26 @@ class Manifest:
       mirror.copy_folder(f"{self.address}/{name}", self.folder / name)
     return self.folder / name
 
+  def model_fingerprint(self, name: str) -> str | None:
+    """Returns the fingerprint of a model that made a token folder.
+
+    Args:
+      name: "tokenizer" or "lam".
+
+    Raises:
+      UserError: Manifests do not name the maker of this kind.
+    """
+    found = {
+      "tokenizer": self.tokenizer_fingerprint,
+      "lam": self.lam_fingerprint,
+    }
+    if name not in found:
+      raise errors.UserError(
+        f"{self._where()} names no {name}; the data of a stage are made by "
+        f"{' and '.join(found)} (StageType.made_by)."
+      )
+    return found[name]
+
   def _entries(self, split: str) -> list[dict[str, Any]]:
     if split not in self.splits:
       raise errors.UserError(

@@ -24,7 +24,14 @@ _BETWEEN_FRAMES = ("actions", "latent_actions")
 
 
 class Source(abc.ABC):
-  """A finite list of equal elements, read by number."""
+  """A finite list of equal elements, read by number.
+
+  Attributes:
+    manifest: Describes the data. Training needs its `fingerprint` alone, 64
+      hexadecimal digits that differ where the data differ.
+  """
+
+  manifest: manifest_lib.Manifest
 
   @abc.abstractmethod
   def __len__(self) -> int:

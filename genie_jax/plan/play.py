@@ -17,7 +17,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from genie_jax.core import errors
-from genie_jax.models import build
+from genie_jax.models import store
 from genie_jax.plan import aot_compile, training
 from genie_jax.plan import topology as topology_lib
 from genie_jax.plan.cost import collectives, schedule
@@ -62,7 +62,7 @@ def make(
       devices.
   """
   for wanted, found in (("dynamics", config), ("tokenizer", tokenizer)):
-    if found.stage != wanted:
+    if set(registry.parts(found, trusted=True)) != {wanted}:
       raise errors.UserError(
         f"--sample needs the config of a {wanted} stage, and got one of "
         f"stage {found.stage!r}."
@@ -138,7 +138,7 @@ def _ready(config, tokenizer, slide, mesh: Mesh):
     found = ml_collections.ConfigDict(found.to_dict())
     if "start" in found:
       found.start = "random"
-    module = getattr(build, name)(found)
+    module = store.part(name, found, {}, trusted=True).module
     boxed, _ = jax.eval_shape(registry.make(found).init, jax.random.key(0))
     layouts = jax.tree.map(lambda x: x.sharding, state.place(boxed, mesh))
     # The same cast that a world makes when it is loaded.

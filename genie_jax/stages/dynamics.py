@@ -1,5 +1,6 @@
 """The dynamics stage: MaskGIT on token records (Genie, section 2.1)."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -10,12 +11,14 @@ import numpy as np
 import optax
 
 from genie_jax.core import errors
-from genie_jax.models import build, dynamics
+from genie_jax.models import build, dynamics, registry
 from genie_jax.nn import flops
-from genie_jax.stages import masking, rollouts
+from genie_jax.stages import data, masking, rollouts
 from genie_jax.train import stage
 
 ACTIONS = {"latent": "latent_actions", "true": "actions"}
+# The manifest's field that counts the buttons.
+_NUM_ACTIONS = {"latent": "num_latent_actions", "true": "num_actions"}
 STARTS = ("random", "codebook")
 
 
@@ -33,7 +36,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
       f"{', '.join(STARTS)}."
     )
   frames, grid = config.data.num_frames, build.token_grid(config.world)
-  model = build.dynamics(config)
+  model = registry.build("dynamics", config, trusted=True)
   which = ACTIONS[config.actions]
 
   def init(rng):
@@ -73,6 +76,19 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
     ),
     show=preview.show,
     flops_per_clip=training_flops(config),
+    open_source=data.tokens(
+      config,
+      ("tokens", which),
+      merge_aliases=config.actions == "true",
+      **{_NUM_ACTIONS[config.actions]: config.world.num_latent_actions},
+    ),
+  )
+
+
+def made_by(config: Mapping[str, Any]) -> tuple[str, ...]:
+  """Returns the roles of the models that made the tokens."""
+  return (
+    ("tokenizer", "lam") if config["actions"] == "latent" else ("tokenizer",)
   )
 
 

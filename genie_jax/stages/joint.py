@@ -4,18 +4,22 @@ The LAM trains by its own VQ-VAE loss; the dynamics model sees its actions as
 indices, through which no gradient flows.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import ml_collections
 
 from genie_jax.core import errors
-from genie_jax.models import build
+from genie_jax.models import build, registry
 from genie_jax.nn import vq
-from genie_jax.stages import autoencoding, masking, rollouts
+from genie_jax.stages import autoencoding, data, masking, rollouts
 from genie_jax.stages import dynamics as dynamics_lib
 from genie_jax.stages import lam as lam_lib
 from genie_jax.train import stage
 
+ROLES = ("lam", "dynamics")
 _LAM = "lam_"
 
 
@@ -39,8 +43,10 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
   autoencoding.check(config.codebook)
   world, frames = config.world, config.data.num_frames
   grid = build.token_grid(world)
-  lam = build.lam(part_config(config, "lam"))
-  dynamics = build.dynamics(part_config(config, "dynamics"))
+  lam, dynamics = (
+    registry.build(role, part_config(config, role), trusted=True)
+    for role in ROLES
+  )
   shape = (frames, world.height, world.width, world.channels)
 
   def init(rng):
@@ -152,4 +158,19 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
       lam_lib.training_flops(part_config(config, "lam"))
       + dynamics_lib.training_flops(part_config(config, "dynamics"))
     ),
+    open_source=data.tokens(config, ("tokens", "frames")),
   )
+
+
+def parts(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+  """Returns role -> {"world", "model"} of the two models."""
+  return {
+    role: build.part_fields({**config, "model": config["model"][role]})
+    for role in ROLES
+  }
+
+
+def made_by(config: Mapping[str, Any]) -> tuple[str, ...]:
+  """Returns the role of the model that made the tokens."""
+  del config  # The stage trains a LAM of its own.
+  return ("tokenizer",)

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import ml_collections
 
 from genie_jax.core import images
-from genie_jax.models import build, lam
+from genie_jax.models import lam, registry
 from genie_jax.nn import flops, patches, vq
-from genie_jax.stages import autoencoding
+from genie_jax.stages import autoencoding, data
 from genie_jax.train import stage
 
 
@@ -15,7 +15,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
   """Builds the stage that `experiments/*/lam.py` configures."""
   autoencoding.check(config.codebook)
   world, frames = config.world, config.data.num_frames
-  model = build.lam(config)
+  model = registry.build("lam", config, trusted=True)
   shape = (frames, world.height, world.width, world.channels)
 
   def init(rng):
@@ -65,6 +65,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
     show=show_next_frames,
     after_update=autoencoding.codebook_update(config.codebook),
     flops_per_clip=training_flops(config),
+    open_source=data.clips(config),
   )
 
 

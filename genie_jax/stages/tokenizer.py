@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import ml_collections
 
 from genie_jax.core import images
-from genie_jax.models import build
+from genie_jax.models import build, registry
 from genie_jax.nn import flops, patches, vq
-from genie_jax.stages import autoencoding
+from genie_jax.stages import autoencoding, data
 from genie_jax.train import stage
 
 
@@ -14,7 +14,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
   """Builds the stage that `experiments/*/tokenizer.py` configures."""
   autoencoding.check(config.codebook)
   world, frames = config.world, config.data.num_frames
-  model = build.tokenizer(config)
+  model = registry.build("tokenizer", config, trusted=True)
   shape = (frames, world.height, world.width, world.channels)
 
   def init(rng):
@@ -74,6 +74,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
     show=show,
     after_update=autoencoding.codebook_update(config.codebook),
     flops_per_clip=_flops(config),
+    open_source=data.clips(config),
   )
 
 

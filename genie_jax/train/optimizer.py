@@ -160,6 +160,8 @@ def matrix_dimensions(params: Any) -> Any:
     names = [key.key for key in path]
     if "layers" not in names or names[-1] != "kernel":
       return None
+    if names[-2] not in dimensions:
+      return None  # Of a layer that is not one of ours.
     return optax.contrib.MuonDimensionNumbers(*dimensions[names[-2]])
 
   return jax.tree_util.tree_map_with_path(leaf, params)

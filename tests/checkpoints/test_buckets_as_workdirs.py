@@ -5,15 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from genie_jax.core import errors, files
+from genie_jax.core import buckets, errors, files
 from genie_jax.train import goodput, metrics, profile, workdir
-from tests import buckets
+from tests.fixtures import memory_bucket
 
 
 @pytest.fixture
 def bucket():
   """A run's folder in an empty bucket."""
-  return buckets.empty()
+  return memory_bucket.empty()
 
 
 def test_a_folder_on_a_disk_is_absolute_and_one_in_a_bucket_is_kept():
@@ -72,7 +72,9 @@ def test_a_trace_reaches_a_bucket(bucket):
   with profiler.step(1):
     np.ones(3).sum()
   profiler.after(1, np.ones(3))
-  names = [name for name in buckets.Bucket.store if name.endswith(".xplane.pb")]
+  names = [
+    name for name in memory_bucket.Bucket.store if name.endswith(".xplane.pb")
+  ]
   assert len(names) == 1 and names[0].startswith("/bucket/run/profile/")
 
 

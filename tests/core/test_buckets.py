@@ -6,19 +6,18 @@ import numpy as np
 import pytest
 
 from genie_jax.cli import main
-from genie_jax.core import buckets as buckets_lib
-from genie_jax.core import errors, files, images
+from genie_jax.core import buckets, errors, files, images
 from genie_jax.data import manifest
 from genie_jax.evals import curves
 from genie_jax.worlds import trained_models
-from tests import buckets
+from tests.fixtures import memory_bucket
 
 
 @pytest.fixture(autouse=True)
 def bucket(tmp_path, monkeypatch):
   """An empty bucket, and an empty folder to find litter in."""
   monkeypatch.chdir(tmp_path)
-  yield buckets.empty()
+  yield memory_bucket.empty()
   # A path that lost a slash would have made a folder of that name.
   assert not list(tmp_path.glob("*:"))
 
@@ -28,16 +27,16 @@ def test_what_is_written_to_an_address_is_read_from_there(bucket):
   files.write_json(f"{bucket}/plan.json", value)
   files.write_atomic(f"{bucket}/step.txt", "text")
   assert files.read_json(f"{bucket}/plan.json") == value
-  assert buckets_lib.read_bytes(f"{bucket}/step.txt") == b"text"
-  assert buckets_lib.names(bucket) == ["plan.json", "step.txt"]
-  assert buckets_lib.exists(f"{bucket}/plan.json")
-  assert not buckets_lib.exists(f"{bucket}/other.json")
+  assert buckets.read_bytes(f"{bucket}/step.txt") == b"text"
+  assert buckets.names(bucket) == ["plan.json", "step.txt"]
+  assert buckets.exists(f"{bucket}/plan.json")
+  assert not buckets.exists(f"{bucket}/other.json")
 
 
 def test_a_large_file_comes_in_pieces(bucket, monkeypatch):
-  monkeypatch.setattr(buckets_lib, "_BLOCK_BYTES", 4)
+  monkeypatch.setattr(buckets, "_BLOCK_BYTES", 4)
   files.write_atomic(f"{bucket}/x", b"0123456789")
-  assert list(buckets_lib.blocks(f"{bucket}/x")) == [b"0123", b"4567", b"89"]
+  assert list(buckets.blocks(f"{bucket}/x")) == [b"0123", b"4567", b"89"]
 
 
 def test_missing_and_broken_json_name_the_whole_address(bucket):
@@ -56,7 +55,7 @@ def test_no_access_is_one_clear_line(bucket, monkeypatch):
   def forbidden(*_, **__):
     raise PermissionError("403\nForbidden")
 
-  monkeypatch.setattr(buckets.Bucket, "_open", forbidden)
+  monkeypatch.setattr(memory_bucket.Bucket, "_open", forbidden)
   with pytest.raises(errors.UserError, match="403 Forbidden") as raised:
     files.write_json(f"{bucket}/x.json", 1)
   assert "\n" not in str(raised.value)
@@ -70,7 +69,7 @@ def test_no_access_is_one_clear_line(bucket, monkeypatch):
 )
 def test_what_needs_a_disk_refuses_an_address_in_one_line(given):
   with pytest.raises(errors.UserError, match="to a disk only") as raised:
-    buckets_lib.disk(given, "--out")
+    buckets.disk(given, "--out")
   assert "--out" in str(raised.value) and "\n" not in str(raised.value)
   with pytest.raises(errors.UserError, match="to a disk only"):
     files.temporary_sibling(given)
@@ -80,19 +79,19 @@ def test_a_film_and_a_picture_reach_a_bucket(bucket):
   frames = np.zeros((2, 8, 8, 3), np.uint8)
   images.save_video(f"{bucket}/x.gif", frames, 10)
   images.save_png(f"{bucket}/x.png", frames[0])
-  assert buckets_lib.read_bytes(f"{bucket}/x.gif").startswith(b"GIF")
-  assert buckets_lib.read_bytes(f"{bucket}/x.png").startswith(b"\x89PNG")
+  assert buckets.read_bytes(f"{bucket}/x.gif").startswith(b"GIF")
+  assert buckets.read_bytes(f"{bucket}/x.png").startswith(b"\x89PNG")
 
 
 def test_paths_on_a_disk_are_taken_as_they_are():
   for text in ("runs/x", "/runs/x", "s3", "gs", "", "a/gs:/b"):
-    assert buckets_lib.disk(text, "--out") == pathlib.Path(text)
+    assert buckets.disk(text, "--out") == pathlib.Path(text)
 
 
 def test_copies_are_kept_where_the_user_keeps_caches():
-  folder = buckets_lib.cache_folder("data", {"XDG_CACHE_HOME": "/c"})
+  folder = buckets.cache_folder("data", {"XDG_CACHE_HOME": "/c"})
   assert folder == pathlib.Path("/c/genie_jax/data")
-  home = buckets_lib.cache_folder("data", {})
+  home = buckets.cache_folder("data", {})
   assert home == pathlib.Path.home() / ".cache" / "genie_jax" / "data"
 
 

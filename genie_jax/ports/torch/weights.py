@@ -91,7 +91,15 @@ def expected(name: str, model: Mapping[str, Any]) -> set[str]:
   Args:
     name: tokenizer, lam or dynamics.
     model: Its fields in config.json.
+
+  Raises:
+    UserError: There is no such model in PyTorch.
   """
+  if model.get("name", name) != name:
+    raise errors.UserError(
+      f"The {name} is the model {model['name']!r}, which is not written in "
+      "PyTorch; play the world with genie_jax.load_world."
+    )
 
   def stack(where, fields):
     norm = {f"{where}/norm/scale"} if fields.get("final_norm", True) else set()
