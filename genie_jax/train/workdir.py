@@ -18,9 +18,10 @@ from typing import Any
 
 import jax
 from absl import logging
+from etils import epath
 
-from genie_jax.core import buckets, errors, files
 from genie_jax.core import config as config_lib
+from genie_jax.core import errors, files
 
 FILE = "config.json"
 STARTED = "started.json"
@@ -48,38 +49,36 @@ _DATA = "data.fingerprint"
 
 
 def check(
-  workdir: files.PathLike, config: Mapping[str, Any], resumes: bool
+  workdir: epath.Path, config: Mapping[str, Any], resumes: bool
 ) -> None:
   """Compares a config with that of a run that is to go on.
 
   Args:
-    workdir: The run's folder.
-    config: The config of this start.
+    workdir: The run's folder, see `buckets.run_folder`.
+    config: The config of this start, as plain dicts.
     resumes: True where the workdir has a checkpoint.
 
   Raises:
     UserError: A field differs that the checkpoint depends on.
   """
-  path = buckets.run_folder(workdir) / FILE
+  path = workdir / FILE
   if resumes and path.exists():
-    _compare(workdir, files.read_json(path), config_lib.to_dict(config))
+    _compare(workdir, files.read_json(path), config)
 
 
-def write(workdir: files.PathLike, config: Mapping[str, Any]) -> None:
+def write(workdir: epath.Path, config: Mapping[str, Any]) -> None:
   """Writes `config.json`."""
   if jax.process_index() == 0:
-    files.write_json(
-      buckets.run_folder(workdir) / FILE, config_lib.to_dict(config)
-    )
+    files.write_json(workdir / FILE, config)
 
 
-def first_start(workdir: files.PathLike) -> float:
+def first_start(workdir: epath.Path) -> float:
   """Returns the Unix time at which this run first started.
 
   It is kept in a file, as a run may end before its first checkpoint. Process
   0's answer is the one that counts.
   """
-  path = buckets.run_folder(workdir) / STARTED
+  path = workdir / STARTED
   if not path.exists():
     now = time.time()
     if jax.process_index() == 0:
