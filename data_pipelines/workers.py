@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import process
 from typing import Any
 
-Tick = Callable[[int], None]
+Tick = Callable[[int], object]
 
 _POLL_SECONDS = 0.2
 
@@ -71,7 +71,9 @@ def _start(counter: Any, stop: Any) -> None:
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent stops us.
 
   def end_with_parent() -> None:
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # Workers are spawned.
+    parent.join()
     os._exit(1)
 
   threading.Thread(target=end_with_parent, daemon=True).start()

@@ -69,7 +69,7 @@ def params(
     for group in reader.groups:
       reader.read(group)
     reader.forget()
-    lazy = {
+    lazy: dict[str, lazy_array.Lazy] = {
       name: lazy_array.Deferred(
         like.shape, like.dtype, functools.partial(reader.get, name)
       )
@@ -163,7 +163,8 @@ class _Chunks:
     found = self._array.shape, self._array.dtype.numpy_dtype
     if found != (like.shape, like.dtype):
       raise reader_lib.Damaged(f"{name} has another shape or type")
-    self.unit = tuple(self._array.chunk_layout.read_chunk.shape)
+    chunk = self._array.chunk_layout.read_chunk.shape
+    self.unit = tuple(size or 1 for size in chunk or like.shape)
     self._words: dict[Any, tuple[int, int]] = {}
 
   def check(self, digits: str) -> None:

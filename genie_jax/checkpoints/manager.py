@@ -153,7 +153,7 @@ class Checkpoints:
         found = reader.load(self._folder / str(step), dict(like))
       except reader.Damaged as damage:
         error = damage
-      if hosts.agree(error is None):
+      if hosts.agree(found is not None) and found is not None:
         fields, note = found
         # Only now: where none can be read, all are left as they are.
         if jax.process_index() == 0:
@@ -188,11 +188,11 @@ class Checkpoints:
     # Late, as Orbax reads the folder once: damaged steps must be gone by then.
     if self._orbax is None:
       training = ocp.training
+      # Any: Orbax's class does not match its own protocol.
+      every_step: Any = training.save_decision_policies.FixedIntervalPolicy(1)
       self._orbax = training.Checkpointer(
         self._folder,
-        save_decision_policy=(
-          training.save_decision_policies.FixedIntervalPolicy(1)
-        ),
+        save_decision_policy=every_step,
         preservation_policy=self._policy(),
         cleanup_tmp_directories=True,
       )

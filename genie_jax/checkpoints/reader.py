@@ -163,7 +163,8 @@ def load(path: epath.Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
 def read_note(path: epath.Path) -> dict[str, Any]:
   """Returns the sealed note of a checkpoint."""
   with Explain(cannot_read):
-    note = dict(ocp.checkpointables_metadata(path).custom_metadata)
+    found: Any = ocp.checkpointables_metadata(path).custom_metadata
+    note: dict[str, Any] = dict(found)
   if note.pop("seal", None) != _checksum(note):
     raise Damaged("its note has changed")
   return note

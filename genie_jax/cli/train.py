@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 import traceback
+from typing import Any
 
 from genie_jax.core import cache, errors
 
@@ -124,13 +125,13 @@ def run(args: argparse.Namespace) -> int:
     joined = _join(args, config)
   except cluster.CannotStart as error:
     _say(error)
-    cluster.leave(1, error.process_id)
+    cluster.exit_now(1, error.process_id)
   if joined is None:
     _keep_compiled(args.compilation_cache)
     return _train(args, config, steps, began)
   # The one place of the program that leaves without unwinding: Python's own
   # end would wait for processes that wait for this one.
-  leave = lambda code: cluster.leave(code, joined.process_id)
+  leave = lambda code: cluster.exit_now(code, joined.process_id)
   try:
     _keep_compiled(args.compilation_cache, alone=False)
     code = _train(args, config, steps, began)
@@ -149,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
     leave(1)
   if code == 1:
     leave(1)
-  cluster.part()
+  cluster.shut_down()
   return code
 
 
@@ -227,8 +228,9 @@ def _keep_compiled(folder: str, alone: bool = True) -> None:
   if folder == "off":
     jax.config.update("jax_enable_compilation_cache", False)
     return
-  # JAX has read JAX_COMPILATION_CACHE_DIR, or whoever calls has set it.
-  if not folder and jax.config.jax_compilation_cache_dir:
+  # JAX has read JAX_COMPILATION_CACHE_DIR, or the caller has set it.
+  settings: Any = jax.config  # Its flags are not in its type.
+  if not folder and settings.jax_compilation_cache_dir:
     return
   # Of several processes only the first writes, and on CPUs each has keys of
   # its own. At a restart it would find its programs and wait in a collective

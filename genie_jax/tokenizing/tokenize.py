@@ -293,7 +293,9 @@ def _encoded(
   source, size = plan.splits[shard.split], plan.options.batch_size
   starts = range(shard.items.start, shard.items.stop, size)
   rows = lambda start: range(start, min(start + size, shard.items.stop))
-  token_dtype = np.uint16 if plan.manifest.num_codes <= 1 << 16 else np.uint32
+  num_codes = plan.manifest.num_codes
+  assert num_codes is not None  # Set for every token folder.
+  token_dtype = np.uint16 if num_codes <= 1 << 16 else np.uint32
   # The next batch is read while the models work.
   with futures.ThreadPoolExecutor(1) as reader:
     coming = reader.submit(source.gather, rows(starts[0]))

@@ -267,7 +267,8 @@ class _Run:
     else:
       batch = self._read(batches, number)
       waited = time.perf_counter() - begin
-      idle = not self._unseen or self._unseen[-1][1]["loss"].is_ready()
+      last: Any = self._unseen[-1][1]["loss"] if self._unseen else None
+      idle = last is None or last.is_ready()
       state, metrics = self._step(state, batch)
       self._meter.step(waited if idle else 0.0)
     self._unseen.append((number, metrics))

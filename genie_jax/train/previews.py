@@ -145,6 +145,7 @@ class Pictures:
         f"they do not fit a device ({str(error).splitlines()[0]})"
       ) from error
     free, stats = free_bytes(mesh), program.memory_analysis()
+    assert stats is not None  # Every backend of JAX reports it.
     needed = (
       stats.temp_size_in_bytes
       + stats.output_size_in_bytes

@@ -40,7 +40,7 @@ class Profiler:
 
   def after(self, number: int, metrics: Any) -> None:
     """Ends the trace after its last step; waits for that step's metrics."""
-    if self._local is not None and number >= self._steps[1]:
+    if self._steps and self._local is not None and number >= self._steps[1]:
       jax.block_until_ready(metrics)
       self.close()
 

@@ -99,7 +99,7 @@ def apply(
   )
   _warn(report)
   tree = jax.tree.unflatten(structure, new)
-  state = state.replace(**tree)
+  state = dataclasses.replace(state, **tree)
   return state_lib.reset_optimizer(state, optimizer, like), report
 
 

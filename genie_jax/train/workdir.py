@@ -46,6 +46,8 @@ _MAY_CHANGE_GROUPS = ("mesh.",)
 # Of every transformer stack, which is a group with a number of layers.
 _MAY_CHANGE_IN_STACKS = frozenset({"remat", "attention", "unroll"})
 _DATA = "data.fingerprint"
+# What configs from before these fields were there did, which "absent" means.
+_ABSENT = {"quantizer.name": "vq", "quantizer.levels": []}
 
 
 def check(
@@ -90,8 +92,10 @@ def first_start(workdir: epath.Path) -> float:
 def _compare(workdir, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
   old_fields, new_fields = config_lib.dotted(old), config_lib.dotted(new)
   for name in sorted(old_fields.keys() | new_fields.keys()):
-    before = old_fields.get(name, "absent")
-    after = new_fields.get(name, "absent")
+    before, after = (
+      fields.get(name, _ABSENT.get(name, "absent"))
+      for fields in (old_fields, new_fields)
+    )
     if before == after:
       continue
     if name == _DATA:

@@ -46,7 +46,7 @@ def test_distributed_off_takes_no_addresses(capsys, tmp_path):
 
 def test_flags_that_do_not_fit_are_one_line(capsys, tmp_path):
   assert "give all three" in refused(capsys, tmp_path, "--process-id", "1")
-  assert "is no HOST:PORT" in refused(
+  assert "is not of the form HOST:PORT" in refused(
     capsys,
     tmp_path,
     "--coordinator",
@@ -143,7 +143,7 @@ def among_others(compilation_cache, monkeypatch):
 
   monkeypatch.setattr(rendezvous, "meet", lambda *words: None)
   monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **b: None)
-  monkeypatch.setattr(cluster, "leave", leave)
+  monkeypatch.setattr(cluster, "exit_now", leave)
 
 
 def ends(capsys, tmp_path):
