@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import tensorstore
+from etils import epath
 
 from genie_jax.checkpoints import fingerprint, reader
 from genie_jax.checkpoints import reader as reader_lib
@@ -26,7 +27,7 @@ _VALUES = 1 << 20
 
 
 def params(
-  workdir: reader_lib.PathLike,
+  workdir: epath.Path,
   step: int | None = None,
   *,
   group_bytes: int = GROUP_BYTES,
@@ -39,7 +40,7 @@ def params(
   takes to decode that, which is as much again once or twice.
 
   Args:
-    workdir: Where `genie train` wrote.
+    workdir: Where `genie train` wrote, see `buckets.run_folder`.
     step: Which checkpoint; the newest that is undamaged when left out.
     group_bytes: Most bytes of arrays that are read together and whole.
 
