@@ -103,7 +103,9 @@ class Subject:
 
 
 def in_batches(
-  function: Callable[..., jax.Array], size: int, *inputs: np.ndarray
+  function: Callable[..., jax.Array | np.ndarray],
+  size: int,
+  *inputs: np.ndarray,
 ) -> np.ndarray:
   """Applies a compiled function to any number of rows, in batches of `size`.
 

@@ -13,9 +13,10 @@ from genie_jax.core import errors
 from genie_jax.models import dynamics as dynamics_lib
 from genie_jax.models import lam as lam_lib
 from genie_jax.models import tokenizer as tokenizer_lib
-from genie_jax.nn import patches, st_transformer
+from genie_jax.nn import patches, quantizers, st_transformer
 
-Config = Mapping[str, Any]
+# A mapping or an `ml_collections.ConfigDict`, whose values have any type.
+Config = Any
 Module = TypeVar("Module", bound=nn.Module)
 
 _WORLD = (
@@ -54,6 +55,7 @@ def tokenizer(config: Config) -> tokenizer_lib.Tokenizer:
       channels=world["channels"],
       patch=world["token_patch"],
       num_codes=world["num_codes"],
+      quantizer=_quantizer(config, world["num_codes"]),
       **model,
     ),
   )
@@ -81,6 +83,7 @@ def lam(config: Config) -> lam_lib.Lam:
       width=world["width"],
       channels=world["channels"],
       num_latent_actions=world["num_latent_actions"],
+      quantizer=_quantizer(config, world["num_latent_actions"]),
       **model,
     ),
   )
@@ -115,8 +118,8 @@ def token_grid(world: Config) -> tuple[int, int]:
 def part_fields(config: Config) -> dict[str, Any]:
   """Returns those groups of a config that describe one model.
 
-  A training config has them next to others; a saved part's config has these
-  alone.
+  These are `world`, `model` and, if it is there, `quantizer`. A training
+  config has them next to others; a saved part's config has these alone.
 
   Raises:
     UserError: One is missing.
@@ -125,7 +128,8 @@ def part_fields(config: Config) -> dict[str, Any]:
   for name in _GROUPS:
     if not isinstance(config.get(name), dict):
       raise errors.UserError(f"config.{name} is missing; it is a group.")
-  return {name: config[name] for name in _GROUPS}
+  kept = (*_GROUPS, *(["quantizer"] if "quantizer" in config else []))
+  return {name: config[name] for name in kept}
 
 
 def _read(
@@ -162,6 +166,15 @@ def _read(
         "rotary positions turn pairs of channels, so make it even."
       )
   return world, model
+
+
+def _quantizer(config: Config, num_codes: int) -> dict[str, Any] | None:
+  if "quantizer" in config["model"]:
+    raise errors.UserError(
+      "config.model.quantizer is not a field of a model; set the fields of "
+      "the group config.quantizer."
+    )
+  return quantizers.complete(config.get("quantizer"), num_codes)
 
 
 def _one_of(fields: Config, name: str, known: tuple[str, ...]) -> None:
@@ -208,6 +221,7 @@ def check_types(
   fields: Any,
   module: type[nn.Module],
   stacks: tuple[str, ...],
+  codes: str | None,
 ) -> None:
   """Raises unless the fields of a part have the types they should.
 
@@ -216,9 +230,11 @@ def check_types(
   Args:
     where: The file, for the message.
     name: The part's role.
-    fields: {"world", "model"}, straight from JSON.
+    fields: {"world", "model"[, "quantizer"]}, straight from JSON.
     module: The model's class.
     stacks: Its fields that are those of a space-time transformer.
+    codes: The field of `world` that counts the model's codes; None where it
+      has no quantizer.
 
   Raises:
     UserError: A field is of the wrong type or absurdly large.
@@ -241,6 +257,13 @@ def check_types(
   if isinstance(fields.get("world"), dict) and "fps" not in fields["world"]:
     raise errors.UserError(
       f"{where}: parts.{name}.world.fps is missing; export it again."
+    )
+  if "quantizer" in fields:
+    num_codes = fields.get("world", {}).get(codes)
+    if type(num_codes) is not int:
+      _refuse(where, f"{name}.quantizer", fields["quantizer"])
+    quantizers.complete(
+      fields["quantizer"], num_codes, f"{where}: parts.{name}.quantizer"
     )
   model = fields.get("model", {})
   _check_values(f"{where}: parts.{name}.model", module, model)
@@ -292,7 +315,7 @@ def _check_values(where: str, module: type, fields: Mapping[str, Any]) -> None:
       continue
     value, kind = fields[field.name], field.type
     # A module with postponed annotations has them as strings.
-    kind = _SCALARS.get(kind, kind)
+    kind = _SCALARS.get(str(kind), kind)
     if kind is int:
       least = 0 if field.default == 0 else 1
       good = type(value) is int and least <= value <= _LARGEST

@@ -13,6 +13,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import ml_collections
 import numpy as np
 
 from genie_jax.core import config as config_lib
@@ -20,8 +21,9 @@ from genie_jax.core import errors
 from genie_jax.core import registry as registry_lib
 from genie_jax.models import build as build_lib
 from genie_jax.models import dynamics, lam, tokenizer
+from genie_jax.nn import quantizers
 
-Config = Mapping[str, Any]
+Config = Mapping[str, Any] | ml_collections.ConfigDict
 Inputs = tuple[jax.ShapeDtypeStruct, ...]
 
 
@@ -39,12 +41,16 @@ class ModelType:
       to learn the shapes of the parameters.
     stacks: Those fields of `module` that are the fields of an
       `st_transformer.STTransformer`.
+    codes: The field of `world` that counts the codes of the model's
+      quantizer, which `config.quantizer` describes; None for a model without
+      one.
   """
 
   module: type[nn.Module]
   build: Callable[[dict[str, Any]], nn.Module]
   inputs: Callable[[Mapping[str, Any]], Inputs]
   stacks: tuple[str, ...] = ()
+  codes: str | None = None
 
 
 def _check(name: str, value: Any) -> None:
@@ -117,8 +123,8 @@ def model_type(
   return _MODELS.get(name, where=where, trusted=trusted)
 
 
-def build(role: str, config: Config, *, trusted: bool = False) -> nn.Module:
-  """Builds the model of a config.
+def build(role: str, config: Config, *, trusted: bool = False) -> Any:
+  """Returns the model of a config, a `flax.linen.Module`.
 
   Args:
     role: For example "tokenizer".
@@ -144,6 +150,25 @@ def build(role: str, config: Config, *, trusted: bool = False) -> nn.Module:
   return module
 
 
+def recorded(role: str, config: Config) -> dict[str, Any]:
+  """Returns what files keep of the config of a model that was built.
+
+  These are the groups `world` and `model`, and for a quantizer other than the
+  default the group `quantizer`, with all its fields.
+
+  Args:
+    role: For example "tokenizer".
+    config: A config from which `build` made the model.
+  """
+  fields = build_lib.part_fields(config)
+  group, codes = fields.pop("quantizer", None), model_type(role, config).codes
+  if codes is not None and (
+    quantizer := quantizers.complete(group, fields["world"][codes])
+  ):
+    fields["quantizer"] = config_lib.to_dict(quantizer)
+  return fields
+
+
 def _frames(world: Mapping[str, Any]) -> Inputs:
   """Returns a clip of two frames."""
   shape = (1, 2, world["height"], world["width"], world["channels"])
@@ -163,9 +188,24 @@ def _tokens(world: Mapping[str, Any]) -> Inputs:
 _AUTOENCODER = ("encoder", "decoder")
 register(
   "tokenizer",
-  ModelType(tokenizer.Tokenizer, build_lib.tokenizer, _frames, _AUTOENCODER),
+  ModelType(
+    tokenizer.Tokenizer,
+    build_lib.tokenizer,
+    _frames,
+    _AUTOENCODER,
+    codes="num_codes",
+  ),
 )
-register("lam", ModelType(lam.Lam, build_lib.lam, _frames, _AUTOENCODER))
+register(
+  "lam",
+  ModelType(
+    lam.Lam,
+    build_lib.lam,
+    _frames,
+    _AUTOENCODER,
+    codes="num_latent_actions",
+  ),
+)
 register(
   "dynamics",
   ModelType(dynamics.Dynamics, build_lib.dynamics, _tokens, ("transformer",)),

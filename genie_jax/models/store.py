@@ -1,9 +1,10 @@
 """Models on disk without training state: config.json and safetensors.
 
 The weight core of a world folder. `config.json` holds {"format_version",
-"dtype", "parts": {name: {"world", "model"}}}; tensor names are "<part>/<path>",
-a path joining the parameter tree's keys with "/". A matrix kept as 8-bit
-integers is two tensors, "<part>/<path>.values" and "<part>/<path>.scales".
+"dtype", "parts": {name: {"world", "model"}}}; a part has a group "quantizer" as
+well where that is not the default. Tensor names are "<part>/<path>", a path
+joining the parameter tree's keys with "/". A matrix kept as 8-bit integers is
+two tensors, "<part>/<path>.values" and "<part>/<path>.scales".
 """
 
 import dataclasses
@@ -36,12 +37,14 @@ class Part:
   """One model, ready for `module.apply({"params": params}, ...)`.
 
   Attributes:
-    module: The model, for example a Tokenizer, Lam or Dynamics.
-    config: {"world": ..., "model": ...} that built it.
+    module: The model, a `flax.linen.Module`, for example a Tokenizer; its
+      methods are those of its role (`models.protocols`).
+    config: {"world": ..., "model": ...} that built it, and "quantizer" if it
+      has another than the default.
     params: Nested dict of arrays: float32 unless asked for otherwise.
   """
 
-  module: nn.Module
+  module: Any
   config: dict[str, Any]
   params: dict[str, Any]
 
@@ -69,7 +72,7 @@ def part(
   *,
   trusted: bool = False,
 ) -> Part:
-  """Returns a part from a training config's `world` and `model`.
+  """Returns a part from those groups of a training config that describe it.
 
   Args:
     name: The part's role, for example "tokenizer".
@@ -81,8 +84,8 @@ def part(
   Raises:
     UserError: There is no such model, or its fields do not make sense.
   """
-  fields = build.part_fields(config)
-  return Part(registry.build(name, fields, trusted=trusted), fields, params)
+  module = registry.build(name, config, trusted=trusted)
+  return Part(module, registry.recorded(name, config), params)
 
 
 def save(
@@ -199,7 +202,7 @@ def abstract_params(name: str, fields: Mapping[str, Any]) -> Any:
 
   Args:
     name: The part's role, for example "tokenizer".
-    fields: {"world", "model"}.
+    fields: {"world", "model"[, "quantizer"]}.
 
   Returns:
     Nested dict of boxed `jax.ShapeDtypeStruct`.
@@ -257,11 +260,10 @@ def _by_part(
     wanted = placement.FLOATS[config["dtype"]]
     if config["dtype"] == "int8" and dot and kind in ("values", "scales"):
       wanted = np.dtype(np.int8 if kind == "values" else np.float32)
-      both = [
-        stored.get(f"{owner}/{base}.{kind}") for kind in ("values", "scales")
-      ]
-      if None not in both:
-        path, leaf = base, int8.Int8(*both)
+      values = stored.get(f"{owner}/{base}.values")
+      scales = stored.get(f"{owner}/{base}.scales")
+      if values is not None and scales is not None:
+        path, leaf = base, int8.Int8(values, scales)
       else:
         leaf = tensor  # Refused by its name below.
     else:
@@ -289,7 +291,14 @@ def _check(
   found_type = registry.model_type(
     name, fields, where=f"{where}: parts.{name}.model.name"
   )
-  build.check_types(where, name, fields, found_type.module, found_type.stacks)
+  build.check_types(
+    where,
+    name,
+    fields,
+    found_type.module,
+    found_type.stacks,
+    found_type.codes,
+  )
   with build.building(where, name):
     module = registry.build(name, fields)
     boxed = param_tree.flatten(
@@ -336,7 +345,7 @@ def _fingerprint(config: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
     tensor = stored[name]
     digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
     for block in lazy_array.in_order(tensor):
-      digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8))
+      digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
   return config_lib.fingerprint(
     {"parts": config["parts"], "weights": digest.hexdigest()}
   )

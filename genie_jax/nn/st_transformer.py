@@ -7,6 +7,7 @@ Shapes:
   Y  layers
 """
 
+import dataclasses
 from typing import Any
 
 import chex
@@ -109,8 +110,8 @@ class Cache:
 
   def before(self, position: jax.Array) -> "Cache":
     """Returns a cache in which only frames with smaller numbers count."""
-    return self.replace(
-      positions=jnp.where(self.positions < position, self.positions, -1)
+    return dataclasses.replace(
+      self, positions=jnp.where(self.positions < position, self.positions, -1)
     )
 
   def renumbered(self, shift: int) -> "Cache":
@@ -121,8 +122,10 @@ class Cache:
     """
     turns = jnp.full(self.positions.shape, -shift)
     rotate = lambda key: attention.rotate(key, turns)
-    return self.replace(
-      key=jax.vmap(rotate)(self.key), positions=self.positions - shift
+    return dataclasses.replace(
+      self,
+      key=jax.vmap(rotate)(self.key),
+      positions=self.positions - shift,
     )
 
 
@@ -188,6 +191,7 @@ class STBlock(nn.Module):
     mixed, own = attend(True, "time")(
       norm("time_norm")(x), positions, cache, cached_positions
     )
+    assert own is not None  # Attention in time returns keys and values.
     x = _pin(x + mixed, _BY_PLACE)
     x = ad_checkpoint.checkpoint_name(x, "stream")
     x += self._mlp(norm("mlp_norm")(x))
@@ -278,11 +282,12 @@ class STTransformer(nn.Module):
     unit = share * _ROWS if share > 1 and rules.platform() == "tpu" else share
     x = jnp.pad(x, ((0, 0), (0, -frames % share), (0, -tokens % unit), (0, 0)))
     num_valid = None if x.shape[2] == tokens else tokens
+    in_axes: Any = (0, nn.broadcast, nn.broadcast)
     layers = nn.scan(
       block,
       variable_axes={"params": 0},
       split_rngs={"params": True},
-      in_axes=(0, nn.broadcast, nn.broadcast),
+      in_axes=in_axes,
       length=self.num_layers,
       unroll=self.unroll,
       metadata_params={nn.PARTITION_NAME: "layers"},

@@ -157,8 +157,15 @@ class MaskGIT:
           * falling
           * _gumbel(_fold(order_keys, number), (num_tokens,))
         )
+      tokens, hidden = carry
       return refine(
-        logits_at(*carry), *carry, num_hidden, token_noise, order_noise, self
+        logits_at(tokens, hidden),
+        tokens,
+        hidden,
+        num_hidden,
+        token_noise,
+        order_noise,
+        self,
       ), None
 
     steps = jnp.arange(1, len(counts) + 1)

@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import chex
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -129,7 +128,7 @@ class Models:
     )[0]
 
 
-def _suited(module: nn.Module, num_frames: int) -> nn.Module:
+def _suited(module: Any, num_frames: int) -> Any:
   return module if num_frames == 1 else prepare.rolled(module)
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import flax.core
 import flax.linen as nn
@@ -11,8 +11,6 @@ import jax.numpy as jnp
 
 from genie_jax.nn import st_transformer
 from genie_jax.weights import int8
-
-Module = TypeVar("Module", bound=nn.Module)
 
 _STACK_FIELDS = {
   field.name for field in dataclasses.fields(st_transformer.STTransformer)
@@ -80,7 +78,7 @@ def for_play(
   )
 
 
-def hashable(module: Module) -> Module:
+def hashable(module: Any) -> Any:
   """Returns an equal module that `jax.jit` accepts as a static argument.
 
   A module's fields may be dicts or lists, which have no hash. Two modules with
@@ -107,12 +105,11 @@ def _stacks(module: nn.Module) -> list[str]:
 
 def _with_stacks(module: nn.Module, **changes: Any) -> nn.Module:
   """Returns a model with other fields in all of its stacks."""
-  return module.clone(
-    **{
-      name: flax.core.freeze({**vars(module)[name], **changes})
-      for name in _stacks(module)
-    }
-  )
+  fields: dict[str, Any] = {
+    name: flax.core.freeze({**vars(module)[name], **changes})
+    for name in _stacks(module)
+  }
+  return module.clone(**fields)
 
 
 def _frozen(value: Any) -> Any:

@@ -222,7 +222,10 @@ def open_world(
   prompts = [
     images.load_prompt(path, *world.frame_shape[:2]) for path in world.prompts
   ]
-  rules = {"sampling": samplers.to_config(sampling), "slide": vars(sliding)}
+  rules: dict[str, Any] = {
+    "sampling": samplers.to_config(sampling),
+    "slide": vars(sliding),
+  }
   if dtype not in (None, prepare.default_dtype()):
     rules["dtype"] = dtype  # Links made without the flag stay as they are.
   return Engine(

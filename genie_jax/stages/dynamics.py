@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from genie_jax.core import errors
-from genie_jax.models import build, dynamics, protocols, registry
+from genie_jax.models import build, dynamics, registry
 from genie_jax.nn import flops
 from genie_jax.stages import data, masking, rollouts
 from genie_jax.train import stage
@@ -108,7 +108,11 @@ def start(config: ml_collections.ConfigDict, params: Any) -> Any:
   if config.start == "random":
     return params
   tokenizer = rollouts.tokenizer_of(config.data.path)
-  codes = np.asarray(tokenizer.params["codes"]["codebook"], np.float32)
+  with jax.ensure_compile_time_eval():  # Of known numbers, not of the trace.
+    vectors = tokenizer.module.apply(
+      {"params": tokenizer.params}, method="code_vectors"
+    )
+  codes = np.asarray(vectors, np.float32)
   codes = (codes - codes.mean(0)) / codes.std()  # [V, E]
   table = params["token_embedding"]
   kernel = params["to_logits"]["kernel"]
@@ -129,7 +133,7 @@ def start(config: ml_collections.ConfigDict, params: Any) -> Any:
 
 
 def token_terms(
-  model: protocols.DynamicsModel,
+  model: Any,
   params: Any,
   tokens: jax.Array,
   actions: jax.Array,
@@ -159,7 +163,7 @@ def token_terms(
 
 
 def next_frame_terms(
-  model: protocols.DynamicsModel,
+  model: Any,
   params: Any,
   tokens: jax.Array,
   actions: jax.Array,

@@ -17,7 +17,7 @@ from genie_jax.models import build
 from genie_jax.stages import dynamics, joint, lam, tokenizer
 from genie_jax.train import stage
 
-Config = Mapping[str, Any]
+Config = Mapping[str, Any] | ml_collections.ConfigDict
 Parts = dict[str, dict[str, Any]]
 
 
@@ -30,7 +30,8 @@ class StageType:
     parts: `config -> {role: {"world", "model"}}`, the models that the stage
       trains, given the config of a run as plain dicts. Parameters of a stage
       with several models are keyed by role; those of one model are the
-      model's own. `build.part_fields` takes these groups from a config.
+      model's own. `build.part_fields` takes these groups from a config, and
+      `quantizer` if it is there.
     made_by: `config -> roles`, the models that made the stage's data and that
       a world needs next to those the stage trains. Token folders contain them.
   """

@@ -202,7 +202,7 @@ def _complete(parts: dict[str, store.Part], config: Mapping[str, Any]) -> None:
     return  # What is missing is named by `validation.check_parts`.
   manifest = manifest_lib.Manifest.read(folder)
   for name in registry.made_by(config):
-    fingerprint = manifest.model_fingerprint(name)
+    fingerprint = manifest.model_fingerprint(name) or ""
     if name not in parts:
       parts[name], _ = trained_models.part(
         manifest.model_folder(name), name, lazy=True

@@ -232,22 +232,6 @@ def add_position(x: torch.Tensor, params: Params) -> torch.Tensor:
   return x + place.reshape(-1, x.shape[-1]).to(x.dtype)
 
 
-def unit(x: torch.Tensor, wanted: bool) -> torch.Tensor:
-  """Scales vectors to length 1 where codes have unit length."""
-  if not wanted:
-    return x
-  return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-12)
-
-
-def nearest(
-  x: torch.Tensor, codebook: torch.Tensor, unit_norm: bool
-) -> torch.Tensor:
-  """Returns the nearest codes, int64 [...], of vectors [..., E]."""
-  x, table = unit(x.float(), unit_norm), unit(codebook, unit_norm)
-  affinity = x @ table.T - 0.5 * table.square().sum(-1)
-  return affinity.argmax(-1)
-
-
 def _layer(params: Params, number: int) -> dict[str, Any]:
   return {
     name: _layer(value, number) if isinstance(value, dict) else value[number]

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from genie_jax.ports.torch import layers
+from genie_jax.ports.torch import layers, quantizers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,11 +16,18 @@ class Part:
     world: The world's fixed facts, from config.json.
     model: The model's fields, from config.json.
     params: Nested dict of float32 tensors.
+    quantizer: The quantizer's fields, where config.json has them.
   """
 
   world: dict[str, Any]
   model: dict[str, Any]
   params: dict[str, Any]
+  quantizer: dict[str, Any] | None = None
+
+  def make_quantizer(self, num_codes: int) -> Any:
+    """Returns the quantizer, see `quantizers`."""
+    tensors = self.params.get("codes", {})
+    return quantizers.build(self.quantizer, self.model, tensors, num_codes)
 
 
 class Tokenizer:
@@ -34,6 +41,7 @@ class Tokenizer:
     self.grid = layers.grid(
       world["height"], world["width"], world["token_patch"]
     )
+    self._codes = part.make_quantizer(world["num_codes"])
 
   def encode(self, frames: torch.Tensor) -> torch.Tensor:
     """Returns tokens, int64 [B, T, h, w], of [B, T, H, W, C] in [0, 1]."""
@@ -44,21 +52,14 @@ class Tokenizer:
     )
     x = layers.add_position(x, params["encoder_position"])
     x, _ = layers.transformer(x, params["encoder_stack"], fields["encoder"])
-    codes = layers.nearest(
-      layers.project(x.float(), params["to_code"]),
-      params["codes"]["codebook"],
-      fields.get("unit_norm", True),
-    )
+    codes = self._codes.encode(layers.project(x.float(), params["to_code"]))
     return codes.reshape(*codes.shape[:2], *self.grid)
 
   def decode(self, tokens: torch.Tensor) -> torch.Tensor:
     """Returns frames, float32 [B, T, H, W, C], of tokens [B, T, h, w]."""
     fields, params = self._part.model, self._part.params
     world = self._part.world
-    table = layers.unit(
-      params["codes"]["codebook"], fields.get("unit_norm", True)
-    )
-    x = table[tokens.reshape(*tokens.shape[:2], -1)]
+    x = self._codes.lookup(tokens.reshape(*tokens.shape[:2], -1))
     x = layers.project(layers.cast(x, fields["decoder"]), params["from_code"])
     x = layers.add_position(x, params["decoder_position"])
     x, _ = layers.transformer(x, params["decoder_stack"], fields["decoder"])
@@ -162,6 +163,7 @@ class Lam:
   def __init__(self, part: Part):
     """Takes the "lam" part of a world."""
     self._part = part
+    self._codes = part.make_quantizer(part.world["num_latent_actions"])
 
   def encode(self, frames: torch.Tensor) -> torch.Tensor:
     """Returns latent actions, int64 [B, T-1], of [B, T, H, W, C] in [0, 1]."""
@@ -177,8 +179,6 @@ class Lam:
     x, _ = layers.transformer(
       torch.cat([token, x], 2), params["encoder_stack"], fields["encoder"]
     )
-    return layers.nearest(
-      layers.project(x[:, 1:, 0].float(), params["to_code"]),
-      params["codes"]["codebook"],
-      fields.get("unit_norm", True),
+    return self._codes.encode(
+      layers.project(x[:, 1:, 0].float(), params["to_code"])
     )

@@ -246,7 +246,10 @@ def load_world(
     )
   parts = {
     name: models.Part(
-      config["parts"][name]["world"], config["parts"][name]["model"], tree
+      config["parts"][name]["world"],
+      config["parts"][name]["model"],
+      tree,
+      config["parts"][name].get("quantizer"),
     )
     for name, tree in trees.items()
   }
