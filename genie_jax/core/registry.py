@@ -96,6 +96,9 @@ class Registry(Generic[Value]):
       raise errors.UserError(f"{where}={name!r} is not the name of a part.")
     if name in self._values:
       return self._values[name]
+    load_plugins()  # Only now: the names that ship need no other package.
+    if name in self._values:
+      return self._values[name]
     if ":" in name and (trusted or _is_plugin(name.partition(":")[0])):
       return self.register(name, self._import(name, where))
     known = ", ".join(self._values)

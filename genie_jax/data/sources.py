@@ -41,7 +41,7 @@ class Source(abc.ABC):
     return {name: array[0] for name, array in self.gather([index]).items()}
 
   @abc.abstractmethod
-  def gather(self, indices: Sequence[int]) -> Batch:
+  def gather(self, indices: Sequence[int] | np.ndarray) -> Batch:
     """Returns the elements at `indices`, stacked along a new first axis."""
 
 
@@ -144,9 +144,9 @@ class WindowSource(Source):
   def __len__(self) -> int:
     return self._ends[-1]
 
-  def gather(self, indices: Sequence[int]) -> Batch:
+  def gather(self, indices: Sequence[int] | np.ndarray) -> Batch:
     """Returns windows stacked: each array as above, behind an axis n."""
-    out = {
+    out: Batch = {
       name: np.empty((len(indices), *shape), dtype)
       for name, (shape, dtype) in self._layout.items()
     }
@@ -264,9 +264,9 @@ class TokenSource(Source):
   def __len__(self) -> int:
     return self._ends[-1]
 
-  def gather(self, indices: Sequence[int]) -> Batch:
+  def gather(self, indices: Sequence[int] | np.ndarray) -> Batch:
     """Returns records stacked: each array as above, behind an axis n."""
-    out = {
+    out: Batch = {
       name: np.empty((len(indices), *shape), dtype)
       for name, (shape, dtype) in self._layout.items()
     }

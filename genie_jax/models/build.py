@@ -15,7 +15,8 @@ from genie_jax.models import lam as lam_lib
 from genie_jax.models import tokenizer as tokenizer_lib
 from genie_jax.nn import patches, quantizers, st_transformer
 
-Config = Mapping[str, Any]
+# A mapping or an `ml_collections.ConfigDict`, whose values have any type.
+Config = Any
 Module = TypeVar("Module", bound=nn.Module)
 
 _WORLD = (
@@ -314,7 +315,7 @@ def _check_values(where: str, module: type, fields: Mapping[str, Any]) -> None:
       continue
     value, kind = fields[field.name], field.type
     # A module with postponed annotations has them as strings.
-    kind = _SCALARS.get(kind, kind)
+    kind = _SCALARS.get(str(kind), kind)
     if kind is int:
       least = 0 if field.default == 0 else 1
       good = type(value) is int and least <= value <= _LARGEST

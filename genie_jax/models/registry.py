@@ -13,6 +13,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import ml_collections
 import numpy as np
 
 from genie_jax.core import config as config_lib
@@ -22,7 +23,7 @@ from genie_jax.models import build as build_lib
 from genie_jax.models import dynamics, lam, tokenizer
 from genie_jax.nn import quantizers
 
-Config = Mapping[str, Any]
+Config = Mapping[str, Any] | ml_collections.ConfigDict
 Inputs = tuple[jax.ShapeDtypeStruct, ...]
 
 
@@ -122,8 +123,8 @@ def model_type(
   return _MODELS.get(name, where=where, trusted=trusted)
 
 
-def build(role: str, config: Config, *, trusted: bool = False) -> nn.Module:
-  """Builds the model of a config.
+def build(role: str, config: Config, *, trusted: bool = False) -> Any:
+  """Returns the model of a config, a `flax.linen.Module`.
 
   Args:
     role: For example "tokenizer".

@@ -37,13 +37,14 @@ class Part:
   """One model, ready for `module.apply({"params": params}, ...)`.
 
   Attributes:
-    module: The model, for example a Tokenizer, Lam or Dynamics.
+    module: The model, a `flax.linen.Module`, for example a Tokenizer; its
+      methods are those of its role (`models.protocols`).
     config: {"world": ..., "model": ...} that built it, and "quantizer" if it
       has another than the default.
     params: Nested dict of arrays: float32 unless asked for otherwise.
   """
 
-  module: nn.Module
+  module: Any
   config: dict[str, Any]
   params: dict[str, Any]
 
@@ -259,11 +260,10 @@ def _by_part(
     wanted = placement.FLOATS[config["dtype"]]
     if config["dtype"] == "int8" and dot and kind in ("values", "scales"):
       wanted = np.dtype(np.int8 if kind == "values" else np.float32)
-      both = [
-        stored.get(f"{owner}/{base}.{kind}") for kind in ("values", "scales")
-      ]
-      if None not in both:
-        path, leaf = base, int8.Int8(*both)
+      values = stored.get(f"{owner}/{base}.values")
+      scales = stored.get(f"{owner}/{base}.scales")
+      if values is not None and scales is not None:
+        path, leaf = base, int8.Int8(values, scales)
       else:
         leaf = tensor  # Refused by its name below.
     else:
@@ -345,7 +345,7 @@ def _fingerprint(config: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
     tensor = stored[name]
     digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
     for block in lazy_array.in_order(tensor):
-      digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8))
+      digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
   return config_lib.fingerprint(
     {"parts": config["parts"], "weights": digest.hexdigest()}
   )

@@ -206,13 +206,21 @@ class Tokenizer(nn.Module):
     )
     return frames.clip(0, 1), own
 
+  @nn.nowrap
+  def empty_cache(self, num_clips: int, slots: int) -> st_transformer.Cache:
+    """Returns an empty cache for the decoder, as that of `Dynamics`."""
+    h, w = patches.grid(self.height, self.width, self.patch)
+    return st_transformer.empty_cache(self.decoder, num_clips, h * w, slots)
+
   def _encode(self, frames: jax.Array) -> jax.Array:
     x = patches.patchify(frames, self.patch)  # [B, T, N, P]
     x = self.encoder_position(self.embed(2 * x - 1))
     x, _ = self.encoder_stack(x)
     return self.to_code(x)  # [B, T, N, E]
 
-  def _decode(self, vectors, cache=None, position=0):
+  def _decode(
+    self, vectors: jax.Array, cache: Any = None, position: Any = 0
+  ) -> tuple[jax.Array, Any]:
     """Returns frames, and the decoder's keys and values of them."""
     x = self.decoder_position(self.from_code(vectors))
     x, own = self.decoder_stack(x, cache, position)

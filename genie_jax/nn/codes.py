@@ -163,9 +163,9 @@ class Usage:
 
   def update(self, codes: jax.Array, decay: float) -> "Usage":
     """Mixes in the codes of one batch, int32 [...]."""
-    decay = young_decay(self.age, decay)
+    rate = young_decay(self.age, decay)
     share = counts(codes, self.share.shape[0]) / codes.size
-    return Usage(decay * self.share + (1 - decay) * share, self.age + 1)
+    return Usage(rate * self.share + (1 - rate) * share, self.age + 1)
 
 
 def counts(codes: jax.Array, num_codes: int) -> jax.Array:

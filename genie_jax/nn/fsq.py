@@ -99,7 +99,8 @@ class FSQ(codes_lib.Quantizer):
 
   def lookup(self, codes: jax.Array) -> jax.Array:
     """Returns the vectors [..., E] of codes: int32 [...]."""
-    digits = codes[..., None] // self._place() % np.int32(self.levels)
+    levels = np.array(self.levels, np.int32)
+    digits = codes[..., None] // self._place() % levels
     return (digits - self._lowest()).astype(jnp.float32) * self._step()
 
   def _lowest(self) -> np.ndarray:
@@ -116,4 +117,4 @@ class FSQ(codes_lib.Quantizer):
     A factor rather than a division: compilers replace divisions by a
     constant, and the vectors must be the same in every program.
     """
-    return np.float32(1 / (np.array(self.levels) // 2))
+    return (1 / (np.array(self.levels) // 2)).astype(np.float32)

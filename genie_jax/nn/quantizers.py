@@ -25,7 +25,8 @@ from genie_jax.core import config as config_lib
 from genie_jax.core import errors, registry
 from genie_jax.nn import codes, fsq, vq
 
-Quantizer, Quantized = codes.Quantizer, codes.Quantized
+Quantizer = codes.Quantizer
+Quantized = codes.Quantized
 
 DEFAULT = "vq"
 _METHODS = {
@@ -140,4 +141,5 @@ def build(
     unit_norm: `config.model.unit_norm`.
   """
   fields = {"code_dim": code_dim, "unit_norm": unit_norm, **(completed or {})}
-  return of(fields.pop("name", DEFAULT)).build(num_codes, fields)
+  found: Any = of(fields.pop("name", DEFAULT))  # Of a class with `build`.
+  return found.build(num_codes, fields)

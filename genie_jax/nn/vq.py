@@ -210,8 +210,8 @@ class CodeStatistics:
       decay: Of the shares, after some hundred batches.
       centre_decay: Of the masses and sums, likewise.
     """
-    decay = codes_lib.young_decay(self.age, decay)
-    centre_decay = codes_lib.young_decay(self.age, centre_decay)
+    use_rate = codes_lib.young_decay(self.age, decay)
+    centre_rate = codes_lib.young_decay(self.age, centre_decay)
     codes = quantized.codes.reshape(-1)
     inputs = jax.lax.stop_gradient(quantized.inputs)
     counts = codes_lib.counts(codes, self.mass.shape[0])
@@ -222,9 +222,9 @@ class CodeStatistics:
     )
     mix = lambda rate, old, new: rate * old + (1 - rate) * new
     return CodeStatistics(
-      mix(decay, self.share, counts / codes.size),
-      mix(centre_decay, self.mass, counts),
-      mix(centre_decay, self.total, sums),
+      mix(use_rate, self.share, counts / codes.size),
+      mix(centre_rate, self.mass, counts),
+      mix(centre_rate, self.total, sums),
       self.age + 1,
     )
 

@@ -110,7 +110,8 @@ def _loss_scales(
   others = {
     name for other in quantizers.names() for name in quantizers.of(other).LOSSES
   } - set(quantizer.LOSSES)
-  return {name: scale for name, scale in scales.items() if name not in others}
+  given: dict[str, float] = scales.to_dict()
+  return {name: scale for name, scale in given.items() if name not in others}
 
 
 def as_float(frames: jax.Array) -> jax.Array:

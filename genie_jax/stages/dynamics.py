@@ -75,7 +75,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
       params, batch["tokens"], batch[which], rng
     ),
     show=preview.show,
-    flops_per_clip=training_flops(config),
+    flops_per_clip=flops_per_clip(config, model),
     open_source=data.tokens(
       config,
       ("tokens", which),
@@ -133,7 +133,7 @@ def start(config: ml_collections.ConfigDict, params: Any) -> Any:
 
 
 def token_terms(
-  model: dynamics.Dynamics,
+  model: Any,
   params: Any,
   tokens: jax.Array,
   actions: jax.Array,
@@ -163,7 +163,7 @@ def token_terms(
 
 
 def next_frame_terms(
-  model: dynamics.Dynamics,
+  model: Any,
   params: Any,
   tokens: jax.Array,
   actions: jax.Array,
@@ -188,8 +188,32 @@ def next_frame_terms(
   }
 
 
+def flops_per_clip(config: ml_collections.ConfigDict, model: Any) -> float:
+  """Returns a clip's forward and backward FLOPs, of any dynamics model.
+
+  Args:
+    config: Of the stage.
+    model: The model that it describes.
+  """
+  if isinstance(model, dynamics.Dynamics):
+    return training_flops(config)
+  frames = config.data.num_frames
+  shape = (1, frames, *build.token_grid(config.world))
+  inputs = (
+    jax.ShapeDtypeStruct(shape, jnp.int32),
+    jax.ShapeDtypeStruct((1, frames - 1), jnp.int32),
+    jax.ShapeDtypeStruct(shape, jnp.bool_),
+  )
+  params = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+  return 3 * flops.traced(model.apply, nn.unbox(params), *inputs)
+
+
 def training_flops(config: ml_collections.ConfigDict) -> float:
-  """Returns a clip's forward and backward FLOPs (three forward passes)."""
+  """Returns a clip's forward and backward FLOPs (three forward passes).
+
+  Args:
+    config: Of a stage that trains a `models.dynamics.Dynamics`.
+  """
   h, w = build.token_grid(config.world)
   fields, frames = config.model.transformer, config.data.num_frames
   return 3 * (

@@ -148,7 +148,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
     show=show,
     flops_per_clip=(
       lam_lib.training_flops(part_config(config, "lam"))
-      + dynamics_lib.training_flops(part_config(config, "dynamics"))
+      + dynamics_lib.flops_per_clip(part_config(config, "dynamics"), dynamics)
     ),
     open_source=data.tokens(config, ("tokens", "frames")),
   )

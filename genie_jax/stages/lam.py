@@ -1,5 +1,7 @@
 """The latent action stage: buttons from video alone (Genie, section 2.1)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -82,11 +84,11 @@ def button_terms(
   Returns:
     Squared errors with inferred actions, with random ones and of copying.
   """
-  made = model.apply({"params": params}, frames)
+  made: Any = model.apply({"params": params}, frames)
   random = jax.random.randint(
     rng, made.latent_actions.shape, 0, model.num_latent_actions
   )
-  other = model.apply(
+  other: Any = model.apply(
     {"params": params}, frames[:, :-1], random, method="decode"
   )
   copied = patches.shrink(frames, model.shrink)[:, :-1]
@@ -109,11 +111,11 @@ def next_frames(
     frames: float [B, T, H, W, C].
     rng: Key of the random actions.
   """
-  made = model.apply({"params": params}, frames)
+  made: Any = model.apply({"params": params}, frames)
   random = jax.random.randint(
     rng, made.latent_actions.shape, 0, model.num_latent_actions
   )
-  other = model.apply(
+  other: Any = model.apply(
     {"params": params}, frames[:, :-1], random, method="decode"
   )
   return {

@@ -17,7 +17,7 @@ from genie_jax.models import build
 from genie_jax.stages import dynamics, joint, lam, tokenizer
 from genie_jax.train import stage
 
-Config = Mapping[str, Any]
+Config = Mapping[str, Any] | ml_collections.ConfigDict
 Parts = dict[str, dict[str, Any]]
 
 

@@ -202,6 +202,7 @@ def make(
   """
   found = settings(config, steps)
   learning_rate = schedule(found, steps)
+  rate: Any = learning_rate  # Optax types the step as a number.
   parts = []
   if found.clip_norm:
     parts.append(optax.clip_by_global_norm(found.clip_norm))
@@ -210,6 +211,6 @@ def make(
     optax.add_decayed_weights(
       found.weight_decay, mask=lambda params: decay_mask(params, no_decay)
     ),
-    optax.scale_by_learning_rate(learning_rate),
+    optax.scale_by_learning_rate(rate),
   ]
   return Optimizer(optax.chain(*parts), learning_rate, found.accumulate)

@@ -16,7 +16,8 @@ def keep_programs() -> None:
 
   JAX_COMPILATION_CACHE_DIR names another folder.
   """
-  if not jax.config.jax_compilation_cache_dir:
+  settings: Any = jax.config  # Its flags are not in its type.
+  if not settings.jax_compilation_cache_dir:
     jax.config.update("jax_compilation_cache_dir", str(cache.default_folder()))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 

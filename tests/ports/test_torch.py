@@ -20,7 +20,7 @@ torch = pytest.importorskip(
   "torch", reason="PyTorch is an extra: pip install genie_jax[torch]"
 )
 
-from genie_jax.ports.torch import maskgit, quantizers  # noqa: E402
+from genie_jax.ports.torch import maskgit, quantizers, weights  # noqa: E402
 from genie_jax.ports.torch import world as world_lib  # noqa: E402  Needs torch.
 
 pytestmark = pytest.mark.slow
@@ -284,6 +284,13 @@ def test_mistakes_are_one_line(tmp_path):
   path.write_bytes(path.read_bytes()[:-1] + b"\1")
   with pytest.raises(errors.UserError, match="is damaged"):
     world_lib.load_world(tmp_path / "w")
+
+
+def test_a_model_of_another_package_is_refused():
+  own = tiny_world.MODELS["lam"]
+  assert weights.expected("lam", {**own, "name": "lam"})
+  with pytest.raises(errors.UserError, match="lam is the model 'mine', which"):
+    weights.expected("lam", {**own, "name": "mine"})
 
 
 def test_no_jax_is_loaded():

@@ -13,7 +13,7 @@ from genie_jax.sampling import maskgit, player, ring_cache, rollout
 from genie_jax.weights import int8
 from tests.fixtures import tiny_player
 
-SAMPLING = maskgit.Sampling(refinements=3)
+SAMPLING = maskgit.MaskGIT(refinements=3)
 W = tiny_player.WINDOW
 # Orders of float32 sums differ; logits here have a deviation of about 5.
 CLOSE = dict(rtol=1e-4, atol=1e-4)
@@ -42,7 +42,7 @@ def whole_draw(models, params, tokens, actions, last, key, length):
       models, params, tokens, actions, last, frame[0], hidden[0], length
     )[None]
 
-  return maskgit.draw_frame(logits_of, tiny_player.GRID, key[None], SAMPLING)[0]
+  return SAMPLING.draw(logits_of, tiny_player.GRID, key[None])[0]
 
 
 class History:
@@ -205,9 +205,8 @@ def test_the_decoders_cache_gives_the_floats_of_the_whole_window():
   tokens, _ = tiny_player.some_prompt(W)
   run = functools.partial(models.tokenizer.apply, params)
   _, own = run(tokens[None, :-1], None, 0, method="decode_step")
-  frames, _ = run(
-    tokens[None, -1:], ring_cache.ring(own, W - 1), W - 1, method="decode_step"
-  )
+  cache = models.tokenizer.empty_cache(1, W - 1).write(own, 0)
+  frames, _ = run(tokens[None, -1:], cache, W - 1, method="decode_step")
   whole = run(tokens[None], method="decode")
   np.testing.assert_allclose(frames[:, 0], whole[:, -1], atol=1e-6)
 

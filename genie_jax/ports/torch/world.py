@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from genie_jax.core import errors, files
-from genie_jax.ports.torch import layers, maskgit, models, weights
+from genie_jax.ports.torch import layers, models, samplers, weights
 from genie_jax.worlds import world_manifest
 
 
@@ -65,7 +65,7 @@ class World:
   def __init__(
     self,
     parts: Mapping[str, models.Part],
-    sampling: maskgit.Sampling,
+    sampling: samplers.FrameSampler,
     drop: int,
     manifest: Mapping[str, Any],
     prompts: tuple[pathlib.Path, ...] = (),
@@ -137,14 +137,15 @@ class World:
 
   @torch.no_grad()
   def step(
-    self, state: State, action: int, noise: maskgit.Noise | None = None
+    self, state: State, action: int, noise: Any = None
   ) -> tuple[State, np.ndarray]:
     """Draws the frame that an action leads to.
 
     Args:
       state: The player, which stays as it is.
       action: In [0, A).
-      noise: What is random; drawn from torch's generator when left out.
+      noise: What is random, as the sampler's `noise` gives it; drawn from
+        torch's generator when left out.
 
     Returns:
       The player after it, and the frame, uint8 [H, W, C].
@@ -169,14 +170,13 @@ class World:
       tokens[None], incoming, hidden[None], cache, position, state.tokens[-1:]
     )
     if noise is None:
-      noise = maskgit.Noise.draw(
-        self.sampling, self.dynamics.grid, self.dynamics.num_codes, self.device
+      noise = self.sampling.noise(
+        self.dynamics.grid, self.dynamics.num_codes, self.device
       )
-    tokens = maskgit.draw_frame(
+    tokens = self.sampling.draw(
       lambda tokens, hidden: score(tokens[None], hidden[None])[0][0, 0],
       self.dynamics.grid,
       noise,
-      self.sampling,
     )
     _, own = score(tokens[None], torch.zeros_like(tokens[None], dtype=bool))
     window = self.tokenizer.window
@@ -226,7 +226,8 @@ def load_world(
 
   Raises:
     UserError: It is no world, it is damaged, or it asks for what this loader
-      does not do (slides other than "exact").
+      does not do (slides other than "exact", or a frame sampler without a
+      counterpart in PyTorch).
   """
   if slide not in (None, "exact"):
     raise errors.UserError(
@@ -254,7 +255,7 @@ def load_world(
   }
   return World(
     parts,
-    maskgit.make_sampling(config["sampling"]),
+    samplers.make(config["sampling"]),
     stated["drop"],
     manifest,
     world_manifest.prompts(folder, manifest),
