@@ -38,7 +38,7 @@ def rolled(module: nn.Module) -> nn.Module:
 
 def for_play(
   module: nn.Module, params: Any, dtype: str | None = None
-) -> tuple[nn.Module, Any]:
+) -> tuple[Any, Any]:
   """Returns a model and its weights as a player runs them.
 
   A model that is made of other layers than `STTransformer`s is played as it
