@@ -1,4 +1,4 @@
-"""Tests of the quantizers' registry and of what a quantizer must define."""
+"""Tests of the registry of quantizers, and of the methods they must define."""
 
 import sys
 import types
@@ -35,7 +35,7 @@ class Sign(quantizers.Quantizer):
 
 @pytest.fixture
 def package(monkeypatch):
-  """A user's package with a quantizer that nobody has registered."""
+  """A user's package with a quantizer that is not registered."""
 
   class Mine(Sign):
     pass
@@ -53,7 +53,7 @@ def build(completed):
   return quantizers.build(completed, num_codes=64, code_dim=4, unit_norm=False)
 
 
-def test_a_codebook_is_the_default_and_leaves_no_trace():
+def test_a_codebook_is_the_default_and_is_not_recorded():
   for group in (None, {"name": "vq"}, {"name": "vq", "levels": ()}):
     assert quantizers.complete(group, 64) is None
   assert build(None) == vq.Codebook(64, 4, False)
@@ -65,7 +65,7 @@ def test_fsq_records_its_levels_and_is_built_from_them():
     assert completed == {"name": "fsq", "levels": (8, 8)}
   given = quantizers.complete({"name": "fsq", "levels": [4, 16]}, 64)
   assert build(given) == fsq.FSQ((4, 16))
-  hash(tuple(given.items()))  # As fields of compiled models must have one.
+  hash(tuple(given.items()))  # Fields of compiled models must be hashable.
 
 
 def test_a_quantizer_of_another_package_is_imported_only_if_trusted(package):
@@ -95,7 +95,9 @@ def test_a_quantizer_of_another_package_is_imported_only_if_trusted(package):
     ("a_users_package:Absent", "has no 'Absent'"),
   ],
 )
-def test_what_is_no_quantizer_is_one_line(package, name, message):
+def test_a_wrong_type_of_quantizer_raises_a_one_line_error(
+  package, name, message
+):
   with pytest.raises(errors.UserError, match=message) as raised:
     quantizers.of(name, trusted=True)
   assert "\n" not in str(raised.value)
@@ -130,7 +132,7 @@ def test_a_missing_method_is_named_with_its_signature(package, method):
     ({"name": "fsq", "levels": (8, 9)}, "multiplies to 72"),
   ],
 )
-def test_a_group_that_makes_no_sense_is_one_line(group, message):
+def test_an_invalid_group_raises_a_one_line_error(group, message):
   with pytest.raises(errors.UserError, match=message) as raised:
     quantizers.complete(group, 64)
   assert "\n" not in str(raised.value)
