@@ -92,10 +92,10 @@ def test_a_range_or_a_step_is_read():
 
 def test_a_clock_goes_on_from_a_note_and_never_exceeds_the_wall():
   clock = goodput.Clock(2000.0)
-  clock.go_on(
+  clock.add_earlier(
     {"started": 1000.0, "productive": 300.0, "lost": {"compile": 50.0}}
   )
-  with clock.losing("checkpoint"):
+  with clock.count_lost("checkpoint"):
     pass
   note = json.loads(json.dumps(clock.note()))
   assert note["started"] == 1000.0 and note["productive"] == 300.0
@@ -105,5 +105,5 @@ def test_a_clock_goes_on_from_a_note_and_never_exceeds_the_wall():
 
 def test_a_clock_of_the_first_version_goes_on():
   clock = goodput.Clock(2000.0)
-  clock.go_on({"started": 1000.0, "productive": 3.0})
+  clock.add_earlier({"started": 1000.0, "productive": 3.0})
   assert clock.productive == 3.0 and sum(clock.lost.values()) == 0
