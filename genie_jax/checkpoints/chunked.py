@@ -1,10 +1,10 @@
 """Checkpoints of models larger than host memory, read a piece at a time.
 
-Each read of Orbax costs tens of milliseconds, however small, so small arrays
-are read in groups; the last group stays in memory, as its arrays are asked for
+Each read by Orbax takes tens of milliseconds, however small, so small arrays
+are read in groups. The last group stays in memory, because its arrays are used
 one after the other. An array larger than a group is read in boxes of whole
-chunks, as TensorStore stored them: a chunk is one device's part of the array
-when it was saved, and Orbax makes none larger than 2 GB.
+chunks as stored by TensorStore: a chunk is one device's part of the array when
+it was saved, and at most 2 GB.
 """
 
 import functools
@@ -21,7 +21,8 @@ from genie_jax.core import errors
 from genie_jax.weights import lazy_array, param_tree
 
 GROUP_BYTES = 1 << 25
-# What is summed at once for a fingerprint; several copies of it are made.
+# Number of values summed at once for a fingerprint; several copies of them are
+# in memory.
 _VALUES = 1 << 20
 
 
@@ -33,15 +34,15 @@ def params(
 ) -> tuple[reader_lib.Tree, dict[str, Any]]:
   """Like `reader.load_params`, for models larger than memory.
 
-  All arrays are read and checked once here, piece by piece, and again when
-  they are asked for later. In memory is a group, or of a larger array a piece
-  of `lazy_array.PIECE_BYTES`, or one chunk of it if that is larger; and what it
-  takes to decode that, which is as much again once or twice.
+  All arrays are read and checked once by this function, piece by piece, and
+  again when they are used later. In memory is one group, or for a larger array
+  a piece of `lazy_array.PIECE_BYTES` (or one chunk if that is larger), and once
+  or twice as much for decoding it.
 
   Args:
-    workdir: Where `genie train` wrote.
-    step: Which checkpoint; the newest that is undamaged when left out.
-    group_bytes: Most bytes of arrays that are read together and whole.
+    workdir: A workdir of `genie train`.
+    step: Step of the checkpoint; by default the newest undamaged one.
+    group_bytes: Largest size of a group of arrays that are read together.
 
   Returns:
     Parameters as nested dicts of `lazy_array.Lazy`, and the run's config.
@@ -103,7 +104,7 @@ def _groups(flat: dict[str, Any], group_bytes: int) -> list[dict[str, Any]]:
 
 
 class _Reader:
-  """Reads arrays of one checkpoint; keeps the group that was read last."""
+  """Reads arrays of one checkpoint, and caches the last group."""
 
   def __init__(self, path: Any, groups: list[dict[str, Any]]):
     self.groups = groups
@@ -114,7 +115,7 @@ class _Reader:
     self._last: dict[str, np.ndarray] = {}
 
   def read(self, group: dict[str, Any]) -> None:
-    self.forget()  # The one before first.
+    self.forget()  # Frees the previous group before reading.
     fields, _ = reader_lib.load(self._path, param_tree.unflatten(group))
     self._last = param_tree.flatten(fields)
 
@@ -131,14 +132,14 @@ class _Reader:
 
 
 class _Chunks:
-  """Reads boxes of one array; what has been checked is checked again.
+  """Reads boxes of one array, and checks that they did not change.
 
   Attributes:
     unit: Shape of the array's chunks.
   """
 
   def __init__(self, path: Any, name: str, like: Any):
-    """Opens an array of a checkpoint's folder as Orbax lays it out."""
+    """Opens an array in a checkpoint's folder, in Orbax's layout."""
     self._path, self._name = path, name
     place = str(path / reader_lib.STATE)
     with reader.Explain(reader_lib.cannot_read):
@@ -150,7 +151,7 @@ class _Chunks:
             "base": f"{place if '://' in place else f'file://{place}'}/",
             "path": f"{name.replace('/', '.')}/",
           },
-          # One chunk after the other, or several would be in memory.
+          # Reads one chunk after the other, so that only one is in memory.
           "context": {
             "file_io_concurrency": {"limit": 1},
             "data_copy_concurrency": {"limit": 1},
@@ -161,13 +162,13 @@ class _Chunks:
       ).result()
     found = self._array.shape, self._array.dtype.numpy_dtype
     if found != (like.shape, like.dtype):
-      raise reader_lib.Damaged(f"{name} has another shape or type")
+      raise reader_lib.Damaged(f"{name} has the wrong shape or type")
     chunk = self._array.chunk_layout.read_chunk.shape
     self.unit = tuple(size or 1 for size in chunk or like.shape)
     self._words: dict[Any, tuple[int, int]] = {}
 
   def check(self, digits: str) -> None:
-    """Reads all boxes; raises `Damaged` unless this is their fingerprint."""
+    """Reads all boxes; raises `Damaged` if their fingerprint differs."""
     like = lazy_array.Parted(
       self._array.shape, self._array.dtype.numpy_dtype, self.unit, self._read
     )
@@ -198,7 +199,7 @@ class _Chunks:
 def _sums(
   box: lazy_array.Box, block: np.ndarray
 ) -> Iterator[tuple[Any, tuple[int, int]]]:
-  """Yields small boxes and what each adds to a fingerprint."""
+  """Yields small boxes, and the contribution of each to a fingerprint."""
   for inner in lazy_array.boxes(block.shape, _VALUES):
     corner = tuple(
       outer.start + own.start for outer, own in zip(box, inner, strict=True)

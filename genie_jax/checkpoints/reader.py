@@ -1,9 +1,9 @@
-"""Checkpoints as they lie on disk: found, checked and read.
+"""Finds, verifies and reads checkpoints on disk.
 
-One checkpoint is one Orbax step folder: the arrays of a `TrainState`, and a
-sealed note (its custom metadata) with the config, the state of the data
-iterator, and a fingerprint of every array. Orbax restores flipped bits of
-array data without an error; the fingerprints are what notices.
+A checkpoint is an Orbax step folder: the arrays of a `TrainState`, and a note
+(Orbax's custom metadata) with the config, the state of the data iterator, a
+fingerprint of every array, and a checksum of the note itself. Orbax restores
+array data with flipped bits without an error; the fingerprints detect it.
 """
 
 import hashlib
@@ -31,13 +31,13 @@ _COMMITTED = "commit_success.txt"
 
 
 class Damaged(ValueError):
-  """A checkpoint's bytes are not those that were written."""
+  """A checkpoint's bytes differ from those that were written."""
 
 
 def valid_steps(workdir: PathLike) -> list[int]:
   """Returns the steps of finished checkpoints, in order.
 
-  Orbax counts any folder with a number for a name, also an empty one.
+  Orbax itself would count any folder whose name is a number, even an empty one.
   """
   folder = buckets.run_folder(workdir) / FOLDER
   if not folder.is_dir():
@@ -54,16 +54,16 @@ def valid_steps(workdir: PathLike) -> list[int]:
 def load_params(
   workdir: PathLike, step: int | None = None
 ) -> tuple[Tree, Tree, dict[str, Any]]:
-  """Loads a model without its optimizer, on one process, to host memory.
+  """Loads a model without optimizer state, on one process, to host memory.
 
   Args:
-    workdir: Where `genie train` wrote.
-    step: Which checkpoint; the newest that is undamaged when left out.
+    workdir: A workdir of `genie train`.
+    step: Step of the checkpoint; by default the newest undamaged one.
 
   Returns:
     Parameters and the stage's extra arrays, as nested dicts of numpy arrays
-    (also where the stage keeps `extra` in a class of its own), and the config
-    of the run as a plain dict.
+    (even if the stage's `extra` has its own classes), and the config of the
+    run as a plain dict.
 
   Raises:
     UserError: There is no such checkpoint, or it is damaged.
@@ -78,7 +78,7 @@ def load_params(
 
 
 def host_arrays(note: Mapping[str, Any], groups: tuple[str, ...]) -> Tree:
-  """Returns what asks Orbax for these groups of arrays, in host memory."""
+  """Returns a tree with which Orbax loads these groups to host memory."""
   return param_tree.unflatten(
     {
       name: _abstract_array(signature)
@@ -91,12 +91,12 @@ def host_arrays(note: Mapping[str, Any], groups: tuple[str, ...]) -> Tree:
 def newest(
   workdir: PathLike, step: int | None, read: Callable[[epath.Path], Any]
 ) -> Any:
-  """Returns what `read` finds in the newest checkpoint that is undamaged.
+  """Reads the newest undamaged checkpoint, or that of a given step.
 
   Args:
-    workdir: Where `genie train` wrote.
-    step: Which checkpoint; the newest that is undamaged when left out.
-    read: Given a checkpoint's folder; raises `Damaged`.
+    workdir: A workdir of `genie train`.
+    step: Step of the checkpoint; None for the newest undamaged one.
+    read: Function from a checkpoint's folder to the result; raises `Damaged`.
 
   Raises:
     UserError: There is no such checkpoint, or it is damaged.
@@ -107,7 +107,7 @@ def newest(
     which = "" if step is None else f" of step {step}"
     raise errors.UserError(
       f"{workdir} has no checkpoint{which} (finished steps: "
-      f"{steps or 'none'}); give a workdir that `genie train` wrote."
+      f"{steps or 'none'}); use a workdir that `genie train` wrote."
     )
   for number in reversed(steps) if step is None else [step]:
     path = folder / str(number)
@@ -130,20 +130,21 @@ def newest(
 
 
 def load(path: epath.Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
-  """Loads and checks those arrays of a checkpoint that `like` has."""
+  """Loads and verifies the arrays of a checkpoint that are in `like`."""
   note = read_note(path)
-  # Parameters first: the optimizer's moments only repeat what is wrong there.
+  # Parameters first: their mismatches also appear in the optimizer state.
   for name, wanted in sorted(
     signatures(like).items(), key=lambda item: item[0][:7] != "params/"
   ):
     if note["arrays"].get(name) != wanted:
       raise errors.UserError(
         f"Checkpoint {path} is of another model: it has {name} as "
-        f"{note['arrays'].get(name, 'nothing')}, this config needs {wanted}; "
+        f"{note['arrays'].get(name, 'no array')}, this config needs {wanted}; "
         "use the config that made it, or another workdir."
       )
   context = ocp.Context()
-  context.pytree.loading.partial_load = True  # `like` may lack the optimizer
+  # `like` may have no optimizer state.
+  context.pytree.loading.partial_load = True
   with context, Explain(cannot_read):
     fields = ocp.load_checkpointables(path, {STATE: like})[STATE]
   found = fingerprint.arrays(fields)
@@ -158,7 +159,7 @@ def load(path: epath.Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
 
 
 def read_note(path: epath.Path) -> dict[str, Any]:
-  """Returns the sealed note of a checkpoint."""
+  """Returns the note of a checkpoint, after verifying its checksum."""
   with Explain(cannot_read):
     found: Any = ocp.checkpointables_metadata(path).custom_metadata
     note: dict[str, Any] = dict(found)
@@ -168,13 +169,13 @@ def read_note(path: epath.Path) -> dict[str, Any]:
 
 
 def seal(note: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns a JSON note with a checksum of itself."""
+  """Returns a JSON note with a checksum of its content added."""
   note = json.loads(json.dumps(note, allow_nan=False))
   return {**note, "seal": _checksum(note)}
 
 
 def signatures(tree: Tree) -> dict[str, str]:
-  """Returns path -> for example "float32[64,8]", as a note has it."""
+  """Returns path -> dtype and shape, for example "float32[64,8]"."""
   return {
     param_tree.path_name(path): f"{x.dtype}[{','.join(map(str, x.shape))}]"
     for path, x in jax.tree_util.tree_leaves_with_path(tree)
@@ -187,22 +188,26 @@ def _checksum(note: Mapping[str, Any]) -> str:
 
 
 def _abstract_array(signature: str) -> np.ndarray:
-  """Returns an array that asks Orbax for host memory, itself without any."""
+  """Returns a numpy array, which makes Orbax load to host memory.
+
+  The array itself uses no memory.
+  """
   dtype, shape = signature[:-1].split("[")
   shape = tuple(int(size) for size in shape.split(",") if size)
   return np.broadcast_to(np.zeros((), jnp.dtype(dtype)), shape)
 
 
 def cannot_read(error: Exception) -> Damaged:
-  """Returns what to raise where a checkpoint cannot be read."""
+  """Returns the exception to raise if a checkpoint cannot be read."""
   return Damaged(f"it cannot be read, {one_line(error)}")
 
 
 class Explain:
-  """Context that passes errors of files to a function and raises its result.
+  """Context that passes file errors to a function and raises its result.
 
   Truncated arrays raise a bare Exception, damaged indices ValueError, a full
-  disk one of several: only what tells of the program can be told apart.
+  disk one of several types. So all exceptions count as file errors, except
+  types that indicate an error in the program.
   """
 
   _PASS = (
@@ -228,5 +233,5 @@ class Explain:
 
 
 def one_line(error: Exception) -> str:
-  """Returns an error's kind and the start of its message."""
+  """Returns an error's type and the start of its message."""
   return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
