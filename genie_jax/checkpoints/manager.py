@@ -24,7 +24,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from genie_jax.checkpoints import fingerprint, reader
-from genie_jax.core import buckets, errors, files
+from genie_jax.core import errors
 from genie_jax.sharding import hosts
 
 _FORMAT = 1
@@ -36,11 +36,12 @@ class Checkpoints:
   All processes must call each method together.
   """
 
-  def __init__(self, workdir: files.PathLike, keep: int, keep_every: int = 0):
+  def __init__(self, workdir: epath.Path, keep: int, keep_every: int = 0):
     """Opens `workdir`, and moves unfinished checkpoints out of the way.
 
     Args:
-      workdir: Checkpoints are stored in its folder "checkpoints".
+      workdir: The run's folder, see `buckets.run_folder`; checkpoints are
+        stored in its folder "checkpoints".
       keep: Number of newest checkpoints to keep; with 2 or more a damaged one
         can be replaced by an earlier one.
       keep_every: Checkpoints whose step is a multiple of this are never
@@ -55,18 +56,22 @@ class Checkpoints:
         f"config.keep_every is {keep_every}; use a number of steps, or 0 "
         "to keep only the newest."
       )
-    self._workdir = buckets.run_folder(workdir)
-    self._folder = self._workdir / reader.FOLDER
+    self._workdir = workdir
+    self._folder = workdir / reader.FOLDER
     self._keep, self._keep_every = keep, keep_every
     self._pending: tuple[int, Any] | None = None
     self._orbax: ocp.training.Checkpointer | None = None
     # Only on process 0; the others wait at the barrier.
     if jax.process_index() == 0 and self._folder.is_dir():
-      finished = reader.valid_steps(self._workdir)
+      finished = self.steps()
       for path in sorted(self._folder.iterdir()):
         if path.name.isdecimal() and int(path.name) not in finished:
           self._set_aside(int(path.name), "is unfinished")
     hosts.barrier("unfinished checkpoints")
+
+  def steps(self) -> list[int]:
+    """Returns the steps of finished checkpoints, in order."""
+    return reader.finished_steps(self._folder)
 
   def save(
     self, fields: Mapping[str, Any], data: Any, note: Mapping[str, Any]
@@ -95,7 +100,7 @@ class Checkpoints:
         "fingerprints": fingerprint.arrays(fields),
       }
     )
-    with reader.Explain(_cannot_write, step, self._workdir):
+    with reader.Explain(self._cannot_write, step):
       response = self._open().save_checkpointables_async(
         step, {reader.STATE: dict(fields)}, custom_metadata=note
       )
@@ -115,7 +120,7 @@ class Checkpoints:
     if self._pending is not None:
       step, response = self._pending
       self._pending = None
-      with reader.Explain(_cannot_write, step, self._workdir):
+      with reader.Explain(self._cannot_write, step):
         response.result()
 
   def restore(
@@ -137,7 +142,7 @@ class Checkpoints:
     Raises:
       UserError: The checkpoint is of another model, or all are damaged.
     """
-    steps = reader.valid_steps(self._workdir)
+    steps = self.steps()
     hosts.check_same(
       steps[-1] if steps else -1,
       f"The newest checkpoint in {self._workdir}",
@@ -219,13 +224,11 @@ class Checkpoints:
       "Checkpoint of step %d %s; it was moved to %s.", step, why, target
     )
 
-
-def _cannot_write(
-  error: Exception, step: int, workdir: epath.Path
-) -> errors.RunFailed:
-  steps = reader.valid_steps(workdir)
-  return errors.RunFailed(
-    f"The checkpoint of step {step} could not be written to {workdir} "
-    f"({reader.one_line(error)}); free some space and run the same command, "
-    f"which resumes from step {steps[-1] if steps else 0}."
-  )
+  def _cannot_write(self, error: Exception, step: int) -> errors.RunFailed:
+    steps = self.steps()
+    return errors.RunFailed(
+      f"The checkpoint of step {step} could not be written to "
+      f"{self._workdir} ({reader.one_line(error)}); free some space and run "
+      "the same command, which resumes from step "
+      f"{steps[-1] if steps else 0}."
+    )

@@ -1,4 +1,4 @@
-"""Finds, verifies and reads checkpoints on disk.
+"""Finds, verifies and reads checkpoints on disk, whole or a piece at a time.
 
 A checkpoint is an Orbax step folder: the arrays of a `TrainState`, and a note
 (Orbax's custom metadata) with the config, the state of the data iterator, a
@@ -6,40 +6,50 @@ fingerprint of every array, and a checksum of the note itself. Orbax restores
 array data with flipped bits without an error; the fingerprints detect it.
 """
 
+import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tensorstore
 from absl import logging
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from genie_jax.checkpoints import fingerprint
-from genie_jax.core import buckets, errors, files
-from genie_jax.weights import param_tree
+from genie_jax.core import errors
+from genie_jax.weights import lazy_array, param_tree
 
 Tree = Any
-PathLike = files.PathLike
 
 FOLDER = "checkpoints"
 STATE = "state"
+GROUP_BYTES = 1 << 25  # Size of a group of small arrays read together.
 _COMMITTED = "commit_success.txt"
+# Number of values summed at once for a fingerprint; several copies of them are
+# in memory.
+_VALUES = 1 << 20
 
 
 class Damaged(ValueError):
   """A checkpoint's bytes differ from those that were written."""
 
 
-def valid_steps(workdir: PathLike) -> list[int]:
-  """Returns the steps of finished checkpoints, in order.
+def valid_steps(workdir: epath.Path) -> list[int]:
+  """Returns the steps of a run's finished checkpoints, in order."""
+  return finished_steps(workdir / FOLDER)
+
+
+def finished_steps(folder: epath.Path) -> list[int]:
+  """Returns the steps of the finished checkpoints in a folder, in order.
 
   Orbax itself would count any folder whose name is a number, even an empty one.
   """
-  folder = buckets.run_folder(workdir) / FOLDER
   if not folder.is_dir():
     return []
   return sorted(
@@ -52,12 +62,12 @@ def valid_steps(workdir: PathLike) -> list[int]:
 
 
 def load_params(
-  workdir: PathLike, step: int | None = None
+  workdir: epath.Path, step: int | None = None
 ) -> tuple[Tree, Tree, dict[str, Any]]:
   """Loads a model without optimizer state, on one process, to host memory.
 
   Args:
-    workdir: A workdir of `genie train`.
+    workdir: A workdir of `genie train`, see `buckets.run_folder`.
     step: Step of the checkpoint; by default the newest undamaged one.
 
   Returns:
@@ -77,6 +87,73 @@ def load_params(
   return newest(workdir, step, read)
 
 
+def lazy_params(
+  workdir: epath.Path,
+  step: int | None = None,
+  *,
+  group_bytes: int = GROUP_BYTES,
+) -> tuple[Tree, dict[str, Any]]:
+  """Like `load_params`, for models larger than memory.
+
+  Each read by Orbax takes tens of milliseconds, however small, so small arrays
+  are read in groups. The last group stays in memory, because its arrays are
+  used one after the other. An array larger than a group is read in boxes of
+  whole chunks as stored by TensorStore: a chunk is one device's part of the
+  array when it was saved, and at most 2 GB.
+
+  All arrays are read and checked once by this function, piece by piece, and
+  again when they are used later. In memory is one group, or for a larger array
+  a piece of `lazy_array.PIECE_BYTES` (or one chunk if that is larger), and once
+  or twice as much for decoding it.
+
+  Args:
+    workdir: A workdir of `genie train`, see `buckets.run_folder`.
+    step: Step of the checkpoint; by default the newest undamaged one.
+    group_bytes: Largest size of a group of arrays that are read together.
+
+  Returns:
+    Parameters as nested dicts of `lazy_array.Lazy`, and the run's config.
+
+  Raises:
+    UserError: There is no such checkpoint, or it is damaged.
+  """
+
+  def read(path):
+    note = read_note(path)
+    flat = param_tree.flatten(host_arrays(note, ("params",)))
+    large = {
+      name: like
+      for name, like in flat.items()
+      if _num_bytes(like) > group_bytes
+    }
+    groups = _Groups(
+      path,
+      _in_groups(
+        {name: like for name, like in flat.items() if name not in large},
+        group_bytes,
+      ),
+    )
+    for group in groups.groups:
+      groups.read(group)
+    groups.forget()
+    lazy: dict[str, lazy_array.Lazy] = {
+      name: lazy_array.Deferred(
+        like.shape, like.dtype, functools.partial(groups.get, name)
+      )
+      for name, like in flat.items()
+      if name not in large
+    }
+    for name, like in large.items():
+      chunks = _Chunks(path, name, like)
+      chunks.check(note["fingerprints"][name])
+      lazy[name] = lazy_array.Parted(
+        like.shape, like.dtype, chunks.unit, chunks.get
+      )
+    return param_tree.unflatten(lazy)["params"], note["config"]
+
+  return newest(workdir, step, read)
+
+
 def host_arrays(note: Mapping[str, Any], groups: tuple[str, ...]) -> Tree:
   """Returns a tree with which Orbax loads these groups to host memory."""
   return param_tree.unflatten(
@@ -89,20 +166,20 @@ def host_arrays(note: Mapping[str, Any], groups: tuple[str, ...]) -> Tree:
 
 
 def newest(
-  workdir: PathLike, step: int | None, read: Callable[[epath.Path], Any]
+  workdir: epath.Path, step: int | None, read: Callable[[epath.Path], Any]
 ) -> Any:
   """Reads the newest undamaged checkpoint, or that of a given step.
 
   Args:
-    workdir: A workdir of `genie train`.
+    workdir: A workdir of `genie train`, see `buckets.run_folder`.
     step: Step of the checkpoint; None for the newest undamaged one.
     read: Function from a checkpoint's folder to the result; raises `Damaged`.
 
   Raises:
     UserError: There is no such checkpoint, or it is damaged.
   """
-  steps = valid_steps(workdir)
-  folder = buckets.run_folder(workdir) / FOLDER
+  folder = workdir / FOLDER
+  steps = finished_steps(folder)
   if not steps or (step is not None and step not in steps):
     which = "" if step is None else f" of step {step}"
     raise errors.UserError(
@@ -235,3 +312,129 @@ class Explain:
 def one_line(error: Exception) -> str:
   """Returns an error's type and the start of its message."""
   return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _num_bytes(like: Any) -> int:
+  return math.prod(like.shape) * like.dtype.itemsize
+
+
+def _in_groups(flat: dict[str, Any], group_bytes: int) -> list[dict[str, Any]]:
+  groups, room = [], 0
+  for name, like in flat.items():
+    size = _num_bytes(like)
+    if size > room or not groups:
+      groups.append({})
+      room = group_bytes
+    groups[-1][name] = like
+    room -= size
+  return groups
+
+
+class _Groups:
+  """Reads arrays of one checkpoint, and caches the last group."""
+
+  def __init__(self, path: Any, groups: list[dict[str, Any]]):
+    self.groups = groups
+    self._path = path
+    self._owner = {
+      name: number for number, group in enumerate(groups) for name in group
+    }
+    self._last: dict[str, np.ndarray] = {}
+
+  def read(self, group: dict[str, Any]) -> None:
+    self.forget()  # Frees the previous group before reading.
+    fields, _ = load(self._path, param_tree.unflatten(group))
+    self._last = param_tree.flatten(fields)
+
+  def forget(self) -> None:
+    self._last = {}
+
+  def get(self, name: str) -> np.ndarray:
+    if name not in self._last:
+      try:
+        self.read(self.groups[self._owner[name]])
+      except Damaged as damage:
+        raise _changed(self._path, damage) from damage
+    return self._last[name]
+
+
+class _Chunks:
+  """Reads boxes of one array, and checks that they did not change.
+
+  Attributes:
+    unit: Shape of the array's chunks.
+  """
+
+  def __init__(self, path: Any, name: str, like: Any):
+    """Opens an array in a checkpoint's folder, in Orbax's layout."""
+    self._path, self._name = path, name
+    place = str(path / STATE)
+    with Explain(cannot_read):
+      self._array = tensorstore.open(
+        {
+          "driver": "zarr3",
+          "kvstore": {
+            "driver": "ocdbt",
+            "base": f"{place if '://' in place else f'file://{place}'}/",
+            "path": f"{name.replace('/', '.')}/",
+          },
+          # Reads one chunk after the other, so that only one is in memory.
+          "context": {
+            "file_io_concurrency": {"limit": 1},
+            "data_copy_concurrency": {"limit": 1},
+          },
+        },
+        read=True,
+        open=True,
+      ).result()
+    found = self._array.shape, self._array.dtype.numpy_dtype
+    if found != (like.shape, like.dtype):
+      raise Damaged(f"{name} has the wrong shape or type")
+    chunk = self._array.chunk_layout.read_chunk.shape
+    self.unit = tuple(size or 1 for size in chunk or like.shape)
+    self._words: dict[Any, tuple[int, int]] = {}
+
+  def check(self, digits: str) -> None:
+    """Reads all boxes; raises `Damaged` if their fingerprint differs."""
+    like = lazy_array.Parted(
+      self._array.shape, self._array.dtype.numpy_dtype, self.unit, self._read
+    )
+    self._words = {
+      key: words
+      for box, block in lazy_array.each(like)
+      for key, words in _sums(box, block)
+    }
+    if fingerprint.joined(self._words.values()) != digits:
+      raise Damaged(f"the bits of {self._name} have changed")
+
+  def get(self, box: Any) -> np.ndarray:
+    try:
+      block = self._read(box)
+      if any(
+        self._words.get(key, words) != words for key, words in _sums(box, block)
+      ):
+        raise Damaged(f"the bits of {self._name} have changed")
+    except Damaged as damage:
+      raise _changed(self._path, damage) from damage
+    return block
+
+  def _read(self, box: Any) -> np.ndarray:
+    with Explain(cannot_read):
+      return self._array[box].read().result()
+
+
+def _sums(
+  box: lazy_array.Box, block: np.ndarray
+) -> Iterator[tuple[Any, tuple[int, int]]]:
+  """Yields small boxes, and the contribution of each to a fingerprint."""
+  for inner in lazy_array.boxes(block.shape, _VALUES):
+    corner = tuple(
+      outer.start + own.start for outer, own in zip(box, inner, strict=True)
+    )
+    yield (corner, block[inner].shape), fingerprint.part(block[inner], corner)
+
+
+def _changed(path: Any, damage: Damaged) -> errors.UserError:
+  return errors.UserError(
+    f"{path} was damaged while it was read ({damage}); try again."
+  )

@@ -115,25 +115,23 @@ def run(args: argparse.Namespace) -> int:
   began = time.time()
   from genie_jax.core import config as config_lib
   from genie_jax.sharding import cluster
-  from genie_jax.train import profile
 
   overrides = list(args.overrides)
   if args.init_from:
     overrides.append(f"--config.init_from={args.init_from}")
   config = config_lib.load(args.config, overrides)
-  steps = profile.parse(args.profile_steps)
-  found = _find_others(args)
-  if found is None:
+  steps = _steps(args.profile_steps)
+  try:
+    joined = _join(args, config)
+  except cluster.CannotStart as error:
+    _say(error)
+    cluster.exit_now(1, error.process_id)
+  if joined is None:
     _keep_compiled(args.compilation_cache)
     return _train(args, config, steps, began)
   # The one place of the program that leaves without unwinding: Python's own
   # end would wait for processes that wait for this one.
-  leave = lambda code: cluster.exit_now(code, found.process_id)
-  try:
-    _join(args, config, found)
-  except cluster.CannotStart as error:
-    _say(error)
-    leave(1)
+  leave = lambda code: cluster.exit_now(code, joined.process_id)
   try:
     _keep_compiled(args.compilation_cache, alone=False)
     code = _train(args, config, steps, began)
@@ -156,8 +154,36 @@ def run(args: argparse.Namespace) -> int:
   return code
 
 
-def _find_others(args: argparse.Namespace):
-  """Returns the cluster that this process is of, None where it is alone."""
+def _steps(text: str) -> tuple[int, int] | None:
+  """Returns the first and last step of "10-15" or "10"; None for "".
+
+  Raises:
+    UserError: It is neither.
+  """
+  if not text:
+    return None
+  first, _, last = text.partition("-")
+  last = last or first
+  if not (first.isdecimal() and last.isdecimal()) or not (
+    1 <= int(first) <= int(last)
+  ):
+    raise errors.UserError(
+      f"--profile-steps={text} is not a range of steps; give for example 10-15."
+    )
+  return int(first), int(last)
+
+
+def _join(args: argparse.Namespace, config):
+  """Meets the other processes, and leaves the log to process 0.
+
+  Returns:
+    The `cluster.Cluster` that this process is of, None where it is alone.
+  """
+  import jax
+  from absl import logging
+
+  import genie_jax
+  from genie_jax.core import config as config_lib
   from genie_jax.sharding import cluster
 
   flags = (args.coordinator, args.num_processes, args.process_id)
@@ -168,46 +194,26 @@ def _find_others(args: argparse.Namespace):
         "--coordinator, --num-processes and --process-id."
       )
     return None
-  found = cluster.detect(*flags)
-  if found is None and args.distributed == "on":
+  joined = cluster.join(
+    *flags,
+    {
+      "the config's fingerprint": config_lib.fingerprint(config)[:12],
+      "the version of genie_jax": genie_jax.__version__,
+      "the version of jax": jax.__version__,
+      "--workdir": args.workdir,
+    },
+    initialization_timeout=args.initialization_timeout,
+    heartbeat_timeout=args.heartbeat_timeout,
+  )
+  if joined is None and args.distributed == "on":
     raise errors.UserError(
       "--distributed on, but no launcher names other processes (TPU_*, "
       "SLURM_*, OMPI_* or JAX_* variables); give --coordinator, "
       "--num-processes and --process-id."
     )
-  return found
-
-
-def _join(args: argparse.Namespace, config, found) -> None:
-  """Meets the other processes and leaves the log to process 0."""
-  import jax
-  from absl import logging
-
-  import genie_jax
-  from genie_jax.core import config as config_lib
-  from genie_jax.sharding import cluster
-
-  logging.info(
-    "Process %d of %d (by %s), process 0 at %s.",
-    found.process_id,
-    found.num_processes,
-    found.found_by,
-    found.coordinator,
-  )
-  settings = {
-    "the config's fingerprint": config_lib.fingerprint(config)[:12],
-    "the version of genie_jax": genie_jax.__version__,
-    "the version of jax": jax.__version__,
-    "--workdir": args.workdir,
-  }
-  cluster.start(
-    found,
-    settings,
-    initialization_timeout=args.initialization_timeout,
-    heartbeat_timeout=args.heartbeat_timeout,
-  )
-  if found.process_id:
+  if joined is not None and joined.process_id:
     logging.set_verbosity(logging.WARNING)
+  return joined
 
 
 def _keep_compiled(folder: str, alone: bool = True) -> None:

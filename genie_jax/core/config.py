@@ -6,7 +6,7 @@ import importlib.util
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -168,6 +168,17 @@ def to_dict(config: Any) -> Any:
   if isinstance(config, (list, tuple)):
     return [to_dict(value) for value in config]
   return config
+
+
+def dotted(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Returns nested groups as one level, for example "optimizer.peak_lr"."""
+  flat = {}
+  for name, value in fields.items():
+    if isinstance(value, Mapping) and value:
+      flat |= dotted(value, f"{prefix}{name}.")
+    else:
+      flat[f"{prefix}{name}"] = value
+  return flat
 
 
 def fingerprint(value: Any) -> str:

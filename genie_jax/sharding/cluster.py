@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 import jax
+from absl import logging
 
 from genie_jax.core import errors
 from genie_jax.sharding import rendezvous, tpu_vm
@@ -60,11 +61,64 @@ class Cluster:
 
 
 class CannotStart(Exception):
-  """All processes are present, but JAX could not connect them."""
+  """All processes are present, but JAX could not connect them.
+
+  Attributes:
+    process_id: Of this process.
+  """
+
+  def __init__(self, message: str, process_id: int):
+    super().__init__(message)
+    self.process_id = process_id
 
 
 # The result for a launcher that started one process; later rules are skipped.
 _SINGLE = Cluster("launcher", "localhost:1", 1, 0)
+
+
+def join(
+  coordinator: str | None,
+  num_processes: int | None,
+  process_id: int | None,
+  settings: rendezvous.Settings,
+  *,
+  initialization_timeout: int = INITIALIZATION_SECONDS,
+  heartbeat_timeout: int = HEARTBEAT_SECONDS,
+) -> Cluster | None:
+  """Finds the processes of this run and connects to them.
+
+  Args:
+    coordinator: See `detect`.
+    num_processes: See `detect`.
+    process_id: See `detect`.
+    settings: See `start`.
+    initialization_timeout: See `start`.
+    heartbeat_timeout: See `start`.
+
+  Returns:
+    The processes, or None where there is only this one.
+
+  Raises:
+    UserError: As `detect` and `start` do.
+    CannotStart: As `start` does.
+  """
+  found = detect(coordinator, num_processes, process_id)
+  if found is None:
+    return None
+  logging.info(
+    "Process %d of %d (by %s), process 0 at %s.",
+    found.process_id,
+    found.num_processes,
+    found.found_by,
+    found.coordinator,
+  )
+  start(
+    found,
+    settings,
+    initialization_timeout=initialization_timeout,
+    heartbeat_timeout=heartbeat_timeout,
+  )
+  return found
 
 
 def detect(
@@ -177,7 +231,8 @@ def start(
     raise CannotStart(
       f"JAX could not connect process {cluster.process_id} of "
       f"{cluster.num_processes} through {cluster.coordinator} ({error}); "
-      "run the same command again on all hosts."
+      "run the same command again on all hosts.",
+      cluster.process_id,
     ) from error
 
 

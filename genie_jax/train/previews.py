@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from etils import epath
 from jax.sharding import Mesh, NamedSharding
 from PIL import Image
 
-from genie_jax.core import buckets, errors, files, images
+from genie_jax.core import errors, files, images
 from genie_jax.sharding import compiler_options, hosts, rules
 from genie_jax.sharding import mesh as mesh_lib
 from genie_jax.train import metrics
@@ -39,7 +40,7 @@ class Pictures:
     stage: stage_lib.Stage,
     mesh: Mesh,
     like: state_lib.TrainState,
-    workdir: files.PathLike,
+    workdir: epath.Path,
   ):
     """Prepares the layout; nothing is compiled yet.
 
@@ -50,7 +51,7 @@ class Pictures:
       workdir: Images are written to its folder "previews".
     """
     self._stage = stage
-    self._folder = buckets.run_folder(workdir) / "previews"
+    self._folder = workdir / "previews"
     self._mesh = mesh_lib.without_frames(mesh)
     self._layout = jax.tree.map(
       lambda x: NamedSharding(self._mesh, x.sharding.spec),

@@ -9,37 +9,19 @@ from typing import Any
 
 import jax
 from absl import logging
+from etils import epath
 
-from genie_jax.core import buckets, errors, files
+from genie_jax.core import buckets, files
 
 FOLDER = "profile"
-
-
-def parse(text: str) -> tuple[int, int] | None:
-  """Parses "10-15" or "10" to the first and last step; "" to None.
-
-  Raises:
-    UserError: The text has another form.
-  """
-  if not text:
-    return None
-  first, _, last = text.partition("-")
-  last = last or first
-  if not (first.isdecimal() and last.isdecimal()) or not (
-    1 <= int(first) <= int(last)
-  ):
-    raise errors.UserError(
-      f"--profile-steps={text} is not a range of steps; use for example 10-15."
-    )
-  return int(first), int(last)
 
 
 class Profiler:
   """Traces a range of steps on process 0 into WORKDIR/profile."""
 
-  def __init__(self, workdir: files.PathLike, steps: tuple[int, int] | None):
+  def __init__(self, workdir: epath.Path, steps: tuple[int, int] | None):
     """Prepares to trace the first to the last of `steps`; None for no trace."""
-    self._target = buckets.run_folder(workdir) / FOLDER
+    self._target = workdir / FOLDER
     self._steps = steps if jax.process_index() == 0 else None
     self._local: contextlib.ExitStack | None = None
 

@@ -91,7 +91,15 @@ def apply(
       f"config.init_from={source}: none of its {len(names)} arrays fits a "
       f"parameter of the {stage_name} stage; use a model of the same kind."
     )
-  _log(source, report)
+  logging.info(
+    "Warm start from %s: %d arrays loaded, %d not loaded, %d of the source "
+    "unused; the optimizer state is reset.",
+    source,
+    len(report.loaded),
+    len(report.missing),
+    len(report.unused),
+  )
+  _warn(report)
   tree = jax.tree.unflatten(structure, new)
   state = dataclasses.replace(state, **tree)
   return state_lib.reset_optimizer(state, optimizer, like), report
@@ -118,15 +126,7 @@ def _read(source: str) -> tuple[dict[str, tuple[Any, str]], set[str]]:
   return table, set(flat)
 
 
-def _log(source: str, report: Report) -> None:
-  logging.info(
-    "Warm start from %s: %d arrays loaded, %d not loaded, %d of the source "
-    "unused; the optimizer state is reset.",
-    source,
-    len(report.loaded),
-    len(report.missing),
-    len(report.unused),
-  )
+def _warn(report: Report) -> None:
   for name, why in report.missing.items():
     logging.warning("Warm start: %s keeps its initial value: %s.", name, why)
   for name in report.unused:

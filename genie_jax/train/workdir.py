@@ -18,11 +18,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import ml_collections
 from absl import logging
+from etils import epath
 
-from genie_jax.core import buckets, errors, files
 from genie_jax.core import config as config_lib
+from genie_jax.core import errors, files
 
 FILE = "config.json"
 STARTED = "started.json"
@@ -52,42 +52,36 @@ _ABSENT = {"quantizer.name": "vq", "quantizer.levels": []}
 
 
 def check(
-  workdir: files.PathLike,
-  config: Mapping[str, Any] | ml_collections.ConfigDict,
-  resumes: bool,
+  workdir: epath.Path, config: Mapping[str, Any], resumes: bool
 ) -> None:
   """Compares a config with that of the run that it resumes.
 
   Args:
-    workdir: The run's folder.
-    config: The config of this start.
+    workdir: The run's folder, see `buckets.run_folder`.
+    config: The config of this start, as plain dicts.
     resumes: Whether the workdir has a checkpoint.
 
   Raises:
     UserError: A field that the checkpoint depends on has changed.
   """
-  path = buckets.run_folder(workdir) / FILE
+  path = workdir / FILE
   if resumes and path.exists():
-    _compare(workdir, files.read_json(path), config_lib.to_dict(config))
+    _compare(workdir, files.read_json(path), config)
 
 
-def write(
-  workdir: files.PathLike, config: Mapping[str, Any] | ml_collections.ConfigDict
-) -> None:
+def write(workdir: epath.Path, config: Mapping[str, Any]) -> None:
   """Writes `config.json`."""
   if jax.process_index() == 0:
-    files.write_json(
-      buckets.run_folder(workdir) / FILE, config_lib.to_dict(config)
-    )
+    files.write_json(workdir / FILE, config)
 
 
-def first_start(workdir: files.PathLike) -> float:
+def first_start(workdir: epath.Path) -> float:
   """Returns the Unix time at which this run first started.
 
   It is stored in a file, because a run may end before its first checkpoint.
   Only process 0 writes the file, and only its result is used.
   """
-  path = buckets.run_folder(workdir) / STARTED
+  path = workdir / STARTED
   if not path.exists():
     now = time.time()
     if jax.process_index() == 0:
@@ -97,7 +91,7 @@ def first_start(workdir: files.PathLike) -> float:
 
 
 def _compare(workdir, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-  old_fields, new_fields = _dotted(old), _dotted(new)
+  old_fields, new_fields = config_lib.dotted(old), config_lib.dotted(new)
   for name in sorted(old_fields.keys() | new_fields.keys()):
     before, after = (
       fields.get(name, _ABSENT.get(name, "absent"))
@@ -145,13 +139,3 @@ def _may_change(
     and group.startswith("model.")
     and all(f"{group}.num_layers" in fields for fields in (old, new))
   )
-
-
-def _dotted(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  flat = {}
-  for name, value in fields.items():
-    if isinstance(value, dict) and value:
-      flat |= _dotted(value, f"{prefix}{name}.")
-    else:
-      flat[f"{prefix}{name}"] = value
-  return flat

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from genie_jax.checkpoints import chunked, reader
+from genie_jax.checkpoints import reader
 from genie_jax.core import buckets, errors, files
 from genie_jax.models import store
 from genie_jax.stages import registry
@@ -36,13 +36,13 @@ def read(folder: files.PathLike, *, lazy: bool = False) -> Found:
   Raises:
     UserError: It is neither, or it is damaged.
   """
-  folder = buckets.reached(folder)
-  if tensor_files.exist(folder):
+  at = buckets.run_folder(buckets.reached(folder))
+  if tensor_files.exist(at):
     found = store.load(
       folder, place=_later if lazy else None, fingerprint=False
     )
     return Found(found.parts, found.config, False)
-  if not folder.is_dir() or not reader.valid_steps(folder):
+  if not at.is_dir() or not reader.valid_steps(at):
     raise errors.UserError(
       f"{folder} is neither a workdir with a finished checkpoint nor the "
       f"folder of a saved model (no {tensor_files.WHOLE}); give a folder that "
@@ -50,9 +50,9 @@ def read(folder: files.PathLike, *, lazy: bool = False) -> Found:
       "bucket, only what `genie train` wrote; copy others to a disk)."
     )
   if lazy:
-    params, config = chunked.params(folder)
+    params, config = reader.lazy_params(at)
   else:
-    params, _, config = reader.load_params(folder)
+    params, _, config = reader.load_params(at)
   models = registry.parts(config)
   if len(models) == 1:
     params = dict.fromkeys(models, params)

@@ -1,5 +1,6 @@
 """Tests of the registry of quantizers, and of the methods they must define."""
 
+import pathlib
 import sys
 import types
 from typing import ClassVar
@@ -85,6 +86,28 @@ def test_a_quantizer_of_another_package_is_imported_only_if_trusted(package):
   )
   assert float(made.metrics(state)["code_perplexity"]) == pytest.approx(2)
   assert made.after_update({}, state, aux, None) == ({}, state)
+
+
+def test_the_example_in_the_documentation_is_a_quantizer(package):
+  text = (pathlib.Path(__file__).parents[2] / "docs/quantizers.md").read_text()
+  code = next(
+    block for block in text.split("```python\n") if "class Signs" in block
+  ).split("```")[0]
+  vars(package).update(__name__="a_users_package")
+  exec(code, vars(package))  # The code block in the documentation.
+  kind = quantizers.of("a_users_package:Signs", trusted=True)
+  completed = quantizers.complete(
+    {"name": "a_users_package:Signs", "margin": 0.5}, 64
+  )
+  made = quantizers.build(completed, num_codes=64, code_dim=1, unit_norm=True)
+  assert isinstance(made, kind) and made.code_dim == 6
+  codes = np.arange(64)
+  vectors = made.apply({}, codes, method="lookup")
+  found = made.apply({}, 0.3 * vectors)
+  np.testing.assert_array_equal(found.codes, codes)
+  np.testing.assert_allclose(found.vectors, vectors)
+  assert set(found.losses) == set(kind.LOSSES)
+  np.testing.assert_allclose(found.losses["commitment"], 0.04, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

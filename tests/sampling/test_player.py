@@ -11,7 +11,7 @@ import pytest
 
 from genie_jax.sampling import maskgit, player, ring_cache, rollout
 from genie_jax.weights import int8
-from tests.fixtures import tiny_player
+from tests.fixtures import foreign_parts, tiny_player
 
 SAMPLING = maskgit.MaskGIT(refinements=3)
 W = tiny_player.WINDOW
@@ -246,7 +246,8 @@ def test_re_encoding_equals_a_reset_with_the_last_frames():
   np.testing.assert_array_equal(after.tokens[-kept:], again.tokens[-kept:])
 
 
-def test_a_player_draws_what_a_rollout_draws():
+@pytest.mark.parametrize("sampling", (SAMPLING, foreign_parts.Raster(0.8)))
+def test_a_player_draws_what_a_rollout_draws(sampling):
   models = tiny_player.make_models(last_frame=True)
   params = tiny_player.make_params(models, 6)
   tokens, actions = tiny_player.some_prompt(2 * W + 1)
@@ -259,14 +260,14 @@ def test_a_player_draws_what_a_rollout_draws():
     rng,
     num_frames=2 * W - 1,
     window=W,
-    sampling=SAMPLING,
+    sampling=sampling,
   )[0]
   state = tiny_player.reset(
     models, params, tokens[:2], actions[:1], jax.random.fold_in(rng, 0)
   )
   for number in range(2, 2 * W + 1):
     state, _ = tiny_player.step(
-      models, params, state, actions[number - 1], SAMPLING
+      models, params, state, actions[number - 1], sampling
     )
     np.testing.assert_array_equal(state.tokens[-1], wanted[number])
 

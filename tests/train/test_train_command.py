@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from genie_jax.cli import main, train
+from genie_jax.core import errors
 from genie_jax.data import manifest
 from genie_jax.sharding import cluster, hosts, rendezvous
 from genie_jax.train import loop
@@ -58,6 +59,18 @@ def test_invalid_flags_are_one_line_errors(capsys, tmp_path):
   assert "--profile-steps=x" in refused(
     capsys, tmp_path, "--profile-steps", "x"
   )
+
+
+@pytest.mark.parametrize("text", ["5-2", "x", "0-3", "-4", "1-2-3"])
+def test_an_invalid_range_of_steps_to_trace_raises_a_clear_error(text):
+  with pytest.raises(errors.UserError, match="--profile-steps="):
+    train._steps(text)
+
+
+def test_a_range_or_a_step_is_parsed():
+  assert train._steps("10-15") == (10, 15)
+  assert train._steps("7") == (7, 7)
+  assert train._steps("") is None
 
 
 def test_help_states_the_exit_codes(capsys):

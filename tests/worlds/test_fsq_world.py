@@ -8,17 +8,25 @@ import pytest
 from genie_jax.cli import main
 from genie_jax.tokenizing import tokenize
 from genie_jax.worlds import export, world_folder
-from tests.fixtures import tiny_world
+from tests.fixtures import stage_data, tiny_world
 
-WORLD = {"num_frames": 8, "num_codes": 64, "num_latent_actions": 6}
+SHAPE = (16, 24, 3)  # SSIM needs more than 10 pixels a side.
+WORLD = {
+  "num_frames": 8,
+  "height": 16,
+  "width": 24,
+  "token_patch": 8,
+  "num_codes": 64,
+  "num_latent_actions": 6,
+  "fps": 15,
+}
 QUANTIZER = {"tokenizer": {"levels": (4, 16)}, "lam": {"levels": ()}}
 
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
-  return tiny_world.write_clips(
-    tmp_path_factory.mktemp("clips") / "clips",
-    {"train": [0, 1], "test": [7, 8]},
+  return stage_data.write_clips(
+    tmp_path_factory.mktemp("clips") / "clips", SHAPE
   )
 
 
@@ -70,9 +78,7 @@ def test_the_world_records_levels_and_stores_no_table(exported):
 
 def test_players_step_through_the_window_and_pixels_follow_tokens(exported):
   world = world_folder.load(exported).world
-  clip = np.random.default_rng(0).integers(
-    0, 256, (3, *tiny_world.SHAPE), dtype=np.uint8
-  )
+  clip = np.random.default_rng(0).integers(0, 256, (3, *SHAPE), dtype=np.uint8)
   inferred = world.infer_actions(clip[None])
   assert (
     inferred.shape == (1, 2) and (inferred >= 0).all() and (inferred < 6).all()
@@ -80,7 +86,7 @@ def test_players_step_through_the_window_and_pixels_follow_tokens(exported):
   state, seen = world.reset(clip, seed=1), []
   for number in range(9):
     state, frame = world.step(state, number % 6)
-    assert frame.shape == tiny_world.SHAPE and frame.dtype == np.uint8
+    assert frame.shape == SHAPE and frame.dtype == np.uint8
     seen.append(frame)
   assert len(np.unique(np.stack(seen), axis=0)) > 1
   tokens = world.encode(clip[None])
@@ -99,8 +105,8 @@ def test_the_evaluation_measures_it(exported, clips, tmp_path):
       str(clips),
       "--out",
       str(tmp_path),
-      *("--num-clips", "4", "--levels", "2", "--num-action-clips", "4"),
-      *("--kmeans-patches", "100"),
+      *("--split", "validation", "--levels", "1", "--num-clips", "4"),
+      *("--num-action-clips", "4", "--kmeans-patches", "100"),
     ]
   )
   assert code == 0

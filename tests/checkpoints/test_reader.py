@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from genie_jax.checkpoints import chunked, fingerprint, manager, reader
+from genie_jax.checkpoints import fingerprint, manager, reader
 from genie_jax.core import errors
 from genie_jax.sharding import mesh as mesh_lib
 from genie_jax.weights import lazy_array
@@ -74,8 +74,8 @@ def test_a_large_array_is_read_in_the_chunks_that_devices_wrote(
   workdir, monkeypatch, piece
 ):
   monkeypatch.setattr(lazy_array, "PIECE_BYTES", piece)
-  monkeypatch.setattr(chunked, "_VALUES", 500)
-  params, _ = chunked.params(workdir, group_bytes=1000)
+  monkeypatch.setattr(reader, "_VALUES", 500)
+  params, _ = reader.lazy_params(workdir, group_bytes=1000)
   kernel = params["layers"]["kernel"]
   assert kernel.unit == (4, 16, 2, 12)
   chunk = 4 * 16 * 2 * 12 * 4
@@ -104,11 +104,11 @@ def test_fingerprints_of_boxes_can_be_joined_to_that_of_the_array():
 def test_changed_bits_of_a_large_array_are_detected_before_it_is_used(workdir):
   change_a_byte(workdir)
   with pytest.raises(errors.UserError, match=r"All checkpoints .* are damaged"):
-    chunked.params(workdir, group_bytes=1000)
+    reader.lazy_params(workdir, group_bytes=1000)
 
 
 def test_bits_that_change_while_an_array_is_read_are_detected(workdir):
-  params, _ = chunked.params(workdir, group_bytes=1000)
+  params, _ = reader.lazy_params(workdir, group_bytes=1000)
   change_a_byte(workdir)
   with pytest.raises(errors.UserError, match="damaged while it was read"):
     np.asarray(params["layers"]["kernel"])
@@ -117,6 +117,6 @@ def test_bits_that_change_while_an_array_is_read_are_detected(workdir):
 def test_a_missing_array_is_reported_as_a_damaged_checkpoint(workdir):
   path = workdir / "checkpoints" / "1"
   with pytest.raises(reader.Damaged, match="cannot be read"):
-    chunked._Chunks(path, "params/layers/other", KERNEL)
+    reader._Chunks(path, "params/layers/other", KERNEL)
   with pytest.raises(reader.Damaged, match="the wrong shape"):
-    chunked._Chunks(path, "params/layers/kernel", KERNEL[:2])
+    reader._Chunks(path, "params/layers/kernel", KERNEL[:2])
