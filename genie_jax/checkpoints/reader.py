@@ -1,9 +1,9 @@
-"""Checkpoints on disk: found, checked, and read whole or a piece at a time.
+"""Finds, verifies and reads checkpoints on disk, whole or a piece at a time.
 
-One checkpoint is one Orbax step folder: the arrays of a `TrainState`, and a
-sealed note (its custom metadata) with the config, the state of the data
-iterator, and a fingerprint of every array. Orbax restores flipped bits of
-array data without an error; the fingerprints are what notices.
+A checkpoint is an Orbax step folder: the arrays of a `TrainState`, and a note
+(Orbax's custom metadata) with the config, the state of the data iterator, a
+fingerprint of every array, and a checksum of the note itself. Orbax restores
+array data with flipped bits without an error; the fingerprints detect it.
 """
 
 import functools
@@ -29,14 +29,15 @@ Tree = Any
 
 FOLDER = "checkpoints"
 STATE = "state"
-GROUP_BYTES = 1 << 25  # Of small arrays that are read together.
+GROUP_BYTES = 1 << 25  # Size of a group of small arrays read together.
 _COMMITTED = "commit_success.txt"
-# What is summed at once for a fingerprint; several copies of it are made.
+# Number of values summed at once for a fingerprint; several copies of them are
+# in memory.
 _VALUES = 1 << 20
 
 
 class Damaged(ValueError):
-  """A checkpoint's bytes are not those that were written."""
+  """A checkpoint's bytes differ from those that were written."""
 
 
 def valid_steps(workdir: epath.Path) -> list[int]:
@@ -47,7 +48,7 @@ def valid_steps(workdir: epath.Path) -> list[int]:
 def finished_steps(folder: epath.Path) -> list[int]:
   """Returns the steps of the finished checkpoints in a folder, in order.
 
-  Orbax counts any folder with a number for a name, also an empty one.
+  Orbax itself would count any folder whose name is a number, even an empty one.
   """
   if not folder.is_dir():
     return []
@@ -63,16 +64,16 @@ def finished_steps(folder: epath.Path) -> list[int]:
 def load_params(
   workdir: epath.Path, step: int | None = None
 ) -> tuple[Tree, Tree, dict[str, Any]]:
-  """Loads a model without its optimizer, on one process, to host memory.
+  """Loads a model without optimizer state, on one process, to host memory.
 
   Args:
-    workdir: Where `genie train` wrote, see `buckets.run_folder`.
-    step: Which checkpoint; the newest that is undamaged when left out.
+    workdir: A workdir of `genie train`, see `buckets.run_folder`.
+    step: Step of the checkpoint; by default the newest undamaged one.
 
   Returns:
     Parameters and the stage's extra arrays, as nested dicts of numpy arrays
-    (also where the stage keeps `extra` in a class of its own), and the config
-    of the run as a plain dict.
+    (even if the stage's `extra` has its own classes), and the config of the
+    run as a plain dict.
 
   Raises:
     UserError: There is no such checkpoint, or it is damaged.
@@ -94,21 +95,21 @@ def lazy_params(
 ) -> tuple[Tree, dict[str, Any]]:
   """Like `load_params`, for models larger than memory.
 
-  Each read of Orbax costs tens of milliseconds, however small, so small arrays
-  are read in groups; the last group stays in memory, as its arrays are asked
-  for one after the other. An array larger than a group is read in boxes of
-  whole chunks, as TensorStore stored them: a chunk is one device's part of the
-  array when it was saved, and Orbax makes none larger than 2 GB.
+  Each read by Orbax takes tens of milliseconds, however small, so small arrays
+  are read in groups. The last group stays in memory, because its arrays are
+  used one after the other. An array larger than a group is read in boxes of
+  whole chunks as stored by TensorStore: a chunk is one device's part of the
+  array when it was saved, and at most 2 GB.
 
-  All arrays are read and checked once here, piece by piece, and again when
-  they are asked for later. In memory is a group, or of a larger array a piece
-  of `lazy_array.PIECE_BYTES`, or one chunk of it if that is larger; and what it
-  takes to decode that, which is as much again once or twice.
+  All arrays are read and checked once by this function, piece by piece, and
+  again when they are used later. In memory is one group, or for a larger array
+  a piece of `lazy_array.PIECE_BYTES` (or one chunk if that is larger), and once
+  or twice as much for decoding it.
 
   Args:
-    workdir: Where `genie train` wrote, see `buckets.run_folder`.
-    step: Which checkpoint; the newest that is undamaged when left out.
-    group_bytes: Most bytes of arrays that are read together and whole.
+    workdir: A workdir of `genie train`, see `buckets.run_folder`.
+    step: Step of the checkpoint; by default the newest undamaged one.
+    group_bytes: Largest size of a group of arrays that are read together.
 
   Returns:
     Parameters as nested dicts of `lazy_array.Lazy`, and the run's config.
@@ -154,7 +155,7 @@ def lazy_params(
 
 
 def host_arrays(note: Mapping[str, Any], groups: tuple[str, ...]) -> Tree:
-  """Returns what asks Orbax for these groups of arrays, in host memory."""
+  """Returns a tree with which Orbax loads these groups to host memory."""
   return param_tree.unflatten(
     {
       name: _abstract_array(signature)
@@ -167,12 +168,12 @@ def host_arrays(note: Mapping[str, Any], groups: tuple[str, ...]) -> Tree:
 def newest(
   workdir: epath.Path, step: int | None, read: Callable[[epath.Path], Any]
 ) -> Any:
-  """Returns what `read` finds in the newest checkpoint that is undamaged.
+  """Reads the newest undamaged checkpoint, or that of a given step.
 
   Args:
-    workdir: Where `genie train` wrote, see `buckets.run_folder`.
-    step: Which checkpoint; the newest that is undamaged when left out.
-    read: Given a checkpoint's folder; raises `Damaged`.
+    workdir: A workdir of `genie train`, see `buckets.run_folder`.
+    step: Step of the checkpoint; None for the newest undamaged one.
+    read: Function from a checkpoint's folder to the result; raises `Damaged`.
 
   Raises:
     UserError: There is no such checkpoint, or it is damaged.
@@ -183,7 +184,7 @@ def newest(
     which = "" if step is None else f" of step {step}"
     raise errors.UserError(
       f"{workdir} has no checkpoint{which} (finished steps: "
-      f"{steps or 'none'}); give a workdir that `genie train` wrote."
+      f"{steps or 'none'}); use a workdir that `genie train` wrote."
     )
   for number in reversed(steps) if step is None else [step]:
     path = folder / str(number)
@@ -206,20 +207,21 @@ def newest(
 
 
 def load(path: epath.Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
-  """Loads and checks those arrays of a checkpoint that `like` has."""
+  """Loads and verifies the arrays of a checkpoint that are in `like`."""
   note = read_note(path)
-  # Parameters first: the optimizer's moments only repeat what is wrong there.
+  # Parameters first: their mismatches also appear in the optimizer state.
   for name, wanted in sorted(
     signatures(like).items(), key=lambda item: item[0][:7] != "params/"
   ):
     if note["arrays"].get(name) != wanted:
       raise errors.UserError(
         f"Checkpoint {path} is of another model: it has {name} as "
-        f"{note['arrays'].get(name, 'nothing')}, this config needs {wanted}; "
+        f"{note['arrays'].get(name, 'no array')}, this config needs {wanted}; "
         "use the config that made it, or another workdir."
       )
   context = ocp.Context()
-  context.pytree.loading.partial_load = True  # `like` may lack the optimizer
+  # `like` may have no optimizer state.
+  context.pytree.loading.partial_load = True
   with context, Explain(cannot_read):
     fields = ocp.load_checkpointables(path, {STATE: like})[STATE]
   found = fingerprint.arrays(fields)
@@ -234,7 +236,7 @@ def load(path: epath.Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
 
 
 def read_note(path: epath.Path) -> dict[str, Any]:
-  """Returns the sealed note of a checkpoint."""
+  """Returns the note of a checkpoint, after verifying its checksum."""
   with Explain(cannot_read):
     found: Any = ocp.checkpointables_metadata(path).custom_metadata
     note: dict[str, Any] = dict(found)
@@ -244,13 +246,13 @@ def read_note(path: epath.Path) -> dict[str, Any]:
 
 
 def seal(note: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns a JSON note with a checksum of itself."""
+  """Returns a JSON note with a checksum of its content added."""
   note = json.loads(json.dumps(note, allow_nan=False))
   return {**note, "seal": _checksum(note)}
 
 
 def signatures(tree: Tree) -> dict[str, str]:
-  """Returns path -> for example "float32[64,8]", as a note has it."""
+  """Returns path -> dtype and shape, for example "float32[64,8]"."""
   return {
     param_tree.path_name(path): f"{x.dtype}[{','.join(map(str, x.shape))}]"
     for path, x in jax.tree_util.tree_leaves_with_path(tree)
@@ -263,22 +265,26 @@ def _checksum(note: Mapping[str, Any]) -> str:
 
 
 def _abstract_array(signature: str) -> np.ndarray:
-  """Returns an array that asks Orbax for host memory, itself without any."""
+  """Returns a numpy array, which makes Orbax load to host memory.
+
+  The array itself uses no memory.
+  """
   dtype, shape = signature[:-1].split("[")
   shape = tuple(int(size) for size in shape.split(",") if size)
   return np.broadcast_to(np.zeros((), jnp.dtype(dtype)), shape)
 
 
 def cannot_read(error: Exception) -> Damaged:
-  """Returns what to raise where a checkpoint cannot be read."""
+  """Returns the exception to raise if a checkpoint cannot be read."""
   return Damaged(f"it cannot be read, {one_line(error)}")
 
 
 class Explain:
-  """Context that passes errors of files to a function and raises its result.
+  """Context that passes file errors to a function and raises its result.
 
   Truncated arrays raise a bare Exception, damaged indices ValueError, a full
-  disk one of several: only what tells of the program can be told apart.
+  disk one of several types. So all exceptions count as file errors, except
+  types that indicate an error in the program.
   """
 
   _PASS = (
@@ -304,7 +310,7 @@ class Explain:
 
 
 def one_line(error: Exception) -> str:
-  """Returns an error's kind and the start of its message."""
+  """Returns an error's type and the start of its message."""
   return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
@@ -325,7 +331,7 @@ def _in_groups(flat: dict[str, Any], group_bytes: int) -> list[dict[str, Any]]:
 
 
 class _Groups:
-  """Reads arrays of one checkpoint; keeps the group that was read last."""
+  """Reads arrays of one checkpoint, and caches the last group."""
 
   def __init__(self, path: Any, groups: list[dict[str, Any]]):
     self.groups = groups
@@ -336,7 +342,7 @@ class _Groups:
     self._last: dict[str, np.ndarray] = {}
 
   def read(self, group: dict[str, Any]) -> None:
-    self.forget()  # The one before first.
+    self.forget()  # Frees the previous group before reading.
     fields, _ = load(self._path, param_tree.unflatten(group))
     self._last = param_tree.flatten(fields)
 
@@ -353,14 +359,14 @@ class _Groups:
 
 
 class _Chunks:
-  """Reads boxes of one array; what has been checked is checked again.
+  """Reads boxes of one array, and checks that they did not change.
 
   Attributes:
     unit: Shape of the array's chunks.
   """
 
   def __init__(self, path: Any, name: str, like: Any):
-    """Opens an array of a checkpoint's folder as Orbax lays it out."""
+    """Opens an array in a checkpoint's folder, in Orbax's layout."""
     self._path, self._name = path, name
     place = str(path / STATE)
     with Explain(cannot_read):
@@ -372,7 +378,7 @@ class _Chunks:
             "base": f"{place if '://' in place else f'file://{place}'}/",
             "path": f"{name.replace('/', '.')}/",
           },
-          # One chunk after the other, or several would be in memory.
+          # Reads one chunk after the other, so that only one is in memory.
           "context": {
             "file_io_concurrency": {"limit": 1},
             "data_copy_concurrency": {"limit": 1},
@@ -383,13 +389,13 @@ class _Chunks:
       ).result()
     found = self._array.shape, self._array.dtype.numpy_dtype
     if found != (like.shape, like.dtype):
-      raise Damaged(f"{name} has another shape or type")
+      raise Damaged(f"{name} has the wrong shape or type")
     chunk = self._array.chunk_layout.read_chunk.shape
     self.unit = tuple(size or 1 for size in chunk or like.shape)
     self._words: dict[Any, tuple[int, int]] = {}
 
   def check(self, digits: str) -> None:
-    """Reads all boxes; raises `Damaged` unless this is their fingerprint."""
+    """Reads all boxes; raises `Damaged` if their fingerprint differs."""
     like = lazy_array.Parted(
       self._array.shape, self._array.dtype.numpy_dtype, self.unit, self._read
     )
@@ -420,7 +426,7 @@ class _Chunks:
 def _sums(
   box: lazy_array.Box, block: np.ndarray
 ) -> Iterator[tuple[Any, tuple[int, int]]]:
-  """Yields small boxes and what each adds to a fingerprint."""
+  """Yields small boxes, and the contribution of each to a fingerprint."""
   for inner in lazy_array.boxes(block.shape, _VALUES):
     corner = tuple(
       outer.start + own.start for outer, own in zip(box, inner, strict=True)
