@@ -1,10 +1,11 @@
 """Pictures and short videos: prompts in, strips, GIFs and MP4s out."""
 
+import contextlib
 import io
 import pathlib
 import struct
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import BinaryIO
 
 import av
@@ -76,31 +77,75 @@ def read_prompt(
   Raises:
     UserError: It is not a picture, or has more than 64 million pixels.
   """
+  with _one_line(name), Image.open(content, formats=_FORMATS) as picture:
+    return _fitted(picture, height, width, name)
+
+
+def fit(picture: Image.Image, height: int, width: int) -> np.ndarray:
+  """Returns a PIL image as one frame; see `read_prompt`.
+
+  Args:
+    picture: Any image, which stays as it is.
+    height: Rows of the frame.
+    width: Columns of the frame.
+
+  Returns:
+    uint8 [height, width, 3].
+
+  Raises:
+    UserError: It has no pixels or more than 64 million, or its file is damaged.
+  """
+  with _one_line("The picture"):
+    _check_size(picture, "The picture")
+    # The JPEG decoder would shrink the caller's picture too.
+    return _fitted(picture.copy(), height, width, "The picture")
+
+
+def _check_size(picture: Image.Image, name: str) -> None:
+  columns, rows = picture.size
+  if not 0 < rows * columns <= MAX_PIXELS:
+    raise errors.UserError(
+      f"{name} has {columns} x {rows} pixels; 1 to {MAX_PIXELS} are "
+      "read, so make it smaller."
+    )
+
+
+def _fitted(
+  picture: Image.Image, height: int, width: int, name: str
+) -> np.ndarray:
+  """Returns uint8 [height, width, 3] of a picture, which may be shrunk."""
+  _check_size(picture, name)
+  turn = _UPRIGHT.get(picture.getexif().get(_EXIF_ORIENTATION))
+  lying = turn in (
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+    Image.Transpose.ROTATE_270,
+  )
+  size = (height, width) if lying else (width, height)
+  # Lets the JPEG decoder shrink large photos while it reads.
+  picture.draft(
+    picture.mode, (size[0] * _DRAFT_FACTOR, size[1] * _DRAFT_FACTOR)
+  )
+  picture.load()
+  frame = _cut(_resizable(picture), size)
+  if turn is not None:
+    frame = frame.transpose(turn)
+  return np.asarray(frame, np.uint8)
+
+
+@contextlib.contextmanager
+def _one_line(name: str) -> Iterator[None]:
+  """Turns what Pillow raises for bad files into one line, and its warnings off.
+
+  Raises:
+    UserError: The file is damaged, too large, or not a picture.
+  """
   try:
     with warnings.catch_warnings():
       # Decoders warn of what they read around, and before our own refusal.
       warnings.simplefilter("ignore")
-      with Image.open(content, formats=_FORMATS) as picture:
-        columns, rows = picture.size
-        if not 0 < rows * columns <= MAX_PIXELS:
-          raise errors.UserError(
-            f"{name} has {columns} x {rows} pixels; 1 to {MAX_PIXELS} are "
-            "read, so make it smaller."
-          )
-        turn = _UPRIGHT.get(picture.getexif().get(_EXIF_ORIENTATION))
-        lying = turn in (
-          Image.Transpose.TRANSPOSE,
-          Image.Transpose.TRANSVERSE,
-          Image.Transpose.ROTATE_90,
-          Image.Transpose.ROTATE_270,
-        )
-        size = (height, width) if lying else (width, height)
-        # Lets the JPEG decoder shrink large photos while it reads.
-        picture.draft(
-          picture.mode, (size[0] * _DRAFT_FACTOR, size[1] * _DRAFT_FACTOR)
-        )
-        picture.load()
-        frame = _cut(_resizable(picture), size)
+      yield
   except errors.UserError:
     raise
   except Image.DecompressionBombError as error:  # Pillow was first.
@@ -128,9 +173,6 @@ def read_prompt(
       f"{name} is not a picture that can be read ({reason}); give a PNG, "
       "JPEG, WebP or GIF file."
     ) from error
-  if turn is not None:
-    frame = frame.transpose(turn)
-  return np.asarray(frame, np.uint8)
 
 
 def _resizable(picture: Image.Image) -> Image.Image:

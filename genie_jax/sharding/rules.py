@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
 
 from genie_jax.core import errors
 
@@ -125,8 +125,8 @@ def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
     `x`, constrained when a mesh is set.
   """
   layout = spec(axes)
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
+  mesh = _mesh()
+  if mesh is None:
     return x
   check_divides(x.shape, axes, mesh.shape, "an activation")
   return jax.lax.with_sharding_constraint(x, layout)
@@ -164,17 +164,30 @@ def is_split() -> bool:
   Reads what is set while a function is traced, as `constrain` does; a layer
   may choose a formulation by it that suits one device or many.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  return not mesh.empty and mesh.size > 1
+  mesh = _mesh()
+  return mesh is not None and mesh.size > 1
 
 
 def ways(axis: str) -> int:
   """Returns over how many devices the mesh in force splits a logical axis."""
   spec((axis,))
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
+  mesh = _mesh()
+  if mesh is None:
     return 1
   return math.prod(mesh.shape[name] for name in RULES[axis])
+
+
+def _mesh() -> AbstractMesh | None:
+  """Returns the mesh in force if the compiler splits arrays over our axes.
+
+  None where no mesh is set, where a program that uses these models has set one
+  with axes of its own, and inside of a `shard_map`, where a function sees one
+  device's part of each array.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if not set(MESH_AXES) <= set(mesh.axis_names) or mesh.manual_axes:
+    return None
+  return mesh
 
 
 def platform() -> str:
