@@ -10,7 +10,8 @@ TORCH := $(VENV)/.torch
 TORCH_INDEX ?=
 RUNS ?= runs
 
-.PHONY: help setup system-libraries demo play test test-slow lint clean
+.PHONY: help setup system-libraries demo play test test-slow test-matrix lint \
+  format docs constraints clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -69,8 +70,36 @@ $(TORCH): $(STAMP)
 test-slow: setup $(LIBTPU) $(TORCH)  ## the longer tests
 	TPU_LIBRARY_PATH=$(abspath $(LIBTPU)) $(BIN)/python -m pytest -m slow tests
 
-lint: setup  ## style and mistakes
-	$(BIN)/ruff check .
+# Environments of their own, in .venv-matrix. CELL=lowest-3.11 runs one of
+# them, TESTS="tests/core tests/nn" a part of the tests, WORKERS=1 one at once.
+CELL ?=
+TESTS ?= tests
+WORKERS ?= 2
 
-clean:  ## remove the environment and caches, not the runs
-	rm -rf $(VENV) .cache build dist *.egg-info
+test-matrix: setup  ## the tests on each Python, with the newest and oldest packages
+	$(BIN)/python .ci/matrix.py --uv $(BIN)/uv --workers $(WORKERS) \
+	  $(if $(CELL),--cell $(CELL)) $(TESTS)
+
+lint: setup  ## style, format, types; .pre-commit-config.yaml runs the same
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+format: setup  ## mend what `make lint` finds and a program can mend
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+# The doctrees are the cache of Sphinx. -W: a broken link is an error.
+docs: setup  ## the documentation site, in build/docs
+	$(BIN)/sphinx-build -W --keep-going --quiet -c docs -d build/docs-cache \
+	  . build/docs
+	@echo "build/docs/index.html"
+
+# Keeps the versions that still fit; UPGRADE=--upgrade takes the newest.
+constraints: setup  ## write constraints.txt again, after a change of setup.cfg
+	$(BIN)/uv pip compile setup.cfg --extra dev --universal \
+	  --python-version 3.11 --no-annotate $(UPGRADE) --quiet \
+	  --custom-compile-command "make constraints" --output-file constraints.txt
+
+clean:  ## remove the environments and caches, not the runs
+	rm -rf $(VENV) .venv-matrix .cache build dist docs/api *.egg-info

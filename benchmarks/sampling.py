@@ -9,7 +9,7 @@ Size:      the case study of experiments/coinrun/dynamics.py and tokenizer.py:
 Rollouts:  --rollouts N steps N players in one call (`player.step_many`), and
            the baseline draws for a batch of N; frames a second are of all.
 Baseline:  our own model in one jitted call a frame: the whole window through
-           the plain `__call__` in every refinement, the same `draw_frame`
+           the plain `__call__` in every refinement, the same frame sampler
            with the same noise, then the whole window decoded. Same dtype,
            attention and weights, cast beforehand as well.
 Targets:   12 times the baseline's frames a second before the window slides
@@ -95,11 +95,10 @@ def recomputed(models, params, past, actions, keys, sampling):
     )[:, -1]
 
   number = past.shape[1]
-  frame = maskgit.draw_frame(
+  frame = sampling.draw(
     logits_of,
     past.shape[2:],
     jax.vmap(lambda key: jax.random.fold_in(key, number))(keys),
-    sampling,
   )
   seen = jnp.concatenate([past, frame[:, None]], 1)
   frames = models.tokenizer.apply(
@@ -184,7 +183,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
   actions = jax.random.randint(
     key, (args.rollouts, window - 1), 0, models.dynamics.num_latent_actions
   )
-  sampling = maskgit.Sampling(args.refinements)
+  sampling = maskgit.MaskGIT(args.refinements)
   ways = ways_of(models, args.rollouts)
 
   def players(way):
@@ -318,7 +317,7 @@ def memory(num_steps: int) -> dict[str, Any]:
     models = player.Models(
       ready["tokenizer"][0], ready["dynamics"][0], 8, 8, slide.Slide(mode)
     )
-    sampling = maskgit.Sampling(1)
+    sampling = maskgit.MaskGIT(1)
     state = reset(
       models,
       params,

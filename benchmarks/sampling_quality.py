@@ -52,8 +52,8 @@ _HORIZONS = (16, 32, 64)
 
 
 def rows(
-  base: maskgit.Sampling, few: bool = False
-) -> list[tuple[maskgit.Sampling, slide_lib.Slide]]:
+  base: maskgit.MaskGIT, few: bool = False
+) -> list[tuple[maskgit.MaskGIT, slide_lib.Slide]]:
   """Returns the ways to draw that are compared.
 
   Args:
@@ -185,7 +185,7 @@ class Judge:
     return self.world.parts["dynamics"].config["world"]["num_codes"]
 
   def row(
-    self, sampling: maskgit.Sampling, slide: slide_lib.Slide
+    self, sampling: maskgit.MaskGIT, slide: slide_lib.Slide
   ) -> dict[str, Any]:
     """Returns one row of the table."""
     world = self.world.with_options(sampling=sampling, slide=slide)
@@ -209,7 +209,7 @@ class Judge:
       "fps": speed(world, self.long.frames[0, 0]),
     }
 
-  def _delta(self, sampling: maskgit.Sampling) -> dict[str, float]:
+  def _delta(self, sampling: maskgit.MaskGIT) -> dict[str, float]:
     subject = evaluated_world.from_parts(
       self.world.parts,
       sampling=sampling,

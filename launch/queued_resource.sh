@@ -1,30 +1,31 @@
 #!/usr/bin/env bash
-# Trains the 10.1B dynamics model on TPU virtual machines of a queued resource:
-# v5p-512, which is 256 chips (topology 4x8x8) in 64 hosts, as the name counts
-# two cores a chip.
+# Trains the 10.1B dynamics model on TPU virtual machines of a queued resource,
+# on a v5p-512: 256 chips (topology 4x8x8) in 64 hosts. The name counts the
+# cores, of which each chip has two.
 #
 # Needs   gcloud; a service account of the machines that may read IMAGE and
 #         read and write BUCKET
 # Set     PROJECT, ZONE
-#         RUN     name of the run, the queue entry and the TPU
-#         IMAGE   what launch/Dockerfile.tpu made, with its registry and tag
-#         BUCKET  has tokens/, gets RUN/ and cache/; without gs://
+#         RUN     name of the run, the queued resource and the TPU
+#         IMAGE   image of launch/Dockerfile.tpu, with its registry and tag
+#         BUCKET  bucket with tokens/, where RUN/ and cache/ are written;
+#                 without gs://
 #
 # Start   launch/queued_resource.sh start [--spot | --reserved | ...]
 #         waits in the queue, then starts the container on every host
 # Watch   launch/queued_resource.sh watch
 # Resume  launch/queued_resource.sh resume [--spot | ...]
-#         on machines that are there, starts again from the last checkpoint;
-#         after a preemption queues for new ones first
+#         starts again from the last checkpoint; after a preemption it first
+#         queues for new machines
 # Delete  launch/queued_resource.sh delete   saves; the bucket keeps the run
 #
-# Docker restarts a container that did not exit with 0, up to 100 times, after
-# a mistake (2) too: watch its first minutes. The hosts then meet again. A
-# preempted slice is gone, and its entry stays SUSPENDED: only `resume` brings
-# it back, from a cron job if it should come by itself.
+# Docker restarts a container that did not exit with 0, up to 100 times. This
+# includes an invalid command (2), so watch the first minutes. After a
+# preemption the slice no longer exists and the queued resource stays SUSPENDED.
+# Only `resume` requests a new one; call it from a cron job to automate this.
 #
-# After a reboot of a host its container stays down, or fails without /bucket,
-# whose mount is gone: type `resume`, which mounts it and starts all again.
+# After a reboot of a host, its container does not start, or fails because
+# /bucket is not mounted. Call `resume`, which mounts it and restarts all hosts.
 set -euo pipefail
 
 for name in PROJECT ZONE RUN IMAGE BUCKET; do
@@ -51,7 +52,7 @@ wait_for_machines() {
   now=$(state)
   until [[ "$now" == ACTIVE ]]; do
     if [[ "$now" == FAILED || "$now" == SUSPENDED ]]; then
-      echo "$0: the request for $RUN is $now; \`$0 resume\` asks again." >&2
+      echo "$0: the request for $RUN is $now; \`$0 resume\` repeats it." >&2
       exit 1
     fi
     echo "$(date +%H:%M) $RUN: $now"
@@ -65,8 +66,9 @@ on_all_hosts() {
     --command "$1"
 }
 
-# What each host runs. The TPU driver needs root and locked memory; the network
-# is the host's, where the hosts reach each other and find who they are.
+# Prints the script that each host runs. The TPU driver needs root and locked
+# memory. The container uses the host's network, to reach the other hosts and
+# the metadata server.
 host_script() {
   local apt=https://packages.cloud.google.com/apt
   local key=/usr/share/keyrings/cloud.google.asc
@@ -119,7 +121,7 @@ case "$verb" in
     ;;
   resume)
     now=$(state)
-    # One that still waits keeps its place in the queue.
+    # A request that still waits keeps its place in the queue.
     if [[ "$now" == FAILED || "$now" == SUSPENDED ]]; then
       delete
       enqueue "${@:2}"
@@ -131,12 +133,12 @@ case "$verb" in
     now=$(state)
     if [[ "$now" == ACTIVE ]]; then
       on_all_hosts 'sudo docker stop genie' ||
-        echo "$0: not every host could be asked to save." >&2
+        echo "$0: not all hosts received the request to save." >&2
     fi
     delete
     ;;
   *)
-    echo "$0: say start, watch, resume or delete." >&2
+    echo "$0: give start, watch, resume or delete." >&2
     exit 2
     ;;
 esac

@@ -1,31 +1,33 @@
 #!/usr/bin/env bash
-# Trains the 10.1B dynamics model with XPK (checked by the dry run of 1.16) on
-# one TPU v5p slice of 256 chips (topology 4x8x8, 64 hosts).
+# Trains the 10.1B dynamics model with XPK (checked by the dry run of XPK 1.16)
+# on one TPU v5p slice of 256 chips (topology 4x8x8, 64 hosts).
 #
-# Needs   xpk and kubectl; a cluster made by `xpk cluster create --tpu-type
-#         v5p-4x8x8 --enable-gcsfuse-csi-driver`, whose nodes' and pods'
-#         service accounts read and write the bucket, and the bucket in it:
+# Needs   xpk and kubectl; a cluster created by `xpk cluster create --tpu-type
+#         v5p-4x8x8 --enable-gcsfuse-csi-driver`, whose nodes and pods have
+#         service accounts that may read and write the bucket; the bucket,
+#         attached by
 #           xpk storage attach bucket --type gcsfuse --bucket $BUCKET \
 #             --size 1000 --mount-point /bucket --readonly true \
 #             --auto-mount false \
 #             --cluster $CLUSTER --project $PROJECT --zone $ZONE
-#         an image whose user is root, as XPK's pods set none:
+#         an image whose user is root, as XPK does not set the user of pods:
 #           docker build -f launch/Dockerfile.tpu --build-arg RUN_AS=0 .
 # Set     PROJECT, ZONE, CLUSTER
 #         RUN     name of the run, for example platformers-1
 #         IMAGE   the image, with its registry and tag
-#         BUCKET  has tokens/, gets RUN/ and cache/; without gs://
+#         BUCKET  bucket with tokens/, where RUN/ and cache/ are written;
+#                 without gs://
 #
 # Start   launch/xpk.sh start
 # Watch   launch/xpk.sh watch
-# Resume  launch/xpk.sh resume   ends what is left and starts again, from the
-#                                last checkpoint
+# Resume  launch/xpk.sh resume   ends all pods and starts again from the last
+#                                checkpoint
 # Delete  launch/xpk.sh delete   the bucket keeps the run
 #
-# XPK restarts after the exit codes 42 and 127 to 255, so after a preemption
-# (143) and a lost host (134); a failure (1) is added, a mistake (2) is not.
-# Who gives up waiting for the others exits with 2, so hosts wait a day for one
-# that is repaired or comes late.
+# XPK restarts after the exit codes 42 and 127 to 255, which include preemption
+# (143) and a lost host (134). This script adds failures (1), but not invalid
+# commands (2). A host that stops waiting for the others also exits with 2, so
+# hosts wait a day for a host that is repaired or late.
 set -euo pipefail
 
 for name in PROJECT ZONE CLUSTER RUN IMAGE BUCKET; do
@@ -37,7 +39,7 @@ done
 place=(--cluster "$CLUSTER" --project "$PROJECT" --zone "$ZONE")
 
 start() {
-  # exec, so that SIGTERM reaches genie and not a shell between.
+  # With exec, SIGTERM reaches genie and not the shell.
   xpk workload create "${place[@]}" \
     --workload "$RUN" \
     --docker-image "$IMAGE" \
@@ -78,7 +80,7 @@ case "${1:-}" in
     delete
     ;;
   *)
-    echo "$0: say start, watch, resume or delete." >&2
+    echo "$0: give start, watch, resume or delete." >&2
     exit 2
     ;;
 esac

@@ -6,25 +6,21 @@ Source:  hard mode, uniformly random actions without repeat, 1,000 steps a
          level; train levels 0 to 9,999; ours are validation levels 10,000 to
          10,099 and test levels 10,100 to 10,199. Small runs take prefixes.
 
-Shards are fixed ranges of levels and actions depend on the level alone, so
-the folder is byte for byte the same for any number of workers. A shard gets
-its name when it is whole; what a killed run finished is checked and kept.
+Actions depend on the level alone. Writing, resuming and the processes that
+share the work are those of `data_pipelines.games`.
 """
 
 import dataclasses
-import fcntl
 import functools
-import pathlib
-import shutil
-import time
 from typing import Any
 
 import numpy as np
 
-from data_pipelines.coinrun import procgen_client, workers
-from genie_jax.core import buckets, errors, files, progress
+from data_pipelines import games
+from data_pipelines.coinrun import procgen_client
+from genie_jax.core import errors, files
 from genie_jax.data import manifest as manifest_lib
-from genie_jax.data import records, shards
+from genie_jax.data import shards
 
 # First level and number of levels of each split.
 SPLITS = {
@@ -32,12 +28,10 @@ SPLITS = {
   "validation": (10_000, 100),
   "test": (10_100, 100),
 }
-FRAMES_PER_RECORD = 16
 # The six special keys do nothing in CoinRun, exactly as action 4.
 ACTION_ALIASES = dict.fromkeys(range(9, 15), 4)
 
 _COLLECTOR_VERSION = 1
-_PROGRESS = ".progress"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,39 +92,6 @@ class Options:
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-  """One shard to be written."""
-
-  split: str
-  name: str
-  levels: range
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-  """What one call of `collect` did.
-
-  Attributes:
-    manifest: Of the finished folder.
-    frames: Frames written by this call.
-    kept_frames: Frames that an earlier call had written.
-    seconds: Wall time of this call, the first load of the game included.
-  """
-
-  manifest: manifest_lib.Manifest
-  frames: int
-  kept_frames: int
-  seconds: float
-
-  @property
-  def bytes_per_frame(self) -> float:
-    """Bytes on disk for each frame of the folder, actions included."""
-    splits = self.manifest.splits.values()
-    size = sum(s["bytes"] for split in splits for s in split["shards"])
-    return size / sum(split["frames"] for split in splits)
-
-
 def play(
   level: int,
   options: Options,
@@ -155,65 +116,6 @@ def play(
   return frames, actions, first
 
 
-def plan(options: Options) -> list[Job]:
-  """Returns the shards of all splits, in order."""
-  jobs = []
-  for split, count in options.counts().items():
-    begin, size = SPLITS[split][0], options.levels_per_shard
-    number = -(-count // size)
-    jobs += [
-      Job(
-        split,
-        shards.shard_name(index, number),
-        range(begin + index * size, begin + min((index + 1) * size, count)),
-      )
-      for index in range(number)
-    ]
-  return jobs
-
-
-def write_shard(
-  job: Job,
-  tick: workers.Tick,
-  out: pathlib.Path,
-  options: Options,
-) -> dict[str, Any]:
-  """Writes one shard, notes that it is done, and returns its entry.
-
-  Args:
-    job: Which shard.
-    out: The clips folder.
-    options: How to play.
-    tick: Called with the number of frames after each level.
-  """
-  episodes, record = [], 0
-  with shards.ShardWriter(out / job.split / job.name) as writer:
-    for level in job.levels:
-      frames, actions, first = play(level, options)
-      episodes += manifest_lib.episodes_of(level, record, first)
-      for start in range(0, len(frames), FRAMES_PER_RECORD):
-        piece = slice(start, start + FRAMES_PER_RECORD)
-        writer.write(
-          records.pack(
-            {
-              "frames": frames[piece],
-              "actions": actions[piece],
-              "first": first[piece],
-            },
-            {"fps": procgen_client.FPS, "source": level, "start": start},
-          )
-        )
-        record += 1
-      tick(len(frames))
-  entry = {**writer.entry, "episodes": episodes}
-  files.write_json(_note(out, job), entry)
-  return entry
-
-
-def _note(out: pathlib.Path, job: Job) -> pathlib.Path:
-  return out / _PROGRESS / f"{job.split}-{job.name}.json"
-
-
 def _made_by(options: Options) -> dict[str, Any]:
   """Returns the manifest's account of where the frames come from."""
   return {
@@ -233,62 +135,36 @@ def _made_by(options: Options) -> dict[str, Any]:
   }
 
 
-def _earlier(
-  out: pathlib.Path,
-  options: Options,
-) -> dict[tuple[str, str], dict[str, Any]]:
-  """Returns entries of shards that earlier runs finished, by split and name.
-
-  Raises:
-    UserError: The folder holds something else.
-  """
-  request = out / _PROGRESS / "request.json"
-  entries = {}
-  if (out / manifest_lib.FILE_NAME).exists():
-    manifest = manifest_lib.Manifest.read(out)
-    found = manifest.made_by
-    entries = {
-      (split, entry["file"]): entry
-      for split, summary in manifest.splits.items()
-      for entry in summary["shards"]
-    }
-  elif request.exists():
-    found = files.read_json(request)
-  elif out.is_dir() and any(out.iterdir()):
-    raise errors.UserError(
-      f"--out {out} is not empty and holds no CoinRun clips; give a new or "
-      "empty folder."
-    )
-  else:
-    return {}
-  wanted = _made_by(options)
-  if found != wanted:
-    old, new = found.get("options", {}), wanted["options"]
-    different = [
-      f"{name} {old.get(name)!r} there, {value!r} now"
-      for name, value in new.items()
-      if old.get(name) != value
-    ]
-    raise errors.UserError(
-      f"--out {out} was begun with other options "
-      f"({'; '.join(different) or 'another collector'}); give the same "
-      "options to go on, or another folder."
-    )
-  for job in plan(options):
-    if _note(out, job).exists():
-      entries[job.split, job.name] = files.read_json(_note(out, job))
-  return entries
-
-
-def _still_whole(path: pathlib.Path, entry: dict[str, Any]) -> bool:
-  return path.is_file() and files.sha256(path) == entry["sha256"]
+def make_game(options: Options) -> games.Game:
+  """Returns what is collected."""
+  return games.Game(
+    title="coinrun",
+    manifest=manifest_lib.Manifest(
+      kind="clips",
+      name=f"coinrun-{options.mode}",
+      fps=procgen_client.FPS,
+      frame_shape=procgen_client.FRAME_SHAPE,
+      frames_per_record=games.FRAMES_PER_RECORD,
+      splits={},
+      num_actions=procgen_client.NUM_ACTIONS,
+      action_aliases=ACTION_ALIASES,
+      made_by=_made_by(options),
+    ),
+    levels={
+      split: range(SPLITS[split][0], SPLITS[split][0] + count)
+      for split, count in options.counts().items()
+    },
+    frames_per_level=options.frames_per_level,
+    play=functools.partial(play, options=options),
+    load=procgen_client.load,
+  )
 
 
 def collect(
   out: files.PathLike,
   options: Options,
   num_workers: int = 1,
-) -> Report:
+) -> games.Report:
   """Collects a clips folder, or finishes one that a killed run began.
 
   Args:
@@ -302,72 +178,6 @@ def collect(
     OSError: The disk is full; finished shards stay for the next run.
   """
   options.check()
-  if num_workers < 1:
-    raise errors.UserError(f"--workers must be at least 1, not {num_workers}.")
-  out, began = buckets.disk(out, "--out"), time.monotonic()
-  entries = _earlier(out, options)
-  procgen_client.load()  # Fetched once, before the workers want it.
-  (out / _PROGRESS).mkdir(parents=True, exist_ok=True)
-  with open(out / _PROGRESS / "lock", "w") as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise errors.UserError(
-        f"Another process is collecting into {out}; wait for it or give "
-        "another folder."
-      ) from error
-    files.write_json(out / _PROGRESS / "request.json", _made_by(options))
-    for left in out.glob("*/.*.tmp"):  # Of a killed writer; we hold the lock.
-      left.unlink()
-    jobs = plan(options)
-    done = {
-      job: entries[job.split, job.name]
-      for job in jobs
-      if (job.split, job.name) in entries
-      and _still_whole(out / job.split / job.name, entries[job.split, job.name])
-    }
-    for job, entry in done.items():
-      files.write_json(_note(out, job), entry)
-    missing = [job for job in jobs if job not in done]
-    if missing:
-      # Until all shards are whole again the folder must not look finished.
-      (out / manifest_lib.FILE_NAME).unlink(missing_ok=True)
-    sizes = {job: len(job.levels) * options.frames_per_level for job in jobs}
-    kept = sum(sizes[job] for job in done)
-    with progress.track(
-      total=sum(sizes.values()),
-      initial=kept,
-      unit="frames",
-      description="coinrun",
-    ) as bar:
-      write = functools.partial(write_shard, out=out, options=options)
-      done |= workers.run(write, missing, num_workers, bar.update)
-    manifest = _summarise(options, {job: done[job] for job in jobs})
-    manifest.write(out)
-    shutil.rmtree(out / _PROGRESS)
-  return Report(
-    manifest, sum(sizes[job] for job in missing), kept, time.monotonic() - began
-  )
-
-
-def _summarise(
-  options: Options,
-  done: dict[Job, dict[str, Any]],
-) -> manifest_lib.Manifest:
-  return manifest_lib.Manifest(
-    kind="clips",
-    name=f"coinrun-{options.mode}",
-    fps=procgen_client.FPS,
-    frame_shape=procgen_client.FRAME_SHAPE,
-    frames_per_record=FRAMES_PER_RECORD,
-    splits={
-      split: manifest_lib.split_summary(
-        [entry for job, entry in done.items() if job.split == split],
-        count * options.frames_per_level,
-      )
-      for split, count in options.counts().items()
-    },
-    num_actions=procgen_client.NUM_ACTIONS,
-    action_aliases=ACTION_ALIASES,
-    made_by=_made_by(options),
+  return games.collect(
+    out, make_game(options), options.levels_per_shard, num_workers
   )

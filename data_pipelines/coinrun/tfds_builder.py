@@ -83,6 +83,7 @@ class CoinrunClips(tfds.core.GeneratorBasedBuilder):
     dl_manager: tfds.download.DownloadManager,
   ) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
     del dl_manager  # The game is fetched by its client.
+    assert self.builder_config is not None
     return {
       split: self._generate_examples(
         range(collect.SPLITS[split][0], collect.SPLITS[split][0] + count)
@@ -94,6 +95,7 @@ class CoinrunClips(tfds.core.GeneratorBasedBuilder):
     self,
     levels: range,
   ) -> Iterator[tuple[str, dict[str, Any]]]:
+    assert self.builder_config is not None
     for level in levels:
       frames, actions, first = collect.play(level, self.builder_config.options)
       for _, _, begin, length in manifest.episodes_of(level, 0, first):

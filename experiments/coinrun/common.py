@@ -142,8 +142,19 @@ def stack(mode: str, *, layers: int, width: int, heads: int) -> dict:
   )
 
 
+def quantizer() -> dict:
+  """Returns what turns vectors into codes; see docs/quantizers.md.
+
+  "vq" is the paper's. "fsq" takes `levels`, whose product is the number of
+  codes; where they are empty it chooses them.
+  """
+  return dict(name="vq", levels=())
+
+
 def codebook(mode: str) -> dict:
   """Returns how codebooks learn and when a code counts as dead.
+
+  Of these fields "fsq" reads only `share_decay`.
 
   The paper has the plain objective ("gradient") and names no remedy for dead
   codes; they are put back on inputs in every mode. In short runs the codes

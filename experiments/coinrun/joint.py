@@ -20,6 +20,7 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   pick = lambda **values: common.pick(mode, **values)
   config.model = dict(lam=lam.model(mode), dynamics=dynamics.model(mode))
   config.loss, config.codebook = lam.loss(), common.codebook(mode)
+  config.quantizer = common.quantizer()  # Of the LAM.
   config.mask, config.sampling = dynamics.mask(mode), dynamics.sampling(mode)
   config.start = pick(
     full="random", smoke="codebook", tiny="codebook", small="codebook"

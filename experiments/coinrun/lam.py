@@ -20,6 +20,7 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   pick = lambda **values: common.pick(mode, **values)
   config.model = model(mode)
   config.loss, config.codebook = loss(), common.codebook(mode)
+  config.quantizer = common.quantizer()
   # Short clips hold as many transitions for a third of the attention.
   config.data.batch_size = pick(full=36, smoke=4, tiny=32, small=32)
   config.data.num_frames = pick(full=16, smoke=4, tiny=4, small=4)

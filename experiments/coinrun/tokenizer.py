@@ -45,6 +45,7 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
     codebook=1.0 if mode == "" else 0.0,
     commitment=0.25 if mode == "" else 0.02,
   )
+  config.quantizer = common.quantizer()
   config.codebook = common.codebook(mode)
   config.data.batch_size = pick(full=48, smoke=4, tiny=4, small=4)
   config.data.num_frames = config.world.num_frames

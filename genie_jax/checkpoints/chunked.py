@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import tensorstore
+from etils import epath
 
 from genie_jax.checkpoints import fingerprint, reader
 from genie_jax.checkpoints import reader as reader_lib
@@ -26,7 +27,7 @@ _VALUES = 1 << 20
 
 
 def params(
-  workdir: reader_lib.PathLike,
+  workdir: epath.Path,
   step: int | None = None,
   *,
   group_bytes: int = GROUP_BYTES,
@@ -39,7 +40,7 @@ def params(
   takes to decode that, which is as much again once or twice.
 
   Args:
-    workdir: Where `genie train` wrote.
+    workdir: Where `genie train` wrote, see `buckets.run_folder`.
     step: Which checkpoint; the newest that is undamaged when left out.
     group_bytes: Most bytes of arrays that are read together and whole.
 
@@ -68,7 +69,7 @@ def params(
     for group in reader.groups:
       reader.read(group)
     reader.forget()
-    lazy = {
+    lazy: dict[str, lazy_array.Lazy] = {
       name: lazy_array.Deferred(
         like.shape, like.dtype, functools.partial(reader.get, name)
       )
@@ -162,7 +163,8 @@ class _Chunks:
     found = self._array.shape, self._array.dtype.numpy_dtype
     if found != (like.shape, like.dtype):
       raise reader_lib.Damaged(f"{name} has another shape or type")
-    self.unit = tuple(self._array.chunk_layout.read_chunk.shape)
+    chunk = self._array.chunk_layout.read_chunk.shape
+    self.unit = tuple(size or 1 for size in chunk or like.shape)
     self._words: dict[Any, tuple[int, int]] = {}
 
   def check(self, digits: str) -> None:

@@ -22,7 +22,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from genie_jax.checkpoints import fingerprint, reader
-from genie_jax.core import buckets, errors, files
+from genie_jax.core import errors
 from genie_jax.sharding import hosts
 
 _FORMAT = 1
@@ -34,11 +34,12 @@ class Checkpoints:
   All processes must call each method together.
   """
 
-  def __init__(self, workdir: files.PathLike, keep: int, keep_every: int = 0):
+  def __init__(self, workdir: epath.Path, keep: int, keep_every: int = 0):
     """Opens `workdir`, and moves unfinished checkpoints out of the way.
 
     Args:
-      workdir: Checkpoints lie in its folder "checkpoints".
+      workdir: The run's folder, see `buckets.run_folder`; checkpoints are
+        stored in its folder "checkpoints".
       keep: How many of the newest to keep; 2 or more leave something to fall
         back to.
       keep_every: Also keeps for good each checkpoint whose step is a multiple
@@ -53,18 +54,22 @@ class Checkpoints:
         f"config.keep_every is {keep_every}; give a number of steps, or 0 "
         "to keep only the newest."
       )
-    self._workdir = buckets.run_folder(workdir)
-    self._folder = self._workdir / reader.FOLDER
+    self._workdir = workdir
+    self._folder = workdir / reader.FOLDER
     self._keep, self._keep_every = keep, keep_every
     self._pending: tuple[int, Any] | None = None
     self._orbax: ocp.training.Checkpointer | None = None
     # By one process: another may look when it is half done.
     if jax.process_index() == 0 and self._folder.is_dir():
-      finished = reader.valid_steps(self._workdir)
+      finished = self.steps()
       for path in sorted(self._folder.iterdir()):
         if path.name.isdecimal() and int(path.name) not in finished:
           self._set_aside(int(path.name), "is unfinished")
     hosts.barrier("unfinished checkpoints")
+
+  def steps(self) -> list[int]:
+    """Returns the steps of finished checkpoints, in order."""
+    return reader.finished_steps(self._folder)
 
   def save(
     self, fields: Mapping[str, Any], data: Any, note: Mapping[str, Any]
@@ -93,7 +98,7 @@ class Checkpoints:
         "fingerprints": fingerprint.arrays(fields),
       }
     )
-    with reader.Explain(_cannot_write, step, self._workdir):
+    with reader.Explain(self._cannot_write, step):
       response = self._open().save_checkpointables_async(
         step, {reader.STATE: dict(fields)}, custom_metadata=note
       )
@@ -113,7 +118,7 @@ class Checkpoints:
     if self._pending is not None:
       step, response = self._pending
       self._pending = None
-      with reader.Explain(_cannot_write, step, self._workdir):
+      with reader.Explain(self._cannot_write, step):
         response.result()
 
   def restore(
@@ -135,7 +140,7 @@ class Checkpoints:
     Raises:
       UserError: The checkpoint is of another model, or all are damaged.
     """
-    steps = reader.valid_steps(self._workdir)
+    steps = self.steps()
     hosts.check_same(
       steps[-1] if steps else -1,
       f"The newest checkpoint in {self._workdir}",
@@ -148,7 +153,7 @@ class Checkpoints:
         found = reader.load(self._folder / str(step), dict(like))
       except reader.Damaged as damage:
         error = damage
-      if hosts.agree(error is None):
+      if hosts.agree(found is not None) and found is not None:
         fields, note = found
         # Only now: where none can be read, all are left as they are.
         if jax.process_index() == 0:
@@ -183,11 +188,11 @@ class Checkpoints:
     # Late, as Orbax reads the folder once: damaged steps must be gone by then.
     if self._orbax is None:
       training = ocp.training
+      # Any: Orbax's class does not match its own protocol.
+      every_step: Any = training.save_decision_policies.FixedIntervalPolicy(1)
       self._orbax = training.Checkpointer(
         self._folder,
-        save_decision_policy=(
-          training.save_decision_policies.FixedIntervalPolicy(1)
-        ),
+        save_decision_policy=every_step,
         preservation_policy=self._policy(),
         cleanup_tmp_directories=True,
       )
@@ -216,13 +221,11 @@ class Checkpoints:
       "Checkpoint of step %d %s; it was moved to %s.", step, why, target
     )
 
-
-def _cannot_write(
-  error: Exception, step: int, workdir: epath.Path
-) -> errors.RunFailed:
-  steps = reader.valid_steps(workdir)
-  return errors.RunFailed(
-    f"The checkpoint of step {step} could not be written to {workdir} "
-    f"({reader.one_line(error)}); free some space and run the same command, "
-    f"which goes on from step {steps[-1] if steps else 0}."
-  )
+  def _cannot_write(self, error: Exception, step: int) -> errors.RunFailed:
+    steps = self.steps()
+    return errors.RunFailed(
+      f"The checkpoint of step {step} could not be written to "
+      f"{self._workdir} ({reader.one_line(error)}); free some space and run "
+      "the same command, which resumes from step "
+      f"{steps[-1] if steps else 0}."
+    )

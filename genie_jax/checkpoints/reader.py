@@ -19,11 +19,10 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from genie_jax.checkpoints import fingerprint
-from genie_jax.core import buckets, errors, files
+from genie_jax.core import errors
 from genie_jax.weights import param_tree
 
 Tree = Any
-PathLike = files.PathLike
 
 FOLDER = "checkpoints"
 STATE = "state"
@@ -34,12 +33,16 @@ class Damaged(ValueError):
   """A checkpoint's bytes are not those that were written."""
 
 
-def valid_steps(workdir: PathLike) -> list[int]:
-  """Returns the steps of finished checkpoints, in order.
+def valid_steps(workdir: epath.Path) -> list[int]:
+  """Returns the steps of a run's finished checkpoints, in order."""
+  return finished_steps(workdir / FOLDER)
+
+
+def finished_steps(folder: epath.Path) -> list[int]:
+  """Returns the steps of the finished checkpoints in a folder, in order.
 
   Orbax counts any folder with a number for a name, also an empty one.
   """
-  folder = buckets.run_folder(workdir) / FOLDER
   if not folder.is_dir():
     return []
   return sorted(
@@ -52,12 +55,12 @@ def valid_steps(workdir: PathLike) -> list[int]:
 
 
 def load_params(
-  workdir: PathLike, step: int | None = None
+  workdir: epath.Path, step: int | None = None
 ) -> tuple[Tree, Tree, dict[str, Any]]:
   """Loads a model without its optimizer, on one process, to host memory.
 
   Args:
-    workdir: Where `genie train` wrote.
+    workdir: Where `genie train` wrote, see `buckets.run_folder`.
     step: Which checkpoint; the newest that is undamaged when left out.
 
   Returns:
@@ -89,20 +92,20 @@ def host_arrays(note: Mapping[str, Any], groups: tuple[str, ...]) -> Tree:
 
 
 def newest(
-  workdir: PathLike, step: int | None, read: Callable[[epath.Path], Any]
+  workdir: epath.Path, step: int | None, read: Callable[[epath.Path], Any]
 ) -> Any:
   """Returns what `read` finds in the newest checkpoint that is undamaged.
 
   Args:
-    workdir: Where `genie train` wrote.
+    workdir: Where `genie train` wrote, see `buckets.run_folder`.
     step: Which checkpoint; the newest that is undamaged when left out.
     read: Given a checkpoint's folder; raises `Damaged`.
 
   Raises:
     UserError: There is no such checkpoint, or it is damaged.
   """
-  steps = valid_steps(workdir)
-  folder = buckets.run_folder(workdir) / FOLDER
+  folder = workdir / FOLDER
+  steps = finished_steps(folder)
   if not steps or (step is not None and step not in steps):
     which = "" if step is None else f" of step {step}"
     raise errors.UserError(
@@ -160,7 +163,8 @@ def load(path: epath.Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
 def read_note(path: epath.Path) -> dict[str, Any]:
   """Returns the sealed note of a checkpoint."""
   with Explain(cannot_read):
-    note = dict(ocp.checkpointables_metadata(path).custom_metadata)
+    found: Any = ocp.checkpointables_metadata(path).custom_metadata
+    note: dict[str, Any] = dict(found)
   if note.pop("seal", None) != _checksum(note):
     raise Damaged("its note has changed")
   return note

@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     )
   # Late imports: JAX and scikit-image take seconds, --help need not wait.
   from genie_jax.core import buckets
-  from genie_jax.evals import report
+  from genie_jax.evals import metric, report
   from genie_jax.evals import run as run_lib
   from genie_jax.worlds import download, world_folder
 
@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
   results = run_lib.evaluate(
     _subject(found),
     args.clips,
-    run_lib.Options(
+    metric.Options(
       split=args.split,
       num_clips=args.num_clips,
       num_levels=args.levels,

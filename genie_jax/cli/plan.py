@@ -1,30 +1,36 @@
-"""`genie plan`: memory, step time, MFU, days and cost, before renting a chip.
+"""`genie plan`: memory, step time, MFU, days and cost of a training run.
 
-The train step is compiled by the real TPU compiler for chips that need not be
-here; no TPU is needed.
+It compiles the train step with the TPU compiler and needs no TPU.
 """
 
 import argparse
 import math
 import os
 import sys
+import typing
 from typing import Any
 
 from genie_jax.core import errors
+
+if typing.TYPE_CHECKING:
+  import ml_collections
+
+  from genie_jax.plan import topology as topology_lib
+  from genie_jax.scaling import paper
 
 _EXAMPLE = """\
 example:
   genie plan --config experiments/platformers/dynamics.py \\
       --topology v5p:4x8x8 --json plan.json
 
-Needs the library libtpu; see docs/plan.md. Exit code 2 when
-the run, or a row of --scaling-table, does not fit the chips or cannot be
-planned; the JSON is written all the same.
+Needs the library libtpu; see docs/plan.md. The exit code is 2 if the run, or
+a row of --scaling-table, does not fit or cannot be planned; the JSON file is
+written in any case.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the flags; `--config.*` overrides come as `args.overrides`."""
+  """Adds the flags; `--config.*` overrides are in `args.overrides`."""
   parser.epilog = _EXAMPLE
   parser.formatter_class = argparse.RawDescriptionHelpFormatter
   add = parser.add_argument
@@ -32,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--config",
     required=True,
     metavar="FILE.py[:MODE]",
-    help="what would be trained",
+    help="the config of the training run",
   )
   what = parser.add_mutually_exclusive_group(required=True)
   what.add_argument(
@@ -44,23 +50,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--scaling-table",
     metavar="all|ROW,ROW",
     help="plan rows of the paper's scaling table on the paper's chips; "
-    "--config is experiments/scaling/dynamics.py",
+    "--config must be experiments/scaling/dynamics.py",
   )
   add(
     "--slices",
     type=int,
     default=1,
     metavar="N",
-    help="how many such slices (default 1)",
+    help="number of such slices (default 1)",
   )
   add(
     "--price",
     type=float,
     default=None,
     metavar="MONEY",
-    help="price of a chip for an hour",
+    help="price of one chip for one hour, to compute the cost",
   )
-  add("--json", default=None, metavar="FILE", help="also write the plan there")
+  add(
+    "--json",
+    default=None,
+    metavar="FILE",
+    help="also write the plan to this file",
+  )
   add(
     "--breakdown",
     action="store_true",
@@ -69,53 +80,55 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add(
     "--search",
     action="store_true",
-    help="try meshes, remat policies and batch splits; rank them",
+    help="plan different meshes, remat policies and batch splits, and rank "
+    "them",
   )
   add(
     "--limit",
     type=int,
     default=8,
     metavar="N",
-    help="how many --search compiles at most (default 8)",
+    help="maximum number of layouts that --search compiles (default 8)",
   )
   add(
     "--fixes",
     type=int,
     default=2,
     metavar="N",
-    help="how many changes to compile when the run does not fit (default 2)",
+    help="maximum number of changes to compile if the run does not fit "
+    "(default 2)",
   )
   add(
     "--hlo",
     default=None,
     metavar="FILE",
-    help="also write the compiled program's text there",
+    help="also write the text of the compiled program to this file",
   )
   add(
     "--sample",
     action="store_true",
     help="plan a frame of the trained world instead of a training step: "
-    "memory, seconds a frame, frames a second",
+    "memory, seconds per frame, frames per second",
   )
   add(
     "--tokenizer",
     default=None,
     metavar="FILE.py[:MODE]",
-    help="with --sample: the tokenizer's config (default: tokenizer.py "
-    "beside --config)",
+    help="with --sample: the tokenizer's config (default: tokenizer.py in the "
+    "folder of --config)",
   )
   add(
     "--players",
     type=int,
     default=1,
     metavar="N",
-    help="with --sample: players that one call serves (default 1)",
+    help="with --sample: number of players that one call serves (default 1)",
   )
   add(
     "--slide",
     choices=("exact", "rolling", "re-encode"),
     default="exact",
-    help="with --sample: what happens at the window's end (default exact)",
+    help="with --sample: what happens when the window is full (default exact)",
   )
   add(
     "--option",
@@ -123,16 +136,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default=[],
     metavar="NAME=VALUE",
     help="option of the TPU compiler, for example "
-    "xla_tpu_scoped_vmem_limit_kib=98304; may be given many times",
+    "xla_tpu_scoped_vmem_limit_kib=98304; may be repeated",
   )
 
 
 def run(args: argparse.Namespace) -> int:
-  """Prints the plan; returns 0, or 2 when it does not fit."""
+  """Prints the plan and returns 0.
+
+  Raises:
+    UserError: The arguments are invalid, or the run does not fit.
+  """
   _check(args)
-  # Before JAX is imported: a plan never uses a device of this machine.
+  # Set before JAX is imported, as a plan uses no device of this machine.
   os.environ["JAX_PLATFORMS"] = "cpu"
-  # The cache cannot read back what is compiled for chips that are not here.
+  # The cache cannot load programs that were compiled for other devices.
   os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
   from genie_jax.plan import aot_compile
 
@@ -144,7 +161,7 @@ def run(args: argparse.Namespace) -> int:
 
   found = topology.parse(args.topology, args.slices)
   config = config_lib.load(args.config, args.overrides)
-  aot_compile.prepare()
+  aot_compile.set_up_compiler()
   if args.sample:
     return _sample(args, config, found, options)
   if args.search:
@@ -153,7 +170,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-  """Refuses numbers that no plan can be made with."""
+  """Raises UserError for a number that is out of range."""
   for name, least in (
     ("players", 1),
     ("price", 0),
@@ -164,24 +181,33 @@ def _check(args: argparse.Namespace) -> None:
     value = getattr(args, name)
     if value is not None and not least <= value < math.inf:
       raise errors.UserError(
-        f"--{name}={value}: give a number of {least} or more."
+        f"--{name}={value} is out of range; give a number of {least} or more."
       )
 
 
-def _one(args, config, topology, options) -> int:
+def _one(
+  args: argparse.Namespace,
+  config: "ml_collections.ConfigDict",
+  topology: "topology_lib.Topology",
+  options: dict[str, str],
+) -> int:
+  """Plans one training run."""
   from genie_jax.core import files
   from genie_jax.plan import child_process, training
   from genie_jax.plan.search import advice
 
-  report, text = child_process.make(config, topology, args.price, options)
+  planner = lambda config, topology: child_process.plan_training(
+    config, topology, args.price, options
+  )
+  report, text = planner(config, topology)
   report |= {"config": args.config, "overrides": list(args.overrides)}
   if not report["fits"]:
     report["changes_tried"] = advice.try_changes(
       config,
       topology,
       args.fixes,
-      lambda *words: child_process.make(*words, args.price, options),
-      say=lambda line: print(f"genie plan: {line}", file=sys.stderr),
+      planner,
+      log=lambda line: print(f"genie plan: {line}", file=sys.stderr),
     )
   if args.hlo and text:
     files.write_atomic(args.hlo, text)
@@ -193,15 +219,21 @@ def _one(args, config, topology, options) -> int:
   return 0
 
 
-def _sample(args, config, topology, options) -> int:
+def _sample(
+  args: argparse.Namespace,
+  config: "ml_collections.ConfigDict",
+  topology: "topology_lib.Topology",
+  options: dict[str, str],
+) -> int:
+  """Plans one frame of a world."""
   from genie_jax.core import config as config_lib
   from genie_jax.core import files
   from genie_jax.plan import child_process, play
 
   path, _, mode = args.config.partition(":")
-  beside = os.path.join(os.path.dirname(path), "tokenizer.py")
-  tokenizer = config_lib.load(args.tokenizer or f"{beside}:{mode}")
-  report, text = child_process.play(
+  default = os.path.join(os.path.dirname(path), "tokenizer.py")
+  tokenizer = config_lib.load(args.tokenizer or f"{default}:{mode}")
+  report, text = child_process.plan_play(
     config, tokenizer, topology, args.players, args.slide, options
   )
   report |= {"config": args.config, "overrides": list(args.overrides)}
@@ -214,12 +246,18 @@ def _sample(args, config, topology, options) -> int:
     raise errors.UserError(
       f"{args.config} --sample needs more than the "
       f"{report['hbm_limit_gib']:g} GiB of a chip of {topology.name}; use "
-      "more chips, which share the weights, or fewer --players."
+      "more chips, which split the weights, or fewer --players."
     )
   return 0
 
 
-def _search(args, config, topology, options) -> int:
+def _search(
+  args: argparse.Namespace,
+  config: "ml_collections.ConfigDict",
+  topology: "topology_lib.Topology",
+  options: dict[str, str],
+) -> int:
+  """Plans several layouts of a training run."""
   from genie_jax.core import files, progress
   from genie_jax.plan import child_process
   from genie_jax.plan.search import search
@@ -228,7 +266,9 @@ def _search(args, config, topology, options) -> int:
     config,
     topology,
     args.limit,
-    lambda *words: child_process.make(*words, args.price, options),
+    lambda config, topology: child_process.plan_training(
+      config, topology, args.price, options
+    ),
     lambda items: progress.track(items, unit="plans", description="search"),
   )
   if args.json:
@@ -239,7 +279,7 @@ def _search(args, config, topology, options) -> int:
   print(search.render(rows))
   if not any(row["fits"] for row in rows):
     raise errors.UserError(
-      f"{args.config}: none of the {len(rows)} layouts that were tried fits "
+      f"{args.config}: none of the {len(rows)} compiled layouts fits "
       f"{topology.slices} x {topology.name}; raise --limit, or use more "
       "chips."
     )
@@ -247,49 +287,52 @@ def _search(args, config, topology, options) -> int:
   return 0
 
 
-def _scaling_table(args, options) -> int:
+def _scaling_table(args: argparse.Namespace, options: dict[str, str]) -> int:
+  """Plans rows of the paper's scaling table."""
   from genie_jax.core import config as config_lib
   from genie_jax.core import files, progress
   from genie_jax.plan import aot_compile, child_process, topology
   from genie_jax.scaling import paper
 
   runs = paper.find(args.scaling_table)
-  # All of them first: a slip in an override ends here, not in every row.
+  # Load all configs first, so that an error in an override is reported once.
   configs = [
-    config_lib.load(f"{args.config}:{run_.size}", args.overrides)
-    for run_ in runs
+    config_lib.load(f"{args.config}:{row.size}", args.overrides) for row in runs
   ]
-  aot_compile.prepare()
+  aot_compile.set_up_compiler()
   rows: list[dict[str, Any]] = []
   pairs = list(zip(runs, configs, strict=True))
   for run_, config in progress.track(pairs, unit="rows", description="plans"):
-    place = topology.parse(run_.topology)
+    slice_ = topology.parse(run_.topology)
     try:
-      report, _ = child_process.make(
-        paper.lay_out(config, run_), place, args.price, options
+      report, _ = child_process.plan_training(
+        paper.lay_out(config, run_), slice_, args.price, options
       )
       rows.append(paper.row(run_, report))
     except errors.UserError as error:
-      rows.append(_refused(run_, place, str(error)))
-    if args.json:  # After each row: a whole table takes an hour.
+      rows.append(_row_without_plan(run_, slice_, str(error)))
+    # Written after each row, as the full table takes an hour.
+    if args.json:
       files.write_json(args.json, rows)
   print(paper.render(rows))
-  lost = [f"{row['size']} {_why(row)}" for row in rows if not row["fits"]]
-  if lost:
+  failed = [f"{row['size']} {_reason(row)}" for row in rows if not row["fits"]]
+  if failed:
     raise errors.UserError(
-      f"{len(lost)} of {len(rows)} rows of --scaling-table have no plan: "
-      f"{'; '.join(lost)}."
+      f"{len(failed)} of {len(rows)} rows of --scaling-table have no plan: "
+      f"{'; '.join(failed)}."
     )
   return 0
 
 
-def _refused(run_, place, reason: str) -> dict[str, Any]:
-  """Returns a row like `paper.row` of a run that cannot be planned."""
+def _row_without_plan(
+  run_: "paper.Run", topology: "topology_lib.Topology", reason: str
+) -> dict[str, Any]:
+  """Returns a row of the table, like `paper.row`, for a run without a plan."""
   return {
     "size": run_.size,
     "topology": run_.topology,
     "paper_days": run_.days,
-    "hbm_limit_gib": place.chip.hbm_gib,
+    "hbm_limit_gib": topology.chip.hbm_gib,
     "fits": False,
     "refused": reason,
     **dict.fromkeys(
@@ -310,10 +353,10 @@ def _refused(run_, place, reason: str) -> dict[str, Any]:
   }
 
 
-def _why(row: dict[str, Any]) -> str:
+def _reason(row: dict[str, Any]) -> str:
   """Returns why a row of the table has no plan."""
   if "refused" in row:
-    return f"is refused ({row['refused'].rstrip('.')})"
+    return f"cannot be planned ({row['refused'].rstrip('.')})"
   used, limit = row["hbm_gib_per_chip"], row["hbm_limit_gib"]
   return f"does not fit the {limit:g} GiB of a chip of {row['topology']}" + (
     "" if used is None else f" (needs {used:.1f})"
@@ -321,6 +364,7 @@ def _why(row: dict[str, Any]) -> str:
 
 
 def _options(words: list[str]) -> dict[str, str]:
+  """Parses the values of --option."""
   options = {}
   for word in words:
     name, equals, value = word.partition("=")

@@ -142,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
 
   import genie_jax
   from genie_jax.core import errors, images
-  from genie_jax.sampling import maskgit
+  from genie_jax.sampling import samplers
   from genie_jax.sampling import slide as slide_lib
   from genie_jax.worlds import compiled
 
@@ -171,13 +171,9 @@ def run(args: argparse.Namespace) -> int:
     for name in names
     if getattr(args, name) is not None
   }
-  sampling = maskgit.make_sampling(
-    {
-      **vars(world.sampling),
-      **given(
-        "temperature", "refinements", "order", "schedule", "top_k", "top_p"
-      ),
-    }
+  sampling = samplers.replace(
+    world.sampling,
+    given("temperature", "refinements", "order", "schedule", "top_k", "top_p"),
   )
   slide = world.slide
   if args.slide is not None:

@@ -1,4 +1,4 @@
-"""`genie scaling`: the sizes of the scaling study."""
+"""`genie scaling`: the model sizes of the scaling study."""
 
 import argparse
 import sys
@@ -7,8 +7,8 @@ _EXAMPLE = """\
 example:
   genie scaling table --json table.json
 
-Counts come from shapes alone: the 10.1B model is counted in a second and in
-no memory.
+Parameters are counted from shapes, so counting those of the 10.1B model takes
+a second and almost no memory.
 """
 
 
@@ -20,20 +20,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   table = commands.add_parser(
     "table",
-    help="our parameter counts beside the paper's",
-    description="Prints every model of the paper's scaling study (tables "
-    "10 and 11), of its batch size study and its final one.",
+    help="compare our parameter counts with the paper's",
+    description="Prints the models of the paper's scaling study (tables 10 and "
+    "11), the model of its batch size study, and its final model.",
     epilog=_EXAMPLE,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   table.add_argument(
-    "--json", default=None, metavar="FILE", help="also write the table there"
+    "--json",
+    default=None,
+    metavar="FILE",
+    help="also write the table to this file",
   )
 
 
 def run(args: argparse.Namespace) -> int:
   """Prints the table; returns 0."""
-  # Late imports: JAX takes seconds, which --help need not wait for.
+  # Imported here because importing JAX takes seconds, which --help can avoid.
   from genie_jax.core import files
   from genie_jax.scaling import table
 

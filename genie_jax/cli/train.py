@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 import traceback
+from typing import Any
 
 from genie_jax.core import cache, errors
 
@@ -114,25 +115,23 @@ def run(args: argparse.Namespace) -> int:
   began = time.time()
   from genie_jax.core import config as config_lib
   from genie_jax.sharding import cluster
-  from genie_jax.train import profile
 
   overrides = list(args.overrides)
   if args.init_from:
     overrides.append(f"--config.init_from={args.init_from}")
   config = config_lib.load(args.config, overrides)
-  steps = profile.parse(args.profile_steps)
-  found = _find_others(args)
-  if found is None:
+  steps = _steps(args.profile_steps)
+  try:
+    joined = _join(args, config)
+  except cluster.CannotStart as error:
+    _say(error)
+    cluster.exit_now(1, error.process_id)
+  if joined is None:
     _keep_compiled(args.compilation_cache)
     return _train(args, config, steps, began)
   # The one place of the program that leaves without unwinding: Python's own
   # end would wait for processes that wait for this one.
-  leave = lambda code: cluster.leave(code, found.process_id)
-  try:
-    _join(args, config, found)
-  except cluster.CannotStart as error:
-    _say(error)
-    leave(1)
+  leave = lambda code: cluster.exit_now(code, joined.process_id)
   try:
     _keep_compiled(args.compilation_cache, alone=False)
     code = _train(args, config, steps, began)
@@ -151,12 +150,40 @@ def run(args: argparse.Namespace) -> int:
     leave(1)
   if code == 1:
     leave(1)
-  cluster.part()
+  cluster.shut_down()
   return code
 
 
-def _find_others(args: argparse.Namespace):
-  """Returns the cluster that this process is of, None where it is alone."""
+def _steps(text: str) -> tuple[int, int] | None:
+  """Returns the first and last step of "10-15" or "10"; None for "".
+
+  Raises:
+    UserError: It is neither.
+  """
+  if not text:
+    return None
+  first, _, last = text.partition("-")
+  last = last or first
+  if not (first.isdecimal() and last.isdecimal()) or not (
+    1 <= int(first) <= int(last)
+  ):
+    raise errors.UserError(
+      f"--profile-steps={text} is not a range of steps; give for example 10-15."
+    )
+  return int(first), int(last)
+
+
+def _join(args: argparse.Namespace, config):
+  """Meets the other processes, and leaves the log to process 0.
+
+  Returns:
+    The `cluster.Cluster` that this process is of, None where it is alone.
+  """
+  import jax
+  from absl import logging
+
+  import genie_jax
+  from genie_jax.core import config as config_lib
   from genie_jax.sharding import cluster
 
   flags = (args.coordinator, args.num_processes, args.process_id)
@@ -167,46 +194,26 @@ def _find_others(args: argparse.Namespace):
         "--coordinator, --num-processes and --process-id."
       )
     return None
-  found = cluster.detect(*flags)
-  if found is None and args.distributed == "on":
+  joined = cluster.join(
+    *flags,
+    {
+      "the config's fingerprint": config_lib.fingerprint(config)[:12],
+      "the version of genie_jax": genie_jax.__version__,
+      "the version of jax": jax.__version__,
+      "--workdir": args.workdir,
+    },
+    initialization_timeout=args.initialization_timeout,
+    heartbeat_timeout=args.heartbeat_timeout,
+  )
+  if joined is None and args.distributed == "on":
     raise errors.UserError(
       "--distributed on, but no launcher names other processes (TPU_*, "
       "SLURM_*, OMPI_* or JAX_* variables); give --coordinator, "
       "--num-processes and --process-id."
     )
-  return found
-
-
-def _join(args: argparse.Namespace, config, found) -> None:
-  """Meets the other processes and leaves the log to process 0."""
-  import jax
-  from absl import logging
-
-  import genie_jax
-  from genie_jax.core import config as config_lib
-  from genie_jax.sharding import cluster
-
-  logging.info(
-    "Process %d of %d (by %s), process 0 at %s.",
-    found.process_id,
-    found.num_processes,
-    found.found_by,
-    found.coordinator,
-  )
-  card = {
-    "the config's fingerprint": config_lib.fingerprint(config)[:12],
-    "the version of genie_jax": genie_jax.__version__,
-    "the version of jax": jax.__version__,
-    "--workdir": args.workdir,
-  }
-  cluster.start(
-    found,
-    card,
-    initialization_timeout=args.initialization_timeout,
-    heartbeat_timeout=args.heartbeat_timeout,
-  )
-  if found.process_id:
+  if joined is not None and joined.process_id:
     logging.set_verbosity(logging.WARNING)
+  return joined
 
 
 def _keep_compiled(folder: str, alone: bool = True) -> None:
@@ -221,8 +228,9 @@ def _keep_compiled(folder: str, alone: bool = True) -> None:
   if folder == "off":
     jax.config.update("jax_enable_compilation_cache", False)
     return
-  # JAX has read JAX_COMPILATION_CACHE_DIR, or whoever calls has set it.
-  if not folder and jax.config.jax_compilation_cache_dir:
+  # JAX has read JAX_COMPILATION_CACHE_DIR, or the caller has set it.
+  settings: Any = jax.config  # Its flags are not in its type.
+  if not folder and settings.jax_compilation_cache_dir:
     return
   # Of several processes only the first writes, and on CPUs each has keys of
   # its own. At a restart it would find its programs and wait in a collective
@@ -295,7 +303,7 @@ def _build(config):
   data = config.data
   stage = registry.make(config)
   training, held_out = (
-    registry.source(config, split) for split in (data.split, data.eval_split)
+    stage.open_source(split) for split in (data.split, data.eval_split)
   )
 
   def batches_of(source, threads: int, workers: int):

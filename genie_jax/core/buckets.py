@@ -1,7 +1,8 @@
-"""Addresses in a bucket, gs:// and s3://, through etils.epath and fsspec.
+"""Files in buckets (gs:// and s3://), through etils.epath and fsspec.
 
-An object of a bucket appears whole or not at all, so what is renamed into
-place on a disk is written directly there.
+An object in a bucket becomes visible only when it is complete. On a disk a file
+is therefore written under a temporary name and renamed; in a bucket it is
+written directly.
 """
 
 import contextlib
@@ -17,22 +18,23 @@ if typing.TYPE_CHECKING:
 
 PathLike = str | os.PathLike[str]
 
-# Scheme -> the fsspec driver that serves it and is no dependency of ours.
+# Scheme -> its fsspec driver, which the user installs when it is needed.
 _DRIVERS = {"gs": "gcsfs", "s3": "s3fs"}
-# Each read of a driver is a request, which takes tens of milliseconds.
+# Read in large blocks: each read sends a request that takes tens of
+# milliseconds.
 _BLOCK_BYTES = 1 << 23
 
 
 def is_remote(path: PathLike) -> bool:
-  """Returns True for an address, False for a path on a disk."""
+  """Returns True for an address in a bucket, False for a path on a disk."""
   return "://" in os.fspath(path)
 
 
 def path(given: PathLike) -> "pathlib.Path | epath.Path":
-  """Returns a path that can be read and written, wherever it is.
+  """Returns a path object that reads and writes on a disk or in a bucket.
 
   Raises:
-    UserError: It is an address of an unknown scheme.
+    UserError: The address has an unknown scheme.
   """
   text = os.fspath(given)
   if not is_remote(text):
@@ -40,21 +42,21 @@ def path(given: PathLike) -> "pathlib.Path | epath.Path":
   scheme = text.partition("://")[0]
   if scheme not in _DRIVERS:
     raise errors.UserError(
-      f"{text} is of no known kind of storage"
+      f"{text} has the unknown scheme {scheme!r}"
       f"{errors.closest(scheme, _DRIVERS)}; give a folder, gs://BUCKET/... "
       "or s3://BUCKET/..."
     )
-  # Late: slow to import, and only for buckets.
+  # Imported here because it is slow to import and only buckets need it.
   from etils import epath
 
   return epath.Path(text)
 
 
 def run_folder(given: PathLike) -> "epath.Path":
-  """Returns a run's folder as an epath; absolute where it is on a disk.
+  """Returns a run's folder as an epath; absolute if it is on a disk.
 
   Raises:
-    UserError: It is an address of an unknown scheme.
+    UserError: The address has an unknown scheme.
   """
   from etils import epath
 
@@ -64,10 +66,14 @@ def run_folder(given: PathLike) -> "epath.Path":
 
 
 def reached(given: PathLike) -> "pathlib.Path | epath.Path":
-  """Returns `path(given)`; a bucket is asked once, so that errors are clear.
+  """Returns `path(given)` after checking that its bucket is accessible.
+
+  The check reports a missing driver or a missing permission in one clear line
+  before other code uses the path.
 
   Raises:
-    UserError: There is no driver, or no access; or as `path`.
+    UserError: The driver is missing, access is denied, or the address has an
+      unknown scheme.
   """
   if is_remote(given):
     exists(given)
@@ -75,61 +81,62 @@ def reached(given: PathLike) -> "pathlib.Path | epath.Path":
 
 
 def disk(given: PathLike, flag: str) -> pathlib.Path:
-  """Returns a path that must be on a disk.
+  """Returns a path after checking that it is on a disk.
 
   Args:
-    given: What the user gave.
-    flag: By which flag, for the message.
+    given: The path that the user gave.
+    flag: The flag that holds the path, for the message.
 
   Raises:
-    UserError: It is an address, of which a local folder "gs:" would be made.
+    UserError: The path is an address in a bucket. Writing to it as to a disk
+      would create a local folder named "gs:".
   """
   text = os.fspath(given)
   first = (*pathlib.PurePath(text).parts, "")[0]
   if "://" in text or (first[:-1] in _DRIVERS and first.endswith(":")):
     raise errors.UserError(
-      f"{flag} {text} is an address, and this can be written to a disk "
-      "only; give a folder on one, and copy it to the bucket when it is "
-      "whole."
+      f"{flag} {text} is an address in a bucket, but this output can be "
+      "written to a disk only; give a local folder, and copy it to the bucket "
+      "when it is complete."
     )
   return pathlib.Path(text)
 
 
 def exists(address: PathLike) -> bool:
-  """Returns whether there is a file at an address."""
+  """Returns whether a file exists at an address."""
   with _one_line(address):
     return path(address).exists()
 
 
 def read_bytes(address: PathLike) -> bytes:
-  """Returns a whole file.
+  """Returns the content of a file.
 
   Raises:
-    UserError: There is no driver, or no access.
-    FileNotFoundError: There is no such file.
+    UserError: The driver is missing, or access is denied.
+    FileNotFoundError: The file does not exist.
   """
   return b"".join(blocks(address))
 
 
 def blocks(address: PathLike) -> Iterator[bytes]:
-  """Yields a file's bytes in large pieces; raises as `read_bytes` does."""
+  """Yields a file's bytes in large blocks; raises like `read_bytes`."""
   with _one_line(address), path(address).open("rb") as file:
     while block := file.read(_BLOCK_BYTES):
       yield block
 
 
 def write_bytes(address: PathLike, content: bytes) -> None:
-  """Writes a whole file.
+  """Writes a file.
 
   Raises:
-    UserError: There is no driver, or no access.
+    UserError: The driver is missing, or access is denied.
   """
   with _one_line(address):
     path(address).write_bytes(content)
 
 
 def names(address: PathLike) -> list[str]:
-  """Returns the names in a folder, in order; raises as `read_bytes` does."""
+  """Returns the sorted names in a folder; raises like `read_bytes`."""
   with _one_line(address):
     return sorted(entry.name for entry in path(address).iterdir())
 
@@ -137,10 +144,10 @@ def names(address: PathLike) -> list[str]:
 def cache_folder(
   kind: str, environ: Mapping[str, str] | None = None
 ) -> pathlib.Path:
-  """Returns where copies of one kind are kept.
+  """Returns a folder in the user's cache, for copies of remote files.
 
   Args:
-    kind: Name of the folder in the user's cache.
+    kind: Name of the folder, for example "data".
     environ: Environment variables; those of this process by default.
   """
   environ = os.environ if environ is None else environ
@@ -151,7 +158,10 @@ def cache_folder(
 
 @contextlib.contextmanager
 def _one_line(address: PathLike) -> Iterator[None]:
-  """Turns what drivers raise, but for a missing file, into one line."""
+  """Turns errors of drivers into UserErrors of one line.
+
+  FileNotFoundError passes unchanged.
+  """
   text = os.fspath(address)
   try:
     yield
@@ -162,12 +172,12 @@ def _one_line(address: PathLike) -> Iterator[None]:
       f"`pip install {_DRIVERS[scheme]}`."
     ) from error
   except FileNotFoundError:
-    raise  # The caller knows what should have been there.
+    raise  # Only the caller knows which file was expected.
   except (OSError, ValueError) as error:
     if isinstance(error, errors.UserError):
       raise
     why = " ".join(str(error).split())[:120] or type(error).__name__
     raise errors.UserError(
-      f"{text} cannot be reached ({why}); check the address, the network "
+      f"{text} is not accessible ({why}); check the address, the network "
       "and this machine's access to the bucket."
     ) from error

@@ -1,4 +1,4 @@
-"""Where compiled programs are kept between starts."""
+"""The default folder of the compilation cache."""
 
 import hashlib
 import os
@@ -10,11 +10,12 @@ _CPU = pathlib.Path("/proc/cpuinfo")
 
 
 def default_folder(environ: Mapping[str, str] | None = None) -> pathlib.Path:
-  """Returns the user's cache of compiled programs for this kind of machine.
+  """Returns the user's compilation cache for this machine's kind of CPU.
 
-  Programs hold code for the CPU that compiled them, also around kernels of an
-  accelerator, and JAX does not look at the CPU when it finds one. Home folders
-  are shared between machines, so each kind of CPU has a folder of its own.
+  A compiled program contains code for the CPU that compiled it, even when most
+  of it runs on an accelerator, and JAX's cache key does not include the CPU.
+  Several machines may share a home folder, so each kind of CPU gets its own
+  cache folder.
 
   Args:
     environ: Environment variables; those of this process by default.
@@ -22,11 +23,11 @@ def default_folder(environ: Mapping[str, str] | None = None) -> pathlib.Path:
   environ = os.environ if environ is None else environ
   base = environ.get("XDG_CACHE_HOME")
   base = pathlib.Path(base) if base else pathlib.Path.home() / ".cache"
-  return base / "genie_jax" / "xla" / f"{platform.machine()}-{_features()}"
+  return base / "genie_jax" / "xla" / f"{platform.machine()}-{_cpu_digest()}"
 
 
-def _features() -> str:
-  """Returns a short name of the CPU's set of instructions."""
+def _cpu_digest() -> str:
+  """Returns a short digest of the CPU's supported instructions."""
   text = platform.processor()
   if _CPU.is_file():
     lines = _CPU.read_text().splitlines()

@@ -1,15 +1,15 @@
-"""Accelerators by name: memory, peaks, links, each number with its source.
+"""Specifications of accelerators: memory, peak rates and interconnect.
 
-Sources, by the letter behind a number:
-  [a] the vendor's page of the chip, cloud.google.com/tpu/docs/<chip>, and
-      its comparison table at .../tpu7x (read in 2026)
+The letter in the comment after a number gives its source:
+  [a] the vendor's page on the chip, cloud.google.com/tpu/docs/<chip>, and
+      the vendor's comparison table at .../tpu7x (read in 2026)
   [b] Jouppi et al., A domain-specific supercomputer for training deep neural
       networks, CACM 63(7), 2020 (v2 and v3)
   [c] Jouppi et al., TPU v4 (arXiv:2304.01433)
   [d] Austin et al., How to scale your model (the scaling book), chapter TPUs
-  [e] libtpu 0.0.42.1: the memory that it says there is when a program is too
-      large, and whether it compiles kernels
-  [?] an assumption, said so in the output of a plan
+  [e] libtpu 0.0.42.1: the available memory in its error message for a program
+      that is too large, and whether it compiles Pallas kernels
+  [?] an assumption, which the output of a plan lists
 """
 
 import dataclasses
@@ -19,24 +19,24 @@ from genie_jax.core import errors
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """What a plan needs to know of one chip.
+  """The specification of a TPU chip, as far as a plan needs it.
 
   Attributes:
-    name: As users and the cloud's documents call it.
-    library_name: As libtpu calls it in a topology's name.
-    hbm_gib: Memory that a program can have, GiB.
-    hbm_bandwidth: Bytes a second.
-    peak_flops: bfloat16 FLOPs a second.
-    clock: Cycles a second, for the compiler's cycle estimates.
-    vector_rate: Elementwise float32 operations a second.
-    link_bandwidth: Bytes a second over one link in one direction.
-    torus_dims: Dimensions of the interconnect; two links each.
-    wraps_from: Length from which a dimension closes to a ring.
-    dcn_bandwidth: Bytes a second to other slices.
-    devices: What JAX calls devices on one chip.
+    name: Name in the vendor's documentation and on the command line.
+    library_name: Name in libtpu's topologies.
+    hbm_gib: Memory available to a program, in GiB.
+    hbm_bandwidth: Bytes per second.
+    peak_flops: bfloat16 FLOPs per second.
+    clock: Cycles per second, to convert the compiler's cycle estimates.
+    vector_rate: Elementwise float32 operations per second.
+    link_bandwidth: Bytes per second over one link in one direction.
+    torus_dims: Dimensions of the interconnect; each has two links.
+    wraps_from: Minimum length of a dimension that has wrap-around links.
+    dcn_bandwidth: Bytes per second to other slices.
+    devices: Number of JAX devices per chip.
     matrix_tile: Rows and columns of the matrix unit.
-    max_chips: The largest slice that can be asked for.
-    assumptions: What of this no vendor's page states.
+    max_chips: Number of chips in the largest available slice.
+    assumptions: The values above that the vendor's pages do not state.
     kernels: Whether Pallas kernels with bfloat16 products compile for it.
   """
 
@@ -59,18 +59,19 @@ class Chip:
 
   @property
   def link_count(self) -> int:
+    """Number of links of one chip to its neighbours."""
     return 2 * self.torus_dims
 
 
-def _vector(cores: int, clock: float, units: int) -> float:
-  """Returns operations a second of 8 x 128 lanes with `units` adders each."""
+def _vector_rate(cores: int, clock: float, units: int) -> float:
+  """Returns operations per second of 8 x 128 lanes with `units` ALUs each."""
   return cores * clock * 8 * 128 * units
 
 
-_DCN = "DCN bandwidth: the pod's, divided by its chips"
-_OLD_DCN = "DCN bandwidth: one 25 Gb/s card a host of four chips"
-_TWO_UNITS = "vector rate: two operations a lane and cycle"
-_FOUR_UNITS = "vector rate: four operations a lane and cycle"
+_DCN = "DCN bandwidth: the bandwidth of a pod, divided by its chips"
+_OLD_DCN = "DCN bandwidth: one 25 Gb/s network card per host of four chips"
+_TWO_UNITS = "vector rate: two operations per lane and cycle"
+_FOUR_UNITS = "vector rate: four operations per lane and cycle"
 
 CHIPS = {
   chip.name: chip
@@ -80,19 +81,19 @@ CHIPS = {
       "v2",
       hbm_gib=14.96,  # [e]; [a] says 16 GiB
       hbm_bandwidth=700e9,  # [b]
-      peak_flops=46e12,
+      peak_flops=46e12,  # [b]
       clock=0.70e9,  # [b]
-      vector_rate=_vector(2, 0.70e9, 2),  # [?]
-      link_bandwidth=496e9 / 8,
+      vector_rate=_vector_rate(2, 0.70e9, 2),  # [?]
+      link_bandwidth=496e9 / 8,  # [b]
       torus_dims=2,  # [b]
-      wraps_from=16,  # [b]: only the whole pod of 16 x 16 is a torus
+      wraps_from=16,  # [b]: only the full pod of 16 x 16 is a torus
       dcn_bandwidth=25e9 / 8 / 4,  # [?]
       devices=2,
       matrix_tile=128,
       max_chips=256,  # [a]
       assumptions=(_OLD_DCN, _TWO_UNITS),
-      kernels=False,
-    ),  # [e]
+      kernels=False,  # [e]
+    ),
     Chip(
       "v3",
       "v3",
@@ -100,17 +101,17 @@ CHIPS = {
       hbm_bandwidth=900e9,  # [a]
       peak_flops=123e12,  # [a]
       clock=0.94e9,  # [b]
-      vector_rate=_vector(2, 0.94e9, 2),  # [?]
-      link_bandwidth=656e9 / 8,
+      vector_rate=_vector_rate(2, 0.94e9, 2),  # [?]
+      link_bandwidth=656e9 / 8,  # [b]
       torus_dims=2,  # [b]
-      wraps_from=32,  # [b]: only the whole pod of 32 x 32 is a torus
+      wraps_from=32,  # [b]: only the full pod of 32 x 32 is a torus
       dcn_bandwidth=25e9 / 8 / 4,  # [?]
       devices=2,
       matrix_tile=128,
       max_chips=1024,  # [a]
       assumptions=(_OLD_DCN, _TWO_UNITS),
-      kernels=False,
-    ),  # [e]
+      kernels=False,  # [e]
+    ),
     Chip(
       "v4",
       "v4",
@@ -118,27 +119,27 @@ CHIPS = {
       hbm_bandwidth=1228e9,  # [a]
       peak_flops=275e12,  # [a]
       clock=1.05e9,  # [c]
-      vector_rate=_vector(2, 1.05e9, 2),  # [?]
-      link_bandwidth=50e9,
+      vector_rate=_vector_rate(2, 1.05e9, 2),  # [?]
+      link_bandwidth=50e9,  # [c]
       torus_dims=3,  # [c]
-      wraps_from=4,  # [c]: cubes of 4 x 4 x 4 joined by optical switches
+      wraps_from=4,  # [c]: cubes of 4 x 4 x 4, connected by optical switches
       dcn_bandwidth=6.25e9,  # [?] as v5p
-      devices=1,  # both cores as one ("megacore")
+      devices=1,  # both cores form one device ("megacore")
       matrix_tile=128,
       max_chips=4096,  # [a]
-      assumptions=("DCN bandwidth: that of v5p", _TWO_UNITS),
+      assumptions=("DCN bandwidth: the same as v5p", _TWO_UNITS),
     ),
     Chip(
       "v5e",
       "v5e",
       hbm_gib=15.75,  # [e]; [a] says 16 GB
-      hbm_bandwidth=819e9,
+      hbm_bandwidth=819e9,  # [a]
       peak_flops=197e12,  # [a]
       clock=1.5e9,  # [d]
-      vector_rate=_vector(1, 1.5e9, 4),  # [d]
-      link_bandwidth=50e9,
-      torus_dims=2,  # [a]: 400 GB/s on 4 links, 2 ways
-      wraps_from=16,  # [a]: only 16 in a row close to a ring
+      vector_rate=_vector_rate(1, 1.5e9, 4),  # [d]
+      link_bandwidth=50e9,  # [a]: 400 GB/s on 4 links in 2 directions
+      torus_dims=2,  # [a]
+      wraps_from=16,  # [a]: only dimensions of 16 chips form a ring
       dcn_bandwidth=6.4e12 / 8 / 256,  # [a] for a pod of 256
       devices=1,
       matrix_tile=128,
@@ -152,25 +153,25 @@ CHIPS = {
       hbm_bandwidth=2765e9,  # [a]
       peak_flops=459e12,  # [a]
       clock=1.75e9,  # [d]
-      vector_rate=_vector(2, 1.75e9, 4),  # [d]
-      link_bandwidth=100e9,
-      torus_dims=3,  # [a]: 1200 GB/s on 6 links, 2 ways
+      vector_rate=_vector_rate(2, 1.75e9, 4),  # [d]
+      link_bandwidth=100e9,  # [a]: 1200 GB/s on 6 links in 2 directions
+      torus_dims=3,  # [a]
       wraps_from=4,  # [a]: cubes of 4 x 4 x 4
       dcn_bandwidth=50e9 / 8,  # [a]
       devices=1,
       matrix_tile=128,
-      max_chips=6144,
-    ),  # [a]
+      max_chips=6144,  # [a]
+    ),
     Chip(
       "v6e",
       "v6e",
       hbm_gib=31.25,  # [e]; [a] says 32 GB
-      hbm_bandwidth=1638e9,
+      hbm_bandwidth=1638e9,  # [a]
       peak_flops=918e12,  # [a]
       clock=1.75e9,  # [?]
-      vector_rate=_vector(1, 1.75e9, 4),  # [?]
-      link_bandwidth=100e9,
-      torus_dims=2,  # [a]: 800 GB/s on 4 links, 2 ways
+      vector_rate=_vector_rate(1, 1.75e9, 4),  # [?]
+      link_bandwidth=100e9,  # [a]: 800 GB/s on 4 links in 2 directions
+      torus_dims=2,  # [a]
       wraps_from=16,  # [a]: as v5e
       dcn_bandwidth=100e9 / 8,  # [a]
       devices=1,
@@ -184,10 +185,10 @@ CHIPS = {
       hbm_gib=189.5,  # [e]; [a] says 192 GiB
       hbm_bandwidth=7380e9,  # [a]
       peak_flops=2307e12,  # [a]
-      clock=2.2e9,  # [?]: four 256 x 256 units, two products a cycle
-      vector_rate=_vector(2, 2.2e9, 4),  # [?]
-      link_bandwidth=100e9,
-      torus_dims=3,  # [a]: 1200 GB/s on 6 links, 2 ways
+      clock=2.2e9,  # [?]: four 256 x 256 units, two products per cycle
+      vector_rate=_vector_rate(2, 2.2e9, 4),  # [?]
+      link_bandwidth=100e9,  # [a]: 1200 GB/s on 6 links in 2 directions
+      torus_dims=3,  # [a]
       wraps_from=4,  # [a]
       dcn_bandwidth=100e9 / 8,  # [a]
       devices=2,
@@ -198,11 +199,11 @@ CHIPS = {
   )
 }
 
-# Bytes a second between one chip and its host's memory, one way: half of what
-# 16 lanes of PCIe of the third generation carry. No page states it: [?].
+# Bytes per second between a chip and its host's memory, in one direction: half
+# the bandwidth of 16 lanes of PCIe 3.0. No vendor's page states it: [?].
 HOST_BANDWIDTH = 8e9
 
-# Other names under which people know a chip.
+# Other names for the same chips.
 ALIASES = {
   "tpu7x": "v7x",
   "v7": "v7x",
@@ -213,7 +214,7 @@ ALIASES = {
   "ironwood": "v7x",
 }
 
-# What JAX calls the kind of a chip's devices.
+# JAX's `device_kind` -> chip.
 _DEVICE_KINDS = {
   "TPU v2": "v2",
   "TPU v3": "v3",
@@ -227,8 +228,8 @@ _DEVICE_KINDS = {
   "TPU7x": "v7x",
 }
 
-# Peak dense bfloat16 FLOPs a second by kind: NVIDIA's data sheets of A100,
-# H100, H200, B200 and L4, without sparsity.
+# JAX's `device_kind` -> peak bfloat16 FLOPs per second without sparsity, from
+# NVIDIA's data sheets of A100, H100, H200, B200 and L4.
 _GPU_PEAK_FLOPS = {
   "NVIDIA A100-SXM4-40GB": 312e12,
   "NVIDIA A100-SXM4-80GB": 312e12,
@@ -242,31 +243,31 @@ _GPU_PEAK_FLOPS = {
 
 
 def find(name: str) -> Chip:
-  """Returns the chip of a name.
+  """Returns the chip of a name or alias, in lower or upper case.
 
   Raises:
-    UserError: There is none.
+    UserError: The name is unknown.
   """
   key = name.lower()
   key = ALIASES.get(key, key)
   if key not in CHIPS:
     raise errors.UserError(
-      f"Unknown chip {name!r}{errors.closest(key, CHIPS)}; the known ones "
+      f"Unknown chip {name!r}{errors.closest(key, CHIPS)}; the known chips "
       f"are {', '.join(CHIPS)}."
     )
   return CHIPS[key]
 
 
 def of_device(kind: str) -> Chip | None:
-  """Returns the TPU chip of a JAX `device_kind`, None where there is none."""
+  """Returns the TPU chip of a JAX `device_kind`, None if it is not a TPU's."""
   return CHIPS[_DEVICE_KINDS[kind]] if kind in _DEVICE_KINDS else None
 
 
 def device_peak_flops(kind: str) -> float | None:
-  """Returns bfloat16 FLOPs a second of one device, None where unknown.
+  """Returns the peak bfloat16 FLOPs per second of a device, None if unknown.
 
   Args:
-    kind: A JAX `device_kind`, of a TPU or a GPU.
+    kind: A JAX `device_kind` of a TPU or a GPU.
   """
   chip = of_device(kind)
   return chip.peak_flops / chip.devices if chip else _GPU_PEAK_FLOPS.get(kind)

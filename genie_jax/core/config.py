@@ -6,7 +6,7 @@ import importlib.util
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -20,17 +20,17 @@ def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
   """Loads a config file and applies overrides to it.
 
   Args:
-    path: A Python file with `get_config(mode)`, followed by `:mode` where one
-      is wanted, for example "experiments/coinrun/lam.py:smoke".
-    overrides: Flags such as "--config.optimizer.peak_lr=1e-3"; each names a
-      field that exists, and takes a value of that field's type.
+    path: A Python file with `get_config(mode)`, optionally followed by `:mode`,
+      for example "experiments/coinrun/lam.py:smoke".
+    overrides: Flags such as "--config.optimizer.peak_lr=1e-3"; each names an
+      existing field and gives a value of that field's type.
 
   Returns:
     The locked config.
 
   Raises:
-    UserError: The file is missing or broken, the mode is unknown, or an
-      override names no field or has the wrong type.
+    UserError: The file is missing or invalid, the mode is unknown, or an
+      override names an unknown field or has the wrong type.
   """
   name, _, mode = path.partition(":")
   file = pathlib.Path(name)
@@ -50,21 +50,24 @@ def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
   return config
 
 
-def _import(file: pathlib.Path):
-  """Returns the `get_config` of a file."""
+def _import(
+  file: pathlib.Path,
+) -> Callable[[str], ml_collections.ConfigDict]:
+  """Returns the function `get_config` of a file."""
   _make_experiments_importable(file)
   spec = importlib.util.spec_from_file_location(f"_{file.stem}_config", file)
   if spec is None or spec.loader is None:
     raise errors.UserError(
-      f"--config={file} is no Python file; a config's name ends in .py."
+      f"--config={file} is not a Python file; the name of a config file ends "
+      "in .py."
     )
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)
   except (ImportError, SyntaxError, NameError) as error:
     raise errors.UserError(
-      f"{file} cannot be imported ({error}); mend the file, or start from "
-      "the folder that holds experiments/."
+      f"{file} cannot be imported ({error}); fix the file, or run the command "
+      "from the folder that contains experiments/."
     ) from error
   if not hasattr(module, "get_config"):
     raise errors.UserError(
@@ -75,7 +78,7 @@ def _import(file: pathlib.Path):
 
 
 def _make_experiments_importable(file: pathlib.Path) -> None:
-  """Lets a config import its neighbours as `experiments.<folder>.<name>`."""
+  """Lets a config import others as `experiments.<folder>.<name>`."""
   for parent in file.resolve().parents:
     if parent.name == "experiments":
       root = str(parent.parent)
@@ -91,37 +94,37 @@ def _override(
   name, equals, text = override.removeprefix(_PREFIX).partition("=")
   if not override.startswith(_PREFIX) or not equals:
     raise errors.UserError(
-      f"{override!r} is no override; write --config.group.field=value."
+      f"{override!r} is not an override; write --config.group.field=value."
     )
   *groups, field = name.split(".")
   node = config
   for group in groups:
     node = (
-      node.get(group) if isinstance(node, ml_collections.ConfigDict) else (None)
+      node.get(group) if isinstance(node, ml_collections.ConfigDict) else None
     )
   if not isinstance(node, ml_collections.ConfigDict) or field not in node:
     known = _field_names(config)
     raise errors.UserError(
       f"{path} has no field config.{name}{errors.closest(name, known)}; "
-      "its fields are those of get_config in that file."
+      "get_config in that file defines the fields."
     )
   old = node[field]
   if isinstance(old, ml_collections.ConfigDict):
     raise errors.UserError(
-      f"config.{name} is a group of fields; set one of them, for example "
+      f"config.{name} is a group of fields; set one field, for example "
       f"--config.{name}.{next(iter(_field_names(old)), 'field')}=value."
     )
   try:
     node[field] = _parse(text, old)
   except (TypeError, ValueError, SyntaxError) as error:
     raise errors.UserError(
-      f"{override}: {text!r} is no {type(old).__name__}; the field holds "
-      f"{old!r}."
+      f"{override}: {text!r} is not of type {type(old).__name__}; the field "
+      f"is {old!r} now."
     ) from error
 
 
 def _parse(text: str, old: Any) -> Any:
-  """Returns `text` as a value of the type of `old`."""
+  """Returns `text` converted to the type of `old`."""
   if isinstance(old, str):
     return text
   if isinstance(old, bool):
@@ -129,33 +132,35 @@ def _parse(text: str, old: Any) -> Any:
       raise ValueError(text)
     return text.lower() == "true"
   value = ast.literal_eval(text)
+  if isinstance(old, (tuple, list)):
+    return type(old)(value)
   if isinstance(value, bool) and isinstance(old, (int, float)):
-    raise ValueError(text)  # Python counts True as 1; a user does not.
+    raise ValueError(text)  # A bool is an int in Python, but not to a user.
   if isinstance(old, float):
     return float(value)
   if isinstance(old, int):
     if not isinstance(value, int):
       raise ValueError(text)
     return value
-  if isinstance(old, (tuple, list)):
-    return type(old)(value)
   return value
 
 
 def _field_names(
   config: ml_collections.ConfigDict, prefix: str = ""
 ) -> list[str]:
+  """Returns the dotted names of all fields."""
   names = []
   for key in config:
-    if isinstance(config[key], ml_collections.ConfigDict):
-      names += _field_names(config[key], f"{prefix}{key}.")
+    value = config[key]
+    if isinstance(value, ml_collections.ConfigDict):
+      names += _field_names(value, f"{prefix}{key}.")
     else:
       names.append(f"{prefix}{key}")
   return names
 
 
 def to_dict(config: Any) -> Any:
-  """Returns `config` as plain dicts, lists and scalars (JSON's types)."""
+  """Returns `config` as dicts, lists and scalars that JSON can represent."""
   if isinstance(config, ml_collections.ConfigDict):
     config = config.to_dict()
   if isinstance(config, dict):
@@ -165,11 +170,22 @@ def to_dict(config: Any) -> Any:
   return config
 
 
+def dotted(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Returns nested groups as one level, for example "optimizer.peak_lr"."""
+  flat = {}
+  for name, value in fields.items():
+    if isinstance(value, Mapping) and value:
+      flat |= dotted(value, f"{prefix}{name}.")
+    else:
+      flat[f"{prefix}{name}"] = value
+  return flat
+
+
 def fingerprint(value: Any) -> str:
   """Returns the SHA-256 of a config's canonical JSON, as hexadecimal digits.
 
-  Two configs with the same fields have the same fingerprint, whatever the
-  order in which the fields were set, and whether they are lists or tuples.
+  The order in which fields were set does not matter, nor does the difference
+  between a list and a tuple.
   """
   text = json.dumps(
     to_dict(value), sort_keys=True, separators=(",", ":"), allow_nan=False

@@ -1,33 +1,33 @@
-"""Errors that the command line prints as one line."""
+"""Errors that the command line reports in one line."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
-  """A mistake in what the user gave: a flag, a config, a file, a picture.
+  """Invalid input from the user: a flag, a config, a file or a picture.
 
-  Its message is one line that says what is wrong, where, and how to mend it.
-  The command line prints it without a traceback and exits with code 2.
+  The message is one line that says what is wrong, where, and how to fix it. The
+  command line prints it without a traceback and exits with code 2.
   """
 
 
 class RunFailed(RuntimeError):
-  """A run cannot continue, and not by the user's mistake: exit code 1.
+  """A run cannot continue, for another reason than invalid input: exit code 1.
 
-  Its message is one line that says what to do next.
+  The message is one line that says what to do next.
   """
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-  """Returns a hint at the known name most like `name`, or an empty string.
+  """Returns a hint at the known name closest to `name`, or an empty string.
 
   Args:
-    name: What the user wrote.
-    known: The names that would have been accepted.
+    name: The name that the user wrote.
+    known: The names that are valid.
 
   Returns:
-    For example " (did you mean 'steps'?)", ready to follow a message.
+    For example " (did you mean 'steps'?)", to be appended to a message.
   """
   found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
   return f" (did you mean {found[0]!r}?)" if found else ""
@@ -36,12 +36,12 @@ def closest(name: str, known: Iterable[str]) -> str:
 def check_fields(
   group: str, fields: Iterable[str], known: Iterable[str]
 ) -> None:
-  """Raises UserError for the first field that a group does not have.
+  """Raises UserError for the first unknown field of a group.
 
   Args:
     group: Name of the group, for example "sampling".
     fields: Names that were given.
-    known: Names that there are.
+    known: Names that are valid.
   """
   known = list(known)
   for name in fields:

@@ -1,6 +1,7 @@
-"""Files that are whole or absent, and their checksums.
+"""Atomic writes, JSON files and checksums.
 
-Files that are read or written whole may be in a bucket, see `buckets`.
+Functions that read or write a complete file also accept an address in a bucket,
+see `buckets`.
 """
 
 import hashlib
@@ -18,29 +19,31 @@ _BLOCK_BYTES = 1 << 20
 
 
 def temporary_sibling(path: PathLike) -> pathlib.Path:
-  """Returns a fresh name beside `path`, to be renamed to it when whole.
+  """Returns an unused path next to `path`, for writing before a rename.
 
-  The same folder, because a rename is atomic only within one file system.
+  It is in the same folder because a rename is atomic only within one file
+  system.
 
   Raises:
-    UserError: The path is an address, where nothing can be renamed.
+    UserError: The path is an address in a bucket, where files cannot be
+      renamed.
   """
-  path = buckets.disk(path, "Output")
-  return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+  local = buckets.disk(path, "Output")
+  return local.with_name(f".{local.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
 def write_atomic(path: PathLike, content: bytes | str) -> None:
-  """Writes `content` so that a reader sees the old file or the whole new one.
+  """Writes `content` so that readers see the old file or the complete new one.
 
   Args:
-    path: The file, or its address in a bucket; its folder is made when
+    path: The file, or its address in a bucket; its folder is created if it is
       missing.
     content: Bytes, or text to be stored as UTF-8.
 
   Raises:
-    OSError: The disk is full or the folder cannot be written; what stood at
-      `path` before is untouched.
-    UserError: The bucket cannot be reached.
+    OSError: The disk is full or the folder is not writable; an existing file
+      at `path` is unchanged.
+    UserError: The bucket is not accessible.
   """
   data = content.encode() if isinstance(content, str) else content
   if buckets.is_remote(path):
@@ -68,7 +71,7 @@ def read_json(path: PathLike) -> Any:
   """Reads a JSON file, on a disk or in a bucket.
 
   Raises:
-    UserError: The file is missing, cannot be reached, or is not JSON.
+    UserError: The file is missing, not accessible, or not JSON.
   """
   path = os.fspath(path)
   try:
@@ -77,18 +80,18 @@ def read_json(path: PathLike) -> Any:
     return json.loads(pathlib.Path(path).read_text())
   except (FileNotFoundError, NotADirectoryError) as error:
     raise errors.UserError(
-      f"{path} does not exist; check the path, or make it with the command "
-      "that writes it."
+      f"{path} does not exist; check the path, or run the command that writes "
+      "this file."
     ) from error
   except (json.JSONDecodeError, UnicodeDecodeError) as error:
     raise errors.UserError(
-      f"{path} is not valid JSON ({error}); it was damaged or edited, so "
-      "write it again."
+      f"{path} is not valid JSON ({error}); the file is damaged or was edited, "
+      "so write it again."
     ) from error
 
 
 def sha256(path: PathLike) -> str:
-  """Returns the SHA-256 of a file's bytes as 64 hexadecimal digits."""
+  """Returns the SHA-256 of a file, as 64 hexadecimal digits."""
   digest = hashlib.sha256()
   with open(path, "rb") as file:
     while block := file.read(_BLOCK_BYTES):

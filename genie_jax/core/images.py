@@ -1,4 +1,4 @@
-"""Pictures and short videos: prompts in, strips, GIFs and MP4s out."""
+"""Reads pictures as prompts; writes PNGs, frame strips, GIFs and MP4s."""
 
 import contextlib
 import io
@@ -10,14 +10,17 @@ from typing import BinaryIO
 
 import av
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from genie_jax.core import errors, files
 
-MAX_PIXELS = 64_000_000  # 50-megapixel photos pass; more is a bomb.
-# No formats that run programs (EPS) or that nobody sends.
+# Admits photos of 50 megapixels; larger files are likely decompression bombs.
+MAX_PIXELS = 64_000_000
+# Without formats whose decoder runs a program (EPS) and rare ones.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-_DRAFT_FACTOR = 4  # JPEGs are read no finer than this times the frame.
+# JPEGs are decoded at about this multiple of the frame's resolution.
+_DRAFT_FACTOR = 4
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
   2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -29,7 +32,7 @@ _UPRIGHT = {
   8: Image.Transpose.ROTATE_90,
 }
 _LABEL_PIXELS = 14
-_GIF_HUNDREDTHS = 100  # GIF delays count hundredths of a second.
+_GIF_UNITS_PER_SECOND = 100  # The unit of GIF delays is 10 ms.
 
 
 def load_prompt(path: files.PathLike, height: int, width: int) -> np.ndarray:
@@ -43,7 +46,7 @@ def load_prompt(path: files.PathLike, height: int, width: int) -> np.ndarray:
     content = path.open("rb")
   except FileNotFoundError as error:
     raise errors.UserError(
-      f"{path} does not exist; give a picture to start from."
+      f"{path} does not exist; give the path of a picture to start from."
     ) from error
   except OSError as error:
     raise errors.UserError(
@@ -56,26 +59,28 @@ def load_prompt(path: files.PathLike, height: int, width: int) -> np.ndarray:
 def read_prompt(
   content: BinaryIO, height: int, width: int, name: str
 ) -> np.ndarray:
-  """Reads any picture as one frame.
+  """Reads a picture as one frame.
 
-  The rule: PNG, JPEG, WebP, GIF, BMP, TIFF and PPM of at most 64 million
-  pixels; the first frame of an animation; turned upright as its EXIF says; the
-  largest centred crop of the frame's aspect ratio; resized by area averaging;
-  any mode turned to RGB; transparency laid on white. 16-bit greys are scaled
-  by 65535 where one exceeds 255, floats by 255 where none exceeds 1; what is
-  then out of range is clipped, and NaN is black. Colour profiles are ignored.
+  Accepts PNG, JPEG, WebP, GIF, BMP, TIFF and PPM of at most 64 million pixels.
+  Of an animation, the first frame is read. The picture is rotated according to
+  its EXIF orientation, cropped to the largest centred rectangle of the frame's
+  aspect ratio, resized by area averaging and converted to RGB; transparent
+  pixels become white. 16-bit grey values are rescaled from [0, 65535] to
+  [0, 255] if any exceeds 255. Float values are multiplied by 255 if none
+  exceeds 1. Values out of range are then clipped, and NaN becomes black.
+  Colour profiles are ignored.
 
   Args:
     content: An open file.
     height: Rows of the frame.
     width: Columns of the frame.
-    name: What errors call it.
+    name: Name of the picture in error messages.
 
   Returns:
     uint8 [height, width, 3].
 
   Raises:
-    UserError: It is not a picture, or has more than 64 million pixels.
+    UserError: The file is not a picture, or has more than 64 million pixels.
   """
   with _one_line(name), Image.open(content, formats=_FORMATS) as picture:
     return _fitted(picture, height, width, name)
@@ -105,8 +110,8 @@ def _check_size(picture: Image.Image, name: str) -> None:
   columns, rows = picture.size
   if not 0 < rows * columns <= MAX_PIXELS:
     raise errors.UserError(
-      f"{name} has {columns} x {rows} pixels; 1 to {MAX_PIXELS} are "
-      "read, so make it smaller."
+      f"{name} has {columns} x {rows} pixels; the allowed number is 1 to "
+      f"{MAX_PIXELS}, so make it smaller."
     )
 
 
@@ -115,22 +120,23 @@ def _fitted(
 ) -> np.ndarray:
   """Returns uint8 [height, width, 3] of a picture, which may be shrunk."""
   _check_size(picture, name)
-  turn = _UPRIGHT.get(picture.getexif().get(_EXIF_ORIENTATION))
-  lying = turn in (
+  orientation = picture.getexif().get(_EXIF_ORIENTATION, 1)
+  rotation = _UPRIGHT.get(orientation)
+  swaps_sides = rotation in (
     Image.Transpose.TRANSPOSE,
     Image.Transpose.TRANSVERSE,
     Image.Transpose.ROTATE_90,
     Image.Transpose.ROTATE_270,
   )
-  size = (height, width) if lying else (width, height)
-  # Lets the JPEG decoder shrink large photos while it reads.
+  size = (height, width) if swaps_sides else (width, height)
+  # The JPEG decoder can downsample large photos while it reads them.
   picture.draft(
     picture.mode, (size[0] * _DRAFT_FACTOR, size[1] * _DRAFT_FACTOR)
   )
   picture.load()
-  frame = _cut(_resizable(picture), size)
-  if turn is not None:
-    frame = frame.transpose(turn)
+  frame = _crop_and_resize(_with_8_bit_channels(picture), size)
+  if rotation is not None:
+    frame = frame.transpose(rotation)
   return np.asarray(frame, np.uint8)
 
 
@@ -143,15 +149,16 @@ def _one_line(name: str) -> Iterator[None]:
   """
   try:
     with warnings.catch_warnings():
-      # Decoders warn of what they read around, and before our own refusal.
+      # Decoders warn about damage that they can skip, and about large pictures,
+      # which raise a UserError below.
       warnings.simplefilter("ignore")
       yield
   except errors.UserError:
     raise
-  except Image.DecompressionBombError as error:  # Pillow was first.
+  except Image.DecompressionBombError as error:  # Raised by Image.open.
     raise errors.UserError(
-      f"{name} has far more than the {MAX_PIXELS} pixels that are read, so "
-      "make it smaller."
+      f"{name} has far more than the allowed {MAX_PIXELS} pixels, so make it "
+      "smaller."
     ) from error
   except (
     OSError,
@@ -165,7 +172,7 @@ def _one_line(name: str) -> Iterator[None]:
     MemoryError,
     struct.error,
   ) as error:
-    # What Pillow's decoders raise for damaged files differs by format.
+    # The exception type for a damaged file depends on Pillow's decoder.
     reason = " ".join(str(error).split())[:120] or type(error).__name__
     if isinstance(error, Image.UnidentifiedImageError):
       reason = "unknown format"
@@ -175,11 +182,15 @@ def _one_line(name: str) -> Iterator[None]:
     ) from error
 
 
-def _resizable(picture: Image.Image) -> Image.Image:
-  """Returns a picture whose channels may be averaged, as 8 bits each."""
+def _with_8_bit_channels(picture: Image.Image) -> Image.Image:
+  """Converts a picture to a mode with channels of 8 bits that can be averaged.
+
+  A palette index, for example, cannot be averaged.
+  """
   if picture.mode.startswith("I;16") or picture.mode == "I":
-    top = 65535 if picture.getextrema()[1] > 255 else 255
-    values = np.asarray(picture).astype(np.float32) * (255 / top)
+    values = np.asarray(picture)
+    top = 65535 if values.max() > 255 else 255
+    values = values.astype(np.float32) * (255 / top)
     return Image.fromarray(values.clip(0, 255).astype(np.uint8))
   if picture.mode == "F":
     values = np.nan_to_num(np.array(picture, np.float32))
@@ -193,23 +204,30 @@ def _resizable(picture: Image.Image) -> Image.Image:
   return picture.convert("RGB")
 
 
-def _cut(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-  """Returns the largest centred crop of this shape, resized, as RGB."""
+def _crop_and_resize(
+  picture: Image.Image, size: tuple[int, int]
+) -> Image.Image:
+  """Returns the largest centred crop of this aspect ratio, resized, as RGB.
+
+  Args:
+    picture: The picture.
+    size: Width and height of the result.
+  """
   (columns, rows), (width, height) = picture.size, size
   scale = min(columns / width, rows / height)
   crop_width, crop_height = width * scale, height * scale
   left, top = (columns - crop_width) / 2, (rows - crop_height) / 2
   box = (left, top, left + crop_width, top + crop_height)
-  # Exact sizes pass through untouched; area averaging blurs nothing there.
-  cut = picture.resize(size, Image.Resampling.BOX, box=box)
-  if cut.mode == "RGBA":
+  # Area averaging leaves a picture that already has this size unchanged.
+  cropped = picture.resize(size, Image.Resampling.BOX, box=box)
+  if cropped.mode == "RGBA":
     white = Image.new("RGBA", size, (255, 255, 255, 255))
-    cut = Image.alpha_composite(white, cut)
-  return cut.convert("RGB")
+    cropped = Image.alpha_composite(white, cropped)
+  return cropped.convert("RGB")
 
 
 def to_png(picture: np.ndarray) -> bytes:
-  """Returns uint8 [H, W, 3] as the bytes of a PNG file."""
+  """Encodes uint8 [H, W, 3] as a PNG file."""
   buffer = io.BytesIO()
   Image.fromarray(picture).save(buffer, "PNG")
   return buffer.getvalue()
@@ -221,7 +239,7 @@ def save_png(path: files.PathLike, picture: np.ndarray) -> None:
 
 
 def from_png(content: bytes) -> np.ndarray:
-  """Returns uint8 [H, W, 3] of what `to_png` wrote."""
+  """Decodes a PNG file from `to_png` to uint8 [H, W, 3]."""
   with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
     return np.asarray(picture, np.uint8)
 
@@ -232,13 +250,13 @@ def strip(
   scale: int = 2,
   edges: Mapping[str, Sequence[str]] | None = None,
 ) -> np.ndarray:
-  """Lays labelled rows of frames under one another.
+  """Draws labelled rows of frames, one row below the other.
 
   Args:
     rows: Label -> uint8 frames [T, H, W, 3]; rows may differ in T.
-    scale: Whole-number enlargement of each pixel.
-    edges: Label -> colour of each frame's edge, for example "lime" for given
-      and "red" for imagined frames; rows without an entry get a grey edge.
+    scale: Integer factor by which each pixel is enlarged.
+    edges: Label -> colour of each frame's border, for example "lime" for given
+      and "red" for generated frames; rows without an entry get a grey border.
 
   Returns:
     uint8 [height, width, 3].
@@ -272,40 +290,43 @@ def strip(
 def save_video(
   path: files.PathLike, frames: np.ndarray, fps: float, scale: int = 4
 ) -> None:
-  """Writes frames as a GIF or an MP4, by the path's ending, atomically.
+  """Writes frames as a GIF or an MP4, atomically.
 
   Args:
-    path: Ends in .gif or .mp4; may be in a bucket.
+    path: Ends in .gif or .mp4, which selects the format; may be in a bucket.
     frames: uint8 [T, H, W, 3].
-    fps: Frames a second; GIF rounds to hundredths of a second a frame.
-    scale: Whole-number enlargement of each pixel.
+    fps: Frames per second; GIF rounds each delay to a multiple of 10 ms.
+    scale: Integer factor by which each pixel is enlarged.
 
   Raises:
-    UserError: Another ending.
+    UserError: The path has another suffix.
   """
   suffix = pathlib.PurePath(path).suffix
   if suffix not in (".gif", ".mp4"):
     raise errors.UserError(
-      f"{path}: videos end in .gif or .mp4, not {suffix!r}."
+      f"{path}: the name of a video must end in .gif or .mp4, not {suffix!r}."
     )
   files.write_atomic(path, to_video(frames, suffix[1:], fps, scale))
 
 
 def to_video(frames: np.ndarray, kind: str, fps: float, scale: int) -> bytes:
-  """Returns the bytes of a film of uint8 frames [T, H, W, 3].
+  """Encodes frames as a video.
 
   Args:
-    frames: The frames.
+    frames: uint8 [T, H, W, 3].
     kind: "gif" or "mp4".
-    fps: Frames a second; GIF rounds to hundredths of a second a frame.
-    scale: Whole-number enlargement of each pixel.
+    fps: Frames per second; GIF rounds each delay to a multiple of 10 ms.
+    scale: Integer factor by which each pixel is enlarged.
+
+  Returns:
+    The content of the video file.
   """
   frames = np.asarray(frames, np.uint8).repeat(scale, 1).repeat(scale, 2)
   return {"gif": _gif, "mp4": _mp4}[kind](frames, fps)
 
 
 def _gif(frames: np.ndarray, fps: float) -> bytes:
-  # One palette for all frames: one each makes still grounds flicker.
+  # All frames share one palette: separate palettes make static areas flicker.
   sample = np.concatenate(list(frames[:: max(1, len(frames) // 8)]))
   palette = Image.fromarray(sample).quantize(255)
   pictures = [
@@ -313,7 +334,7 @@ def _gif(frames: np.ndarray, fps: float) -> bytes:
     for frame in frames
   ]
   buffer = io.BytesIO()
-  delay = max(2, round(_GIF_HUNDREDTHS / fps)) * 10
+  delay = max(2, round(_GIF_UNITS_PER_SECOND / fps)) * 10
   pictures[0].save(
     buffer,
     "GIF",
@@ -327,7 +348,7 @@ def _gif(frames: np.ndarray, fps: float) -> bytes:
 
 
 def _mp4(frames: np.ndarray, fps: float) -> bytes:
-  # H.264 wants even sides in the colour format that every player knows.
+  # The colour format that all players support, yuv420p, requires even sides.
   frames = np.pad(
     frames,
     ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)),
@@ -348,7 +369,7 @@ def _mp4(frames: np.ndarray, fps: float) -> bytes:
   return buffer.getvalue()
 
 
-def to_uint8(frames: np.ndarray) -> np.ndarray:
-  """Returns float frames in [0, 1] as uint8, rounded to nearest."""
-  frames = np.asarray(frames, np.float32)
-  return np.round(frames.clip(0, 1) * 255).astype(np.uint8)
+def to_uint8(frames: npt.ArrayLike) -> np.ndarray:
+  """Converts float frames in [0, 1] to uint8, rounding to nearest."""
+  array = np.asarray(frames, np.float32)
+  return np.round(array.clip(0, 1) * 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
+"""Progress of long work: a bar on a terminal, lines of text elsewhere."""
 
 import sys
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from typing import Any
 
 import tqdm
 
-# Off a terminal a bar would fill a log with carriage returns.
+# Interval of lines in a log, where a bar would leave many carriage returns.
 _LINE_SECONDS = 10.0
 
 
@@ -19,19 +19,19 @@ def track(
   description: str = "",
   disable: bool = False,
 ) -> tqdm.tqdm:
-  """Returns a tqdm bar with rate and time left.
+  """Returns a tqdm bar with rate and remaining time.
 
   Args:
-    iterable: What to iterate over; leave out to call `.update(n)` by hand.
-    total: How many units there are.
-    initial: How many were done before, when work is taken up again.
+    iterable: What to iterate over; None if the caller calls `.update(n)`.
+    total: Number of units.
+    initial: Number of units that an earlier run has completed.
     unit: What is counted, for example "frames".
     description: Short text before the bar.
-    disable: Show nothing, as on all processes of a run but one.
+    disable: Whether to show nothing, as on all processes of a run except one.
 
   Returns:
-    The bar, also a context manager. Off a terminal it prints a line at most
-    every ten seconds.
+    The bar, also a context manager. If stderr is not a terminal, it prints a
+    line at most every ten seconds.
   """
   terminal = sys.stderr.isatty()
   return tqdm.tqdm(
@@ -53,7 +53,7 @@ def track(
 
 
 class _Lines:
-  """Writes each redraw of a bar as a line of its own."""
+  """A stream that writes each redraw of a bar as a separate line."""
 
   def write(self, text: str) -> None:
     text = text.strip("\r\n ")

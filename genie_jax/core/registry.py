@@ -10,11 +10,13 @@ ways:
 Files that only hold data, such as a world's config.json, may name a part of
 the second kind too, but reading such a file must not run code of its choice.
 So a name from a file is only looked up among the parts that are registered
-already; `load_plugins` imports those of the user's choice.
+already, and in the modules that came with the packages of `load_plugins`,
+which the user chose.
 """
 
 import importlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import Any, Generic, TypeVar
@@ -26,6 +28,9 @@ PLUGINS = "GENIE_PLUGINS"
 ENTRY_POINTS = "genie_jax.plugins"
 
 Value = TypeVar("Value")
+
+# Modules and packages that `load_plugins` has imported.
+_plugins: set[str] = set()
 
 
 class Registry(Generic[Value]):
@@ -91,7 +96,10 @@ class Registry(Generic[Value]):
       raise errors.UserError(f"{where}={name!r} is not the name of a part.")
     if name in self._values:
       return self._values[name]
-    if ":" in name and trusted:
+    load_plugins()  # Only now: the names that ship need no other package.
+    if name in self._values:
+      return self._values[name]
+    if ":" in name and (trusted or _is_plugin(name.partition(":")[0])):
       return self.register(name, self._import(name, where))
     known = ", ".join(self._values)
     if ":" in name:
@@ -163,6 +171,7 @@ def load_plugins() -> None:
   """
   for point in metadata.entry_points(group=ENTRY_POINTS):
     point.load()
+    _plugins.add(point.module)
   names = (name.strip() for name in os.environ.get(PLUGINS, "").split(","))
   for name in filter(None, names):
     try:
@@ -172,3 +181,11 @@ def load_plugins() -> None:
         f"{PLUGINS} names {name}, which cannot be imported "
         f"({error}); install it, or add its folder to PYTHONPATH."
       ) from error
+    _plugins.add(name)
+
+
+def _is_plugin(module: str) -> bool:
+  """Returns whether a module was imported with a plugin, as part of it."""
+  return module in sys.modules and any(
+    module == name or module.startswith(f"{name}.") for name in _plugins
+  )

@@ -167,8 +167,9 @@ def _check_tokens(
   where: str,
 ) -> int:
   """Checks one token record; returns how many frames it encodes."""
-  count = manifest.num_frames
-  _needs(where, "tokens", arrays["tokens"].shape, (count, *manifest.token_grid))
+  count, grid = manifest.num_frames, manifest.token_grid
+  assert count is not None and grid is not None  # Every token folder has both.
+  _needs(where, "tokens", arrays["tokens"].shape, (count, *grid))
   _check_range(where, "tokens", arrays["tokens"], manifest.num_codes)
   for name, size in (
     ("actions", manifest.num_actions),
@@ -259,6 +260,7 @@ def _token_rows(
   split: str,
   rows: int,
 ) -> Iterable[tuple[str, np.ndarray]]:
+  assert manifest.folder is not None and manifest.num_codes is not None
   source = sources.TokenSource(manifest.folder, split)
   colours = np.random.default_rng(0).integers(
     0, 256, (manifest.num_codes, 3), dtype=np.uint8

@@ -43,7 +43,8 @@ class _LocalBatches:
 
   def __getitem__(self, number: int) -> sources.Batch:
     base = (self._skip + number) * self._batch_size
-    rows = [self._order[base + row] for row in self._rows]
+    order: Any = self._order  # Grain types its elements as optional.
+    rows = [int(order[base + row]) for row in self._rows]
     if isinstance(self._source, sources.Source):
       return self._source.gather(rows)
     elements = [self._source[row] for row in rows]
@@ -97,7 +98,7 @@ class BatchIterator:
     return batch
 
   def _start(self, skip: int) -> grain.DatasetIterator:
-    batches = _LocalBatches(
+    batches: Any = _LocalBatches(
       self._source,
       self._order,
       self._batch_size,

@@ -192,6 +192,16 @@ class Manifest:
           f"{found!r}."
         )
 
+  def _local_folder(self) -> pathlib.Path:
+    """Returns where the files are on this machine.
+
+    Raises:
+      ValueError: The manifest was not read from a folder.
+    """
+    if self.folder is None:
+      raise ValueError("This manifest was made in memory; read it first.")
+    return self.folder
+
   def _where(self) -> str:
     if self.address:
       return f"{self.address}/{FILE_NAME}"
@@ -207,10 +217,10 @@ class Manifest:
       UserError: There is no such split, or it is empty, or what is in the
         bucket is not what the manifest says, or there is no room.
     """
-    entries = self._entries(split)
+    entries, folder = self._entries(split), self._local_folder()
     if self.address:
-      mirror.copy_shards(self.address, self.folder, split, entries)
-    return [(self.folder / split / entry["file"], entry) for entry in entries]
+      mirror.copy_shards(self.address, folder, split, entries)
+    return [(folder / split / entry["file"], entry) for entry in entries]
 
   def model_folder(self, name: str) -> pathlib.Path:
     """Returns where a token folder keeps a model that made it.
@@ -223,9 +233,30 @@ class Manifest:
     Raises:
       UserError: It is not in the bucket, or there is no room.
     """
+    folder = self._local_folder() / name
     if self.address:
-      mirror.copy_folder(f"{self.address}/{name}", self.folder / name)
-    return self.folder / name
+      mirror.copy_folder(f"{self.address}/{name}", folder)
+    return folder
+
+  def model_fingerprint(self, name: str) -> str | None:
+    """Returns the fingerprint of a model that made a token folder.
+
+    Args:
+      name: "tokenizer" or "lam".
+
+    Raises:
+      UserError: Manifests do not name the maker of this kind.
+    """
+    found = {
+      "tokenizer": self.tokenizer_fingerprint,
+      "lam": self.lam_fingerprint,
+    }
+    if name not in found:
+      raise errors.UserError(
+        f"{self._where()} names no {name}; the data of a stage are made by "
+        f"{' and '.join(found)} (StageType.made_by)."
+      )
+    return found[name]
 
   def _entries(self, split: str) -> list[dict[str, Any]]:
     if split not in self.splits:

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
-from array_record.python import array_record_module
+from array_record.python import (
+  array_record_module,  # pyright: ignore[reportAttributeAccessIssue]  # Binary.
+)
 
 from genie_jax.core import errors, files
 from genie_jax.data import records

@@ -24,7 +24,14 @@ _BETWEEN_FRAMES = ("actions", "latent_actions")
 
 
 class Source(abc.ABC):
-  """A finite list of equal elements, read by number."""
+  """A finite list of equal elements, read by number.
+
+  Attributes:
+    manifest: Describes the data. Training needs its `fingerprint` alone, 64
+      hexadecimal digits that differ where the data differ.
+  """
+
+  manifest: manifest_lib.Manifest
 
   @abc.abstractmethod
   def __len__(self) -> int:
@@ -34,7 +41,7 @@ class Source(abc.ABC):
     return {name: array[0] for name, array in self.gather([index]).items()}
 
   @abc.abstractmethod
-  def gather(self, indices: Sequence[int]) -> Batch:
+  def gather(self, indices: Sequence[int] | np.ndarray) -> Batch:
     """Returns the elements at `indices`, stacked along a new first axis."""
 
 
@@ -137,9 +144,9 @@ class WindowSource(Source):
   def __len__(self) -> int:
     return self._ends[-1]
 
-  def gather(self, indices: Sequence[int]) -> Batch:
+  def gather(self, indices: Sequence[int] | np.ndarray) -> Batch:
     """Returns windows stacked: each array as above, behind an axis n."""
-    out = {
+    out: Batch = {
       name: np.empty((len(indices), *shape), dtype)
       for name, (shape, dtype) in self._layout.items()
     }
@@ -257,9 +264,9 @@ class TokenSource(Source):
   def __len__(self) -> int:
     return self._ends[-1]
 
-  def gather(self, indices: Sequence[int]) -> Batch:
+  def gather(self, indices: Sequence[int] | np.ndarray) -> Batch:
     """Returns records stacked: each array as above, behind an axis n."""
-    out = {
+    out: Batch = {
       name: np.empty((len(indices), *shape), dtype)
       for name, (shape, dtype) in self._layout.items()
     }

@@ -8,6 +8,7 @@ which colour-blind readers can tell apart).
 import io
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -22,7 +23,7 @@ _VARIABLES = {
   **{colour: f"var(--c{n})" for n, colour in enumerate(SERIES, 1)},
 }
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
   "svg.fonttype": "none",
   "font.family": "sans-serif",
   "font.size": 10,
@@ -71,12 +72,14 @@ def _svg(drawn: figure.Figure, description: str) -> str:
   name = re.sub(r"\W+", "", description)[:24]
   text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", text)
   size = re.search(r'width="([\d.]+)pt"', text)
+  assert size is not None  # Matplotlib states the size in points.
+  width = 1.35 * float(size[1])
   text = re.sub(
     r'<svg[^>]*viewBox="([^"]*)"[^>]*>',
     lambda match: (
       f'<svg viewBox="{match[1]}" role="img" '
       f'aria-label="{description}" '
-      f'style="max-width:{float(size[1]) * 1.35:.0f}px">'
+      f'style="max-width:{width:.0f}px">'
     ),
     text,
     count=1,

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -53,7 +52,9 @@ def read(workdir: files.PathLike) -> Run:
       "config.log_every steps, or leave this --workdir out."
     )
   stage = files.read_json(workdir / "config.json")["stage"]
-  panels = {"Training loss": {"loss": _thinned(series["loss"])}}
+  panels: dict[str, dict[str, Line]] = {
+    "Training loss": {"loss": _thinned(series["loss"])}
+  }
   errors_of = {
     name: line
     for name, line in series.items()
@@ -61,7 +62,10 @@ def read(workdir: files.PathLike) -> Run:
   }
   if errors_of:
     panels["Held-out PSNR, dB"] = {
-      _readable(name): (steps, -10 * np.log10(np.maximum(values, 1e-10)))
+      _readable(name): (
+        steps,
+        list(-10 * np.log10(np.maximum(values, 1e-10))),
+      )
       for name, (steps, values) in errors_of.items()
     }
   accuracies = {
@@ -78,10 +82,11 @@ def read(workdir: files.PathLike) -> Run:
   return Run(stage, panels, ["Training loss"] if spread else [])
 
 
-def _series(path: pathlib.Path) -> dict[str, Line]:
+def _series(path: files.PathLike) -> dict[str, Line]:
   """Returns name -> (steps, values) of a file of JSON lines."""
-  points: dict[str, tuple[list[float], list[float]]] = {}
-  for number, text in enumerate(path.read_text().splitlines(), 1):
+  points: dict[str, Line] = {}
+  lists: dict[str, tuple[list[float], list[float]]] = {}
+  for number, text in enumerate(buckets.path(path).read_text().splitlines(), 1):
     try:
       line = json.loads(text)
       step = line.pop("step")
@@ -92,9 +97,10 @@ def _series(path: pathlib.Path) -> dict[str, Line]:
       ) from None
     for name, value in line.items():
       if isinstance(value, int | float):
-        steps, values = points.setdefault(name, ([], []))
+        steps, values = lists.setdefault(name, ([], []))
         steps.append(step)
         values.append(value)
+  points.update(lists)
   return points
 
 

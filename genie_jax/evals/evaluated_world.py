@@ -18,7 +18,7 @@ import numpy as np
 from genie_jax.core import errors, images
 from genie_jax.evals import actions as actions_lib
 from genie_jax.models import store
-from genie_jax.sampling import decoding, maskgit, prepare
+from genie_jax.sampling import decoding, prepare, samplers
 from genie_jax.sampling import rollout as rollout_lib
 
 _BATCH_FRAMES = 256  # Frames of one call; small worlds fill two cores.
@@ -44,7 +44,7 @@ class Subject:
     num_codes: V.
     num_buttons: Latent actions, or true ones.
     fps: Frames a second.
-    sampling: The sampler's settings, for the protocol.
+    sampling: The frame sampler's settings, for the protocol.
     fingerprint: Of the world.
   """
 
@@ -103,7 +103,9 @@ class Subject:
 
 
 def in_batches(
-  function: Callable[..., jax.Array], size: int, *inputs: np.ndarray
+  function: Callable[..., jax.Array | np.ndarray],
+  size: int,
+  *inputs: np.ndarray,
 ) -> np.ndarray:
   """Applies a compiled function to any number of rows, in batches of `size`.
 
@@ -129,7 +131,7 @@ def in_batches(
 def from_parts(
   parts: Mapping[str, store.Part],
   *,
-  sampling: maskgit.Sampling,
+  sampling: samplers.FrameSampler,
   actions: str,
   fingerprint: str,
 ) -> Subject:
@@ -229,10 +231,6 @@ def from_parts(
     num_codes=world["num_codes"],
     num_buttons=world["num_latent_actions"],
     fps=world["fps"],
-    sampling={name: _plain(value) for name, value in vars(sampling).items()},
+    sampling=samplers.to_config(sampling),
     fingerprint=fingerprint,
   )
-
-
-def _plain(value: Any) -> Any:
-  return value if isinstance(value, str | int) else float(value)

@@ -14,7 +14,7 @@ import jinja2
 import numpy as np
 
 from genie_jax.core import errors, files, images
-from genie_jax.evals import charts, curves, pictures, run
+from genie_jax.evals import charts, curves, metric, pictures, run
 
 _TEMPLATE = "report.html.j2"
 _SLOW_FPS = 6  # Buttons are easier to tell apart slowly.
@@ -96,7 +96,8 @@ def write(
   metrics["details"] = metrics.pop("details")
   images.save_video(out / "rollout.gif", free_grid(results), origin.fps)
   files.write_atomic(
-    out / "report.html", page(metrics, results.pictures, origin, training)
+    out / "report.html",
+    page(metrics, results.pictures, origin, training, results.rows),
   )
   files.write_json(out / "metrics.json", metrics)
   return metrics
@@ -112,6 +113,7 @@ def page(
   frames: Mapping[str, np.ndarray],
   origin: Origin,
   training: Sequence[curves.Run] = (),
+  rows: Sequence[metric.Row] = (),
 ) -> str:
   """Returns report.html.
 
@@ -120,6 +122,7 @@ def page(
     frames: Name -> uint8 frames, of `run.Results`.
     origin: Where the figures come from.
     training: Curves of training runs.
+    rows: More lines for the table of figures.
   """
   environment = jinja2.Environment(
     autoescape=True,
@@ -136,7 +139,7 @@ def page(
     minutes=_minutes,
   )
   template = environment.from_string(
-    importlib.resources.files(__package__).joinpath(_TEMPLATE).read_text()
+    importlib.resources.files("genie_jax.evals").joinpath(_TEMPLATE).read_text()
   )
   return template.render(
     m=metrics,
@@ -161,6 +164,7 @@ def page(
       }
       for curve in training
     ],
+    more_rows=rows,
     raw=json.dumps(
       {key: value for key, value in metrics.items() if key != "details"},
       indent=2,
@@ -260,6 +264,7 @@ def _charts(metrics: Mapping[str, Any]) -> dict[str, str]:
   control = d["controllability"]
   dot = lambda label, x: (label, x["value"], x["low"], x["high"])
   live = control["liveliness"]
+  buttons = [str(button) for button in control["held"]["buttons"]]
   drawn = {
     "psnr": charts.comparison(
       {
@@ -299,7 +304,8 @@ def _charts(metrics: Mapping[str, Any]) -> dict[str, str]:
     ),
     "effects": charts.heat_map(
       control["held"]["effect_matrix"],
-      *[[str(b) for b in control["held"]["buttons"]]] * 2,
+      buttons,
+      buttons,
       ("button", "button"),
       "Mean absolute pixel difference between rollouts of two held buttons.",
       text=".1f",

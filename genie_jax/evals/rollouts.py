@@ -48,13 +48,15 @@ def delta(
     )
   random = np.random.default_rng(seed).choice(choices, (len(frames), t))
   ids = np.arange(len(frames), dtype=np.int32)
-  drawn = [
+  inferred, randomly = (
     subject.decode(
       subject.rollout(prompts, pressed.astype(np.int32), ids, seed)
     )[:, t]
     for pressed in (buttons[:, :t], random)
-  ]
-  return controllability.delta_psnr(frames[:, t], *drawn, levels, seed=seed)
+  )
+  return controllability.delta_psnr(
+    frames[:, t], inferred, randomly, levels, seed=seed
+  )
 
 
 def hold(

@@ -4,16 +4,20 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
+
+import flax.linen as nn
 
 from genie_jax.core import config as config_lib
 from genie_jax.core import errors
 from genie_jax.models import dynamics as dynamics_lib
 from genie_jax.models import lam as lam_lib
 from genie_jax.models import tokenizer as tokenizer_lib
-from genie_jax.nn import patches, st_transformer
+from genie_jax.nn import patches, quantizers, st_transformer
 
-Config = Mapping[str, Any]
+# A mapping or an `ml_collections.ConfigDict`, whose values have any type.
+Config = Any
+Module = TypeVar("Module", bound=nn.Module)
 
 _WORLD = (
   "num_frames",
@@ -24,14 +28,11 @@ _WORLD = (
   "num_codes",
   "num_latent_actions",
 )
+_SCALARS = {kind.__name__: kind for kind in (bool, float, int, str)}
 _DTYPES = ("bfloat16", "float32")  # Of activations; weights are float32.
 
-_MODULES = {
-  "tokenizer": tokenizer_lib.Tokenizer,
-  "lam": lam_lib.Lam,
-  "dynamics": dynamics_lib.Dynamics,
-}
-STACKS = ("encoder", "decoder", "transformer")
+# The groups of a config that describe a model; files keep these of each part.
+_GROUPS = ("world", "model")
 # No model needs more of anything; products of these stay within 64 bits.
 _LARGEST = 1 << 20
 _LARGEST_SIDE = 1 << 13
@@ -46,7 +47,7 @@ def tokenizer(config: Config) -> tokenizer_lib.Tokenizer:
   world, model = _read(config, ("encoder", "decoder"))
   _one_of(model, "start", ("random", "cosine"))
   _one_of(model, "output", ("sigmoid", "linear"))
-  return _make(
+  return make(
     tokenizer_lib.Tokenizer,
     dict(
       height=world["height"],
@@ -54,6 +55,7 @@ def tokenizer(config: Config) -> tokenizer_lib.Tokenizer:
       channels=world["channels"],
       patch=world["token_patch"],
       num_codes=world["num_codes"],
+      quantizer=_quantizer(config, world["num_codes"]),
       **model,
     ),
   )
@@ -74,13 +76,14 @@ def lam(config: Config) -> lam_lib.Lam:
       f"config.model.shrink={factor} does not divide the frame of "
       f"{world['height']} x {world['width']}; choose a divisor of both."
     )
-  return _make(
+  return make(
     lam_lib.Lam,
     dict(
       height=world["height"],
       width=world["width"],
       channels=world["channels"],
       num_latent_actions=world["num_latent_actions"],
+      quantizer=_quantizer(config, world["num_latent_actions"]),
       **model,
     ),
   )
@@ -96,7 +99,7 @@ def dynamics(config: Config) -> dynamics_lib.Dynamics:
   """
   world, model = _read(config, ("transformer",))
   _one_of(model, "actions_enter", ("add", "prepend"))
-  return _make(
+  return make(
     dynamics_lib.Dynamics,
     dict(
       grid=token_grid(world),
@@ -112,13 +115,27 @@ def token_grid(world: Config) -> tuple[int, int]:
   return patches.grid(world["height"], world["width"], world["token_patch"])
 
 
+def part_fields(config: Config) -> dict[str, Any]:
+  """Returns those groups of a config that describe one model.
+
+  These are `world`, `model` and, if it is there, `quantizer`. A training
+  config has them next to others; a saved part's config has these alone.
+
+  Raises:
+    UserError: One is missing.
+  """
+  config = config_lib.to_dict(config)
+  for name in _GROUPS:
+    if not isinstance(config.get(name), dict):
+      raise errors.UserError(f"config.{name} is missing; it is a group.")
+  kept = (*_GROUPS, *(["quantizer"] if "quantizer" in config else []))
+  return {name: config[name] for name in kept}
+
+
 def _read(
   config: Config, stacks: tuple[str, ...]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  config = config_lib.to_dict(config)
-  for name in ("world", "model"):
-    if not isinstance(config.get(name), dict):
-      raise errors.UserError(f"config.{name} is missing; it is a group.")
+  config = part_fields(config)
   world, model = config["world"], config["model"]
   for name in _WORLD:
     if not isinstance(world.get(name), int) or world[name] < 1:
@@ -151,6 +168,15 @@ def _read(
   return world, model
 
 
+def _quantizer(config: Config, num_codes: int) -> dict[str, Any] | None:
+  if "quantizer" in config["model"]:
+    raise errors.UserError(
+      "config.model.quantizer is not a field of a model; set the fields of "
+      "the group config.quantizer."
+    )
+  return quantizers.complete(config.get("quantizer"), num_codes)
+
+
 def _one_of(fields: Config, name: str, known: tuple[str, ...]) -> None:
   if name in fields and fields[name] not in known:
     raise errors.UserError(
@@ -160,7 +186,12 @@ def _one_of(fields: Config, name: str, known: tuple[str, ...]) -> None:
     )
 
 
-def _make(module: type, fields: dict[str, Any]) -> Any:
+def make(module: type[Module], fields: Mapping[str, Any]) -> Module:
+  """Makes a module of its dataclass fields.
+
+  Raises:
+    UserError: A field is unknown, or missing.
+  """
   _check_fields("config.model", module, fields)
   return module(**fields)
 
@@ -184,15 +215,26 @@ def _check_fields(where: str, module: type, fields: Config) -> None:
       )
 
 
-def check_types(where: str, name: str, fields: Any) -> None:
+def check_types(
+  where: str,
+  name: str,
+  fields: Any,
+  module: type[nn.Module],
+  stacks: tuple[str, ...],
+  codes: str | None,
+) -> None:
   """Raises unless the fields of a part have the types they should.
 
-  `tokenizer`, `lam` and `dynamics` check which fields there are.
+  Which fields there are is checked where the model is built.
 
   Args:
     where: The file, for the message.
-    name: tokenizer, lam or dynamics.
-    fields: {"world", "model"}, straight from JSON.
+    name: The part's role.
+    fields: {"world", "model"[, "quantizer"]}, straight from JSON.
+    module: The model's class.
+    stacks: Its fields that are those of a space-time transformer.
+    codes: The field of `world` that counts the model's codes; None where it
+      has no quantizer.
 
   Raises:
     UserError: A field is of the wrong type or absurdly large.
@@ -216,9 +258,16 @@ def check_types(where: str, name: str, fields: Any) -> None:
     raise errors.UserError(
       f"{where}: parts.{name}.world.fps is missing; export it again."
     )
+  if "quantizer" in fields:
+    num_codes = fields.get("world", {}).get(codes)
+    if type(num_codes) is not int:
+      _refuse(where, f"{name}.quantizer", fields["quantizer"])
+    quantizers.complete(
+      fields["quantizer"], num_codes, f"{where}: parts.{name}.quantizer"
+    )
   model = fields.get("model", {})
-  _check_values(f"{where}: parts.{name}.model", _MODULES[name], model)
-  for stack in STACKS:
+  _check_values(f"{where}: parts.{name}.model", module, model)
+  for stack in stacks:
     if stack in model:
       if not isinstance(model[stack], dict):
         _refuse(where, f"{name}.model.{stack}", model[stack])
@@ -229,10 +278,12 @@ def check_types(where: str, name: str, fields: Any) -> None:
       )
 
 
-def unrolled(fields: Mapping[str, Any]) -> dict[str, Any]:
+def unrolled(
+  fields: Mapping[str, Any], stacks: tuple[str, ...]
+) -> dict[str, Any]:
   """Returns fields whose stacks trace one layer, whatever their depth."""
   model = {
-    key: {**value, "unroll": 1} if key in STACKS else value
+    key: {**value, "unroll": 1} if key in stacks else value
     for key, value in fields["model"].items()
   }
   return {**fields, "model": model}
@@ -245,7 +296,13 @@ def building(where: str, name: str) -> Iterator[None]:
     yield
   except errors.UserError:
     raise
-  except (TypeError, ValueError, AssertionError, ArithmeticError) as error:
+  except (
+    ArithmeticError,
+    AssertionError,
+    KeyError,
+    TypeError,
+    ValueError,
+  ) as error:
     raise errors.UserError(
       f"{where}: no {name} can be built of its fields "
       f"({' '.join(str(error).split())[:120]}); export it again."
@@ -257,6 +314,8 @@ def _check_values(where: str, module: type, fields: Mapping[str, Any]) -> None:
     if field.name not in fields or field.name in ("parent", "name"):
       continue
     value, kind = fields[field.name], field.type
+    # A module with postponed annotations has them as strings.
+    kind = _SCALARS.get(str(kind), kind)
     if kind is int:
       least = 0 if field.default == 0 else 1
       good = type(value) is int and least <= value <= _LARGEST

@@ -44,6 +44,9 @@ class Dynamics(nn.Module):
   actions_enter: str = "add"
   last_frame: bool = False
 
+  # Besides those of the stack, kernels that every call casts to its dtype.
+  kernels_in_dtype = ("to_logits",)
+
   def setup(self):
     fields = dict(self.transformer)
     width = fields["width"]

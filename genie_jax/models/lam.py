@@ -13,7 +13,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from genie_jax.nn import initializers, patches, st_transformer, vq
+from genie_jax.nn import initializers, patches, quantizers, st_transformer
 
 _EDGE = 0.02  # Keeps the logit of black and white pixels finite.
 
@@ -33,7 +33,7 @@ class Prediction:
   frames: jax.Array
   targets: jax.Array
   latent_actions: jax.Array
-  quantized: vq.Quantized
+  quantized: quantizers.Quantized
 
 
 class Lam(nn.Module):
@@ -50,15 +50,16 @@ class Lam(nn.Module):
     patch: Side of a patch, in pixels of the shrunk picture.
     shrink: Factor by which the picture is made coarser first; 1 for none.
     num_latent_actions: A.
-    code_dim: E.
+    code_dim: E, for quantizers that leave it open.
     encoder: Fields of the encoder's `STTransformer`.
     decoder: Fields of the decoder's; its `window` hides history: with 1 the
       decoder sees only frame t, and the action must carry the motion.
-    unit_norm: Whether codes have length 1.
+    unit_norm: Whether codes have length 1, likewise.
     actions_enter: "add" for additive embeddings (the paper's choice) or
       "prepend" for a token of its own beside the patches.
     predict: "change" adds the decoder's output to the logits of frame t, so
       that the untrained model already copies; "frame" is the paper's.
+    quantizer: What `quantizers.complete` returned; None for the default.
   """
 
   height: int
@@ -73,6 +74,7 @@ class Lam(nn.Module):
   unit_norm: bool = True
   actions_enter: str = "add"
   predict: str = "frame"
+  quantizer: Any = None
 
   def setup(self):
     encoder, decoder = dict(self.encoder), dict(self.decoder)
@@ -98,17 +100,15 @@ class Lam(nn.Module):
       jnp.float32,
     )
     self.encoder_stack = st_transformer.STTransformer(**encoder)
+    self.codes = self.make_quantizer()
     self.to_code = initializers.Projection(
-      (self.code_dim,), (None,), bias=True, dtype=jnp.float32
-    )
-    self.codes = vq.Codebook(
-      self.num_latent_actions, self.code_dim, self.unit_norm
+      (self.codes.code_dim,), (None,), bias=True, dtype=jnp.float32
     )
     self.from_code = initializers.Projection(
       (decoder["width"],),
       ("embed",),
       input_axes=(None,),
-      scale=self.code_dim**0.5 if self.unit_norm else 1.0,
+      scale=self.codes.read_scale,
       dtype=jnp.dtype(decoder["dtype"]),
     )
     self.decoder_embed = embed(decoder["width"], decoder["dtype"])
@@ -120,6 +120,16 @@ class Lam(nn.Module):
       bias=True,
       dtype=jnp.float32,
       scale=0.1 if self.predict == "change" else 1.0,
+    )
+
+  @nn.nowrap
+  def make_quantizer(self) -> quantizers.Quantizer:
+    """Returns the model's quantizer, for example to train with."""
+    return quantizers.build(
+      self.quantizer,
+      num_codes=self.num_latent_actions,
+      code_dim=self.code_dim,
+      unit_norm=self.unit_norm,
     )
 
   def __call__(self, frames: jax.Array) -> Prediction:

@@ -1,9 +1,10 @@
 """Models on disk without training state: config.json and safetensors.
 
 The weight core of a world folder. `config.json` holds {"format_version",
-"dtype", "parts": {name: {"world", "model"}}}; tensor names are "<part>/<path>",
-a path joining the parameter tree's keys with "/". A matrix kept as 8-bit
-integers is two tensors, "<part>/<path>.values" and "<part>/<path>.scales".
+"dtype", "parts": {name: {"world", "model"}}}; a part has a group "quantizer" as
+well where that is not the default. Tensor names are "<part>/<path>", a path
+joining the parameter tree's keys with "/". A matrix kept as 8-bit integers is
+two tensors, "<part>/<path>.values" and "<part>/<path>.scales".
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ import numpy as np
 
 from genie_jax.core import config as config_lib
 from genie_jax.core import errors, files
-from genie_jax.models import build
+from genie_jax.models import build, registry
 from genie_jax.weights import (
   int8,
   lazy_array,
@@ -30,24 +31,20 @@ from genie_jax.weights import (
 
 FORMAT_VERSION = 1
 
-_BUILDERS = {
-  "tokenizer": build.tokenizer,
-  "lam": build.lam,
-  "dynamics": build.dynamics,
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Part:
   """One model, ready for `module.apply({"params": params}, ...)`.
 
   Attributes:
-    module: A Tokenizer, Lam or Dynamics.
-    config: {"world": ..., "model": ...} that built it.
+    module: The model, a `flax.linen.Module`, for example a Tokenizer; its
+      methods are those of its role (`models.protocols`).
+    config: {"world": ..., "model": ...} that built it, and "quantizer" if it
+      has another than the default.
     params: Nested dict of arrays: float32 unless asked for otherwise.
   """
 
-  module: nn.Module
+  module: Any
   config: dict[str, Any]
   params: dict[str, Any]
 
@@ -68,11 +65,27 @@ class Saved:
   fingerprint: str
 
 
-def part(name: str, config: Mapping[str, Any], params: Any) -> Part:
-  """Returns a part from a training config's `world` and `model`."""
-  config = config_lib.to_dict(config)
-  fields = {"world": config["world"], "model": config["model"]}
-  return Part(_builder(name)(fields), fields, params)
+def part(
+  name: str,
+  config: Mapping[str, Any],
+  params: Any,
+  *,
+  trusted: bool = False,
+) -> Part:
+  """Returns a part from those groups of a training config that describe it.
+
+  Args:
+    name: The part's role, for example "tokenizer".
+    config: A training config, or a saved part's.
+    params: The parameters.
+    trusted: Whether the config may name a model to be imported, see
+      `models.registry`.
+
+  Raises:
+    UserError: There is no such model, or its fields do not make sense.
+  """
+  module = registry.build(name, config, trusted=trusted)
+  return Part(module, registry.recorded(name, config), params)
 
 
 def save(
@@ -87,8 +100,8 @@ def save(
 
   Args:
     folder: Made when missing.
-    parts: Name -> model; names are tokenizer, lam and dynamics. Parameters
-      may be lazy (see `lazy_array`); each read is then a piece of
+    parts: Role -> model, for example "tokenizer", "lam" and "dynamics".
+      Parameters may be lazy (see `lazy_array`); each read is then a piece of
       `lazy_array.PIECE_BYTES`, or one unit of the parameter if that is larger.
     dtype: "float32" or "bfloat16" for all tensors, or "int8" for the matrices
       of transformer layers and bfloat16 for the rest.
@@ -188,29 +201,16 @@ def abstract_params(name: str, fields: Mapping[str, Any]) -> Any:
   """Returns the shapes of a part's parameters, with no memory taken.
 
   Args:
-    name: tokenizer, lam or dynamics.
-    fields: {"world", "model"}.
+    name: The part's role, for example "tokenizer".
+    fields: {"world", "model"[, "quantizer"]}.
 
   Returns:
     Nested dict of boxed `jax.ShapeDtypeStruct`.
   """
-  module = _builder(name)(fields)
-  world = config_lib.to_dict(fields)["world"]
-  rng = jax.random.key(0)
-  if name == "dynamics":
-    grid = (1, 2, *build.token_grid(world))
-    inputs = (
-      jax.ShapeDtypeStruct(grid, np.int32),
-      jax.ShapeDtypeStruct((1, 1), np.int32),
-      jax.ShapeDtypeStruct(grid, np.bool_),
-    )
-  else:
-    inputs = (
-      jax.ShapeDtypeStruct(
-        (1, 2, world["height"], world["width"], world["channels"]), np.float32
-      ),
-    )
-  return jax.eval_shape(module.init, rng, *inputs)["params"]
+  fields = config_lib.to_dict(fields)
+  module = registry.build(name, fields)
+  inputs = registry.model_type(name, fields).inputs(fields["world"])
+  return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
 
 
 def fingerprint(parts: Mapping[str, Part]) -> str:
@@ -260,11 +260,10 @@ def _by_part(
     wanted = placement.FLOATS[config["dtype"]]
     if config["dtype"] == "int8" and dot and kind in ("values", "scales"):
       wanted = np.dtype(np.int8 if kind == "values" else np.float32)
-      both = [
-        stored.get(f"{owner}/{base}.{kind}") for kind in ("values", "scales")
-      ]
-      if None not in both:
-        path, leaf = base, int8.Int8(*both)
+      values = stored.get(f"{owner}/{base}.values")
+      scales = stored.get(f"{owner}/{base}.scales")
+      if values is not None and scales is not None:
+        path, leaf = base, int8.Int8(values, scales)
       else:
         leaf = tensor  # Refused by its name below.
     else:
@@ -284,23 +283,27 @@ def _by_part(
   return parts
 
 
-def _builder(name: str):
-  if name not in _BUILDERS:
-    raise errors.UserError(
-      f"{name!r} is no part of a world; parts are {', '.join(_BUILDERS)}."
-    )
-  return _BUILDERS[name]
-
-
 def _check(
   folder: pathlib.Path, name: str, fields: Any, found: Mapping[str, Any]
 ) -> tuple[nn.Module, dict[str, tuple[str | None, ...]]]:
   """Returns the module and its parameters' logical axes, if all fit."""
-  builder = _builder(name)
-  build.check_types(f"{folder}/config.json", name, fields)
-  module = builder(fields)
-  with build.building(f"{folder}/config.json", name):
-    boxed = param_tree.flatten(abstract_params(name, build.unrolled(fields)))
+  where = f"{folder}/config.json"
+  found_type = registry.model_type(
+    name, fields, where=f"{where}: parts.{name}.model.name"
+  )
+  build.check_types(
+    where,
+    name,
+    fields,
+    found_type.module,
+    found_type.stacks,
+    found_type.codes,
+  )
+  with build.building(where, name):
+    module = registry.build(name, fields)
+    boxed = param_tree.flatten(
+      abstract_params(name, build.unrolled(fields, found_type.stacks))
+    )
   wanted = {path: nn.unbox(leaf) for path, leaf in boxed.items()}
   for path in sorted(set(wanted) ^ set(found)):
     where = "lacks" if path in wanted else "has an unknown"
@@ -342,7 +345,7 @@ def _fingerprint(config: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
     tensor = stored[name]
     digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
     for block in lazy_array.in_order(tensor):
-      digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8))
+      digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
   return config_lib.fingerprint(
     {"parts": config["parts"], "weights": digest.hexdigest()}
   )

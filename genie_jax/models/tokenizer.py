@@ -14,7 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from genie_jax.nn import dct, initializers, patches, st_transformer, vq
+from genie_jax.nn import (
+  dct,
+  initializers,
+  patches,
+  quantizers,
+  st_transformer,
+)
 
 
 @flax.struct.dataclass
@@ -30,7 +36,7 @@ class Reconstruction:
 
   frames: jax.Array
   tokens: jax.Array
-  quantized: vq.Quantized
+  quantized: quantizers.Quantized
 
 
 class Tokenizer(nn.Module):
@@ -45,10 +51,10 @@ class Tokenizer(nn.Module):
     channels: C.
     patch: Side of a token's square in pixels.
     num_codes: V.
-    code_dim: E.
+    code_dim: E, for quantizers that leave it open.
     encoder: Fields of the encoder's `STTransformer`.
     decoder: Fields of the decoder's.
-    unit_norm: Whether codes have length 1.
+    unit_norm: Whether codes have length 1, likewise.
     start: "random", or "cosine": embedding and output start as a cosine
       transform of the patches of which codes keep the coarsest parts, so that
       the untrained model already is a transform codec. With stacks that start
@@ -59,6 +65,7 @@ class Tokenizer(nn.Module):
       to [0, 1] where tokens are decoded. With a cosine start it makes the
       untrained model an exact transform codec; a sigmoid alone costs it a
       decibel.
+    quantizer: What `quantizers.complete` returned; None for the default.
   """
 
   height: int
@@ -72,12 +79,17 @@ class Tokenizer(nn.Module):
   unit_norm: bool = True
   start: str = "random"
   output: str = "sigmoid"
+  quantizer: Any = None
 
   def setup(self):
     encoder, decoder = dict(self.encoder), dict(self.decoder)
+    self.codes = self.make_quantizer()
+    code_dim, bounded = self.codes.code_dim, self.codes.BOUNDED
     cosine = self.start == "cosine"
     start = lambda part: (
-      functools.partial(self._cosine, part) if cosine else None
+      functools.partial(self._cosine, part, code_dim, bounded)
+      if cosine
+      else None
     )
     self.grid = patches.grid(self.height, self.width, self.patch)
     self.patch_values = patches.patch_dim(self.patch, self.channels)
@@ -92,19 +104,18 @@ class Tokenizer(nn.Module):
     self.encoder_position = st_transformer.GridPosition(self.grid)
     self.encoder_stack = st_transformer.STTransformer(**encoder)
     self.to_code = initializers.Projection(
-      (self.code_dim,),
+      (code_dim,),
       (None,),
       bias=True,
       start=start("to_code"),
       dtype=jnp.float32,
     )
-    self.codes = vq.Codebook(self.num_codes, self.code_dim, self.unit_norm)
     self.from_code = initializers.Projection(
       (decoder["width"],),
       ("embed",),
       input_axes=(None,),
       bias=True,
-      scale=self.code_dim**0.5 if self.unit_norm else 1.0,
+      scale=self.codes.read_scale,
       start=start("from_code"),
       dtype=jnp.dtype(decoder["dtype"]),
     )
@@ -119,15 +130,34 @@ class Tokenizer(nn.Module):
     )
 
   @nn.nowrap
-  def _cosine(self, part: str) -> np.ndarray:
-    """Returns the kernel of one of the four maps of the cosine start."""
+  def make_quantizer(self) -> quantizers.Quantizer:
+    """Returns the model's quantizer, for example to train with."""
+    return quantizers.build(
+      self.quantizer,
+      num_codes=self.num_codes,
+      code_dim=self.code_dim,
+      unit_norm=self.unit_norm,
+    )
+
+  @nn.nowrap
+  def _cosine(self, part: str, code_dim: int, bounded: bool) -> np.ndarray:
+    """Returns the kernel of one of the four maps of the cosine start.
+
+    Args:
+      part: Which.
+      code_dim: Width of a code's vector.
+      bounded: Whether its entries lie between -1 and 1: then coefficients are
+        divided by the patch's side, which makes the first of them the mean of
+        a patch of pixels between -1 and 1, but for a colour's factor.
+    """
     basis = dct.cosine_basis(self.patch, self.channels)
     width = dict(
       self.encoder if part in ("embed", "to_code") else (self.decoder)
     )["width"]
     if part in ("to_code", "from_code"):
-      shape = (width, self.code_dim)
-      return np.eye(*shape) if part == "to_code" else np.eye(*shape).T
+      kept = np.eye(width, code_dim)
+      reach = self.patch if bounded else 1
+      return kept / reach if part == "to_code" else kept.T * reach
     kept = np.zeros((len(basis), width), np.float32)
     count = min(width, len(basis))
     kept[:, :count] = basis[:, :count]
@@ -149,6 +179,10 @@ class Tokenizer(nn.Module):
   def decode(self, tokens: jax.Array) -> jax.Array:
     """Returns frames, float32 [B, T, H, W, C], of tokens [B, T, h, w]."""
     return self.decode_step(tokens, None, 0)[0]
+
+  def code_vectors(self) -> jax.Array:
+    """Returns the vector of each code, float32 [V, E]."""
+    return self.codes.vectors()
 
   def decode_step(
     self,
@@ -172,13 +206,21 @@ class Tokenizer(nn.Module):
     )
     return frames.clip(0, 1), own
 
+  @nn.nowrap
+  def empty_cache(self, num_clips: int, slots: int) -> st_transformer.Cache:
+    """Returns an empty cache for the decoder, as that of `Dynamics`."""
+    h, w = patches.grid(self.height, self.width, self.patch)
+    return st_transformer.empty_cache(self.decoder, num_clips, h * w, slots)
+
   def _encode(self, frames: jax.Array) -> jax.Array:
     x = patches.patchify(frames, self.patch)  # [B, T, N, P]
     x = self.encoder_position(self.embed(2 * x - 1))
     x, _ = self.encoder_stack(x)
     return self.to_code(x)  # [B, T, N, E]
 
-  def _decode(self, vectors, cache=None, position=0):
+  def _decode(
+    self, vectors: jax.Array, cache: Any = None, position: Any = 0
+  ) -> tuple[jax.Array, Any]:
     """Returns frames, and the decoder's keys and values of them."""
     x = self.decoder_position(self.from_code(vectors))
     x, own = self.decoder_stack(x, cache, position)

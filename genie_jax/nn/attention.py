@@ -7,6 +7,7 @@ Shapes:
 
 import dataclasses
 import functools
+from typing import Any
 
 import chex
 import flax.linen as nn
@@ -303,7 +304,8 @@ class Attention(nn.Module):
       and _platform(self.implementation) == "tpu"
       and (
         fused.fits(
-          *x.shape[1:3],
+          x.shape[1],
+          x.shape[2],
           self.num_heads // rules.ways("act_heads"),
           self.head_dim,
           self.causal,
@@ -321,6 +323,7 @@ class Attention(nn.Module):
       norms.Scale(name=name)(self.head_dim)
       for name in ("query_norm", "key_norm")
     ]
+    mixed: Any
     if fuses:
       mixed = self._fused(qkv, scales, positions, num_valid)
       own = None
@@ -342,8 +345,10 @@ class Attention(nn.Module):
           query, key, value, num_valid, self.implementation
         )
       else:
+        assert positions is not None  # Attention in time needs them.
         keys_at = positions
         if cache is not None:
+          assert cached_positions is not None
           key = jnp.concatenate([cache[0], key], axis=1)
           value = jnp.concatenate([cache[1], value], axis=1)
           keys_at = jnp.concatenate([cached_positions, positions])

@@ -1,10 +1,15 @@
-"""Model FLOPs of a space-time transformer, counted by hand.
+"""Model FLOPs: of a space-time transformer by hand, of others by their trace.
 
 A multiply-add counts as two. Only what the model needs is counted: no
 recomputation, and the causal half of attention in time.
 """
 
+import math
+from collections.abc import Callable
 from typing import Any
+
+import jax
+from jax.extend import core
 
 
 def st_transformer(config: Any, num_frames: int, num_tokens: int) -> float:
@@ -27,3 +32,39 @@ def st_transformer(config: Any, num_frames: int, num_tokens: int) -> float:
 def linear(inputs: int, outputs: int, count: int) -> float:
   """Returns the FLOPs of a linear map applied to `count` vectors."""
   return 2.0 * inputs * outputs * count
+
+
+def traced(function: Callable[..., Any], *inputs: Any) -> float:
+  """Returns the FLOPs of the products that a function computes.
+
+  Matrix products and convolutions, those of a `jax.lax.scan` as often as it
+  runs; of a `while_loop`, whose length the trace does not say, once.
+
+  Args:
+    function: For example the forward pass of a model of other layers.
+    *inputs: Arrays, or `jax.ShapeDtypeStruct`s; nothing is computed.
+  """
+  return _of_jaxpr(jax.make_jaxpr(function)(*inputs).jaxpr)
+
+
+def _of_jaxpr(jaxpr: Any) -> float:
+  total = 0.0
+  for equation in jaxpr.eqns:
+    name, params = equation.primitive.name, equation.params
+    size = sum(math.prod(x.aval.shape) for x in equation.outvars)
+    if name == "dot_general":
+      contracted, _ = params["dimension_numbers"][0]
+      shape = equation.invars[0].aval.shape
+      total += 2.0 * size * math.prod(shape[axis] for axis in contracted)
+    elif name == "conv_general_dilated":
+      kernel = equation.invars[1].aval.shape
+      outputs = kernel[params["dimension_numbers"].rhs_spec[0]]
+      total += 2.0 * size * math.prod(kernel) / outputs
+    inner = [_of_jaxpr(found) for found in core.jaxprs_in_params(params)]
+    if name == "scan":
+      total += params["length"] * sum(inner)
+    elif name == "cond":
+      total += max(inner)
+    else:
+      total += sum(inner)
+  return total

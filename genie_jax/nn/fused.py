@@ -22,6 +22,7 @@ Shapes:
 
 import dataclasses
 import functools
+from typing import Any
 
 import chex
 import jax
@@ -356,7 +357,7 @@ def _forward_kernel(options, num_tokens, head_dim, *refs):
     options, num_tokens, head_dim, arrays, scales_ref, turns_ref
   )
   value = rows[2]
-  out = 0.0
+  out: Any = 0.0
   for head in range(value.shape[-1] // head_dim):
     weights = _weights(options, _lanes(query, head_dim, head), key)
     mixed = _product(weights.astype(value.dtype), value, 1, 0)
@@ -370,7 +371,9 @@ def _backward_kernel(options, num_tokens, head_dim, *refs):
     options, num_tokens, head_dim, arrays, scales_ref, turns_ref
   )
   (query, key), (_, _, value, cotangent) = turned, rows
-  query_grad = key_grad = value_grad = 0.0
+  query_grad: Any = 0.0
+  key_grad: Any = 0.0
+  value_grad: Any = 0.0
   for head in range(value.shape[-1] // head_dim):
     only = lambda x: _lanes(x, head_dim, head)  # noqa: B023
     weights = _weights(options, only(query), key)

@@ -48,8 +48,8 @@ class Projection(nn.Module):
   dtype: Any = jnp.bfloat16
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array | list[jax.Array]:
-    """Maps x: [..., *inputs] to [..., *shape], or to parts of it."""
+  def __call__(self, x: jax.Array) -> Any:
+    """Maps x: [..., *inputs] to an array [..., *shape], or a list of parts."""
     contracted = x.shape[-self.inputs :]
     deviation = self.scale / np.sqrt(np.prod(contracted))
     init = (

@@ -8,6 +8,7 @@ Shapes:
 """
 
 import functools
+from typing import Any
 
 import chex
 import jax
@@ -66,7 +67,7 @@ def attend(
     q=jnp.ones((padded,), jnp.int32), kv=jnp.asarray(seen, jnp.int32)
   )
   kernel = _kernel(h, padded, block, checkpoint_name, interpret)
-  out = jax.vmap(kernel, in_axes=(0, 0, 0, None))(
+  out: Any = jax.vmap(kernel, in_axes=(0, 0, 0, None))(
     arrange(query), arrange(key), arrange(value), segments
   )
   out = out[:, :, :n].reshape(b, t, h, n, k)

@@ -7,6 +7,7 @@ Shapes:
   Y  layers
 """
 
+import dataclasses
 from typing import Any
 
 import chex
@@ -14,6 +15,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import ad_checkpoint
 
 from genie_jax.nn import attention, initializers, norms
@@ -74,21 +76,56 @@ class Cache:
   value: jax.Array
   positions: jax.Array
 
-  def write(self, own: tuple[jax.Array, jax.Array], slot, position) -> "Cache":
-    """Returns a cache with one frame's keys and values in `slot`.
+  def write(
+    self, own: tuple[jax.Array, jax.Array], position: jax.Array | int
+  ) -> "Cache":
+    """Returns a cache that also holds these frames, frame t in slot t mod Tc.
 
     Args:
-      own: Keys and values [Y, B, 1, N, H, K].
-      slot: int32 scalar, where in Tc.
-      position: int32 scalar, the frame's number.
+      own: Keys and values [Y, B, T, N, H, K]; the last Tc frames are kept.
+      position: int32 scalar, the number of the first of them.
     """
-    put = lambda all_, one: jax.lax.dynamic_update_slice_in_dim(
-      all_, one.astype(all_.dtype), slot, axis=2
-    )
+    count, slots = own[0].shape[2], self.positions.shape[0]
+    if count == 1:
+      slot = position % slots
+      put = lambda all_, one: jax.lax.dynamic_update_slice_in_dim(
+        all_, one.astype(all_.dtype), slot, axis=2
+      )
+      at = self.positions.at[slot].set(position)
+    else:
+      # The newest of these frames that belongs in each slot, if there is one.
+      newest = position + count - 1
+      frame = count - 1 - (newest - np.arange(slots)) % slots
+      written = frame >= 0
+      source = frame.clip(0)
+      put = lambda all_, new: jnp.where(
+        written[:, None, None, None],
+        new[:, :, source].astype(all_.dtype),
+        all_,
+      )
+      at = jnp.where(written, position + frame, self.positions)
     return Cache(
-      put(self.key, own[0]),
-      put(self.value, own[1]),
-      self.positions.at[slot].set(position),
+      put(self.key, own[0]), put(self.value, own[1]), at.astype(jnp.int32)
+    )
+
+  def before(self, position: jax.Array) -> "Cache":
+    """Returns a cache in which only frames with smaller numbers count."""
+    return dataclasses.replace(
+      self, positions=jnp.where(self.positions < position, self.positions, -1)
+    )
+
+  def renumbered(self, shift: int) -> "Cache":
+    """Returns a cache of the same frames with numbers lower by `shift`.
+
+    Scores depend on distances alone, so all positions may move together if
+    the keys are turned by as much.
+    """
+    turns = jnp.full(self.positions.shape, -shift)
+    rotate = lambda key: attention.rotate(key, turns)
+    return dataclasses.replace(
+      self,
+      key=jax.vmap(rotate)(self.key),
+      positions=self.positions - shift,
     )
 
 
@@ -154,6 +191,7 @@ class STBlock(nn.Module):
     mixed, own = attend(True, "time")(
       norm("time_norm")(x), positions, cache, cached_positions
     )
+    assert own is not None  # Attention in time returns keys and values.
     x = _pin(x + mixed, _BY_PLACE)
     x = ad_checkpoint.checkpoint_name(x, "stream")
     x += self._mlp(norm("mlp_norm")(x))
@@ -244,11 +282,12 @@ class STTransformer(nn.Module):
     unit = share * _ROWS if share > 1 and rules.platform() == "tpu" else share
     x = jnp.pad(x, ((0, 0), (0, -frames % share), (0, -tokens % unit), (0, 0)))
     num_valid = None if x.shape[2] == tokens else tokens
+    in_axes: Any = (0, nn.broadcast, nn.broadcast)
     layers = nn.scan(
       block,
       variable_axes={"params": 0},
       split_rngs={"params": True},
-      in_axes=(0, nn.broadcast, nn.broadcast),
+      in_axes=in_axes,
       length=self.num_layers,
       unroll=self.unroll,
       metadata_params={nn.PARTITION_NAME: "layers"},

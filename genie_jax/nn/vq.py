@@ -5,7 +5,8 @@ Shapes:
   E  width of a code            R  candidates kept for dead codes
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import chex
 import flax.linen as nn
@@ -13,35 +14,24 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from genie_jax.nn import initializers
+from genie_jax.core import errors
+from genie_jax.nn import codes as codes_lib
+from genie_jax.nn import flops, initializers
+
+# How a codebook learns: by the gradient of its loss (the paper's plain
+# VQ-VAE), or as the moving average of the inputs that chose each code.
+_UPDATES = ("gradient", "average")
 
 
-@flax.struct.dataclass
-class Quantized:
-  """What quantising a batch of vectors gives.
-
-  Attributes:
-    vectors: [..., E], the chosen codes; their gradient goes to the input
-      (straight-through, arXiv:1711.00937).
-    codes: int32 [...], which code was chosen.
-    codebook_loss: [...], squared distance of the code to the input, with a
-      gradient for the code.
-    commitment_loss: [...], the same with a gradient for the input.
-    inputs: [..., E], what was quantised (after normalisation).
-  """
-
-  vectors: jax.Array
-  codes: jax.Array
-  codebook_loss: jax.Array
-  commitment_loss: jax.Array
-  inputs: jax.Array
-
-
-class Codebook(nn.Module):
+class Codebook(codes_lib.Quantizer):
   """A table of vectors, looked up by nearest neighbour.
 
   With `unit_norm`, inputs and codes live on a sphere, where no code can be
   left behind by the growth of the inputs (arXiv:2110.04627).
+
+  Its losses are squared distances of an input to its code: "codebook" has a
+  gradient for the code, "commitment" for the input (arXiv:1711.00937,
+  equation 3).
 
   Attributes:
     num_codes: V.
@@ -49,9 +39,16 @@ class Codebook(nn.Module):
     unit_norm: Whether inputs and codes are scaled to length 1.
   """
 
+  LOSSES: ClassVar[tuple[str, ...]] = ("codebook", "commitment")
+
   num_codes: int
   code_dim: int
   unit_norm: bool = True
+
+  @classmethod
+  def build(cls, num_codes: int, fields: Mapping[str, Any]) -> "Codebook":
+    """Returns the codebook that `config.model` describes."""
+    return cls(num_codes, fields["code_dim"], fields["unit_norm"])
 
   def setup(self):
     self.codebook = self.param(
@@ -63,7 +60,7 @@ class Codebook(nn.Module):
       jnp.float32,
     )
 
-  def __call__(self, x: jax.Array) -> Quantized:
+  def __call__(self, x: jax.Array) -> codes_lib.Quantized:
     """Quantises x: [..., E], any float dtype; arithmetic is float32."""
     chex.assert_axis_dimension(x, -1, self.code_dim)
     x = self._normal(x.astype(jnp.float32))
@@ -73,17 +70,93 @@ class Codebook(nn.Module):
     codes = jax.lax.stop_gradient(affinity).argmax(-1).astype(jnp.int32)
     chosen = jnp.take(table, codes, axis=0)
     squared = lambda a, b: jnp.sum(jnp.square(a - b), axis=-1)
-    return Quantized(
+    return codes_lib.Quantized(
       vectors=x + jax.lax.stop_gradient(chosen - x),
       codes=codes,
-      codebook_loss=squared(chosen, jax.lax.stop_gradient(x)),
-      commitment_loss=squared(x, jax.lax.stop_gradient(chosen)),
       inputs=x,
+      losses={
+        "codebook": squared(chosen, jax.lax.stop_gradient(x)),
+        "commitment": squared(x, jax.lax.stop_gradient(chosen)),
+      },
     )
 
   def lookup(self, codes: jax.Array) -> jax.Array:
     """Returns the vectors [..., E] of codes: int32 [...]."""
     return jnp.take(self._normal(self.codebook), codes, axis=0)
+
+  def vectors(self) -> jax.Array:
+    """Returns the table as it is stored, float32 [V, E]."""
+    return self.codebook
+
+  @property
+  def read_scale(self) -> float:
+    """Initial scale of the layer that reads the vectors: 1 / their RMS."""
+    return self.code_dim**0.5 if self.unit_norm else 1.0
+
+  @nn.nowrap
+  def flops(self, count: int) -> float:
+    """Returns the FLOPs of comparing `count` vectors with the table."""
+    return flops.linear(self.code_dim, self.num_codes, count)
+
+  @classmethod
+  def check_training(cls, config: Any) -> None:
+    """Raises UserError unless `config.codebook` makes sense."""
+    if config.learn_by not in _UPDATES:
+      raise errors.UserError(
+        f"config.codebook.learn_by={config.learn_by!r} is unknown"
+        f"{errors.closest(str(config.learn_by), _UPDATES)}; use one of "
+        f"{', '.join(_UPDATES)}."
+      )
+    for name in ("share_decay", "centre_decay"):
+      codes_lib.check_decay(config, name)
+
+  @nn.nowrap
+  def fresh(self) -> "CodeStatistics":
+    """Returns statistics in which no code has been used."""
+    return CodeStatistics.fresh(self.num_codes, self.code_dim)
+
+  @nn.nowrap
+  def update(
+    self,
+    state: "CodeStatistics",
+    quantized: codes_lib.Quantized,
+    rng: jax.Array,
+    config: Any,
+  ) -> tuple["CodeStatistics", jax.Array]:
+    """Returns statistics after a batch, and inputs that may replace codes.
+
+    Args:
+      state: The running use.
+      quantized: The batch's quantisation.
+      rng: Key for drawing the replacements.
+      config: `config.codebook`: `share_decay` of the running use and
+        `centre_decay` of the centres.
+    """
+    state = state.update(quantized, config.share_decay, config.centre_decay)
+    return state, candidates(quantized, rng, self.num_codes)
+
+  @nn.nowrap
+  def after_update(
+    self,
+    params: Any,
+    state: "CodeStatistics",
+    aux: jax.Array,
+    config: Any,
+  ) -> tuple[Any, "CodeStatistics"]:
+    """Moves the codes: to their centres if asked for, dead ones to inputs.
+
+    Args:
+      params: {"codebook": float32 [V, E]}.
+      state: The running use.
+      aux: The replacements, float32 [V, E].
+      config: `config.codebook`: `learn_by` "gradient" or "average", and
+        `dead_below`, the part of an even share below which a code is dead.
+    """
+    codebook = params["codebook"]
+    if config.learn_by == "average":
+      codebook = state.centres(codebook)
+    codebook, state = revive(codebook, state, aux, config.dead_below)
+    return {"codebook": codebook}, state
 
   def _normal(self, x: jax.Array) -> jax.Array:
     if not self.unit_norm:
@@ -93,7 +166,7 @@ class Codebook(nn.Module):
 
 @flax.struct.dataclass
 class CodeStatistics:
-  """Running use of each code; checkpointed, and no optimizer's business.
+  """Running use and centre of each code; checkpointed, but not optimized.
 
   Attributes:
     share: float32 [V], a moving average of each code's share of the vectors.
@@ -124,7 +197,7 @@ class CodeStatistics:
     )
 
   def update(
-    self, quantized: Quantized, decay: float, centre_decay: float
+    self, quantized: codes_lib.Quantized, decay: float, centre_decay: float
   ) -> "CodeStatistics":
     """Mixes in one batch.
 
@@ -137,12 +210,11 @@ class CodeStatistics:
       decay: Of the shares, after some hundred batches.
       centre_decay: Of the masses and sums, likewise.
     """
-    young = (1 + self.age) / (10 + self.age)
-    decay = jnp.minimum(decay, young)
-    centre_decay = jnp.minimum(centre_decay, young)
+    use_rate = codes_lib.young_decay(self.age, decay)
+    centre_rate = codes_lib.young_decay(self.age, centre_decay)
     codes = quantized.codes.reshape(-1)
     inputs = jax.lax.stop_gradient(quantized.inputs)
-    counts = jnp.zeros_like(self.mass).at[codes].add(1.0)
+    counts = codes_lib.counts(codes, self.mass.shape[0])
     sums = (
       jnp.zeros_like(self.total)
       .at[codes]
@@ -150,9 +222,9 @@ class CodeStatistics:
     )
     mix = lambda rate, old, new: rate * old + (1 - rate) * new
     return CodeStatistics(
-      mix(decay, self.share, counts / codes.size),
-      mix(centre_decay, self.mass, counts),
-      mix(centre_decay, self.total, sums),
+      mix(use_rate, self.share, counts / codes.size),
+      mix(centre_rate, self.mass, counts),
+      mix(centre_rate, self.total, sums),
       self.age + 1,
     )
 
@@ -167,13 +239,10 @@ class CodeStatistics:
       mass > 1e-4, self.total / jnp.maximum(mass, 1e-4), codebook
     )
 
-  def perplexity(self) -> jax.Array:
-    """Returns exp(entropy) of the shares: V when all are used alike."""
-    share = self.share / jnp.maximum(self.share.sum(), 1e-12)
-    return jnp.exp(-jnp.sum(share * jnp.log(share + 1e-12)))
 
-
-def candidates(quantized: Quantized, rng: jax.Array, count: int) -> jax.Array:
+def candidates(
+  quantized: codes_lib.Quantized, rng: jax.Array, count: int
+) -> jax.Array:
   """Draws inputs of the batch on which dead codes may be put.
 
   An input is drawn with a chance in proportion to its squared distance from
@@ -191,7 +260,7 @@ def candidates(quantized: Quantized, rng: jax.Array, count: int) -> jax.Array:
   inputs = jax.lax.stop_gradient(quantized.inputs)
   inputs = inputs.reshape(-1, inputs.shape[-1])
   log_chance = jnp.log(
-    jax.lax.stop_gradient(quantized.commitment_loss).reshape(-1) + 1e-12
+    jax.lax.stop_gradient(quantized.losses["commitment"]).reshape(-1) + 1e-12
   )
   if count > inputs.shape[0]:
     drawn = jax.random.categorical(rng, log_chance, shape=(count,))

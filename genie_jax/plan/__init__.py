@@ -1,1 +1,1 @@
-"""Planning a run for TPUs that are not attached: memory, time and cost."""
+"""Memory, time and cost of a run, planned without an attached TPU."""

@@ -1,6 +1,6 @@
-"""Compiles the train step for TPUs that are not there.
+"""Compiles the train step ahead of time, without attached TPUs.
 
-The TPU compiler is the library `libtpu`; it runs on any x86 Linux machine.
+The TPU compiler is the library `libtpu`, which runs on any x86 Linux machine.
 """
 
 import dataclasses
@@ -29,8 +29,8 @@ from genie_jax.train import step as step_lib
 
 GIB = 2**30
 
-# With these libtpu asks no metadata server which machine it is on, and logs
-# nothing; several programs may load it at once.
+# With these variables libtpu does not query a metadata server about the machine
+# and logs nothing, and several programs may load it at the same time.
 ENVIRONMENT = {
   "TPU_SKIP_MDS_QUERY": "1",
   "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -51,15 +51,15 @@ _TOO_LARGE = (
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-  """Bytes on one device.
+  """Memory of a program on one device, in bytes.
 
   Attributes:
     params: Parameters.
     optimizer: Optimizer state.
-    arguments: Of the program: parameters, optimizer, batch and the rest.
+    arguments: All arguments: parameters, optimizer state, batch and others.
     temporaries: Activations, gradients and buffers.
-    code: The program.
-    peak: The most at any time; what must fit.
+    code: The program's code.
+    peak: The most at any time, which must fit.
   """
 
   params: float
@@ -72,23 +72,24 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-  """A train step and what it is compiled for.
+  """A train step, with what is needed to compile it.
 
   Attributes:
-    stage: What is trained.
-    config: How.
-    mesh: Devices that are not there.
-    like: Shapes and layouts of the state.
-    function: What `train.step.make_train_step` gives, as `genie train` calls.
-    batch: Shapes and layouts of a batch.
+    stage: The stage that is trained.
+    config: The training config.
+    mesh: Devices of a topology, which need not be attached.
+    abstract_state: Shapes and layouts of the train state.
+    function: The jitted step that `genie train` calls too, from
+      `train.step.make_train_step`.
+    abstract_batch: Shapes and layouts of a batch.
   """
 
   stage: stage_lib.Stage
   config: ml_collections.ConfigDict
   mesh: Mesh
-  like: state.TrainState
+  abstract_state: state.TrainState
   function: Any
-  batch: dict[str, jax.ShapeDtypeStruct]
+  abstract_batch: dict[str, jax.ShapeDtypeStruct]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,9 +97,9 @@ class Compiled:
   """A compiled step.
 
   Attributes:
-    text: The scheduled program.
-    memory: Bytes on one device.
-    seconds: That compiling took.
+    text: The text of the scheduled program.
+    memory: Its memory on one device.
+    seconds: Duration of the compilation.
   """
 
   text: str
@@ -107,52 +108,53 @@ class Compiled:
 
 
 class OutOfMemory(Exception):
-  """The compiler found no way to fit the step.
+  """The compiler found no way to fit the step into memory.
 
   Attributes:
-    needed: Bytes on one device, None where it does not say.
-    limit: Bytes that there are, None where it does not say.
-    seconds: That it took to find out.
+    needed: Bytes needed on one device, None if the compiler does not say.
+    limit: Bytes available on one device, None if the compiler does not say.
+    seconds: Duration of the compilation.
   """
 
-  def __init__(self, needed, limit, seconds):
+  def __init__(self, needed: float | None, limit: float | None, seconds: float):
     super().__init__("out of memory")
     self.needed, self.limit, self.seconds = needed, limit, seconds
 
 
-def prepare() -> None:
-  """Makes ready for compiling; call it before JAX is first used.
+def set_up_compiler() -> None:
+  """Finds libtpu and sets its environment variables.
 
-  The library is looked for at TPU_LIBRARY_PATH, then in the folder libtpu of
-  the environment (where `make test` puts it: among the packages every start
-  of JAX would look for TPUs), then among the packages.
+  This must be called before JAX is first used. The library is searched at
+  TPU_LIBRARY_PATH, then in the folder libtpu of the Python environment, then
+  among the installed packages. `make test` installs it in the folder libtpu,
+  because every start of JAX searches for TPUs if it is an installed package.
 
   Raises:
-    UserError: There is no libtpu.
+    UserError: libtpu is not installed.
   """
   os.environ.update(ENVIRONMENT)
-  beside = os.path.join(sys.prefix, "libtpu", "libtpu", "libtpu.so")
-  if "TPU_LIBRARY_PATH" not in os.environ and os.path.isfile(beside):
-    os.environ["TPU_LIBRARY_PATH"] = beside
+  in_environment = os.path.join(sys.prefix, "libtpu", "libtpu", "libtpu.so")
+  if "TPU_LIBRARY_PATH" not in os.environ and os.path.isfile(in_environment):
+    os.environ["TPU_LIBRARY_PATH"] = in_environment
   path = os.environ.get("TPU_LIBRARY_PATH")
-  wanted = library_requirement()
+  requirement = library_requirement()
   if path is not None:
     if not os.path.isfile(path):
       raise errors.UserError(
-        f"TPU_LIBRARY_PATH={path} is not a file; give the libtpu.so of "
-        f"`pip install --target DIR '{wanted}'`."
+        f"TPU_LIBRARY_PATH={path} is not a file; give the path of libtpu.so "
+        f"after `pip install --target DIR '{requirement}'`."
       )
   elif importlib.util.find_spec("libtpu") is None:
     raise errors.UserError(
-      "genie plan needs the TPU compiler: `pip install --no-deps --target "
-      f"{os.path.join(sys.prefix, 'libtpu')} '{wanted}'`."
+      "genie plan needs the TPU compiler; run `pip install --no-deps --target "
+      f"{os.path.join(sys.prefix, 'libtpu')} '{requirement}'`."
     )
 
 
 def library_requirement() -> str:
-  """Returns the libtpu that belongs to the installed JAX.
+  """Returns pip's requirement of the libtpu that matches the installed JAX.
 
-  Others may compile, but then fail to print the program.
+  Other versions may compile a program, but then fail to print its text.
   """
   for line in importlib.metadata.requires("jax") or ():
     if line.startswith("libtpu"):
@@ -163,22 +165,22 @@ def library_requirement() -> str:
 def build(
   config: ml_collections.ConfigDict, topology: topology_lib.Topology
 ) -> Step:
-  """Returns the step that `genie train` would run there.
+  """Returns the train step that `genie train` would run on a topology.
 
   Raises:
-    UserError: The config does not make sense, or does not split over the
-      devices.
+    UserError: The config is invalid, or does not split over the devices.
   """
-  config = without_start(config)
-  return assemble(registry.make(config), config, topology)
+  config = with_random_start(config)
+  return build_from_stage(registry.make(config), config, topology)
 
 
-def without_start(
+def with_random_start(
   config: ml_collections.ConfigDict,
 ) -> ml_collections.ConfigDict:
   """Returns a copy of a config that starts from random parameters.
 
-  Other starts read the tokenizer of a token folder; only values differ.
+  Other starting points need a token folder with its tokenizer. The program is
+  the same for all of them.
   """
   config = ml_collections.ConfigDict(config.to_dict())
   if "start" in config:
@@ -189,7 +191,12 @@ def without_start(
 def transformers(
   node: ml_collections.ConfigDict, path: str = "model"
 ) -> Iterator[tuple[str, ml_collections.ConfigDict]]:
-  """Yields each transformer's dotted name below `config`, and its fields."""
+  """Yields the transformers of a config, as (path, fields).
+
+  Args:
+    node: A group of fields, for example `config.model`.
+    path: The dotted path of the group in the config.
+  """
   if "num_layers" in node:
     yield path, node
   for name, child in node.items():
@@ -197,16 +204,16 @@ def transformers(
       yield from transformers(child, f"{path}.{name}")
 
 
-def assemble(
+def build_from_stage(
   stage: stage_lib.Stage,
   config: ml_collections.ConfigDict,
   topology: topology_lib.Topology,
 ) -> Step:
-  """Returns a stage's step for a topology.
+  """Returns the train step of a stage on a topology.
 
   Args:
-    stage: What is trained.
-    config: Its mesh, optimizer, batch size and steps.
+    stage: The stage that is trained.
+    config: Has mesh, optimizer, batch size and number of steps.
     topology: The chips.
   """
   mesh = mesh_lib.make(config.mesh, topology_lib.devices(topology))
@@ -231,14 +238,15 @@ def compile_step(
 
   Args:
     step: From `build`.
-    options: For the compiler, beside those of `genie train` and before them.
+    options: Compiler options in addition to those of `genie train`, which they
+      override.
 
   Raises:
-    OutOfMemory: It does not fit the chip.
+    OutOfMemory: The step does not fit into the chip's memory.
     UserError: The compiler does not know an option.
   """
   begin = time.perf_counter()
-  lowered = step.function.lower(step.like, step.batch)
+  lowered = step.function.lower(step.abstract_state, step.abstract_batch)
   try:
     compiled = lowered.compile(compiler_options=dict(options or {}))
   except jax.errors.JaxRuntimeError as error:
@@ -248,7 +256,8 @@ def compile_step(
     message = str(error)
     if "No such compile option" in message:
       raise errors.UserError(
-        f"The TPU compiler: {message.splitlines()[0]}; mend --option."
+        f"Error of the TPU compiler: {message.splitlines()[0]}; correct "
+        "--option."
       ) from error
     raise
   seconds = time.perf_counter() - begin
@@ -256,15 +265,15 @@ def compile_step(
     compiled.as_text(),
     memory_of(
       compiled.memory_analysis(),
-      device_bytes(step.like.params),
-      device_bytes(step.like.opt_state),
+      device_bytes(step.abstract_state.params),
+      device_bytes(step.abstract_state.opt_state),
     ),
     seconds,
   )
 
 
 def device_bytes(tree: Any) -> float:
-  """Returns the bytes of a tree of abstract arrays on one device."""
+  """Returns the bytes of a tree of arrays with layouts on one device."""
   return sum(
     math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     for leaf in jax.tree.leaves(tree)
@@ -272,11 +281,11 @@ def device_bytes(tree: Any) -> float:
 
 
 def out_of_memory(error: Exception, seconds: float) -> OutOfMemory | None:
-  """Returns what the compiler's error says, None where it is another one.
+  """Returns an OutOfMemory if the compiler ran out of memory, else None.
 
   Args:
-    error: What compiling raised.
-    seconds: That it took to find out.
+    error: The exception of the compilation.
+    seconds: Duration of the compilation.
   """
   message = str(error)
   if "RESOURCE_EXHAUSTED" not in message:
@@ -285,29 +294,30 @@ def out_of_memory(error: Exception, seconds: float) -> OutOfMemory | None:
 
 
 def memory_of(stats: Any, params: float, optimizer: float) -> Memory:
-  """Returns a program's memory.
+  """Returns the memory of a compiled program.
 
   Args:
-    stats: Its `memory_analysis()`.
+    stats: The program's `memory_analysis()`.
     params: Bytes of the parameters on one device.
-    optimizer: Bytes of the optimizer state.
+    optimizer: Bytes of the optimizer state on one device.
   """
   arguments = stats.argument_size_in_bytes
   temporaries = stats.temp_size_in_bytes
   code = stats.generated_code_size_in_bytes
-  whole = (
+  total = (
     arguments
     + temporaries
     + code
     + stats.output_size_in_bytes
     - stats.alias_size_in_bytes
   )
-  # The compiler's own peak was seen above and below the sum.
-  peak = max(whole, getattr(stats, "peak_memory_in_bytes", 0) + code)
+  # The compiler's own peak may be larger or smaller than the sum.
+  peak = max(total, getattr(stats, "peak_memory_in_bytes", 0) + code)
   return Memory(params, optimizer, arguments, temporaries, code, peak)
 
 
 def _too_large(message: str) -> tuple[float | None, float | None]:
+  """Returns needed and available bytes from the compiler's message."""
   scale = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
   for pattern in _TOO_LARGE:
     found = re.search(pattern, message)

@@ -1,14 +1,14 @@
-"""Plans in a process of their own.
+"""Makes plans in a child process.
 
-The TPU compiler ends its process where one of its own checks fails; a search
-must go on, and a user must get one line.
+The TPU compiler aborts its process when one of its internal checks fails. In a
+child process, this neither ends a search nor hides the error from the user.
 """
 
 import concurrent.futures
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import process
 from typing import Any
 
@@ -20,36 +20,44 @@ from genie_jax.plan import play as play_lib
 from genie_jax.plan import topology as topology_lib
 from genie_jax.plan.hlo import resharding_log
 
+Plan = tuple[dict[str, Any], str]
 
-def make(
+
+def plan_training(
   config: ml_collections.ConfigDict,
   topology: topology_lib.Topology,
   price: float | None = None,
   options: Mapping[str, str] | None = None,
-) -> tuple[dict[str, Any], str]:
-  """Does what `stage_training.make` does; see there.
+) -> Plan:
+  """Calls `training.plan` in a child process, with the same arguments.
+
+  The plan also has "copied_whole": tensors that the compiler replicates fully.
 
   Raises:
-    UserError: As there, or the compiler crashed.
+    UserError: As `training.plan`, or the compiler crashed.
   """
-  return _apart(_make, config.to_dict(), topology, price, options)
+  return _in_child_process(
+    _plan_training, config.to_dict(), topology, price, options
+  )
 
 
-def play(
+def plan_play(
   config: ml_collections.ConfigDict,
   tokenizer: ml_collections.ConfigDict,
   topology: topology_lib.Topology,
   players: int,
   slide: str,
   options: Mapping[str, str] | None = None,
-) -> tuple[dict[str, Any], str]:
-  """Does what `play.make` does; see there.
+) -> Plan:
+  """Calls `play.plan` in a child process, with the same arguments.
+
+  The plan also has "copied_whole": tensors that the compiler replicates fully.
 
   Raises:
-    UserError: As there, or the compiler crashed.
+    UserError: As `play.plan`, or the compiler crashed.
   """
-  return _apart(
-    _play,
+  return _in_child_process(
+    _plan_play,
     config.to_dict(),
     tokenizer.to_dict(),
     topology,
@@ -59,40 +67,41 @@ def play(
   )
 
 
-def _apart(function, *args):
-  # Spawned and not forked: JAX's threads would not live on in a fork.
+def _in_child_process(function: Callable[..., Plan], *args: Any) -> Plan:
+  """Calls a function in a new process and reads the compiler's log after it."""
+  # The process is spawned because JAX's threads do not survive a fork.
   pool = concurrent.futures.ProcessPoolExecutor(
     1, mp_context=multiprocessing.get_context("spawn")
   )
   with tempfile.TemporaryDirectory() as folder, pool:
     try:
-      report, text = pool.submit(_logged, folder, function, *args).result()
+      report, text = pool.submit(_with_log, folder, function, *args).result()
     except process.BrokenProcessPool as error:
       raise errors.UserError(
-        "The TPU compiler crashed (its own words stand above); a dimension "
-        "that splits into odd pieces was seen to cause it, so try another "
-        "config.mesh."
+        "The TPU compiler crashed (its message is printed above); shards of "
+        "odd sizes are a known cause, so try another config.mesh."
       ) from error
     report["copied_whole"] = resharding_log.copied_whole(folder)
   return report, text
 
 
-def _logged(folder, function, *args):
-  os.environ[resharding_log.LOG_FOLDER] = folder
+def _with_log(folder: str, function: Callable[..., Plan], *args: Any) -> Plan:
+  """Calls a function with the compiler's log in a folder."""
+  os.environ[resharding_log.LOG_FOLDER_VARIABLE] = folder
   return function(*args)
 
 
-def _make(config, topology, price, options):
-  aot_compile.prepare()
-  return training.make(
-    ml_collections.ConfigDict(config), topology, price, options
-  )
+def _plan_training(config: dict[str, Any], *args: Any) -> Plan:
+  aot_compile.set_up_compiler()
+  return training.plan(ml_collections.ConfigDict(config), *args)
 
 
-def _play(config, tokenizer, *rest):
-  aot_compile.prepare()
-  return play_lib.make(
+def _plan_play(
+  config: dict[str, Any], tokenizer: dict[str, Any], *args: Any
+) -> Plan:
+  aot_compile.set_up_compiler()
+  return play_lib.plan(
     ml_collections.ConfigDict(config),
     ml_collections.ConfigDict(tokenizer),
-    *rest,
+    *args,
   )

@@ -1,8 +1,8 @@
-"""What playing a world would need and take: seconds and memory of a frame.
+"""Plans playing a world: seconds and memory of one frame.
 
-Compiles what a world calls for each frame (`sampling.player`): all refinements
-over one frame with kept keys and values, the pass that keeps its own, the
-slide where there is one, and the decoding of its tokens.
+Compiles the function that a world calls for each frame (`sampling.player`). It
+runs all passes of the frame sampler with a cache of the frames before, the pass
+that adds the frame to the cache, the slide of the window, and the decoder.
 """
 
 import math
@@ -17,11 +17,11 @@ import ml_collections
 from jax.sharding import Mesh
 
 from genie_jax.core import errors
-from genie_jax.models import build
+from genie_jax.models import store
 from genie_jax.plan import aot_compile, training
 from genie_jax.plan import topology as topology_lib
 from genie_jax.plan.cost import collectives, schedule
-from genie_jax.sampling import maskgit, player, prepare
+from genie_jax.sampling import player, prepare, samplers
 from genie_jax.sampling import slide as slide_lib
 from genie_jax.sharding import compiler_options
 from genie_jax.sharding import mesh as mesh_lib
@@ -31,7 +31,7 @@ from genie_jax.train import state
 DTYPE = "bfloat16"
 
 
-def make(
+def plan(
   config: ml_collections.ConfigDict,
   tokenizer: ml_collections.ConfigDict,
   topology: topology_lib.Topology,
@@ -39,40 +39,41 @@ def make(
   slide: str = "exact",
   options: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Any], str]:
-  """Plans the frames of a world.
+  """Plans the computation of one frame of a world.
 
-  All chips work on every frame: heads, MLP columns and vocabulary are split
-  over the axis tensor.
+  All chips compute every frame together: heads, MLP columns and vocabulary are
+  split over the mesh axis tensor.
 
   Args:
-    config: Of the dynamics stage; its `sampling` says how frames are drawn.
-    tokenizer: Of the tokenizer stage.
+    config: Config of the dynamics stage; its field `sampling` configures the
+      sampler.
+    tokenizer: Config of the tokenizer stage.
     topology: The chips.
-    players: Who are served by one call.
-    slide: What happens at the window's end, a mode of `slides.MODES`. The
-      seconds are those of a frame that slides.
-    options: For the compiler.
+    players: Number of players that one call serves.
+    slide: What happens when the window is full, a mode of `slides.MODES`. The
+      planned time is that of a frame at which the window slides.
+    options: Compiler options.
 
   Returns:
-    The plan as JSON values, and the compiled program's text ("" when it does
+    The plan as JSON values, and the text of the compiled program ("" if it does
     not fit).
 
   Raises:
     UserError: A config is of another stage, or does not split over the
       devices.
   """
-  for wanted, found in (("dynamics", config), ("tokenizer", tokenizer)):
-    if found.stage != wanted:
+  for expected, found in (("dynamics", config), ("tokenizer", tokenizer)):
+    if set(registry.parts(found.to_dict(), trusted=True)) != {expected}:
       raise errors.UserError(
-        f"--sample needs the config of a {wanted} stage, and got one of "
+        f"--sample needs the config of a {expected} stage, but got one of "
         f"stage {found.stage!r}."
       )
   mesh = mesh_lib.make(
     dict(data=1, fsdp=1, tensor=-1, frame=1), topology_lib.devices(topology)
   )
-  models, params = _ready(config, tokenizer, slide, mesh)
-  sampling = maskgit.make_sampling(config.sampling.to_dict())
-  whole = mesh_lib.replicated(mesh)
+  models, params = _models(config, tokenizer, slide, mesh)
+  sampler = samplers.make(config.sampling.to_dict(), trusted=True)
+  replicated = mesh_lib.replicated(mesh)
   grid = models.dynamics.grid
   states = [
     jax.eval_shape(
@@ -85,23 +86,25 @@ def make(
     )
   ] * players
 
-  def step(params, states, actions):
+  def step(params: Any, states: Any, actions: jax.Array) -> Any:
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
       if players == 1:
-        new, frame = player.step(
-          models, params, states[0], actions[0], sampling
-        )
+        new, frame = player.step(models, params, states[0], actions[0], sampler)
         return [new], frame[None]
-      return player.step_many(models, params, states, actions, sampling)
+      return player.step_many(models, params, states, actions, sampler)
 
   compiled = jax.jit(
     step,
     donate_argnums=1,
-    out_shardings=whole,
-    in_shardings=(jax.tree.map(lambda x: x.sharding, params), whole, whole),
+    out_shardings=replicated,
+    in_shardings=(
+      jax.tree.map(lambda x: x.sharding, params),
+      replicated,
+      replicated,
+    ),
     compiler_options=compiler_options.options(mesh),
   )
-  report = _facts(config, models, sampling, params, topology, mesh, players)
+  report = _facts(config, models, sampler, params, topology, mesh, players)
   begin = time.perf_counter()
   try:
     program = compiled.lower(
@@ -111,7 +114,8 @@ def make(
     too_large = aot_compile.out_of_memory(error, time.perf_counter() - begin)
     if too_large is None:
       raise
-    return report | training.too_large(too_large, topology) | dict.fromkeys(
+    report |= training.out_of_memory_report(too_large, topology)
+    return report | dict.fromkeys(
       ("seconds_per_frame", "frames_per_second")
     ), ""
   report["compile_seconds"] = round(time.perf_counter() - begin, 1)
@@ -120,28 +124,33 @@ def make(
     params=aot_compile.device_bytes(params),
     optimizer=0,
   )
-  report |= training.memory(memory, topology)
-  text = program.as_text()
-  found = schedule.of(
+  report |= training.memory_report(memory, topology)
+  text = program.as_text() or ""
+  found = schedule.estimate(
     text,
     collectives.network(
       mesh.devices.flat, topology.dims, topology.wrap, topology.chip
     ),
   )
-  return report | _time(found, report, topology), text
+  return report | _time_report(found, report, topology), text
 
 
-def _ready(config, tokenizer, slide, mesh: Mesh):
-  """Returns the models as a world runs them, and their weights' layouts."""
+def _models(
+  config: ml_collections.ConfigDict,
+  tokenizer: ml_collections.ConfigDict,
+  slide: str,
+  mesh: Mesh,
+) -> tuple[player.Models, dict[str, Any]]:
+  """Returns the models as a world runs them, and their abstract weights."""
   modules, params = {}, {}
   for name, found in (("tokenizer", tokenizer), ("dynamics", config)):
     found = ml_collections.ConfigDict(found.to_dict())
     if "start" in found:
       found.start = "random"
-    module = getattr(build, name)(found)
+    module = store.part(name, found.to_dict(), {}, trusted=True).module
     boxed, _ = jax.eval_shape(registry.make(found).init, jax.random.key(0))
     layouts = jax.tree.map(lambda x: x.sharding, state.place(boxed, mesh))
-    # The same cast that a world makes when it is loaded.
+    # Loading a world makes the same cast.
     cast = jax.eval_shape(
       lambda tree, module=module: prepare.for_play(module, tree, DTYPE)[1],
       nn.unbox(boxed),
@@ -162,10 +171,21 @@ def _ready(config, tokenizer, slide, mesh: Mesh):
   return models, params
 
 
-def _facts(config, models, sampling, params, topology, mesh, players):
+def _facts(
+  config: ml_collections.ConfigDict,
+  models: player.Models,
+  sampler: samplers.FrameSampler,
+  params: dict[str, Any],
+  topology: topology_lib.Topology,
+  mesh: Mesh,
+  players: int,
+) -> dict[str, Any]:
+  """Returns the part of a plan that is known before the compilation."""
   tokens = math.prod(models.dynamics.grid)
+  passes = sampler.num_passes(tokens)
+  # A forward pass takes a third of the FLOPs of a training step.
   frame_flops = (
-    registry.make(config).flops_per_clip / 3 / (config.data.num_frames)
+    registry.make(config).flops_per_clip / 3 / config.data.num_frames
   )
   return {
     "stage": "sampling",
@@ -175,22 +195,27 @@ def _facts(config, models, sampling, params, topology, mesh, players):
     "players": players,
     "window": models.window,
     "slide": models.slide.mode,
-    "refinements": sampling.refinements,
+    "refinements": passes,
     "tokens_per_frame": tokens,
     "dtype": DTYPE,
     "params": sum(math.prod(x.shape) for x in jax.tree.leaves(params)),
-    # A third of training's, for each refinement and the last pass.
-    "model_flops_per_frame": frame_flops * (sampling.refinements + 1),
+    # The passes of the sampler, and one that fills the cache.
+    "model_flops_per_frame": frame_flops * (passes + 1),
     "hbm_limit_gib": topology.chip.hbm_gib,
     "assumptions": list(topology.chip.assumptions),
     "method": [
       *training.METHOD[:3],
-      "not in it: the host, the network, encoding of pictures",
+      "not included: the host, the network, the encoding of pictures",
     ],
   }
 
 
-def _time(found, report, topology) -> dict[str, Any]:
+def _time_report(
+  found: schedule.Estimate,
+  report: Mapping[str, Any],
+  topology: topology_lib.Topology,
+) -> dict[str, Any]:
+  """Returns the part of a plan about time."""
   seconds = found.total
   peak = topology.chip.peak_flops * topology.num_chips
   players = report["players"]
@@ -209,7 +234,7 @@ def _time(found, report, topology) -> dict[str, Any]:
 
 
 def render(report: Mapping[str, Any]) -> str:
-  """Returns a plan as text of at most 80 columns."""
+  """Formats a plan as text."""
   lines = [
     f"sampling: {report['params'] / 1e9:.3f}B parameters in "
     f"{report['dtype']} on {report['topology']} ({report['chips']} chips)",
@@ -223,9 +248,9 @@ def render(report: Mapping[str, Any]) -> str:
   if report["seconds_per_frame"] is not None:
     lines += [
       "",
-      f"{report['seconds_per_frame']:.4f} s a frame: "
-      f"{report['frames_per_second']:.2f} frames a second for each player, "
-      f"{report['frames_per_second_of_all_players']:.2f} in all",
+      f"{report['seconds_per_frame']:.4f} s per frame: "
+      f"{report['frames_per_second']:.2f} frames per second for each player, "
+      f"{report['frames_per_second_of_all_players']:.2f} for all players",
       *(
         f"  {name:16}{report['seconds_' + key]:9.4f}"
         for name, key in (
@@ -242,7 +267,7 @@ def render(report: Mapping[str, Any]) -> str:
         f"  loop {name}: trip count unknown, counted once"
         for name in report["loops_of_unknown_length"]
       ),
-      f"model FLOPs {report['model_flops_per_frame']:.4g} a frame, "
+      f"model FLOPs {report['model_flops_per_frame']:.4g} per frame, "
       f"MFU {report['mfu']:.1%}",
     ]
   lines += ["", f"compiled in {report['compile_seconds']} s"]

@@ -1,7 +1,7 @@
-"""A named arrangement of TPU chips, such as v5p:4x8x8, that need not be here.
+"""Named arrangements of TPU chips, such as v5p:4x8x8, without attached chips.
 
-A slice is a box of chips on one interconnect; several slices talk over the
-data-centre network (DCN).
+A slice is a box of chips on one interconnect. Several slices communicate over
+the data-centre network (DCN).
 """
 
 import dataclasses
@@ -17,13 +17,13 @@ _EXAMPLES = {2: ("4x4", "8x8", "16x16"), 3: ("2x2x1", "4x4x4", "4x8x8")}
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """Slices of chips.
+  """One or several slices of chips.
 
   Attributes:
-    chip: What each of them is.
-    dims: Chips along each dimension of a slice, shortest first, but 1 last,
-      as the cloud's documents write it.
-    slices: How many slices.
+    chip: The kind of chip.
+    dims: Number of chips along each dimension of a slice, in ascending order
+      but with 1 last, as in the vendor's documentation.
+    slices: Number of slices.
   """
 
   chip: chips.Chip
@@ -32,24 +32,25 @@ class Topology:
 
   @property
   def name(self) -> str:
-    """As the cloud's documents write it, for example "v5p:4x8x8"."""
+    """Name of a slice, for example "v5p:4x8x8"."""
     return f"{self.chip.name}:{'x'.join(map(str, self.dims))}"
 
   @property
   def num_chips(self) -> int:
+    """Number of chips in all slices."""
     return math.prod(self.dims) * self.slices
 
   @property
   def num_devices(self) -> int:
-    """What JAX will count: two a chip on v2, v3 and v7x."""
+    """Number of JAX devices in all slices; two per chip on v2, v3 and v7x."""
     return self.num_chips * self.chip.devices
 
   @property
   def wrap(self) -> tuple[bool, bool, bool]:
-    """Whether each dimension closes to a ring.
+    """Whether each dimension forms a ring.
 
-    Where the torus has three dimensions, rings are made of whole cubes of
-    4 x 4 x 4, so one short dimension leaves all of them open.
+    A torus with three dimensions consists of full cubes of 4 x 4 x 4 chips, so
+    no dimension forms a ring if one of them is shorter.
     """
     least = self.chip.wraps_from
     if self.chip.torus_dims == 3:
@@ -60,20 +61,20 @@ class Topology:
 
 
 def parse(text: str, slices: int = 1) -> Topology:
-  """Reads "v5p:8x8x4", in any order of the dimensions.
+  """Parses a topology such as "v5p:8x8x4".
 
   Args:
-    text: Chip, colon, chips along each dimension.
-    slices: How many such slices.
+    text: Chip, colon, and number of chips along each dimension in any order.
+    slices: Number of such slices.
 
   Raises:
-    UserError: The chip or the shape is unknown or too large.
+    UserError: The chip is unknown, or the shape is invalid or too large.
   """
   found = re.fullmatch(r"([A-Za-z0-9]+):(\d+(?:x\d+)*)", text.strip())
   if not found:
     raise errors.UserError(
-      f"--topology={text!r} is no topology; write CHIP:AxB or CHIP:AxBxC, "
-      "for example v5p:4x8x8 or v5e:16x16, with a chip of "
+      f"--topology={text!r} is not a topology; write CHIP:AxB or CHIP:AxBxC, "
+      "for example v5p:4x8x8 or v5e:16x16; the chips are "
       f"{', '.join(chips.CHIPS)}."
     )
   chip = chips.find(found[1])
@@ -93,13 +94,13 @@ def parse(text: str, slices: int = 1) -> Topology:
   if math.prod(dims) > chip.max_chips:
     raise errors.UserError(
       f"--topology={text} has {math.prod(dims)} chips, but the largest "
-      f"{chip.name} slice has {chip.max_chips}; use a smaller one, and "
-      "--slices=N for several."
+      f"{chip.name} slice has {chip.max_chips}; use a smaller one, or several "
+      "with --slices=N."
     )
   if math.prod(dims) > 1 and any(d % 2 for d in dims[:2]):
     raise errors.UserError(
-      f"--topology={text}: hosts of {chip.name} have 2 x 2 chips, which do "
-      f"not tile this shape; use for example {examples}."
+      f"--topology={text}: a host of {chip.name} has 2 x 2 chips, and such "
+      f"blocks do not tile this shape; use for example {examples}."
     )
   if slices < 1:
     raise errors.UserError(f"--slices={slices} must be 1 or more.")
@@ -107,10 +108,10 @@ def parse(text: str, slices: int = 1) -> Topology:
 
 
 def devices(topology: Topology) -> Sequence[Any]:
-  """Returns JAX devices of a topology, for which programs can be compiled.
+  """Returns JAX devices of a topology, as targets for compilation.
 
   Raises:
-    UserError: The TPU compiler does not know the shape.
+    UserError: The TPU compiler does not support the shape.
   """
   import jax
   from jax.experimental import topologies
@@ -118,7 +119,7 @@ def devices(topology: Topology) -> Sequence[Any]:
   shape = "x".join(map(str, topology.dims))
   options: dict[str, Any] = {}
   if topology.chip.name == "v4":
-    # Without it libtpu makes two devices of each chip.
+    # Without this option libtpu creates two devices per chip.
     options.update(chip_config_name="megacore", chips_per_host_bounds=(2, 2, 1))
   if topology.num_chips == topology.slices:
     options.update(chips_per_host_bounds=(1, 1, 1))
@@ -134,7 +135,7 @@ def devices(topology: Topology) -> Sequence[Any]:
     ).devices
   except jax.errors.JaxRuntimeError as error:
     raise errors.UserError(
-      f"The TPU compiler refuses --topology={topology.name}: "
+      f"The TPU compiler rejects --topology={topology.name}: "
       f"{str(error).splitlines()[0]}; use another shape."
     ) from error
   if len(found) != topology.num_devices:

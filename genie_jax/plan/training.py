@@ -1,4 +1,4 @@
-"""What a training run would need and take, before a chip is rented."""
+"""Plans a training run: memory, step time, total time and cost."""
 
 import math
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from genie_jax.plan.hlo import op_names, parse, saved_activations
 
 _DAY = 86_400.0
 
-# What a plan calls the passes of `op_names.of`.
+# Name in a plan -> pass of `op_names.classify`.
 _PASSES = {
   "forward": "forward",
   "backward": "backward",
@@ -24,62 +24,66 @@ _PASSES = {
   "optimizer and other": "",
 }
 
-# Said in every plan, since no measurement stands behind it.
+# Every plan explains its method, as its times are estimates, not measurements.
 METHOD = (
-  "compute: the TPU compiler's cycle estimates, loops by their trip counts",
-  "kernels: the largest of bytes over HBM bandwidth, padded FLOPs over half "
-  "of peak, vector operations over the vector rate",
-  "collectives: bytes over the links of all torus dimensions that a group "
-  "spans, and a microsecond a hop; hidden behind what the schedule puts "
-  "between their start and end",
-  "compiled FLOPs: of matrix products, and of kernels with padded tiles; "
-  "loops by their trip counts",
-  "not in it: input, checkpoints, evaluation, slow hosts, restarts",
+  "compute: the TPU compiler's cycle estimates, times the trip counts of loops",
+  "kernels: the largest of bytes / HBM bandwidth, padded FLOPs / half of peak, "
+  "and vector operations / vector rate",
+  "collectives: bytes / bandwidth of the links of all torus dimensions that a "
+  "group spans, plus a microsecond per hop; they overlap with the instructions "
+  "scheduled between their start and end",
+  "compiled FLOPs: matrix products, and kernels with padded tiles, times the "
+  "trip counts of loops",
+  "not included: input, checkpoints, evaluation, slow hosts, restarts",
 )
 
 
-def make(
+def plan(
   config: ml_collections.ConfigDict,
   topology: topology_lib.Topology,
   price: float | None = None,
   options: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Any], str]:
-  """Plans one run.
+  """Plans a training run.
 
   Args:
     config: A training config.
     topology: The chips.
-    price: Of a chip for an hour; None leaves the cost out.
-    options: For the compiler, beside the usual ones.
+    price: Price of one chip for one hour; None omits the cost.
+    options: Compiler options in addition to the usual ones.
 
   Returns:
-    The plan as JSON values, and the compiled program's text ("" when it does
-    not fit).
+    The plan as JSON values, and the text of the compiled program ("" if the
+    run does not fit).
 
   Raises:
-    UserError: The config does not make sense, or does not split over the
-      devices.
+    UserError: The config is invalid, or does not split over the devices.
   """
   step = aot_compile.build(config, topology)
   report = _facts(step, topology)
   try:
     compiled = aot_compile.compile_step(step, options)
   except aot_compile.OutOfMemory as error:
-    return report | too_large(error, topology), ""
+    return report | out_of_memory_report(error, topology), ""
   module = parse.parse(compiled.text)
-  report |= memory(compiled.memory, topology, saved_activations.of(module))
-  found = schedule.of(
+  report |= memory_report(
+    compiled.memory, topology, saved_activations.peak_bytes(module)
+  )
+  found = schedule.estimate(
     module,
     collectives.network(
       step.mesh.devices.flat, topology.dims, topology.wrap, topology.chip
     ),
   )
   report["compile_seconds"] = round(compiled.seconds, 1)
-  return report | _time(found, report, topology, price), compiled.text
+  return report | _time_report(found, report, topology, price), compiled.text
 
 
-def remat_of(config: Any) -> str | dict[str, str]:
-  """Returns the remat policy of a config, by part where there are several."""
+def remat_of(config: ml_collections.ConfigDict) -> str | dict[str, str]:
+  """Returns the remat policy of a config.
+
+  If its transformers have different policies, returns path -> policy.
+  """
   found = {
     path: node.remat for path, node in aot_compile.transformers(config.model)
   }
@@ -88,7 +92,7 @@ def remat_of(config: Any) -> str | dict[str, str]:
 
 
 def set_remat(config: ml_collections.ConfigDict, policy: str) -> None:
-  """Gives every transformer of a config one remat policy."""
+  """Sets the remat policy of every transformer of a config."""
   for _, node in aot_compile.transformers(config.model):
     node.remat = policy
 
@@ -96,11 +100,13 @@ def set_remat(config: ml_collections.ConfigDict, policy: str) -> None:
 def _facts(
   step: aot_compile.Step, topology: topology_lib.Topology
 ) -> dict[str, Any]:
+  """Returns the part of a plan that is known before the compilation."""
   config = step.config
   clips = config.data.batch_size
   tokens = config.data.num_frames * math.prod(build.token_grid(config.world))
-  params = sum(math.prod(x.shape) for x in jax.tree.leaves(step.like.params))
-  per_chip = topology.chip.devices
+  params = step.abstract_state.params
+  num_params = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+  devices_per_chip = topology.chip.devices
   return {
     "stage": config.stage,
     "topology": topology.name,
@@ -114,10 +120,9 @@ def _facts(
     "clips_per_chip": clips / topology.num_chips,
     "steps": config.steps,
     "tokens_per_step": clips * tokens,
-    "params": params,
-    "params_per_chip": aot_compile.device_bytes(step.like.params)
-    / 4
-    * per_chip,
+    "params": num_params,
+    # Parameters are float32.
+    "params_per_chip": aot_compile.device_bytes(params) / 4 * devices_per_chip,
     "model_flops_per_step": step.stage.flops_per_clip * clips,
     "hbm_limit_gib": topology.chip.hbm_gib,
     "assumptions": [
@@ -125,32 +130,36 @@ def _facts(
       *(
         ()
         if topology.chip.kernels
-        else (f"plain attention: no kernel compiles for {topology.chip.name}",)
+        else (
+          "plain attention, as Pallas kernels do not compile for "
+          f"{topology.chip.name}",
+        )
       ),
     ],
     "method": list(METHOD),
   }
 
 
-def memory(
+def memory_report(
   found: aot_compile.Memory,
   topology: topology_lib.Topology,
-  kept: float | None = None,
+  activations: float | None = None,
 ) -> dict[str, Any]:
-  """Returns the memory of a chip by its use, as a plan's JSON has it.
+  """Returns the part of a plan about the memory of a chip, by use.
 
   Args:
     found: Bytes on one device.
     topology: The chips.
-    kept: Bytes of the temporaries that a backward pass finds saved, from
-      `saved_activations.of`; None where there is no backward pass.
+    activations: Bytes of the temporaries that are saved activations, from
+      `saved_activations.peak_bytes`; None if there is no backward pass.
   """
   gib = lambda num_bytes: round(
     num_bytes * topology.chip.devices / aot_compile.GIB, 3
   )
   used = gib(found.peak)
-  # Where the compiler lays two of them over each other, they are all there is.
-  saved = min(kept or 0.0, found.temporaries)
+  # The sum of the activations may exceed the temporaries, since the compiler
+  # can let two values share memory.
+  saved = min(activations or 0.0, found.temporaries)
   return {
     "fits": used <= topology.chip.hbm_gib,
     "hbm_gib_per_chip": used,
@@ -158,17 +167,17 @@ def memory(
       "parameters": gib(found.params),
       "optimizer": gib(found.optimizer),
       "other_arguments": gib(found.arguments - found.params - found.optimizer),
-      **({} if kept is None else {"activations": gib(saved)}),
+      **({} if activations is None else {"activations": gib(saved)}),
       "temporaries": gib(found.temporaries - saved),
       "program": gib(found.code),
     },
   }
 
 
-def too_large(
+def out_of_memory_report(
   error: aot_compile.OutOfMemory, topology: topology_lib.Topology
 ) -> dict[str, Any]:
-  """Returns what a plan's JSON says of a program that does not fit."""
+  """Returns the part of a plan about memory and time if it does not fit."""
   devices = topology.chip.devices
   gib = lambda x: None if x is None else round(x * devices / aot_compile.GIB, 3)
   return {
@@ -196,16 +205,22 @@ def too_large(
   }
 
 
-def _time(found: schedule.Estimate, report, topology, price) -> dict[str, Any]:
+def _time_report(
+  found: schedule.Estimate,
+  report: Mapping[str, Any],
+  topology: topology_lib.Topology,
+  price: float | None,
+) -> dict[str, Any]:
+  """Returns the part of a plan about time, FLOPs and cost."""
   peak = topology.chip.peak_flops * topology.num_chips
   flops = report["model_flops_per_step"]
   seconds, steps = found.total, report["steps"]
   days = seconds * steps / _DAY
   hours = 24 * days * topology.num_chips
   return {
-    "compiled_flops_per_step": found.flops.total() * topology.num_devices,
+    "compiled_flops_per_step": sum(found.flops.values()) * topology.num_devices,
     "compiled_flops_by_pass": {
-      name: found.flops[key] * topology.num_devices
+      name: found.flops.get(key, 0) * topology.num_devices
       for name, key in _PASSES.items()
     },
     "step_seconds": seconds,
@@ -239,21 +254,28 @@ def _time(found: schedule.Estimate, report, topology, price) -> dict[str, Any]:
     "loops_of_unknown_length": found.unknown_loops,
     "breakdown": [
       {"part": part, "pass": direction, "seconds": value}
-      for (part, direction), value in found.parts.most_common()
+      for (part, direction), value in sorted(
+        found.parts.items(), key=lambda item: item[1], reverse=True
+      )
     ],
   }
 
 
 def render(report: Mapping[str, Any], with_breakdown: bool = False) -> str:
-  """Returns a plan as text of at most 80 columns."""
+  """Formats a plan as text.
+
+  Args:
+    report: From `plan`.
+    with_breakdown: Whether to add a table of seconds by part of the model.
+  """
   lines = [
     f"{report['stage']}: {_count(report['params'])} parameters, "
-    f"{_count(report['params_per_chip'])} a chip, on "
+    f"{_count(report['params_per_chip'])} per chip, on "
     f"{report['slices']} x {report['topology']} ({report['chips']} chips)",
     "mesh "
     + ", ".join(f"{k} {v}" for k, v in report["mesh"].items())
-    + f"; {report['batch_size']} clips a step, "
-    f"{report['clips_per_chip']:g} a chip; accumulate "
+    + f"; {report['batch_size']} clips per step, "
+    f"{report['clips_per_chip']:g} per chip; accumulate "
     f"{report['accumulate']}",
     f"remat {report['remat']}",
     "",
@@ -279,15 +301,16 @@ def render(report: Mapping[str, Any], with_breakdown: bool = False) -> str:
 
 
 def _count(number: float) -> str:
+  """Formats a number of parameters in billions or millions."""
   return f"{number / 1e9:.3f}B" if number >= 1e9 else f"{number / 1e6:.3f}M"
 
 
 def memory_lines(report: Mapping[str, Any]) -> list[str]:
-  """Returns a plan's memory as lines of text."""
+  """Formats the memory of a plan."""
   used, limit = report["hbm_gib_per_chip"], report["hbm_limit_gib"]
   if used is None:
-    return [f"memory: does not fit the chip's {limit:g} GiB"]
-  lines = [f"memory {used:.2f} GiB of {limit:g} GiB a chip"]
+    return [f"memory: does not fit into the chip's {limit:g} GiB"]
+  lines = [f"memory {used:.2f} GiB of {limit:g} GiB per chip"]
   if report["hbm_gib_by_use"]:
     lines += [
       f"  {name.replace('_', ' '):16}{value:9.2f}"
@@ -297,12 +320,12 @@ def memory_lines(report: Mapping[str, Any]) -> list[str]:
 
 
 def copied_lines(report: Mapping[str, Any]) -> list[str]:
-  """Returns what the partitioner copies whole as lines of text."""
+  """Formats the list of tensors that the compiler replicates fully."""
   copied = report.get("copied_whole")
   return (
     [
       "",
-      "copied whole to every device, since the compiler knows no way "
+      "copied completely to every device, as the compiler knows no direct way "
       "between two layouts:",
       *(f"  {line}" for line in copied),
     ]
@@ -311,7 +334,8 @@ def copied_lines(report: Mapping[str, Any]) -> list[str]:
   )
 
 
-def _time_lines(report) -> list[str]:
+def _time_lines(report: Mapping[str, Any]) -> list[str]:
+  """Formats time, FLOPs and cost of a plan."""
   lines = [f"step {report['step_seconds']:.4f} s"]
   for name in ("compute", "kernels", "exposed_comm", "hidden_comm"):
     value = report[f"step_seconds_{name}"]
@@ -324,7 +348,7 @@ def _time_lines(report) -> list[str]:
   for name, value in report["kernels"].items():
     lines.append(f"  kernel {name:36}{value:9.4f} s")
   for name in report["kernels_bounded_by_shape_alone"]:
-    lines.append(f"  kernel {name} is not known: bounded by its shapes")
+    lines.append(f"  kernel {name} is unknown: estimated from its shapes")
   for name in report["loops_of_unknown_length"]:
     lines.append(f"  loop {name}: trip count unknown, counted once")
   model, compiled = (
@@ -335,19 +359,19 @@ def _time_lines(report) -> list[str]:
     for name, value in report["compiled_flops_by_pass"].items()
   )
   lines += [
-    f"model FLOPs {model:.4g} a step",
-    f"compiled FLOPs {compiled:.4g} a step, {compiled / model:.3f} of the "
-    "model's:",
+    f"model FLOPs {model:.4g} per step",
+    f"compiled FLOPs {compiled:.4g} per step, {compiled / model:.3f} times the "
+    "model FLOPs:",
     f"  {passes}",
     f"MFU {report['mfu']:.1%}; {report['mfu_kernels_twice_as_slow']:.1%} "
-    "with every kernel twice as slow",
-    f"{report['tokens_per_day'] / 1e9:.2f}B tokens a day; "
+    "if every kernel is twice as slow",
+    f"{report['tokens_per_day'] / 1e9:.2f}B tokens per day; "
     f"{report['steps']} steps in {report['days']:.2f} days, "
     f"{report['chip_hours']:,.0f} chip-hours",
   ]
   if report["cost"] is not None:
     lines.append(
       f"cost {report['cost']:,.0f} at "
-      f"{report['price_per_chip_hour']:g} a chip-hour"
+      f"{report['price_per_chip_hour']:g} per chip-hour"
     )
   return lines

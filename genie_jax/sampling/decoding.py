@@ -10,15 +10,16 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from genie_jax.models import tokenizer as tokenizer_lib
+from genie_jax.models import protocols
 from genie_jax.sampling import prepare
 
 
 def decode(
-  tokenizer: tokenizer_lib.Tokenizer,
+  tokenizer: protocols.TokenizerModel,
   params: Any,
-  tokens: jax.Array,
+  tokens: jax.Array | np.ndarray,
   *,
   window: int,
 ) -> jax.Array:

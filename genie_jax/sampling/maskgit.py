@@ -17,16 +17,14 @@ import jax.numpy as jnp
 
 from genie_jax.core import errors
 from genie_jax.sampling import schedule as schedule_lib
+from genie_jax.sharding import manual
 
 ORDERS = ("random", "confidence")
 
-# `logits_of(frame_tokens [B, h, w], hidden [B, h, w]) -> [B, h, w, V]`
-LogitsOf = Callable[[jax.Array, jax.Array], jax.Array]
-
 
 @flax.struct.dataclass
-class Sampling:
-  """How frames are drawn.
+class MaskGIT:
+  """The frame sampler of the paper; see `samplers.FrameSampler`.
 
   The two temperatures are array leaves: changing them recompiles nothing.
 
@@ -52,46 +50,135 @@ class Sampling:
   top_k: int = flax.struct.field(pytree_node=False, default=0)
   top_p: float = flax.struct.field(pytree_node=False, default=1.0)
 
+  @classmethod
+  def from_config(cls, fields: Mapping[str, Any]) -> "MaskGIT":
+    """Returns the sampler of a config's `sampling` group, checked.
 
-def make_sampling(fields: Mapping[str, Any]) -> Sampling:
-  """Returns the `Sampling` of a config's `sampling` group, checked.
+    Args:
+      fields: Any of the attributes.
 
-  Args:
-    fields: Any of the attributes of `Sampling`.
-
-  Raises:
-    UserError: An unknown field, or a value out of range.
-  """
-  errors.check_fields("sampling", fields, Sampling.__dataclass_fields__)
-  sampling = Sampling(**dict(fields))
-  if type(sampling.refinements) is not int:
-    raise errors.UserError(
-      f"sampling.refinements is {sampling.refinements!r}; give a whole "
-      "number, at least 1 (the paper uses 25)."
-    )
-  schedule_lib.hidden_counts(1, sampling.refinements, sampling.schedule)
-  if sampling.order not in ORDERS:
-    raise errors.UserError(
-      f"sampling.order is {sampling.order!r}"
-      f"{errors.closest(sampling.order, ORDERS)}; use one of "
-      f"{', '.join(ORDERS)}."
-    )
-  for name in ("temperature", "choice_temperature"):
-    value = fields.get(name, 1.0)
-    if not 0 <= value < float("inf"):
+    Raises:
+      UserError: An unknown field, or a value out of range.
+    """
+    errors.check_fields("sampling", fields, cls.__dataclass_fields__)
+    made = cls(**dict(fields))
+    if type(made.refinements) is not int:
       raise errors.UserError(
-        f"sampling.{name} is {value}; it must be 0 or more."
+        f"sampling.refinements is {made.refinements!r}; give a whole "
+        "number, at least 1 (the paper uses 25)."
       )
-  if type(sampling.top_k) is not int or sampling.top_k < 0:
-    raise errors.UserError(
-      f"sampling.top_k is {sampling.top_k}; give a whole number of tokens, "
-      "or 0 for all."
+    schedule_lib.hidden_counts(1, made.refinements, made.schedule)
+    if made.order not in ORDERS:
+      raise errors.UserError(
+        f"sampling.order is {made.order!r}"
+        f"{errors.closest(made.order, ORDERS)}; use one of "
+        f"{', '.join(ORDERS)}."
+      )
+    for name in ("temperature", "choice_temperature"):
+      value = fields.get(name, 1.0)
+      if not 0 <= value < float("inf"):
+        raise errors.UserError(
+          f"sampling.{name} is {value}; it must be 0 or more."
+        )
+    if type(made.top_k) is not int or made.top_k < 0:
+      raise errors.UserError(
+        f"sampling.top_k is {made.top_k}; give a whole number of tokens, "
+        "or 0 for all."
+      )
+    if not 0 < made.top_p <= 1:
+      raise errors.UserError(
+        f"sampling.top_p is {made.top_p}; it must be above 0 and at most 1."
+      )
+    return made
+
+  def to_config(self) -> dict[str, Any]:
+    """Returns the attributes as JSON values."""
+    plain = lambda value: (
+      value if isinstance(value, str | int) else float(value)
     )
-  if not 0 < sampling.top_p <= 1:
-    raise errors.UserError(
-      f"sampling.top_p is {sampling.top_p}; it must be above 0 and at most 1."
+    return {name: plain(value) for name, value in vars(self).items()}
+
+  def num_passes(self, num_tokens: int) -> int:
+    """Returns how many refinements a frame of so many tokens takes."""
+    return min(self.refinements, num_tokens)
+
+  def draw(
+    self,
+    score: Callable[[jax.Array, jax.Array], jax.Array],
+    grid: tuple[int, int],
+    keys: jax.Array,
+  ) -> jax.Array:
+    """Draws one frame of each clip, all tokens hidden at first.
+
+    Each clip's noise comes from its own key alone, so a draw does not depend
+    on what else is in the batch, and two draws with the same key differ only
+    by what `score` says.
+
+    Args:
+      score: Called in each refinement step with int32 tokens and bool hidden,
+        both [B, h, w]; returns logits [B, h, w, V].
+      grid: (h, w).
+      keys: One random key a clip, [B].
+
+    Returns:
+      int32 [B, h, w].
+    """
+    batch, num_tokens = keys.shape[0], grid[0] * grid[1]
+    counts = schedule_lib.hidden_counts(
+      num_tokens, self.refinements, self.schedule
     )
-  return sampling
+    blank = jnp.zeros((batch, num_tokens), jnp.int32)
+    all_hidden = jnp.ones((batch, num_tokens), bool)
+
+    def logits_at(tokens, hidden):
+      logits = score(tokens.reshape(batch, *grid), hidden.reshape(batch, *grid))
+      return logits.reshape(batch, num_tokens, -1).astype(jnp.float32)
+
+    vocab = jax.eval_shape(logits_at, blank, all_hidden).shape[-1]
+    order_keys = _fold(keys, 0)
+    if self.order == "random":
+      # A position's draw counts only in the step that reveals it, and that
+      # step does not depend on the draw: one set of noise serves the whole
+      # frame. By confidence, a draw thrown away must be followed by a fresh
+      # one.
+      frame_noise = _gumbel(_fold(keys, 1), (num_tokens, vocab))
+      frame_order = jax.vmap(
+        lambda key: jax.random.uniform(key, (num_tokens,))
+      )(order_keys)
+
+    def step(carry, inputs):
+      number, num_hidden = inputs
+      if self.order == "random":
+        token_noise, order_noise = frame_noise, frame_order
+      else:
+        token_noise = _gumbel(_fold(keys, number), (num_tokens, vocab))
+        falling = 1.0 - number / len(counts)
+        order_noise = (
+          self.choice_temperature
+          * falling
+          * _gumbel(_fold(order_keys, number), (num_tokens,))
+        )
+      tokens, hidden = carry
+      return manual.differ_with(
+        refine(
+          logits_at(tokens, hidden),
+          tokens,
+          hidden,
+          num_hidden,
+          token_noise,
+          order_noise,
+          self,
+        ),
+        keys,
+      ), None
+
+    steps = jnp.arange(1, len(counts) + 1)
+    (tokens, _), _ = jax.lax.scan(
+      step,
+      manual.differ_with((blank, all_hidden), keys),
+      (steps, jnp.asarray(counts)),
+    )
+    return tokens.reshape(batch, *grid)
 
 
 def refine(
@@ -101,7 +188,7 @@ def refine(
   num_hidden: jax.Array | int,
   token_noise: jax.Array,
   order_noise: jax.Array,
-  sampling: Sampling,
+  sampling: MaskGIT,
 ) -> tuple[jax.Array, jax.Array]:
   """Runs one refinement step on one frame of each clip, given its noise.
 
@@ -141,7 +228,7 @@ def refine(
   return tokens, still_hidden
 
 
-def _likely(logits: jax.Array, sampling: Sampling) -> jax.Array:
+def _likely(logits: jax.Array, sampling: MaskGIT) -> jax.Array:
   """Returns logits [..., V] with those that must not be drawn at -inf."""
   if 0 < sampling.top_k < logits.shape[-1]:
     logits = _highest(logits, jnp.ones_like(logits), sampling.top_k)
@@ -182,75 +269,6 @@ def _highest(logits: jax.Array, weights: jax.Array, amount: float) -> jax.Array:
   bounds = order.min(-1, keepdims=True), order.max(-1, keepdims=True)
   least, _ = jax.lax.fori_loop(0, 32, halve, bounds)
   return jnp.where(order < least, -jnp.inf, logits)
-
-
-def draw_frame(
-  logits_of: LogitsOf,
-  grid: tuple[int, int],
-  keys: jax.Array,
-  sampling: Sampling,
-) -> jax.Array:
-  """Draws one frame of each clip, all tokens hidden at first.
-
-  Each clip's noise comes from its own key alone, so a draw does not depend on
-  what else is in the batch, and two draws with the same key differ only by
-  what `logits_of` says.
-
-  Args:
-    logits_of: Called in each refinement step with int32 tokens and bool
-      hidden, both [B, h, w]; returns logits [B, h, w, V].
-    grid: (h, w).
-    keys: One random key a clip, [B].
-    sampling: How to draw.
-
-  Returns:
-    int32 [B, h, w].
-  """
-  batch, num_tokens = keys.shape[0], grid[0] * grid[1]
-  counts = schedule_lib.hidden_counts(
-    num_tokens, sampling.refinements, sampling.schedule
-  )
-  blank = jnp.zeros((batch, num_tokens), jnp.int32)
-  all_hidden = jnp.ones((batch, num_tokens), bool)
-
-  def logits_at(tokens, hidden):
-    logits = logits_of(
-      tokens.reshape(batch, *grid), hidden.reshape(batch, *grid)
-    )
-    return logits.reshape(batch, num_tokens, -1).astype(jnp.float32)
-
-  vocab = jax.eval_shape(logits_at, blank, all_hidden).shape[-1]
-  order_keys = _fold(keys, 0)
-  if sampling.order == "random":
-    # A position's draw counts only in the step that reveals it, and that step
-    # does not depend on the draw: one set of noise serves the whole frame.
-    # By confidence, a draw thrown away must be followed by a fresh one.
-    frame_noise = _gumbel(_fold(keys, 1), (num_tokens, vocab))
-    frame_order = jax.vmap(lambda key: jax.random.uniform(key, (num_tokens,)))(
-      order_keys
-    )
-
-  def step(carry, inputs):
-    number, num_hidden = inputs
-    if sampling.order == "random":
-      token_noise, order_noise = frame_noise, frame_order
-    else:
-      token_noise = _gumbel(_fold(keys, number), (num_tokens, vocab))
-      falling = 1.0 - number / len(counts)
-      order_noise = (
-        sampling.choice_temperature
-        * falling
-        * _gumbel(_fold(order_keys, number), (num_tokens,))
-      )
-    return refine(
-      logits_at(*carry), *carry, num_hidden, token_noise, order_noise, sampling
-    ), None
-
-  steps = jnp.arange(1, len(counts) + 1)
-  (tokens, _), _ = jax.lax.scan(
-    step, (blank, all_hidden), (steps, jnp.asarray(counts))
-  )
-  return tokens.reshape(batch, *grid)
 
 
 def _fold(keys: jax.Array, number: jax.Array | int) -> jax.Array:

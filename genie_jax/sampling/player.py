@@ -5,7 +5,9 @@ their keys and values in time are kept and each refinement runs over one frame.
 A finished frame is passed once more with its final tokens, which then never
 change; the decoder, causal in time as well, keeps its own keys and values.
 Both caches are rings of W - 1 slots: rotary positions are relative, so a slot
-can be filled anew at any position.
+can be filled anew at any position. What a cache is made of is the model's own
+affair (`models.protocols`), and how a frame is drawn is the frame sampler's
+(`sampling.samplers`).
 
 Everything is pure and without host work: `reset` and `step` run under `jit`,
 `vmap` and `scan`. Whoever compiles `step` may donate the state.
@@ -21,20 +23,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import chex
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from genie_jax.models import dynamics as dynamics_lib
-from genie_jax.models import tokenizer as tokenizer_lib
-from genie_jax.nn import st_transformer
-from genie_jax.sampling import maskgit, prepare, ring_cache
+from genie_jax.models import protocols
+from genie_jax.sampling import prepare, ring_cache, samplers
 from genie_jax.sampling import slide as slide_lib
 from genie_jax.weights import int8
-
-# Keys and values in time, each [Y, 1, T, N, H, K].
-_Own = tuple[jax.Array, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +45,15 @@ class Models:
     slide: What happens when the window is full.
   """
 
-  tokenizer: tokenizer_lib.Tokenizer
-  dynamics: dynamics_lib.Dynamics
+  tokenizer: protocols.TokenizerModel
+  dynamics: protocols.DynamicsModel
   window: int
   decoder_window: int
   slide: slide_lib.Slide = dataclasses.field(default_factory=slide_lib.Slide)
 
   def __post_init__(self):
     for name in ("tokenizer", "dynamics"):
+      protocols.check(name, getattr(self, name))
       object.__setattr__(self, name, prepare.hashable(getattr(self, name)))
     if self.window < 2:
       raise ValueError(
@@ -75,11 +72,11 @@ class Models:
     tokens: jax.Array,
     incoming: jax.Array,
     hidden: jax.Array,
-    cache: st_transformer.Cache | None,
+    cache: protocols.Cache | None,
     position: jax.Array | int,
     last: jax.Array | None,
-  ) -> tuple[jax.Array, _Own]:
-    """Runs `Dynamics.step`.
+  ) -> tuple[jax.Array, Any]:
+    """Runs `step` of the dynamics model.
 
     Args:
       params: {"tokenizer": ..., "dynamics": ...}.
@@ -91,7 +88,7 @@ class Models:
       last: int32 [h, w], the frame before it, or None.
 
     Returns:
-      Logits float32 [T, h, w, V], and these frames' keys and values.
+      Logits float32 [T, h, w, V], and what is kept of these frames.
     """
     logits, own = _suited(self.dynamics, len(tokens)).apply(
       {"params": params["dynamics"]},
@@ -103,16 +100,16 @@ class Models:
       None if last is None else last[None],
       method="step",
     )
-    return logits[0], own
+    return logits[0].astype(jnp.float32), own
 
   def show(
     self,
     params: Any,
     tokens: jax.Array,
-    cache: st_transformer.Cache | None,
+    cache: protocols.Cache | None,
     position: jax.Array | int,
-  ) -> tuple[jax.Array, _Own]:
-    """Returns uint8 frames [T, H, W, C] of tokens, with keys and values."""
+  ) -> tuple[jax.Array, Any]:
+    """Returns uint8 frames [T, H, W, C] of tokens, and what is kept."""
     frames, own = _suited(self.tokenizer, len(tokens)).apply(
       {"params": params["tokenizer"]},
       tokens[None],
@@ -131,7 +128,7 @@ class Models:
     )[0]
 
 
-def _suited(module: nn.Module, num_frames: int) -> nn.Module:
+def _suited(module: Any, num_frames: int) -> Any:
   return module if num_frames == 1 else prepare.rolled(module)
 
 
@@ -146,10 +143,10 @@ class State:
     tokens: int32 [M, h, w], the last frames, newest last; zeros before the
       prompt.
     incoming: int32 [M], the action that led to each of them.
-    cache: Keys and values of the dynamics model, of one clip.
+    cache: What the dynamics model keeps of the frames before, of one clip.
     decoder_position: int32 scalar, as `position`, of the decoder.
-    decoder_cache: Keys and values of the decoder; None for a tokenizer that
-      sees one frame.
+    decoder_cache: The same of the decoder; None for a tokenizer that sees one
+      frame.
     frame: uint8 [H, W, C], the newest frame.
     frames: uint8 [W - 1, H, W, C], the last frames, kept for "re-encode"
       only.
@@ -160,9 +157,9 @@ class State:
   position: jax.Array
   tokens: jax.Array
   incoming: jax.Array
-  cache: st_transformer.Cache
+  cache: protocols.Cache
   decoder_position: jax.Array
-  decoder_cache: st_transformer.Cache | None
+  decoder_cache: protocols.Cache | None
   frame: jax.Array
   frames: jax.Array | None
 
@@ -240,7 +237,7 @@ def step(
   params: Any,
   state: State,
   action: jax.Array,
-  sampling: maskgit.Sampling,
+  sampling: samplers.FrameSampler,
 ) -> tuple[State, jax.Array]:
   """Draws the frame that an action leads to.
 
@@ -264,7 +261,7 @@ def step_many(
   params: Any,
   states: Sequence[State],
   actions: jax.Array,
-  sampling: maskgit.Sampling,
+  sampling: samplers.FrameSampler,
 ) -> tuple[list[State], jax.Array]:
   """Draws a frame for each of several players at once.
 
@@ -291,7 +288,7 @@ def step_stacked(
   params: Any,
   stacked: State,
   actions: jax.Array,
-  sampling: maskgit.Sampling,
+  sampling: samplers.FrameSampler,
 ) -> tuple[State, jax.Array]:
   """As `step_many`, of players in one state (see `stack`), any number."""
   params = int8.dequantize(params)
@@ -318,7 +315,7 @@ def next_logits(
   tokens: jax.Array,
   hidden: jax.Array,
 ) -> jax.Array:
-  """Scores the next frame's tokens, as a refinement inside `step` does.
+  """Scores the next frame's tokens, as one pass inside `step` does.
 
   Args:
     models: The models.
@@ -363,22 +360,21 @@ def _draw(models, params, state, action, sampling):
   incoming = jnp.asarray(action, jnp.int32)[None]
   last = state.tokens[-1]
 
-  def logits_of(tokens, hidden):
+  def score(tokens, hidden):
     # The only clip's tokens [1, h, w] are also those of its only frame.
     return run(tokens, incoming, hidden, state.cache, position, last)[0]
 
-  tokens = maskgit.draw_frame(
-    logits_of,
+  tokens = sampling.draw(
+    score,
     tuple(state.tokens.shape[1:]),
     jax.random.fold_in(state.key, state.number)[None],
-    sampling,
   )
 
   def remember(cache):
     _, own = run(
       tokens, incoming, jnp.zeros(tokens.shape, bool), cache, position, last
     )
-    return cache.write(own, position % (models.window - 1), position)
+    return cache.write(own, position)
 
   if models.slide.mode == "rolling":
     cache = remember(state.cache)
@@ -400,7 +396,9 @@ def _draw(models, params, state, action, sampling):
 def _make_room(models, params, state):
   """Drops frames from a full window."""
   if models.slide.mode == "rolling":
-    position, cache = ring_cache.turn_back(state.position, state.cache)
+    position, cache = ring_cache.turn_back(
+      state.position, state.cache, models.window - 1
+    )
     return state.replace(position=position, cache=cache)
   full = state.position == models.window - 1
   kept = models.window - models.slide.drop
@@ -437,8 +435,7 @@ def _show(models, params, state):
 
   def grow(cache, position):
     shown, own = run(state.tokens[-1:], cache, position + 1)
-    cache = cache.write(own, (position + 1) % (window - 1), position + 1)
-    return shown[0], cache, position + 1
+    return shown[0], cache.write(own, position + 1), position + 1
 
   def slide_over(cache, position):
     del position
@@ -453,7 +450,7 @@ def _show(models, params, state):
   if cache is None:
     shown = run(state.tokens[-1:], None, 0)[0][0]
   elif models.slide.mode == "rolling":
-    position, cache = ring_cache.turn_back(position, cache)
+    position, cache = ring_cache.turn_back(position, cache, window - 1)
     shown, cache, position = grow(cache, position)
   else:
     shown, cache, position = jax.lax.cond(
@@ -477,7 +474,8 @@ def _decode_afresh(models, params, tokens):
   shown, own = models.show(params, tokens, None, 0)
   cache = None
   if models.decoder_window > 1:
-    cache = ring_cache.ring(own, models.decoder_window - 1)
+    empty = models.tokenizer.empty_cache(1, models.decoder_window - 1)
+    cache = empty.write(own, 0)
   return shown, cache, jnp.int32(len(tokens) - 1)
 
 
@@ -486,7 +484,7 @@ def _cache_of(models, params, tokens, incoming):
   _, own = models.score(
     params, tokens, incoming, jnp.zeros(tokens.shape, bool), None, 0, None
   )
-  return ring_cache.ring(own, models.window - 1)
+  return models.dynamics.empty_cache(1, models.window - 1).write(own, 0)
 
 
 def _append(history: jax.Array, newest: jax.Array) -> jax.Array:

@@ -1,17 +1,21 @@
 """Models and weights made ready for playing: cast once, nothing recomputed."""
 
-from typing import Any, TypeVar
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import flax.core
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from genie_jax.nn import st_transformer
 from genie_jax.weights import int8
 
-Module = TypeVar("Module", bound=nn.Module)
-
-_STACKS = ("transformer", "encoder", "decoder")
+_STACK_FIELDS = {
+  field.name for field in dataclasses.fields(st_transformer.STTransformer)
+} - {"parent", "name"}
+_LAYERS = "layers"  # What an `STTransformer` calls its parameters.
 
 
 def default_dtype() -> str:
@@ -27,15 +31,9 @@ def rolled(module: nn.Module) -> nn.Module:
   """Returns the model with one layer in a turn of the loop over layers.
 
   For passes over many frames, where unrolled layers win nothing and take five
-  times as long to compile.
+  times as long to compile. A model without such a loop comes back as it is.
   """
-  return module.clone(
-    **{
-      name: flax.core.freeze({**vars(module)[name], "unroll": 1})
-      for name in _STACKS
-      if name in module.__dataclass_fields__
-    }
-  )
+  return _with_stacks(module, unroll=1)
 
 
 def for_play(
@@ -43,8 +41,13 @@ def for_play(
 ) -> tuple[nn.Module, Any]:
   """Returns a model and its weights as a player runs them.
 
+  A model that is made of other layers than `STTransformer`s is played as it
+  is, in its own dtypes.
+
   Args:
-    module: A Tokenizer, Lam or Dynamics.
+    module: A model. Its `kernels_in_dtype`, if it has any, names the maps
+      outside its stacks whose kernels it casts to the stacks' dtype in every
+      call.
     params: Its parameters.
     dtype: Of activations, "float32" or "bfloat16"; `default_dtype()` when
       left out.
@@ -54,39 +57,66 @@ def for_play(
     with the matrices of the layers in `dtype`, which the model would cast in
     every call: the same results, bit for bit.
   """
+  if not _stacks(module):
+    return hashable(module), params
   dtype = dtype or default_dtype()
-  stacks = {}
-  for name in _STACKS:
-    if name in module.__dataclass_fields__:
-      stacks[name] = flax.core.freeze(
-        {**vars(module)[name], "dtype": dtype, "remat": "none"}
-      )
+  in_dtype = {_LAYERS, *getattr(module, "kernels_in_dtype", ())}
 
   def cast(path, leaf):
     names = [str(key.key) for key in path]
     if isinstance(leaf, int8.Int8):
       return leaf  # Turned back inside the compiled step.
-    if names[-1] != "kernel" or not {"layers", "to_logits"} & set(names):
+    if names[-1] != "kernel" or not in_dtype & set(names):
       return leaf
     return jnp.asarray(leaf, dtype)
 
   return (
-    hashable(module.clone(**stacks)),
+    hashable(_with_stacks(module, dtype=dtype, remat="none")),
     jax.tree_util.tree_map_with_path(
       cast, params, is_leaf=lambda x: isinstance(x, int8.Int8)
     ),
   )
 
 
-def hashable(module: Module) -> Module:
+def hashable(module: Any) -> Any:
   """Returns an equal module that `jax.jit` accepts as a static argument.
 
-  A module's fields may be dicts, which have no hash. Two modules with equal
-  fields are equal here too, and so share what was compiled for one of them.
+  A module's fields may be dicts or lists, which have no hash. Two modules with
+  equal fields are equal here too, and so share what was compiled for one of
+  them.
   """
   fields = {
-    name: flax.core.freeze(dict(field))
+    name: _frozen(field)
     for name in module.__dataclass_fields__
-    if isinstance(field := getattr(module, name), dict)
+    if isinstance(field := getattr(module, name), dict | list)
   }
   return module.clone(**fields) if fields else module
+
+
+def _stacks(module: nn.Module) -> list[str]:
+  """Returns which fields of a model are the fields of an `STTransformer`."""
+  return [
+    name
+    for name in module.__dataclass_fields__
+    if isinstance(value := vars(module).get(name), Mapping)
+    and {"num_layers", "width"} <= set(value) <= _STACK_FIELDS
+  ]
+
+
+def _with_stacks(module: nn.Module, **changes: Any) -> nn.Module:
+  """Returns a model with other fields in all of its stacks."""
+  fields: dict[str, Any] = {
+    name: flax.core.freeze({**vars(module)[name], **changes})
+    for name in _stacks(module)
+  }
+  return module.clone(**fields)
+
+
+def _frozen(value: Any) -> Any:
+  if isinstance(value, dict):
+    return flax.core.freeze(
+      {name: _frozen(inner) for name, inner in value.items()}
+    )
+  if isinstance(value, list):
+    return tuple(_frozen(inner) for inner in value)
+  return value

@@ -1,7 +1,8 @@
 """Autoregressive rollouts of a dynamics model over a sliding window.
 
-Past frames never depend on the frame being drawn or on its action, so their
-keys and values are computed once and each refinement step runs over one frame.
+Past frames never depend on the frame being drawn or on its action, so what the
+model keeps of them is computed once and each pass of the frame sampler runs
+over one frame.
 That is exact while no frame has left the window, provided a finished frame is
 passed once more with its final tokens. After a slide the kept states would
 still carry the dropped frame, so the kept frames are computed anew, once a
@@ -19,12 +20,11 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from genie_jax.models import dynamics
-from genie_jax.nn import st_transformer
-from genie_jax.sampling import maskgit, prepare
+from genie_jax.models import protocols
+from genie_jax.sampling import prepare, samplers
 
-# `step(tokens, incoming, hidden, cache, position) -> (logits, keys and values)`
-_Step = Callable[..., tuple[jax.Array, tuple[jax.Array, jax.Array]]]
+# `protocols.DynamicsModel.step`, with its parameters.
+_Step = Callable[..., tuple[jax.Array, Any]]
 
 
 def clip_keys(rng: jax.Array, clip_ids: jax.Array) -> jax.Array:
@@ -41,7 +41,7 @@ def clip_keys(rng: jax.Array, clip_ids: jax.Array) -> jax.Array:
 
 
 def rollout(
-  model: dynamics.Dynamics,
+  model: protocols.DynamicsModel,
   params: Any,
   prompt_tokens: jax.Array,
   latent_actions: jax.Array,
@@ -49,7 +49,7 @@ def rollout(
   *,
   num_frames: int,
   window: int,
-  sampling: maskgit.Sampling,
+  sampling: samplers.FrameSampler,
   clip_ids: jax.Array | None = None,
 ) -> jax.Array:
   """Continues clips frame by frame, in one compiled program.
@@ -107,11 +107,10 @@ def _rollout(
   step = functools.partial(model.apply, {"params": params}, method="step")
 
   def draw(cache, action, position, number, last):
-    return maskgit.draw_frame(
-      _logits_of(step, cache, action, position, last),
+    return sampling.draw(
+      _score_of(step, cache, action, position, last),
       tuple(grid),
       _fold(keys, number),
-      sampling,
     )
 
   def grow(carry, number):
@@ -126,14 +125,14 @@ def _rollout(
       number,
       last,
     )
-    return (cache.write(own, number, number), frame), frame
+    return (cache.write(own, number), frame), frame
 
   def slide(kept, number):
     kept_incoming = jax.lax.dynamic_slice_in_dim(
       incoming, number - window + 1, window - 1, 1
     )
     kept_incoming = kept_incoming.at[:, 0].set(model.no_action)
-    cache = _cache_of(step, kept, kept_incoming)
+    cache = _cache_of(model, step, kept, kept_incoming)
     action = jax.lax.dynamic_slice_in_dim(incoming, number, 1, 1)
     frame = draw(cache, action, window - 1, number, kept[:, -1])
     return jnp.concatenate([kept[:, 1:], frame[:, None]], 1), frame
@@ -141,7 +140,7 @@ def _rollout(
   tokens = prompt_tokens.astype(jnp.int32)
   grown = min(total, window)  # Frames there are when the window is full.
   if prompt < grown:
-    cache = _cache_of(step, tokens, incoming[:, :prompt], slots=grown)
+    cache = _cache_of(model, step, tokens, incoming[:, :prompt], grown)
     _, frames = jax.lax.scan(
       grow, (cache, tokens[:, -1]), jnp.arange(prompt, grown)
     )
@@ -155,13 +154,13 @@ def _rollout(
 
 
 def next_frames(
-  model: dynamics.Dynamics,
+  model: protocols.DynamicsModel,
   params: Any,
   tokens: jax.Array,
   latent_actions: jax.Array,
   rng: jax.Array,
   *,
-  sampling: maskgit.Sampling,
+  sampling: samplers.FrameSampler,
   targets: tuple[int, ...] | None = None,
   clip_ids: jax.Array | None = None,
 ) -> jax.Array:
@@ -169,7 +168,7 @@ def next_frames(
 
   The same draws as `rollout` with the true frames as its prompt and one frame
   to draw, but the true frames are passed only once: it costs one pass over the
-  clip and, for each target, one frame a refinement step.
+  clip and, for each target, one frame for each pass of the sampler.
 
   Args:
     model: The dynamics model.
@@ -213,26 +212,25 @@ def _next_frames(
   grid = tokens.shape[2:]
   incoming = _incoming(model, latent_actions)
   step = functools.partial(model.apply, {"params": params}, method="step")
-  cache = _cache_of(step, tokens, incoming)
+  cache = _cache_of(model, step, tokens, incoming)
 
   def draw(target):
     # A frame's own true tokens are in the cache too; only earlier ones count.
-    past = cache.replace(
-      positions=jnp.where(cache.positions < target, cache.positions, -1)
-    )
+    past = cache.before(target)
     action = jax.lax.dynamic_slice_in_dim(incoming, target, 1, 1)
     last = jax.lax.dynamic_index_in_dim(tokens, target - 1, 1, False)
-    return maskgit.draw_frame(
-      _logits_of(step, past, action, target, last),
-      grid,
+    return sampling.draw(
+      _score_of(step, past, action, target, last),
+      tuple(grid),
       _fold(keys, target),
-      sampling,
     )
 
   return jax.lax.map(draw, targets).swapaxes(0, 1)
 
 
-def _incoming(model: dynamics.Dynamics, latent_actions: jax.Array) -> jax.Array:
+def _incoming(
+  model: protocols.DynamicsModel, latent_actions: jax.Array
+) -> jax.Array:
   """Returns the action that leads to each frame, [B, T]."""
   return jnp.pad(
     latent_actions.astype(jnp.int32),
@@ -241,13 +239,13 @@ def _incoming(model: dynamics.Dynamics, latent_actions: jax.Array) -> jax.Array:
   )
 
 
-def _logits_of(
+def _score_of(
   step: _Step,
-  cache: st_transformer.Cache,
+  cache: protocols.Cache,
   action: jax.Array,
   position: jax.Array | int,
   last: jax.Array,
-) -> maskgit.LogitsOf:
+) -> samplers.Score:
   """Returns the scores of one frame given all before it.
 
   Args:
@@ -258,38 +256,34 @@ def _logits_of(
     last: int32 [B, h, w], the frame before it.
   """
 
-  def logits_of(frame_tokens, hidden):
+  def score(frame_tokens, hidden):
     logits, _ = step(
       frame_tokens[:, None], action, hidden[:, None], cache, position, last
     )
-    return logits[:, 0]
+    return logits[:, 0].astype(jnp.float32)
 
-  return logits_of
+  return score
 
 
 def _cache_of(
+  model: protocols.DynamicsModel,
   step: _Step,
   tokens: jax.Array,
   incoming: jax.Array,
   slots: int | None = None,
-) -> st_transformer.Cache:
-  """Returns keys and values of finished frames [B, T, h, w], numbered from 0.
+) -> protocols.Cache:
+  """Returns a cache of finished frames [B, T, h, w], numbered from 0.
 
   Args:
-    step: The model's step.
+    model: The dynamics model.
+    step: Its step.
     tokens: int32 [B, T, h, w].
     incoming: int32 [B, T].
     slots: Frames that the cache shall have room for; T when left out.
   """
-  num_frames = tokens.shape[1]
-  spare = (slots or num_frames) - num_frames
-  _, own = step(tokens, incoming, jnp.zeros_like(tokens, bool), None, 0)
-  widths = [(0, 0)] * 2 + [(0, spare)] + [(0, 0)] * 3  # [Y, B, Tc, N, H, K]
-  key, value = (jnp.pad(x, widths) for x in own)
-  positions = jnp.pad(
-    jnp.arange(num_frames, dtype=jnp.int32), (0, spare), constant_values=-1
-  )
-  return st_transformer.Cache(key, value, positions)
+  batch, num_frames = tokens.shape[:2]
+  _, own = step(tokens, incoming, jnp.zeros_like(tokens, bool), None, 0, None)
+  return model.empty_cache(batch, slots or num_frames).write(own, 0)
 
 
 def _fold(keys: jax.Array, number: jax.Array | int) -> jax.Array:

@@ -1,1 +1,1 @@
-"""The paper's scaling study: its sizes and parameter counts."""
+"""The paper's scaling study: model sizes, parameter counts and chips."""

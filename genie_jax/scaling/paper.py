@@ -1,8 +1,8 @@
-"""The scaling table on the paper's own chips: our days beside the paper's.
+"""Plans of the scaling table on the paper's chips, compared with its days.
 
-The only check of the estimates against real hardware that we have (Genie,
-table 10 gives chips and days). Its FLOPs and ours differ as well, so their
-ratio stands beside that of the days.
+Genie, table 10, gives chips and days of each run. This is the only comparison
+of the estimates of `genie plan` with real hardware. The FLOPs that the paper
+states differ from ours, so the table also has the ratio of the FLOPs.
 """
 
 import dataclasses
@@ -23,13 +23,13 @@ _GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A row of the paper.
+  """A row of the paper's table.
 
   Attributes:
-    size: As `table.SIZES` calls it.
-    topology: As many chips of the kind that the paper used; it says nothing
-      of their shape, so the squarest.
-    days: The paper's; None where it states none.
+    size: Name of the model in `table.SIZES`.
+    topology: The paper's kind and number of chips. The paper does not state
+      their arrangement, so this is the most compact one.
+    days: The paper's training time; None if it states none.
   """
 
   size: str
@@ -53,7 +53,10 @@ RUNS = {
 
 
 def find(names: str) -> list[Run]:
-  """Returns rows by name: "all", or some of them with commas between.
+  """Returns rows of the table.
+
+  Args:
+    names: "all", or names separated by commas.
 
   Raises:
     UserError: A name is unknown.
@@ -63,7 +66,7 @@ def find(names: str) -> list[Run]:
   for name in names.split(","):
     if name not in RUNS:
       raise errors.UserError(
-        f"--scaling-table={names}: {name!r} is no row"
+        f"--scaling-table={names}: {name!r} is not a row of the table"
         f"{errors.closest(name, RUNS)}; use all, or some of "
         f"{', '.join(RUNS)}."
       )
@@ -73,16 +76,17 @@ def find(names: str) -> list[Run]:
 def lay_out(
   config: ml_collections.ConfigDict, run: Run, tensor: int = 1
 ) -> ml_collections.ConfigDict:
-  """Returns a copy of a config with a mesh for its row's chips.
+  """Returns a copy of a config with a mesh for the chips of its row.
 
-  Parameters are split over as few devices as leave three quarters of the
-  memory to activations; where devices outnumber clips, frames are split; where
-  clips outnumber devices, each takes one clip at a time.
+  The axis fsdp is as small as possible, so that three quarters of the memory
+  remain for activations. If there are more devices than clips, frames are
+  split. If there are more clips than devices, each microbatch has one clip per
+  device.
 
   Args:
-    config: Of this row.
+    config: The config of this row's model.
     run: The row.
-    tensor: Size of the tensor axis.
+    tensor: Size of the mesh axis tensor.
   """
   config = ml_collections.ConfigDict(config.to_dict())
   topology = topology_lib.parse(run.topology)
@@ -102,11 +106,11 @@ def lay_out(
 
 
 def row(run: Run, report: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns one line of the table.
+  """Returns a row of the table as JSON values.
 
   Args:
-    run: The paper's row.
-    report: Its plan.
+    run: The row of the paper.
+    report: The plan of the run.
   """
   days = report["days"]
   stated = table.find(run.size).paper_flops
@@ -137,7 +141,7 @@ def row(run: Run, report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def render(rows: Sequence[Mapping[str, Any]]) -> str:
-  """Returns rows as text of at most 80 columns."""
+  """Formats rows as a table of at most 80 columns."""
   lines = [
     f"{'':48}{'days':>8}{'':16}{'FLOPs':>6}",
     f"{'size':6}{'topology':11}{'GiB of limit':>15} {'step s':>7} "

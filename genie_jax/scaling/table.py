@@ -1,8 +1,9 @@
-"""Sizes of the scaling study, counted by shapes alone (Genie, section 3.1).
+"""Models of the scaling study and their parameter counts (Genie, section 3.1).
 
-The paper's parameter counts fit no one shape of a block: two attentions of
-every layer alone exceed two of its rows. So the width of the feed-forward
-layer is ours to choose, and every count stands beside the paper's.
+No single rule for the shape of a block reproduces all of the paper's parameter
+counts: in two rows, the two attentions of every layer alone have more. The
+width of the feed-forward layer is therefore our own choice, and the table
+compares every count with the paper's.
 """
 
 import dataclasses
@@ -17,11 +18,11 @@ from genie_jax.core import errors
 from genie_jax.models import build, store
 from genie_jax.stages import dynamics
 
-# Columns of a TPU's matrix unit; a narrower remainder would be padded to it.
+# Columns of a TPU's matrix unit; other widths would be padded to a multiple.
 _LANES = 128
 
-# The world of the platformer models. 90 rows of 4-pixel patches are padded to
-# 23, so a frame has 23 x 40 = 920 tokens.
+# The world of the platformer models. A frame of 90 x 160 pixels is padded to
+# 23 x 40 patches of 4 x 4 pixels, so it has 920 tokens.
 WORLD = {
   "num_frames": 16,
   "height": 90,
@@ -36,18 +37,18 @@ WORLD = {
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-  """One dynamics model of the paper.
+  """A dynamics model of the paper.
 
   Attributes:
-    name: As in the paper.
-    layers: Space-time blocks.
-    heads: Attention heads.
+    name: The paper's name.
+    layers: Number of space-time blocks.
+    heads: Number of attention heads.
     width: Width of the residual stream.
     head_dim: Width of a head's keys, queries and values.
-    paper_parameters: The paper's count.
-    paper_flops: The paper's training FLOPs; None where it states none.
-    batch_size: Clips of a batch.
-    steps: Updates.
+    paper_parameters: The paper's parameter count.
+    paper_flops: The paper's training FLOPs; None if it states none.
+    batch_size: Clips per batch.
+    steps: Optimizer steps.
   """
 
   name: str
@@ -61,7 +62,7 @@ class Size:
   steps: int = 200_000
 
 
-# Tables 10 and 11, the model of the batch size study, and the final one.
+# The models of tables 10 and 11, of the batch size study, and the final model.
 SIZES = {
   size.name: size
   for size in (
@@ -79,10 +80,10 @@ SIZES = {
 
 
 def find(name: str) -> Size:
-  """Returns the size of a name.
+  """Returns the size with a name.
 
   Raises:
-    UserError: There is no such size.
+    UserError: The name is unknown.
   """
   if name not in SIZES:
     raise errors.UserError(
@@ -95,15 +96,15 @@ def find(name: str) -> Size:
 def mlp_dim(width: int) -> int:
   """Returns the width of the feed-forward layer.
 
-  Two fifths of the residual stream's, to the nearest multiple of 128: with it
-  the final model has the paper's 10.1B parameters, where the usual four times
-  would make it 19B.
+  It is two fifths of the width of the residual stream, rounded to a multiple of
+  128. With it the final model has 10.1B parameters, as in the paper; with the
+  usual factor of four it would have 19B.
   """
   return max(1, round(2 * width / 5 / _LANES)) * _LANES
 
 
 def stack(layers: int, width: int, heads: int, head_dim: int) -> dict[str, Any]:
-  """Returns the fields of a space-time transformer of the paper's make."""
+  """Returns the config fields of a space-time transformer of the paper."""
   return dict(
     num_layers=layers,
     width=width,
@@ -126,24 +127,24 @@ def model(size: Size) -> dict[str, Any]:
 
 
 def count(part: str, fields: Mapping[str, Any]) -> int:
-  """Returns how many parameters a model has, without making one.
+  """Returns the parameter count of a model, from shapes alone.
 
   Args:
-    part: tokenizer, lam or dynamics.
-    fields: {"world", "model"}.
+    part: "tokenizer", "lam" or "dynamics".
+    fields: The config fields "world" and "model".
   """
   leaves = jax.tree.leaves(store.abstract_params(part, fields))
   return sum(math.prod(leaf.shape) for leaf in leaves)
 
 
 def rows(sizes: Sequence[Size] | None = None) -> list[dict[str, Any]]:
-  """Returns the scaling table with our counts beside the paper's.
+  """Returns the scaling table, with our counts and the paper's.
 
-  `flops` is what training needs by our own count: matrix products of a
-  forward pass, times three, no recomputation, over all steps.
+  `flops` are the training FLOPs by our own count: three times the FLOPs of the
+  matrix products of a forward pass, without recomputation, over all steps.
 
   Args:
-    sizes: Defaults to all of SIZES.
+    sizes: The sizes to list; all of SIZES by default.
   """
   table = []
   for size in SIZES.values() if sizes is None else sizes:
@@ -179,7 +180,7 @@ def rows(sizes: Sequence[Size] | None = None) -> list[dict[str, Any]]:
 
 
 def render(table: Sequence[Mapping[str, Any]]) -> str:
-  """Returns what `rows` gave as aligned text of at most 80 columns."""
+  """Formats the result of `rows` as a table of at most 80 columns."""
   lines = [
     f"{'parameters':>47}{'training FLOPs':>27}",
     f"{'name':6}{'layers':>6} {'heads':>5} {'width':>5} {'k/q':>3} "
@@ -199,7 +200,7 @@ def render(table: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _short(number: float) -> str:
-  """Returns a count of parameters as the paper writes them, a digit longer."""
+  """Formats a parameter count like the paper, with one more digit."""
   if number >= 1e9:
     return f"{number / 1e9:.2f}B"
   return f"{number / 1e6:.1f}M"

@@ -142,7 +142,9 @@ class Server:
     if found is None:
       return responses.JSONResponse({"error": "There is no such page."}, 404)
     name, kind = found
-    content = importlib.resources.files(__package__).joinpath("page", name)
+    content = importlib.resources.files("genie_jax.serve").joinpath(
+      "page", name
+    )
     return responses.Response(
       content.read_bytes(), headers={"content-type": kind}
     )

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 import genie_jax
 from genie_jax.core import files, images
-from genie_jax.sampling import maskgit, prepare
+from genie_jax.sampling import prepare, samplers
 from genie_jax.sampling import slide as slide_lib
 from genie_jax.worlds import world as world_lib
 
@@ -203,7 +203,8 @@ def open_world(
 
   Args:
     folder_or_url: As `genie_jax.load_world` takes it.
-    refinements: MaskGIT steps a frame; the world's when left out.
+    refinements: For samplers with such a field: steps a frame; the world's
+      when left out.
     slide: What happens when the window is full; the world's when left out.
     dtype: As `genie_jax.load_world` takes it.
     mesh: The same.
@@ -214,16 +215,17 @@ def open_world(
   world = genie_jax.load_world(folder_or_url, dtype=dtype, mesh=mesh)
   sampling, sliding = world.sampling, world.slide
   if refinements is not None:
-    sampling = maskgit.make_sampling(
-      {**vars(sampling), "refinements": refinements}
-    )
+    sampling = samplers.replace(sampling, {"refinements": refinements})
   if slide is not None:
     sliding = slide_lib.Slide(slide)
   world = world.with_options(sampling=sampling, slide=sliding)
   prompts = [
     images.load_prompt(path, *world.frame_shape[:2]) for path in world.prompts
   ]
-  rules = {"sampling": vars(sampling), "slide": vars(sliding)}
+  rules: dict[str, Any] = {
+    "sampling": samplers.to_config(sampling),
+    "slide": vars(sliding),
+  }
   if dtype not in (None, prepare.default_dtype()):
     rules["dtype"] = dtype  # Links made without the flag stay as they are.
   return Engine(

@@ -146,6 +146,7 @@ class Scheduler:
 
   def _spread(self, session: session_lib.Session, state: Any) -> _Spread:
     comparison = session.comparison
+    assert comparison is not None  # The caller has checked.
     count = self._engine.description.num_actions
     first = comparison.stepped % count
     return _Spread(
@@ -213,6 +214,7 @@ class Scheduler:
       comparison = job.comparison
       if session.comparison is not comparison:
         return
+      assert job.states is not None  # `_fan` has made them.
       comparison.states = job.states
       count = len(job.states)
       number = comparison.stepped // count + 1

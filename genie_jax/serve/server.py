@@ -50,7 +50,7 @@ def bind(host: str, port: int) -> socket.socket:
       errno.EADDRINUSE: "is taken; give another with --port, or 0 for any",
       errno.EACCES: "is not allowed; give one above 1023 with --port",
       errno.EADDRNOTAVAIL: "is not of this machine; change --host",
-    }.get(error.errno)
+    }.get(error.errno or 0)
     if reason is None:
       raise
     raise errors.UserError(f"{host}:{port} {reason}.") from error

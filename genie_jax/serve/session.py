@@ -211,7 +211,7 @@ class Session:
 
   def _tell(self, reason: str, send_from: int | None) -> None:
     """Describes the line, and sends its frames from a number on."""
-    line = self.line
+    line = self._line()
     message = {
       "type": "line",
       "reason": reason,
@@ -238,12 +238,13 @@ class Session:
 
   def send_frame(self, number: int) -> None:
     """Sends a frame of the line being played."""
+    line = self._line()
     self.send(
       protocol.pack(
         protocol.FRAME,
-        self.line.picture(number),
+        line.picture(number),
         run=self.run,
-        **self.line.header(number),
+        **line.header(number),
       )
     )
 

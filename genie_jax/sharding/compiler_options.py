@@ -1,9 +1,10 @@
-"""What the compiler is told beside the program."""
+"""XLA compiler options."""
 
 from jax.sharding import Mesh
 
-# Collectives beside the compute that does not need them (MaxText's set for
-# v5p). Every name is compiled with in a test: they vanish between versions.
+# Options that overlap collectives with independent compute (MaxText's set for
+# v5p). A test compiles with each of them, since option names disappear between
+# versions of the compiler.
 _TPU: dict[str, str] = {
   "xla_tpu_enable_async_collective_fusion": "true",
   "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
@@ -20,9 +21,9 @@ _TPU: dict[str, str] = {
 
 
 def options(mesh: Mesh) -> dict[str, str]:
-  """Returns the compiler's options for the devices of a mesh.
+  """Returns the compiler options for the devices of a mesh.
 
-  LIBTPU_INIT_ARGS can say more; what stands here wins.
+  LIBTPU_INIT_ARGS can set further options; those returned here take precedence.
   """
   on_tpu = mesh.devices.flat[0].platform == "tpu"
   return dict(_TPU) if on_tpu else {}

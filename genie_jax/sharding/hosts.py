@@ -1,4 +1,4 @@
-"""Many processes: which rows each reads, and local batches made global."""
+"""Runs with several processes: shares of a batch, global arrays, agreement."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -17,16 +17,16 @@ _T = TypeVar("_T")
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-  """Which rows of every global batch this process reads.
+  """The rows of every global batch that this process reads.
 
-  A batch is cut into equal parts, one for each group of devices that takes
-  clips. The devices of a process need not be neighbours in the mesh: those of
-  a TPU host are a block of the torus, which a mesh axis crosses several times.
-  Processes that hold the same clips, because a clip is split over them
-  (tensor or frame axis), have the same share.
+  A batch is divided into equal parts, one for each group of devices along the
+  batch axes of the mesh. The devices of a process need not be neighbours in the
+  mesh: the devices of a TPU host are a block of the torus, which a mesh axis
+  may cross several times. Processes that hold the same clips, because a clip is
+  split over them (axes tensor and frame), have the same share.
 
   Attributes:
-    parts: Numbers of the parts that this process reads, in order.
+    parts: Indices of the parts that this process reads, in order.
     count: Number of parts of a batch.
   """
 
@@ -34,16 +34,16 @@ class Share:
   count: int = 1
 
   def rows(self, batch_size: int) -> int:
-    """Returns how many rows of a global batch this process reads."""
+    """Returns the number of rows of a global batch that this process reads."""
     return batch_size // self.count * len(self.parts)
 
 
 def share(mesh: Mesh, process: int | None = None) -> Share:
-  """Returns a process's share of the rows of a batch on `mesh`.
+  """Returns the share of a batch that a process reads.
 
   Args:
     mesh: The device mesh.
-    process: Which process; this one when left out.
+    process: Index of the process; this one by default.
   """
   ways = mesh_lib.batch_ways(mesh)
   here = jax.process_index() if process is None else process
@@ -60,16 +60,16 @@ def to_global(
   shardings: Mapping[str, NamedSharding],
   local: Share,
 ) -> dict[str, jax.Array]:
-  """Starts the transfer of a process's rows and returns global arrays.
+  """Starts the transfer of this process's rows and returns global arrays.
 
   Args:
-    batch: Name -> local rows [local.rows(B), ...] in host memory, part after
+    batch: Name -> local rows [local.rows(B), ...] in host memory, ordered by
       part.
     shardings: Name -> layout of the global array.
     local: This process's share.
 
   Returns:
-    Name -> array [B, ...]. The transfer may still be under way.
+    Name -> array [B, ...]. The transfer may still be in progress.
   """
   batch = {name: batch[name] for name in shardings}
   if jax.process_count() == 1:
@@ -83,63 +83,70 @@ def to_global(
 def _assemble(
   rows: np.ndarray, sharding: NamedSharding, local: Share
 ) -> jax.Array:
+  """Returns the global array whose local rows are given."""
   size = len(rows) // len(local.parts)  # Rows of a part.
   shape = (size * local.count, *rows.shape[1:])
 
-  def cut(index):
+  def rows_of_device(index: tuple[slice, ...] | None) -> np.ndarray:
+    assert index is not None  # The array has at least one dimension.
     start, stop, _ = index[0].indices(shape[0])
-    # A device's rows lie within one part.
+    # All rows of a device belong to one part.
     first = local.parts.index(start // size) * size + start % size
     return rows[(slice(first, first + stop - start), *index[1:])]
 
-  return jax.make_array_from_callback(shape, sharding, cut)
+  return jax.make_array_from_callback(shape, sharding, rows_of_device)
 
 
 def barrier(name: str) -> None:
-  """Waits until every process is here; `name` is shown when one is not."""
+  """Waits until every process calls this.
+
+  Args:
+    name: Shown in the error message if a process does not call it.
+  """
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
 
 
-def agree(everywhere: bool) -> bool:
-  """Returns True where every process says True."""
+def agree(value: bool) -> bool:
+  """Returns whether the value is True on every process."""
   if jax.process_count() == 1:
-    return everywhere
-  return bool(multihost_utils.process_allgather(np.array(everywhere)).all())
+    return value
+  return bool(multihost_utils.process_allgather(np.array(value)).all())
 
 
 def together(make: Callable[[], _T]) -> _T:
-  """Returns `make()` where it succeeds on every process.
+  """Returns `make()` if it succeeds on every process, else raises on all.
 
-  Where one process cannot read what it needs, the others would wait for it
-  until they take it for dead.
+  Without this, the other processes would wait for one that failed until its
+  heartbeat times out.
 
   Raises:
-    UserError: That of `make`, or where only other processes raised one.
+    UserError: `make` raised it here or on another process.
   """
-  made, mistake = None, None
   try:
     made = make()
-  except errors.UserError as error:
-    mistake = error
-  if agree(mistake is None):
+  except errors.UserError:
+    agree(False)
+    raise
+  if agree(True):
     return made
-  raise mistake or errors.UserError(
+  raise errors.UserError(
     "Another process of this run could not start; the last line of its log "
-    "says why."
+    "gives the reason."
   )
 
 
 def check_same(number: int, what: str, remedy: str) -> None:
-  """Raises where processes do not have the same number.
+  """Raises, on every process, unless all have the same number.
 
   Args:
-    number: For example the newest checkpoint that this process sees.
-    what: What it is, for the message.
-    remedy: What to do, for the message.
+    number: For example the step of the newest checkpoint that this process
+      finds.
+    what: Description of the number, for the message.
+    remedy: How to fix a difference, for the message.
 
   Raises:
-    UserError: The numbers differ; on every process.
+    UserError: The numbers differ.
   """
   if jax.process_count() == 1:
     return

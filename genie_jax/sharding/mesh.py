@@ -1,4 +1,4 @@
-"""The device mesh: the same four axes on a laptop and on a pod."""
+"""The device mesh, which always has the same four axes."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,38 +17,38 @@ def sizes(config: Mapping[str, int], num_devices: int) -> dict[str, int]:
   """Returns the size of every mesh axis.
 
   Args:
-    config: `config.mesh`: each of data, fsdp, tensor and frame, of which one
-      may be -1 and takes the devices that are left.
-    num_devices: How many devices the mesh must use.
+    config: `config.mesh`: the sizes of data, fsdp, tensor and frame. One of
+      them may be -1: that axis gets all remaining devices.
+    num_devices: Number of devices of the mesh.
 
   Raises:
-    UserError: An axis is unknown or missing, or the sizes do not multiply to
+    UserError: An axis is unknown or missing, or the product of the sizes is not
       the number of devices.
   """
   found = dict(config)
   for name in found:
     if name not in rules.MESH_AXES:
       raise errors.UserError(
-        f"config.mesh.{name} is no mesh axis"
+        f"config.mesh.{name} is not a mesh axis"
         f"{errors.closest(name, rules.MESH_AXES)}; the axes are "
         f"{', '.join(rules.MESH_AXES)}."
       )
   for name in rules.MESH_AXES:
     if name not in found:
       raise errors.UserError(
-        f"config.mesh lacks the axis {name!r}; set it to 1 where unused."
+        f"config.mesh lacks the axis {name!r}; set it to 1 if it is unused."
       )
     if found[name] < 1 and found[name] != -1:
       raise errors.UserError(
         f"config.mesh.{name} is {found[name]}; give a positive size, or -1 "
-        "for all devices that are left."
+        "for all remaining devices."
       )
   free = [name for name, size in found.items() if size == -1]
   fixed = math.prod(size for size in found.values() if size != -1)
   if len(free) > 1:
     raise errors.UserError(
-      f"config.mesh has -1 for {' and '.join(free)}; only one axis can take "
-      "the devices that are left."
+      f"config.mesh has -1 for {' and '.join(free)}; only one axis can be -1 "
+      "and get the remaining devices."
     )
   if free and num_devices % fixed == 0:
     found[free[0]] = num_devices // fixed
@@ -65,11 +65,12 @@ def sizes(config: Mapping[str, int], num_devices: int) -> dict[str, int]:
 
 
 def arrange(devices: Sequence[Any], shape: Mapping[str, int]) -> np.ndarray:
-  """Lays devices out so that talkative axes have the fast links.
+  """Arranges devices so that axes with much traffic use the fast links.
 
-  Slices of a pod talk over the data-centre network, chips of a slice over
-  their own interconnect. Only `data` crosses slices: it exchanges gradients
-  once a step, where the other axes exchange in every layer.
+  Slices communicate over the data-centre network, which is slower than the
+  interconnect of the chips of one slice. Only the axis `data` is split over
+  slices: it exchanges gradients once per step, whereas the other axes exchange
+  data in every layer.
 
   Args:
     devices: All devices of the mesh.
@@ -77,16 +78,19 @@ def arrange(devices: Sequence[Any], shape: Mapping[str, int]) -> np.ndarray:
 
   Returns:
     Devices as an array [data, fsdp, tensor, frame].
+
+  Raises:
+    UserError: The axis `data` is not a multiple of the number of slices.
   """
   dims = tuple(shape[name] for name in rules.MESH_AXES)
-  # GPUs have a slice index too, that of their host; only TPUs have slices.
+  # The slice index of a GPU is that of its host and does not matter here.
   slices = {
     getattr(device, "slice_index", 0)
     for device in devices
     if device.platform == "tpu"
   } or {0}
   if len(slices) == 1:
-    # An axis may take part of a torus dimension: 2 of the 8 chips of one.
+    # Allows an axis to use a part of a torus dimension, such as 2 of 8 chips.
     return mesh_utils.create_device_mesh(
       dims, devices=list(devices), allow_split_physical_axes=True
     )
@@ -104,12 +108,12 @@ def arrange(devices: Sequence[Any], shape: Mapping[str, int]) -> np.ndarray:
 
 
 def make(
-  config: Mapping[str, int], devices: Sequence[jax.Device] | None = None
+  config: Mapping[str, int], devices: Sequence[Any] | None = None
 ) -> Mesh:
   """Returns the mesh that `config.mesh` describes.
 
-  The axes are of type Auto: Linen modules do not work with the Explicit type
-  that `jax.make_mesh` would give.
+  The axes have the type Auto, because Linen modules do not work with the type
+  Explicit, which `jax.make_mesh` would use.
 
   Args:
     config: `config.mesh`, see `sizes`.
@@ -125,10 +129,10 @@ def make(
 
 
 def without_frames(mesh: Mesh) -> Mesh:
-  """Returns a mesh of the same devices on which no clip's frames are split.
+  """Returns a mesh of the same devices whose axis frame has size 1.
 
-  Where frames are drawn one by one there is nothing to split. The axis frame
-  becomes part of fsdp, so that every parameter stays where it lies.
+  Sampling draws one frame at a time, so frames cannot be split. The axis frame
+  is merged into fsdp, so that every parameter stays on the same devices.
   """
   data, fsdp, tensor, frame = mesh.devices.shape
   devices = mesh.devices.transpose(0, 1, 3, 2).reshape(
@@ -143,10 +147,10 @@ def sharding(mesh: Mesh, axes: Sequence[str | None]) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Returns the layout that keeps a whole copy on every device."""
+  """Returns the layout that keeps a full copy on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_ways(mesh: Mesh) -> int:
-  """Returns over how many groups of devices the clips of a batch split."""
+  """Returns the number of groups of devices that a batch is split over."""
   return math.prod(mesh.shape[name] for name in rules.BATCH_AXES)

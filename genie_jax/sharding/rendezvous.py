@@ -1,16 +1,18 @@
-"""Processes meet before JAX starts, so that mistakes end in one clear line.
+"""Checks that all processes of a run are present and configured alike.
 
-`jax.distributed` aborts all with a stack trace when one does not come, and
-knows nothing of configs. So process 0 first listens on the coordinator's port,
-each other process sends its number and its card, and process 0 answers all of
-them with the same verdict. Then the port is JAX's.
+This happens before JAX starts. `jax.distributed` aborts every process with a
+stack trace when one of them is missing, and it does not compare
+configurations. Here process 0 first listens on the coordinator's port, every
+other process sends its number and its settings, and process 0 sends the same
+verdict to all. Then the port is free for JAX.
 
-A message is one line of JSON. Whatever else comes over the port is ignored.
+A message is one line of JSON. Any other data that arrives at the port is
+ignored.
 
-A process that comes a second time replaces the first only where that one is
-surely gone: two that live and bear one number are a mistake. A machine that
-loses its power says no goodbye, so both ends let the system ask whether the
-other one is still there (TCP keepalive).
+A process that connects a second time replaces its first connection only if
+that connection is dead; two live processes with the same number are an error. A
+machine that loses power does not close its connections, so both ends enable TCP
+keepalive, which detects this.
 """
 
 import contextlib
@@ -18,22 +20,31 @@ import json
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from genie_jax.core import errors
 
-Card = Mapping[str, str]
+# Name -> value of what must be equal on all processes.
+Settings = Mapping[str, str]
 
 _RETRY_SECONDS = 0.2
-_MESSAGE_BYTES = 1 << 16
-# A word at the start, so that a stray client of the port is not counted.
+_MAX_MESSAGE_BYTES = 1 << 16
+# Identifies the messages of this protocol among others that reach the port.
 _HELLO = "genie_jax rendezvous 1"
-# Process 0 may take that long to be heard after it ran out of time.
+# How much longer than its timeout a process waits for a message.
 _GRACE_SECONDS = 5.0
-# After so much silence the system asks the other end, every so often, and so
-# many times before it takes it for gone.
-_QUIET_SECONDS, _ASK_SECONDS, _ASKS = 4, 2, 3
-_GONE_SECONDS = _QUIET_SECONDS + _ASK_SECONDS * _ASKS + 2.0
-_SHOWN = 8
+# TCP keepalive: probes start after an idle time and follow at an interval;
+# after this number of unanswered probes the connection is dead.
+_KEEPALIVE_IDLE_SECONDS, _KEEPALIVE_INTERVAL_SECONDS = 4, 2
+_KEEPALIVE_PROBES = 3
+# Time within which a dead connection is detected.
+_DETECTION_SECONDS = (
+  _KEEPALIVE_IDLE_SECONDS
+  + _KEEPALIVE_INTERVAL_SECONDS * _KEEPALIVE_PROBES
+  + 2.0
+)
+# Number of process ids that a message lists.
+_MAX_LISTED = 8
 
 
 def meet(
@@ -41,42 +52,46 @@ def meet(
   port: int,
   num_processes: int,
   process_id: int,
-  card: Card,
+  settings: Settings,
   timeout: float,
 ) -> None:
-  """Returns when all processes are here and show the same card.
+  """Returns when all processes are present and have the same settings.
 
   Args:
     host: Where process 0 listens.
-    port: On which port.
-    num_processes: How many must come, process 0 included.
-    process_id: Which this is.
-    card: What must be the same everywhere, name -> short text.
+    port: The port where process 0 listens.
+    num_processes: Number of processes, including process 0.
+    process_id: Number of this process.
+    settings: Name -> short text that must be the same on all processes.
     timeout: Seconds to wait.
 
   Raises:
-    UserError: Somebody did not come or shows another card; on all processes
-      that came, at about the same time.
+    UserError: A process is missing or has other settings. All processes that
+      are present raise this error at about the same time.
   """
   deadline = time.monotonic() + timeout
   if process_id == 0:
-    verdict = _receive_all(host, port, num_processes, card, deadline, timeout)
+    verdict = _collect(host, port, num_processes, settings, deadline, timeout)
   else:
-    verdict = _ask(
-      host, port, num_processes, process_id, card, deadline, timeout
+    verdict = _join(
+      host, port, num_processes, process_id, settings, deadline, timeout
     )
   if verdict:
     raise errors.UserError(verdict)
 
 
-def differences(cards: Mapping[int, Card]) -> str:
-  """Returns a line on what differs between the processes' cards, or ""."""
-  names = sorted({name for card in cards.values() for name in card})
+def differences(settings: Mapping[int, Settings]) -> str:
+  """Returns a line that describes differing settings, or "".
+
+  Args:
+    settings: Number of each process -> its settings.
+  """
+  names = sorted({name for found in settings.values() for name in found})
   parts = []
   for name in names:
     owners: dict[str, list[int]] = {}
-    for number in sorted(cards):
-      owners.setdefault(cards[number].get(name, "none"), []).append(number)
+    for number in sorted(settings):
+      owners.setdefault(settings[number].get(name, "none"), []).append(number)
     if len(owners) > 1:
       parts.append(
         f"{name} is "
@@ -94,38 +109,44 @@ def differences(cards: Mapping[int, Card]) -> str:
 
 
 def _list(numbers: Sequence[int]) -> str:
-  more = len(numbers) - _SHOWN
-  return ", ".join(map(str, numbers[:_SHOWN])) + (
+  """Returns numbers separated by commas, shortened if there are many."""
+  more = len(numbers) - _MAX_LISTED
+  return ", ".join(map(str, numbers[:_MAX_LISTED])) + (
     f" and {more} more" if more > 0 else ""
   )
 
 
-def _receive_all(
+def _collect(
   host: str,
   port: int,
   num_processes: int,
-  card: Card,
+  settings: Settings,
   deadline: float,
   timeout: float,
 ) -> str:
-  """Hears every process, answers all of them, and returns the verdict."""
-  cards, ends, verdict = {0: dict(card)}, {}, ""
+  """Process 0: receives from all processes, answers them, returns the verdict.
+
+  The verdict is "" if the run can start, else an error message.
+  """
+  known: dict[int, Settings] = {0: dict(settings)}
+  connections: dict[int, socket.socket] = {}
+  verdict = ""
   try:
     server = _listen(host, port)
   except OSError as error:
     raise errors.UserError(
-      f"Process 0 cannot listen on port {port} ({error.strerror}); end what "
-      "uses it, or give another port with --coordinator or "
+      f"Process 0 cannot listen on port {port} ({error.strerror}); end the "
+      "program that uses it, or choose another port with --coordinator or "
       "JAX_COORDINATOR_PORT."
     ) from error
   with contextlib.ExitStack() as stack:
     stack.enter_context(server)
-    while len(cards) < num_processes and not verdict:
+    while len(known) < num_processes and not verdict:
       left = deadline - time.monotonic()
       if left <= 0:
-        missing = [n for n in range(num_processes) if n not in cards]
+        missing = [n for n in range(num_processes) if n not in known]
         verdict = (
-          f"{len(cards)} of {num_processes} processes came within "
+          f"{len(known)} of {num_processes} processes connected within "
           f"{timeout:g} s; process {_list(missing)} did not. Look at its "
           "log and start all of them again, or raise "
           "--initialization-timeout."
@@ -133,155 +154,177 @@ def _receive_all(
         break
       server.settimeout(left)
       with contextlib.suppress(TimeoutError):
-        end = stack.enter_context(server.accept()[0])
-        verdict = _hear(end, num_processes, cards, ends, deadline)
-      if len(cards) == num_processes and not verdict:
-        _forget_gone(cards, ends)
-    verdict = verdict or differences(cards)
-    for end in ends.values():
-      with contextlib.suppress(OSError):  # It may be gone by now.
-        _send(end, {"verdict": verdict})
+        connection = stack.enter_context(server.accept()[0])
+        verdict = _register(
+          connection, num_processes, known, connections, deadline
+        )
+      if len(known) == num_processes and not verdict:
+        _drop_closed(known, connections)
+    verdict = verdict or differences(known)
+    for connection in connections.values():
+      with contextlib.suppress(OSError):  # The process may have ended.
+        _send(connection, {"verdict": verdict})
   return verdict
 
 
-def _hear(
-  end: socket.socket,
+def _register(
+  connection: socket.socket,
   num_processes: int,
-  cards: dict[int, Card],
-  ends: dict[int, socket.socket],
+  known: dict[int, Settings],
+  connections: dict[int, socket.socket],
   deadline: float,
 ) -> str:
-  """Adds the card of one process; returns a verdict where none can be good."""
-  end.settimeout(_GRACE_SECONDS)
+  """Reads the hello of one process and records its settings.
+
+  Args:
+    connection: A new connection, which may belong to an unrelated program.
+    num_processes: Number of processes of the run.
+    known: Number -> settings of the processes that are present; is updated.
+    connections: Number -> connection; is updated.
+    deadline: When process 0 stops waiting.
+
+  Returns:
+    An error message if the run cannot start, else "".
+  """
+  connection.settimeout(_GRACE_SECONDS)
   try:
-    _keep_asking(end)
-    message = _receive(end)
+    _enable_keepalive(connection)
+    message = _receive(connection)
   except (OSError, ValueError, RecursionError):
-    return ""  # Not one of ours.
+    return ""  # Not a process of this project.
   if not _is_hello(message):
     return ""
   number, total = message["process"], message["processes"]
-  # A launcher may start a process again while the others wait for it.
-  again = number in ends and _is_gone(ends[number], deadline)
-  known = number in cards and not again
-  if not known:
-    cards[number] = message["card"]
-  # The second of two has a key of its own, as both must hear the verdict.
-  ends[-1 if known else number] = end
+  # A launcher may restart a process while the others wait for it.
+  restarted = number in connections and _is_dead(connections[number], deadline)
+  duplicate = number in known and not restarted
+  if not duplicate:
+    known[number] = message["card"]
+  # Both processes with the same number must receive the verdict, so the second
+  # connection is stored under another key.
+  connections[-1 if duplicate else number] = connection
   if total != num_processes:
     return (
-      f"Process {number} was told of {total} processes, process 0 of "
+      f"Process {number} was started with {total} processes, process 0 with "
       f"{num_processes}; start all with the same --num-processes."
     )
-  if known:
+  if duplicate:
     return (
-      f"Two processes call themselves number {number} of {total}; give "
-      "each its own --process-id."
+      f"Two processes have the number {number} of {total}; give each process "
+      "a different --process-id."
     )
   return ""
 
 
 def _is_hello(message: object) -> bool:
-  """Returns True for what `_ask` sends."""
+  """Returns whether a message has the format that `_join` sends."""
   if not isinstance(message, dict) or message.get("hello") != _HELLO:
     return False
-  number, total, card = map(message.get, ("process", "processes", "card"))
+  number, total = message.get("process"), message.get("processes")
+  settings = message.get("card")
   return (
     type(number) is int
     and type(total) is int
     and 0 <= number < total
-    and isinstance(card, dict)
-    and all(isinstance(value, str) for value in card.values())
+    and isinstance(settings, dict)
+    and all(isinstance(value, str) for value in settings.values())
   )
 
 
-def _keep_asking(end: socket.socket) -> None:
-  """Lets the system find out when the other end's machine is gone."""
-  end.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+def _enable_keepalive(connection: socket.socket) -> None:
+  """Lets the operating system detect that the other machine is gone."""
+  connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
   for name, value in (
-    ("TCP_KEEPIDLE", _QUIET_SECONDS),
-    ("TCP_KEEPINTVL", _ASK_SECONDS),
-    ("TCP_KEEPCNT", _ASKS),
+    ("TCP_KEEPIDLE", _KEEPALIVE_IDLE_SECONDS),
+    ("TCP_KEEPINTVL", _KEEPALIVE_INTERVAL_SECONDS),
+    ("TCP_KEEPCNT", _KEEPALIVE_PROBES),
   ):
-    if hasattr(socket, name):  # Not every system has each of them.
-      end.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    if hasattr(socket, name):  # Some operating systems lack some of them.
+      connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def _is_gone(end: socket.socket, deadline: float) -> bool:
-  """Returns True where a process ended, after asking for as long as it takes.
+def _is_dead(connection: socket.socket, deadline: float) -> bool:
+  """Returns whether the process at the other end has ended.
 
-  A process that ends closes its connection at once. That of a machine without
-  power stays open until nobody answers for some seconds.
+  A process that ends closes its connection immediately. The connection of a
+  machine without power stays open until keepalive detects it, so this waits for
+  up to `_DETECTION_SECONDS`.
   """
-  deadline = min(deadline, time.monotonic() + _GONE_SECONDS)
-  while not (gone := _is_closed(end)) and time.monotonic() < deadline:
+  deadline = min(deadline, time.monotonic() + _DETECTION_SECONDS)
+  while not (dead := _is_closed(connection)) and time.monotonic() < deadline:
     time.sleep(_RETRY_SECONDS)
-  return gone
+  return dead
 
 
-def _forget_gone(
-  cards: dict[int, Card], ends: dict[int, socket.socket]
+def _drop_closed(
+  known: dict[int, Settings], connections: dict[int, socket.socket]
 ) -> None:
-  """Drops the processes that have ended since they came.
+  """Removes the processes that have ended since they connected.
 
-  A launcher starts each of them again; to count the ended one would leave the
-  new one without an answer.
+  The launcher restarts each of them. If the ended process were counted, the
+  restarted one would not get an answer.
   """
-  for number in [n for n, end in ends.items() if _is_closed(end)]:
-    del cards[number], ends[number]
+  for number in [n for n, end in connections.items() if _is_closed(end)]:
+    del known[number], connections[number]
 
 
-def _is_closed(end: socket.socket) -> bool:
-  """Returns True where the process at the other end is gone."""
-  end.setblocking(False)
+def _is_closed(connection: socket.socket) -> bool:
+  """Returns whether the connection is closed, without waiting."""
+  connection.setblocking(False)
   try:
-    return end.recv(1) == b""
+    return connection.recv(1) == b""
   except BlockingIOError:
     return False
   except OSError:
     return True
   finally:
-    end.setblocking(True)
+    connection.setblocking(True)
 
 
-def _ask(
+def _join(
   host: str,
   port: int,
   num_processes: int,
   process_id: int,
-  card: Card,
+  settings: Settings,
   deadline: float,
   timeout: float,
 ) -> str:
-  """Shows this process's card to process 0 and returns its verdict."""
+  """Other processes: sends the settings to process 0, returns its verdict."""
   why = "no answer"
   message = {
     "hello": _HELLO,
     "process": process_id,
     "processes": num_processes,
-    "card": dict(card),
+    # The protocol's name for the settings.
+    "card": dict(settings),
   }
   while (left := deadline - time.monotonic()) > 0:
     try:
-      # Its name may not be known, nor its port open, before it is up.
-      with socket.create_connection((host, port), timeout=left) as end:
-        _keep_asking(end)
-        _send(end, message)
-        # Process 0 may have begun to wait later than this one.
-        end.settimeout(timeout + _GRACE_SECONDS)
-        return _receive(end)["verdict"]
+      # Until process 0 is up, its host name may not resolve and its port is
+      # closed.
+      with socket.create_connection((host, port), timeout=left) as connection:
+        _enable_keepalive(connection)
+        _send(connection, message)
+        # Process 0 may have started to wait later than this process.
+        connection.settimeout(timeout + _GRACE_SECONDS)
+        return _receive(connection)["verdict"]
     except (OSError, ValueError) as error:
       why = str(error)
       time.sleep(_RETRY_SECONDS)
   return (
     f"Process {process_id} of {num_processes} could not reach process 0 at "
-    f"{host}:{port} within {timeout:g} s ({why}); look at that process's "
-    "log, check the address, or raise --initialization-timeout."
+    f"{host}:{port} within {timeout:g} s ({why}); look at the log of process "
+    "0, check the address, or raise --initialization-timeout."
   )
 
 
 def _listen(host: str, port: int) -> socket.socket:
-  # On a loopback address nobody from outside needs to be heard.
+  """Returns a socket that listens on a port.
+
+  For a loopback address it accepts connections of this machine only, otherwise
+  of all interfaces.
+  """
   if host in ("127.0.0.1", "localhost"):
     return socket.create_server(("127.0.0.1", port), backlog=4096)
   if socket.has_dualstack_ipv6():
@@ -291,20 +334,20 @@ def _listen(host: str, port: int) -> socket.socket:
   return socket.create_server(("", port), backlog=4096)
 
 
-def _send(end: socket.socket, message: Mapping) -> None:
-  end.sendall(json.dumps(message).encode() + b"\n")
+def _send(connection: socket.socket, message: Mapping[str, Any]) -> None:
+  connection.sendall(json.dumps(message).encode() + b"\n")
 
 
-def _receive(end: socket.socket) -> dict:
-  """Returns one message.
+def _receive(connection: socket.socket) -> Any:
+  """Returns the JSON value of one message.
 
   Raises:
-    ValueError: It is no JSON, too long, or cut short.
+    ValueError: The message is not JSON, too long, or incomplete.
   """
   data = b""
   while not data.endswith(b"\n"):
-    piece = end.recv(4096)
-    if not piece or len(data) > _MESSAGE_BYTES:
+    block = connection.recv(4096)
+    if not block or len(data) > _MAX_MESSAGE_BYTES:
       raise ValueError("the connection was closed")
-    data += piece
+    data += block
   return json.loads(data)

@@ -1,17 +1,18 @@
-"""Logical axis names and the one table that maps them to mesh axes.
+"""Logical axis names, and the table that maps them to mesh axes.
 
-Models name what a dimension is ("embed"), never where it lives ("fsdp"), so
-one edit of this table lays every model out anew. The four mesh axes are
+Models name the meaning of a dimension ("embed") and never a mesh axis ("fsdp"),
+so this table alone determines the layout of every model. The four mesh axes are
 
   data    replicas of the parameters, across slices first
   fsdp    parameters and optimizer state split over replicas (ZeRO-3)
   tensor  heads, MLP columns and vocabulary split inside a layer
-  frame   T split inside spatial layers, N split inside temporal ones, so that
-          more chips than clips can work on a batch
+  frame   frames (T) split in spatial layers, tokens of a frame (N) split in
+          temporal layers, so that a batch can use more chips than it has clips
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, PartitionSpec
@@ -26,14 +27,14 @@ BATCH_AXES = ("data", "fsdp")
 RULES: dict[str, tuple[str, ...]] = {
   # Weights.
   "layers": (),  # scanned: every device runs every layer
-  # Chips that share a clip would hold the same weights: they split them too.
+  # Chips along frame would otherwise hold the same weights.
   "embed": ("fsdp", "frame"),
   "mlp": ("tensor",),
   "heads": ("tensor",),
   "head_dim": (),
-  "norm": (),  # a few kB; gathering them would cost more than they save
+  "norm": (),  # a few kB: gathering would cost more than splitting saves
   "vocab": ("tensor",),
-  "table": (),  # rows that are looked up: a split table is gathered whole
+  "table": (),  # rows of lookup tables: a lookup gathers a split table
   # Activations.
   "act_batch": BATCH_AXES,
   "act_time": ("frame",),
@@ -48,13 +49,13 @@ def spec(axes: Sequence[str | None]) -> PartitionSpec:
   """Returns the partition spec of an array with these logical axes.
 
   Args:
-    axes: One logical name for each dimension; None where it is never split.
+    axes: One logical name for each dimension; None if it is never split.
 
   Raises:
-    ValueError: A name is not in the table, or two names want one mesh axis,
-      of which silently dropping one would hide a slow layout.
+    ValueError: A name is not in the table, or two names map to the same mesh
+      axis. Ignoring one of them silently would hide a slow layout.
   """
-  entries = []
+  entries: list[tuple[str, ...] | None] = []
   owner: dict[str, str] = {}
   for name in axes:
     if name is None:
@@ -70,7 +71,7 @@ def spec(axes: Sequence[str | None]) -> PartitionSpec:
       if mesh_axis in owner:
         raise ValueError(
           f"Logical axes {owner[mesh_axis]!r} and {name!r} of {tuple(axes)} "
-          f"both map to mesh axis {mesh_axis!r}; name None for the one that "
+          f"both map to mesh axis {mesh_axis!r}; give None for the one that "
           "is not split here."
         )
       owner[mesh_axis] = name
@@ -86,13 +87,18 @@ def check_divides(
 ) -> None:
   """Raises unless each named dimension splits evenly over its mesh axes.
 
-  XLA would quietly split such a dimension less, and replicate the work.
+  XLA would silently split such a dimension over fewer devices and replicate the
+  work.
 
   Args:
     shape: The array's shape.
-    axes: Its logical axes, of the same length.
-    sizes: Mesh axis name to its number of devices.
-    what: How the message calls the array.
+    axes: Its logical axes, one for each dimension.
+    sizes: Mesh axis -> number of devices.
+    what: Description of the array, for the message.
+
+  Raises:
+    ValueError: The numbers of dimensions and of axes differ.
+    UserError: A dimension does not split evenly.
   """
   if len(shape) != len(axes):
     raise ValueError(
@@ -112,17 +118,17 @@ def check_divides(
 
 
 def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
-  """Asks for the layout that the table gives to an activation.
+  """Constrains an activation to the layout of its logical axes.
 
-  The names are checked even where no mesh is set and nothing is constrained,
-  so that a misspelt axis fails on a laptop and not first on a pod.
+  The names are checked even if no mesh is set, so that a misspelt axis raises
+  an error on one device too.
 
   Args:
     x: Any array, inside a jitted function.
     axes: One logical name or None for each dimension of `x`.
 
   Returns:
-    `x`, constrained when a mesh is set.
+    `x`, constrained if a mesh is set.
   """
   layout = spec(axes)
   mesh = _mesh()
@@ -133,43 +139,48 @@ def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
 
 
 def gather(weight: jax.Array, axes: Sequence[str | None]) -> jax.Array:
-  """Returns a weight whole but for what the axis tensor splits (ZeRO-3).
+  """Gathers a weight over fsdp and frame (ZeRO-3); tensor still splits it.
 
-  Left to itself the partitioner sometimes moves the activations of small
-  layers to the parts of their weights. The gradient comes back in the
-  weight's own layout, so it is scattered and not summed everywhere.
+  Without this constraint, the partitioner sometimes moves the activations of
+  small layers to the shards of their weights instead. The gradient gets the
+  layout of the stored weight, so gradients are reduce-scattered and not summed
+  on every device.
 
   Args:
-    weight: In the layout of its axes.
+    weight: A weight in the layout of its axes.
     axes: Its logical axes.
   """
   if not is_split():
     return weight
-  kept = [None if name == "embed" else name for name in axes]
+  gathered_axes = [None if name == "embed" else name for name in axes]
 
   @jax.custom_vjp
-  def whole(weight):
-    return constrain(weight, kept)
+  def gathered(weight: jax.Array) -> jax.Array:
+    return constrain(weight, gathered_axes)
 
-  whole.defvjp(
-    lambda weight: (constrain(weight, kept), None),
+  gathered.defvjp(
+    lambda weight: (constrain(weight, gathered_axes), None),
     lambda _, grad: (constrain(grad, axes),),
   )
-  return whole(weight)
+  return gathered(weight)
 
 
 def is_split() -> bool:
-  """Returns whether the mesh in force splits arrays over devices.
+  """Returns whether the current mesh has several devices.
 
-  Reads what is set while a function is traced, as `constrain` does; a layer
-  may choose a formulation by it that suits one device or many.
+  The current mesh is the one that is set while a function is traced. A layer
+  may choose another formulation for several devices.
   """
   mesh = _mesh()
   return mesh is not None and mesh.size > 1
 
 
 def ways(axis: str) -> int:
-  """Returns over how many devices the mesh in force splits a logical axis."""
+  """Returns the number of devices that the current mesh splits an axis over.
+
+  Args:
+    axis: A logical axis.
+  """
   spec((axis,))
   mesh = _mesh()
   if mesh is None:
@@ -191,21 +202,22 @@ def _mesh() -> AbstractMesh | None:
 
 
 def platform() -> str:
-  """Returns for what a function is being traced: "tpu", "gpu" or "cpu".
+  """Returns the platform a function is traced for: "tpu", "gpu" or "cpu".
 
-  That of the mesh in force, which may be of chips that are not there (see
-  `genie plan`), or of the default device.
+  It is the platform of the current mesh, whose chips need not be attached (see
+  `genie plan`), or else of the default device.
   """
   name = _device().platform
   return "gpu" if name in ("cuda", "rocm") else name
 
 
 def device_kind() -> str:
-  """Returns JAX's name of the devices that a function is being traced for."""
+  """Returns JAX's `device_kind` of the devices a function is traced for."""
   return _device().device_kind
 
 
-def _device():
+def _device() -> Any:
+  """Returns the abstract device of the current mesh, or the default device."""
   mesh = jax.sharding.get_abstract_mesh()
   if not mesh.empty and mesh.abstract_device is not None:
     return mesh.abstract_device
@@ -217,10 +229,11 @@ def per_device(
   inputs: Sequence[Sequence[str | None]],
   output: Sequence[str | None],
 ) -> Callable[..., jax.Array]:
-  """Returns `function` run by each device on its own part of the arrays.
+  """Returns a function that runs `function` on each device's shards.
 
-  For kernels that the compiler cannot split. The arrays are laid out as the
-  table says first; nothing is exchanged while `function` runs.
+  This is for kernels that the compiler cannot partition. The arguments are
+  first brought into the layout of their axes; the devices exchange nothing
+  while `function` runs.
 
   Args:
     function: Takes and returns local arrays.
@@ -231,7 +244,7 @@ def per_device(
     return function
   mesh = jax.sharding.get_abstract_mesh()
 
-  def mapped(*arrays):
+  def mapped(*arrays: jax.Array) -> jax.Array:
     for x, axes in zip(arrays, inputs, strict=True):
       check_divides(x.shape, axes, mesh.shape, "an argument of a kernel")
     return jax.shard_map(

@@ -1,7 +1,7 @@
-"""What a Cloud TPU virtual machine says of the pod that it belongs to.
+"""Reads from a Cloud TPU virtual machine's metadata which hosts form its slice.
 
-Queued resources put nothing into the environment; each machine's metadata
-server, which answers on a link of its own, has the list of hosts.
+Machines of queued resources have no environment variables for this; each
+machine's metadata server, on a link-local address, has the list of hosts.
 """
 
 import dataclasses
@@ -12,17 +12,17 @@ import urllib.request
 from collections.abc import Callable, Mapping
 
 _ATTRIBUTES = "/computeMetadata/v1/instance/attributes/"
-_SECONDS, _TRIES = 5, 3
+_TIMEOUT_SECONDS, _ATTEMPTS = 5, 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
-  """A machine's place.
+class Metadata:
+  """The hosts of a TPU slice, from the metadata of one of them.
 
   Attributes:
-    workers: Addresses of the hosts of this slice, in order.
-    worker_id: Which of them this is.
-    variables: The rest, for example MEGASCALE_NUM_SLICES.
+    workers: Addresses of the hosts, in order.
+    worker_id: Index of this machine among them.
+    variables: Further values, for example MEGASCALE_NUM_SLICES.
   """
 
   workers: list[str]
@@ -31,48 +31,52 @@ class Answer:
 
 
 def has_libtpu(environ: Mapping[str, str]) -> bool:
-  """Returns True where JAX would find libtpu."""
+  """Returns whether JAX would find libtpu."""
   return bool(environ.get("TPU_LIBRARY_PATH")) or (
     importlib.util.find_spec("libtpu") is not None
   )
 
 
-def ask(read: Callable[[str], str | None] | None = None) -> Answer | None:
-  """Asks the metadata server.
+def read_metadata(
+  read: Callable[[str], str | None] | None = None,
+) -> Metadata | None:
+  """Reads the metadata of this machine's TPU slice.
 
   Args:
-    read: Attribute name -> its text, None where there is none; reads from the
-      server by default.
+    read: Attribute name -> its text, None if the attribute does not exist;
+      queries the metadata server by default.
 
   Returns:
-    The answer, or None where the server is silent or knows of no TPU.
+    The metadata, or None if the server does not answer or the machine has no
+    TPU.
   """
-  read = read or _read
+  read = read or _query
   worker_id = read("agent-worker-number")
   endpoints = read("worker-network-endpoints") if worker_id else None
-  if not endpoints:
+  if not worker_id or not endpoints:
     return None
-  # Each is an address, or name:id:address.
+  # The format of an endpoint is ADDRESS or NAME:ID:ADDRESS.
   workers = [word.split(":")[-1] for word in endpoints.strip().split(",")]
   variables = {}
   for line in (read("tpu-env") or "").splitlines():
     name, colon, value = line.partition(":")
     if colon:
       variables[name.strip()] = value.strip().strip("'\"")
-  return Answer(workers, int(worker_id), variables)
+  return Metadata(workers, int(worker_id), variables)
 
 
-def _read(attribute: str) -> str | None:
+def _query(attribute: str) -> str | None:
+  """Returns an attribute from the metadata server, None if there is none."""
   host = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
   request = urllib.request.Request(
     f"http://{host}{_ATTRIBUTES}{attribute}",
     headers={"Metadata-Flavor": "Google"},
   )
-  # A proxy would be asked for what only this machine knows.
+  # The metadata server is reachable from this machine only, not by a proxy.
   opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-  for _ in range(_TRIES):
+  for _ in range(_ATTEMPTS):
     try:
-      with opener.open(request, timeout=_SECONDS) as reply:
+      with opener.open(request, timeout=_TIMEOUT_SECONDS) as reply:
         return reply.read().decode()
     except urllib.error.HTTPError as error:
       if error.code == 404:

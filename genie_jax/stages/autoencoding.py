@@ -1,109 +1,117 @@
-"""What the two VQ-VAE stages share: losses, code statistics, revival."""
+"""What stages with a quantizer share: losses, statistics, updates."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
 from genie_jax.core import errors, images
-from genie_jax.nn import vq
+from genie_jax.nn import quantizers
 from genie_jax.train import stage
 
-# How a codebook learns: by the gradient of its loss (the paper's plain
-# VQ-VAE), or as the moving average of the inputs that chose each code.
-_UPDATES = ("gradient", "average")
+_PIXELS = "squared_error"
 
 
-def check(config: Any) -> None:
-  """Raises UserError unless `config.codebook` makes sense."""
-  if config.learn_by not in _UPDATES:
-    raise errors.UserError(
-      f"config.codebook.learn_by={config.learn_by!r} is unknown"
-      f"{errors.closest(str(config.learn_by), _UPDATES)}; use one of "
-      f"{', '.join(_UPDATES)}."
+def check(config: ml_collections.ConfigDict) -> None:
+  """Checks the groups `quantizer` and `codebook` of a config.
+
+  A quantizer that the config names "module:attribute" is imported.
+
+  Raises:
+    UserError: There is no such quantizer, or it cannot learn so.
+  """
+  name = quantizers.DEFAULT
+  if "quantizer" in config:  # Not in configs from before there were several.
+    name = config.quantizer.get("name")
+  quantizers.of(name, trusted=True).check_training(config.codebook)
+
+
+class Codes:
+  """The quantizer of a stage's model, as the stage trains it.
+
+  Its state is `extra["codes"]`, its parameters are `params["codes"]`.
+
+  Attributes:
+    quantizer: The quantizer.
+    loss_scales: The losses of a model with it, and their scales.
+  """
+
+  def __init__(
+    self, quantizer: quantizers.Quantizer, config: ml_collections.ConfigDict
+  ):
+    """Takes `model.make_quantizer()` and the training config."""
+    self.quantizer = quantizer
+    self.loss_scales = _loss_scales(quantizer, config.loss)
+    self._config = config.codebook
+
+  def fresh(self) -> dict[str, Any]:
+    """Returns `extra` before the first batch."""
+    return {"codes": self.quantizer.fresh()}
+
+  def update(
+    self, extra: Any, quantized: quantizers.Quantized, rng: jax.Array
+  ) -> tuple[dict[str, Any], Any]:
+    """Returns `extra` after a batch, and the `aux` of `after_update`."""
+    state, aux = self.quantizer.update(
+      extra["codes"], quantized, rng, self._config
     )
-  for name in ("share_decay", "centre_decay"):
-    if not 0 <= config[name] < 1:
-      raise errors.UserError(
-        f"config.codebook.{name}={config[name]} must be at least 0 and "
-        "less than 1."
-      )
+    return {"codes": state}, aux
+
+  def after_update(
+    self, params: Any, extra: Any, aux: Any, rng: jax.Array
+  ) -> tuple[Any, dict[str, Any]]:
+    """Returns the model's parameters and `extra` after a step."""
+    del rng
+    own, state = self.quantizer.after_update(
+      params.get("codes", {}), extra["codes"], aux, self._config
+    )
+    return ({**params, "codes": own} if own else params), {"codes": state}
+
+  def metrics(self, extra: Any) -> dict[str, stage.Term]:
+    """Returns what the quantizer reports, for example the use of its codes."""
+    found = self.quantizer.metrics(extra["codes"])
+    return {name: stage.Term.of(value) for name, value in found.items()}
 
 
 def losses(
-  predicted: jax.Array, target: jax.Array, quantized: vq.Quantized
+  predicted: jax.Array, target: jax.Array, quantized: quantizers.Quantized
 ) -> dict[str, stage.Term]:
   """Returns the plain VQ-VAE objective (arXiv:1711.00937, equation 3).
+
+  With another quantizer, its losses take the place of the last two terms.
 
   Args:
     predicted: float [B, T, H, W, C] in [0, 1].
     target: The same shape.
     quantized: What the quantizer gave.
   """
-  return {
-    "squared_error": stage.Term.of(
-      jnp.square(predicted.astype(jnp.float32) - target)
-    ),
-    "codebook": stage.Term.of(quantized.codebook_loss),
-    "commitment": stage.Term.of(quantized.commitment_loss),
+  error = jnp.square(predicted.astype(jnp.float32) - target)
+  return {_PIXELS: stage.Term.of(error)} | {
+    name: stage.Term.of(loss) for name, loss in quantized.losses.items()
   }
 
 
-def code_metrics(statistics: vq.CodeStatistics) -> dict[str, stage.Term]:
-  """Returns running use and perplexity of a codebook."""
-  # A code used a tenth as often as an even share counts as used.
-  used = statistics.share > 0.1 / statistics.share.size
-  return {
-    "code_usage": stage.Term.of(used),
-    "code_perplexity": stage.Term.of(statistics.perplexity()),
-  }
+def _loss_scales(
+  quantizer: quantizers.Quantizer, scales: ml_collections.ConfigDict
+) -> dict[str, float]:
+  """Returns `config.loss` without the losses that only others have.
 
-
-def update_statistics(
-  statistics: vq.CodeStatistics,
-  quantized: vq.Quantized,
-  rng: jax.Array,
-  config: Any,
-) -> tuple[vq.CodeStatistics, jax.Array]:
-  """Returns statistics after a batch, and inputs that may replace codes.
-
-  Args:
-    statistics: The running use.
-    quantized: The batch's quantisation.
-    rng: Key for drawing the replacements.
-    config: `config.codebook`: `share_decay` of the running use and
-      `centre_decay` of the centres.
+  Raises:
+    UserError: A loss of this quantizer has no scale.
   """
-  count = statistics.share.shape[0]
-  statistics = statistics.update(
-    quantized, config.share_decay, config.centre_decay
-  )
-  return statistics, vq.candidates(quantized, rng, count)
-
-
-def codebook_update(
-  config: Any,
-) -> Callable[[Any, Any, jax.Array, jax.Array], tuple[Any, Any]]:
-  """Returns the `after_update` of a stage whose model has one codebook.
-
-  Args:
-    config: `config.codebook`: `learn_by` "gradient" or "average", and
-      `dead_below`, the part of an even share below which a code is dead.
-  """
-
-  def after_update(params, extra, replacements, rng):
-    del rng
-    codebook, statistics = params["codes"]["codebook"], extra["codes"]
-    if config.learn_by == "average":
-      codebook = statistics.centres(codebook)
-    codebook, statistics = vq.revive(
-      codebook, statistics, replacements, config.dead_below
-    )
-    return ({**params, "codes": {"codebook": codebook}}, {"codes": statistics})
-
-  return after_update
+  for name in quantizer.LOSSES:
+    if name not in scales:
+      raise errors.UserError(
+        f"config.loss.{name} is missing; {type(quantizer).__name__} has this "
+        "loss, so give its scale."
+      )
+  others = {
+    name for other in quantizers.names() for name in quantizers.of(other).LOSSES
+  } - set(quantizer.LOSSES)
+  given: dict[str, float] = scales.to_dict()
+  return {name: scale for name, scale in given.items() if name not in others}
 
 
 def as_float(frames: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """The dynamics stage: MaskGIT on token records (Genie, section 2.1)."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -10,12 +11,14 @@ import numpy as np
 import optax
 
 from genie_jax.core import errors
-from genie_jax.models import build, dynamics
+from genie_jax.models import build, dynamics, registry
 from genie_jax.nn import flops
-from genie_jax.stages import masking, rollouts
+from genie_jax.stages import data, masking, rollouts
 from genie_jax.train import stage
 
 ACTIONS = {"latent": "latent_actions", "true": "actions"}
+# The manifest's field that counts the buttons.
+_NUM_ACTIONS = {"latent": "num_latent_actions", "true": "num_actions"}
 STARTS = ("random", "codebook")
 
 
@@ -33,7 +36,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
       f"{', '.join(STARTS)}."
     )
   frames, grid = config.data.num_frames, build.token_grid(config.world)
-  model = build.dynamics(config)
+  model = registry.build("dynamics", config, trusted=True)
   which = ACTIONS[config.actions]
 
   def init(rng):
@@ -72,7 +75,20 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
       params, batch["tokens"], batch[which], rng
     ),
     show=preview.show,
-    flops_per_clip=training_flops(config),
+    flops_per_clip=flops_per_clip(config, model),
+    open_source=data.tokens(
+      config,
+      ("tokens", which),
+      merge_aliases=config.actions == "true",
+      **{_NUM_ACTIONS[config.actions]: config.world.num_latent_actions},
+    ),
+  )
+
+
+def made_by(config: Mapping[str, Any]) -> tuple[str, ...]:
+  """Returns the roles of the models that made the tokens."""
+  return (
+    ("tokenizer", "lam") if config["actions"] == "latent" else ("tokenizer",)
   )
 
 
@@ -92,7 +108,11 @@ def start(config: ml_collections.ConfigDict, params: Any) -> Any:
   if config.start == "random":
     return params
   tokenizer = rollouts.tokenizer_of(config.data.path)
-  codes = np.asarray(tokenizer.params["codes"]["codebook"], np.float32)
+  with jax.ensure_compile_time_eval():  # Of known numbers, not of the trace.
+    vectors = tokenizer.module.apply(
+      {"params": tokenizer.params}, method="code_vectors"
+    )
+  codes = np.asarray(vectors, np.float32)
   codes = (codes - codes.mean(0)) / codes.std()  # [V, E]
   table = params["token_embedding"]
   kernel = params["to_logits"]["kernel"]
@@ -113,7 +133,7 @@ def start(config: ml_collections.ConfigDict, params: Any) -> Any:
 
 
 def token_terms(
-  model: dynamics.Dynamics,
+  model: Any,
   params: Any,
   tokens: jax.Array,
   actions: jax.Array,
@@ -143,7 +163,7 @@ def token_terms(
 
 
 def next_frame_terms(
-  model: dynamics.Dynamics,
+  model: Any,
   params: Any,
   tokens: jax.Array,
   actions: jax.Array,
@@ -168,8 +188,32 @@ def next_frame_terms(
   }
 
 
+def flops_per_clip(config: ml_collections.ConfigDict, model: Any) -> float:
+  """Returns a clip's forward and backward FLOPs, of any dynamics model.
+
+  Args:
+    config: Of the stage.
+    model: The model that it describes.
+  """
+  if isinstance(model, dynamics.Dynamics):
+    return training_flops(config)
+  frames = config.data.num_frames
+  shape = (1, frames, *build.token_grid(config.world))
+  inputs = (
+    jax.ShapeDtypeStruct(shape, jnp.int32),
+    jax.ShapeDtypeStruct((1, frames - 1), jnp.int32),
+    jax.ShapeDtypeStruct(shape, jnp.bool_),
+  )
+  params = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+  return 3 * flops.traced(model.apply, nn.unbox(params), *inputs)
+
+
 def training_flops(config: ml_collections.ConfigDict) -> float:
-  """Returns a clip's forward and backward FLOPs (three forward passes)."""
+  """Returns a clip's forward and backward FLOPs (three forward passes).
+
+  Args:
+    config: Of a stage that trains a `models.dynamics.Dynamics`.
+  """
   h, w = build.token_grid(config.world)
   fields, frames = config.model.transformer, config.data.num_frames
   return 3 * (

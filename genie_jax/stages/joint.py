@@ -4,18 +4,21 @@ The LAM trains by its own VQ-VAE loss; the dynamics model sees its actions as
 indices, through which no gradient flows.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import ml_collections
 
 from genie_jax.core import errors
-from genie_jax.models import build
-from genie_jax.nn import vq
-from genie_jax.stages import autoencoding, masking, rollouts
+from genie_jax.models import build, registry
+from genie_jax.stages import autoencoding, data, masking, rollouts
 from genie_jax.stages import dynamics as dynamics_lib
 from genie_jax.stages import lam as lam_lib
 from genie_jax.train import stage
 
+ROLES = ("lam", "dynamics")
 _LAM = "lam_"
 
 
@@ -36,11 +39,14 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
       "actions; use the dynamics stage to train on true ones."
     )
   masking.check(config.mask)
-  autoencoding.check(config.codebook)
+  autoencoding.check(config)
   world, frames = config.world, config.data.num_frames
   grid = build.token_grid(world)
-  lam = build.lam(part_config(config, "lam"))
-  dynamics = build.dynamics(part_config(config, "dynamics"))
+  lam, dynamics = (
+    registry.build(role, part_config(config, role), trusted=True)
+    for role in ROLES
+  )
+  codes = autoencoding.Codes(lam.make_quantizer(), config)
   shape = (frames, world.height, world.width, world.channels)
 
   def init(rng):
@@ -54,9 +60,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
         dynamics.init(dynamics_rng, tokens, actions, tokens > 0)["params"],
       ),
     }
-    return params, {
-      "codes": vq.CodeStatistics.fresh(world.num_latent_actions, lam.code_dim)
-    }
+    return params, codes.fresh()
 
   def loss(params, extra, batch, rng, step):
     del step
@@ -64,9 +68,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
     made = lam.apply(
       {"params": params["lam"]}, autoencoding.as_float(batch["frames"])
     )
-    statistics, aux = autoencoding.update_statistics(
-      extra["codes"], made.quantized, code_rng, config.codebook
-    )
+    extra, aux = codes.update(extra, made.quantized, code_rng)
     losses, metrics = dynamics_lib.token_terms(
       dynamics,
       params["dynamics"],
@@ -79,16 +81,12 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
       made.frames, made.targets, made.quantized
     ).items():
       losses[_LAM + name] = term
-    for name, term in autoencoding.code_metrics(statistics).items():
+    for name, term in codes.metrics(extra).items():
       metrics[_LAM + name] = term
-    return stage.Outcome(
-      losses=losses, metrics=metrics, extra={"codes": statistics}, aux=aux
-    )
-
-  update_lam = autoencoding.codebook_update(config.codebook)
+    return stage.Outcome(losses=losses, metrics=metrics, extra=extra, aux=aux)
 
   def after_update(params, extra, aux, rng):
-    updated, extra = update_lam(params["lam"], extra, aux, rng)
+    updated, extra = codes.after_update(params["lam"], extra, aux, rng)
     return {**params, "lam": updated}, extra
 
   def infer(params, batch):
@@ -140,7 +138,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
     },
     loss_scales={
       "cross_entropy": 1.0,
-      **{_LAM + name: scale for name, scale in config.loss.items()},
+      **{_LAM + name: scale for name, scale in codes.loss_scales.items()},
     },
     init=init,
     loss=loss,
@@ -150,6 +148,21 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
     show=show,
     flops_per_clip=(
       lam_lib.training_flops(part_config(config, "lam"))
-      + dynamics_lib.training_flops(part_config(config, "dynamics"))
+      + dynamics_lib.flops_per_clip(part_config(config, "dynamics"), dynamics)
     ),
+    open_source=data.tokens(config, ("tokens", "frames")),
   )
+
+
+def parts(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+  """Returns role -> {"world", "model"} of the two models."""
+  return {
+    role: build.part_fields({**config, "model": config["model"][role]})
+    for role in ROLES
+  }
+
+
+def made_by(config: Mapping[str, Any]) -> tuple[str, ...]:
+  """Returns the role of the model that made the tokens."""
+  del config  # The stage trains a LAM of its own.
+  return ("tokenizer",)

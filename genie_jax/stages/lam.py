@@ -1,42 +1,40 @@
 """The latent action stage: buttons from video alone (Genie, section 2.1)."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import ml_collections
 
 from genie_jax.core import images
-from genie_jax.models import build, lam
-from genie_jax.nn import flops, patches, vq
-from genie_jax.stages import autoencoding
+from genie_jax.models import lam, registry
+from genie_jax.nn import flops, patches
+from genie_jax.stages import autoencoding, data
 from genie_jax.train import stage
 
 
 def make(config: ml_collections.ConfigDict) -> stage.Stage:
   """Builds the stage that `experiments/*/lam.py` configures."""
-  autoencoding.check(config.codebook)
+  autoencoding.check(config)
   world, frames = config.world, config.data.num_frames
-  model = build.lam(config)
+  model = registry.build("lam", config, trusted=True)
+  codes = autoencoding.Codes(model.make_quantizer(), config)
   shape = (frames, world.height, world.width, world.channels)
 
   def init(rng):
     clip = jnp.zeros((1, *shape), jnp.float32)
-    params = model.init(rng, clip)["params"]
-    return params, {
-      "codes": vq.CodeStatistics.fresh(world.num_latent_actions, model.code_dim)
-    }
+    return model.init(rng, clip)["params"], codes.fresh()
 
   def loss(params, extra, batch, rng, step):
     del step
     made = model.apply(
       {"params": params}, autoencoding.as_float(batch["frames"])
     )
-    statistics, aux = autoencoding.update_statistics(
-      extra["codes"], made.quantized, rng, config.codebook
-    )
+    extra, aux = codes.update(extra, made.quantized, rng)
     return stage.Outcome(
       losses=autoencoding.losses(made.frames, made.targets, made.quantized),
-      metrics=autoencoding.code_metrics(statistics),
-      extra={"codes": statistics},
+      metrics=codes.metrics(extra),
+      extra=extra,
       aux=aux,
     )
 
@@ -57,14 +55,15 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
     features={
       "frames": stage.Feature(shape, jnp.uint8, ("act_time", None, None, None))
     },
-    loss_scales=dict(config.loss),
+    loss_scales=codes.loss_scales,
     init=init,
     loss=loss,
     evaluate=evaluate,
     preview=preview,
     show=show_next_frames,
-    after_update=autoencoding.codebook_update(config.codebook),
+    after_update=codes.after_update,
     flops_per_clip=training_flops(config),
+    open_source=data.clips(config),
   )
 
 
@@ -85,11 +84,11 @@ def button_terms(
   Returns:
     Squared errors with inferred actions, with random ones and of copying.
   """
-  made = model.apply({"params": params}, frames)
+  made: Any = model.apply({"params": params}, frames)
   random = jax.random.randint(
     rng, made.latent_actions.shape, 0, model.num_latent_actions
   )
-  other = model.apply(
+  other: Any = model.apply(
     {"params": params}, frames[:, :-1], random, method="decode"
   )
   copied = patches.shrink(frames, model.shrink)[:, :-1]
@@ -112,11 +111,11 @@ def next_frames(
     frames: float [B, T, H, W, C].
     rng: Key of the random actions.
   """
-  made = model.apply({"params": params}, frames)
+  made: Any = model.apply({"params": params}, frames)
   random = jax.random.randint(
     rng, made.latent_actions.shape, 0, model.num_latent_actions
   )
-  other = model.apply(
+  other: Any = model.apply(
     {"params": params}, frames[:, :-1], random, method="decode"
   )
   return {

@@ -8,8 +8,8 @@ import numpy as np
 
 from genie_jax.core import errors, files, images
 from genie_jax.data import manifest as manifest_lib
-from genie_jax.models import dynamics, store
-from genie_jax.sampling import decoding, maskgit, rollout
+from genie_jax.models import protocols, store
+from genie_jax.sampling import decoding, rollout, samplers
 from genie_jax.stages import autoencoding
 
 
@@ -44,11 +44,11 @@ class Preview:
   """
 
   def __init__(
-    self, config: ml_collections.ConfigDict, model: dynamics.Dynamics
+    self, config: ml_collections.ConfigDict, model: protocols.DynamicsModel
   ):
     self.config = config
     self.model = model
-    self._sampling = maskgit.make_sampling(config.sampling.to_dict())
+    self._sampling = samplers.make(config.sampling.to_dict(), trusted=True)
     self._tokenizer: store.Part | None = None
 
   def draw(

@@ -4,37 +4,33 @@ import jax.numpy as jnp
 import ml_collections
 
 from genie_jax.core import images
-from genie_jax.models import build
-from genie_jax.nn import flops, patches, vq
-from genie_jax.stages import autoencoding
+from genie_jax.models import build, registry
+from genie_jax.nn import flops, patches, quantizers
+from genie_jax.stages import autoencoding, data
 from genie_jax.train import stage
 
 
 def make(config: ml_collections.ConfigDict) -> stage.Stage:
   """Builds the stage that `experiments/*/tokenizer.py` configures."""
-  autoencoding.check(config.codebook)
+  autoencoding.check(config)
   world, frames = config.world, config.data.num_frames
-  model = build.tokenizer(config)
+  model = registry.build("tokenizer", config, trusted=True)
+  codes = autoencoding.Codes(model.make_quantizer(), config)
   shape = (frames, world.height, world.width, world.channels)
 
   def init(rng):
     clip = jnp.zeros((1, *shape), jnp.float32)
-    params = model.init(rng, clip)["params"]
-    return params, {
-      "codes": vq.CodeStatistics.fresh(world.num_codes, model.code_dim)
-    }
+    return model.init(rng, clip)["params"], codes.fresh()
 
   def loss(params, extra, batch, rng, step):
     del step
     truth = autoencoding.as_float(batch["frames"])
     made = model.apply({"params": params}, truth)
-    statistics, aux = autoencoding.update_statistics(
-      extra["codes"], made.quantized, rng, config.codebook
-    )
+    extra, aux = codes.update(extra, made.quantized, rng)
     return stage.Outcome(
       losses=autoencoding.losses(made.frames, truth, made.quantized),
-      metrics=autoencoding.code_metrics(statistics),
-      extra={"codes": statistics},
+      metrics=codes.metrics(extra),
+      extra=extra,
       aux=aux,
     )
 
@@ -66,18 +62,21 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
     features={
       "frames": stage.Feature(shape, jnp.uint8, ("act_time", None, None, None))
     },
-    loss_scales=dict(config.loss),
+    loss_scales=codes.loss_scales,
     init=init,
     loss=loss,
     evaluate=evaluate,
     preview=preview,
     show=show,
-    after_update=autoencoding.codebook_update(config.codebook),
-    flops_per_clip=_flops(config),
+    after_update=codes.after_update,
+    flops_per_clip=_flops(config, codes.quantizer),
+    open_source=data.clips(config),
   )
 
 
-def _flops(config: ml_collections.ConfigDict) -> float:
+def _flops(
+  config: ml_collections.ConfigDict, quantizer: quantizers.Quantizer
+) -> float:
   """Returns a clip's forward and backward FLOPs (three forward passes)."""
   world, frames, model = config.world, config.data.num_frames, config.model
   h, w = build.token_grid(world)
@@ -88,7 +87,7 @@ def _flops(config: ml_collections.ConfigDict) -> float:
     + flops.st_transformer(model.decoder, frames, h * w)
     + flops.linear(values, model.encoder.width + model.decoder.width, tokens)
     + flops.linear(
-      model.code_dim, model.encoder.width + model.decoder.width, tokens
+      quantizer.code_dim, model.encoder.width + model.decoder.width, tokens
     )
-    + flops.linear(model.code_dim, world.num_codes, tokens) / 3
+    + quantizer.flops(tokens) / 3
   )

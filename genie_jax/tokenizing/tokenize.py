@@ -9,13 +9,10 @@ Shapes:
 """
 
 import dataclasses
-import fcntl
 import pathlib
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +20,9 @@ import numpy as np
 
 from genie_jax.core import buckets, errors, files, progress
 from genie_jax.data import manifest as manifest_lib
-from genie_jax.data import records, shards, sources
+from genie_jax.data import records, resumable, shards, sources
 from genie_jax.models import build, store
 from genie_jax.sampling import prepare
-from genie_jax.tokenizing import token_progress
 from genie_jax.worlds import trained_models
 
 _VERSION = 1  # Raised when the same options would give other bytes.
@@ -92,26 +88,12 @@ class Report:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Job:
-  """One shard to be written."""
-
-  split: str
-  name: str
-  windows: range
-
-  @property
-  def key(self) -> token_progress.Key:
-    return self.split, self.name
-
-
-@dataclasses.dataclass(frozen=True)
 class _Plan:
   """All that a call needs to know."""
 
   options: Options
   manifest: manifest_lib.Manifest  # Of the tokens, without its splits.
   splits: dict[str, sources.WindowSource]
-  jobs: list[_Job]
 
 
 def tokenize(
@@ -145,36 +127,25 @@ def tokenize(
     if folder is not None:
       models[name], prints[name] = trained_models.part(folder, name)
   plan = _plan(clips, out, models, prints, options)
-  request = plan.manifest.to_dict()
-  entries = token_progress.earlier(out, request)
-  (out / token_progress.FOLDER).mkdir(parents=True, exist_ok=True)
-  with open(out / token_progress.FOLDER / "lock", "w") as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise errors.UserError(
-        f"Another process is writing into {out}; wait for it or give "
-        "another folder."
-      ) from error
-    token_progress.begin(out, request)
+  writer = resumable.FolderWriter(
+    out,
+    plan.manifest,
+    {split: range(len(source)) for split, source in plan.splits.items()},
+    options.records_per_shard,
+  )
+  with writer:
     for name, model in models.items():
       store.save(out / name, {name: model})
-    done = token_progress.still_whole(
-      out, [job.key for job in plan.jobs], entries
-    )
-    missing = [job for job in plan.jobs if job.key not in done]
-    if missing:
-      # Until all shards are whole again the folder must not look finished.
-      (out / manifest_lib.FILE_NAME).unlink(missing_ok=True)
-    _write(out, plan, missing, done, _encoder(models))
-    manifest = dataclasses.replace(
-      plan.manifest, splits=_splits(plan, done), folder=out
-    )
-    manifest.write(out)
-    shutil.rmtree(out / token_progress.FOLDER)
-  written = sum(len(job.windows) for job in missing)
-  total = sum(len(job.windows) for job in plan.jobs)
-  return Report(manifest, written, total - written, time.monotonic() - began)
+    count = lambda shards: sum(len(shard.items) for shard in shards)
+    kept, missing = count(writer.kept), count(writer.missing)
+    encode = _encoder(models)
+    with progress.track(
+      total=kept + missing, initial=kept, unit="clips", description="tokenize"
+    ) as bar:
+      for shard in writer.missing:
+        _write(out, plan, shard, encode, bar.update)
+    manifest = writer.finish()
+  return Report(manifest, missing, kept, time.monotonic() - began)
 
 
 def _plan(
@@ -184,7 +155,7 @@ def _plan(
   prints: dict[str, str],
   options: Options,
 ) -> _Plan:
-  """Checks that everything fits, and lays out the shards."""
+  """Checks that everything fits."""
   if out.resolve() == pathlib.Path(clips).resolve():
     raise errors.UserError(
       f"--out {out} is the clips folder itself; give another folder."
@@ -208,7 +179,7 @@ def _plan(
   )
   for split in options.splits:
     source.shards(split)  # Refuses a split that is not there.
-  splits, jobs = {}, []
+  splits = {}
   for split, summary in source.splits.items():
     wanted = not options.splits or split in options.splits
     if not wanted or not summary["shards"]:
@@ -220,16 +191,6 @@ def _plan(
       options.stride,
       keys=_arrays_of(source, split),
     )
-    count, size = len(splits[split]), options.records_per_shard
-    number = -(-count // size)
-    jobs += [
-      _Job(
-        split,
-        shards.shard_name(index, number),
-        range(index * size, min((index + 1) * size, count)),
-      )
-      for index in range(number)
-    ]
   lam = models.get("lam")
   manifest = manifest_lib.Manifest(
     kind="tokens",
@@ -255,7 +216,7 @@ def _plan(
     tokenizer_fingerprint=prints["tokenizer"],
     lam_fingerprint=prints.get("lam"),
   )
-  return _Plan(options, manifest, splits, jobs)
+  return _Plan(options, manifest, splits)
 
 
 def _arrays_of(source: manifest_lib.Manifest, split: str) -> tuple[str, ...]:
@@ -289,50 +250,39 @@ def _encoder(models: dict[str, store.Part]) -> Encode:
 def _write(
   out: pathlib.Path,
   plan: _Plan,
-  missing: list[_Job],
-  done: dict[token_progress.Key, token_progress.Entry],
+  shard: resumable.Shard,
   encode: Encode,
+  tick: Callable[[int], object],
 ) -> None:
-  """Writes the missing shards and adds their entries to `done`."""
-  total = sum(len(job.windows) for job in plan.jobs)
-  left = sum(len(job.windows) for job in missing)
+  """Writes one shard; calls `tick` with the number of records after each."""
   options = (
     shards.FRAMES_OPTIONS
     if plan.options.keep_frames and not plan.options.uncompressed
     else shards.TOKENS_OPTIONS
   )
-  with progress.track(
-    total=total, initial=total - left, unit="clips", description="tokenize"
-  ) as bar:
-    for job in missing:
-      episodes = []
-      writer = shards.ShardWriter(out / job.split / job.name, options)
-      with writer:
-        for batch in _encoded(plan, job, encode):
-          for row in range(len(batch["source"])):
-            source, start = int(batch["source"][row]), int(batch["start"][row])
-            arrays = {
-              name: array[row]
-              for name, array in batch.items()
-              if name not in ("source", "start")
-            }
-            writer.write(
-              records.pack(
-                arrays,
-                {"fps": plan.manifest.fps, "source": source, "start": start},
-              )
-            )
-            episodes.append(
-              [source, len(episodes), start, plan.options.num_frames]
-            )
-          bar.update(len(batch["source"]))
-      entry = {**writer.entry, "episodes": episodes}
-      token_progress.note(out, job.key, entry)
-      done[job.key] = entry
+  with resumable.ShardWriter(out, shard, options) as writer:
+    for batch in _encoded(plan, shard, encode):
+      for row in range(len(batch["source"])):
+        source, start = int(batch["source"][row]), int(batch["start"][row])
+        arrays = {
+          name: array[row]
+          for name, array in batch.items()
+          if name not in ("source", "start")
+        }
+        writer.episodes.append(
+          [source, len(writer.episodes), start, plan.options.num_frames]
+        )
+        writer.write(
+          records.pack(
+            arrays,
+            {"fps": plan.manifest.fps, "source": source, "start": start},
+          )
+        )
+      tick(len(batch["source"]))
 
 
 def _encoded(
-  plan: _Plan, job: _Job, encode: Encode
+  plan: _Plan, shard: resumable.Shard, encode: Encode
 ) -> Iterator[dict[str, np.ndarray]]:
   """Yields the arrays of one shard's records in batches.
 
@@ -340,11 +290,13 @@ def _encoded(
   last clip: one compiled program serves all, and a shard's bytes do not
   depend on which shards were written before it.
   """
-  source, size = plan.splits[job.split], plan.options.batch_size
-  starts = range(job.windows.start, job.windows.stop, size)
-  rows = lambda start: range(start, min(start + size, job.windows.stop))
-  token_dtype = np.uint16 if plan.manifest.num_codes <= 1 << 16 else np.uint32
-  # Reading the next batch goes on while the models work.
+  source, size = plan.splits[shard.split], plan.options.batch_size
+  starts = range(shard.items.start, shard.items.stop, size)
+  rows = lambda start: range(start, min(start + size, shard.items.stop))
+  num_codes = plan.manifest.num_codes
+  assert num_codes is not None  # Set for every token folder.
+  token_dtype = np.uint16 if num_codes <= 1 << 16 else np.uint32
+  # The next batch is read while the models work.
   with futures.ThreadPoolExecutor(1) as reader:
     coming = reader.submit(source.gather, rows(starts[0]))
     for number, start in enumerate(starts):
@@ -362,15 +314,3 @@ def _encoded(
           np.int32
         )
       yield batch
-
-
-def _splits(
-  plan: _Plan, done: dict[token_progress.Key, token_progress.Entry]
-) -> dict[str, Any]:
-  return {
-    split: manifest_lib.split_summary(
-      [done[job.key] for job in plan.jobs if job.split == split],
-      len(source) * plan.options.num_frames,
-    )
-    for split, source in plan.splits.items()
-  }

@@ -8,9 +8,10 @@ import jax
 import ml_collections
 import numpy as np
 from absl import logging
+from etils import epath
 from jax.sharding import Mesh
 
-from genie_jax.core import errors, files
+from genie_jax.core import errors
 from genie_jax.sharding import hosts
 from genie_jax.sharding import mesh as mesh_lib
 from genie_jax.train import metrics, previews
@@ -33,7 +34,7 @@ class HeldOut:
     mesh: Mesh,
     like: state_lib.TrainState,
     share: hosts.Share,
-    workdir: files.PathLike,
+    workdir: epath.Path,
     make_batches: Callable[[hosts.Share], Any] | None,
   ):
     """Prepares the compiled step; nothing is read yet.

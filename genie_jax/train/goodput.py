@@ -37,7 +37,7 @@ class Clock:
     """
     self.started = began
     self.productive = 0.0
-    self.lost = dict.fromkeys(KINDS, 0.0)
+    self.lost: dict[str, float] = dict.fromkeys(KINDS, 0.0)
 
   def go_on(self, note: Mapping[str, Any]) -> None:
     """Adds what earlier starts kept in a checkpoint, see `note`."""

@@ -34,7 +34,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from genie_jax.checkpoints import manager, reader
+from genie_jax.checkpoints import manager
 from genie_jax.core import buckets, chips, errors, files, progress
 from genie_jax.core import config as config_lib
 from genie_jax.sharding import hosts
@@ -123,7 +123,13 @@ def train(
     RunFailed: A loss is not finite, or a checkpoint cannot be written.
   """
   began = time.time() if began is None else began
-  buckets.reached(workdir)
+  workdir = buckets.run_folder(buckets.reached(workdir))
+  stored = config_lib.to_dict(config)
+  note = {
+    "stage": stage.name,
+    "config": stored,
+    "config_fingerprint": config_lib.fingerprint(stored),
+  }
   mesh = mesh_lib.make(config.mesh)
   optimizer = optimizer_lib.make(config.optimizer, config.steps, stage.no_decay)
   like = state_lib.abstract(stage, optimizer, mesh)
@@ -132,15 +138,14 @@ def train(
   checkpoints = manager.Checkpoints(
     workdir, config.keep_checkpoints, config.keep_every
   )
-  resumes = bool(reader.valid_steps(workdir))
-  workdir_lib.check(workdir, config, resumes)
+  workdir_lib.check(workdir, stored, resumes=bool(checkpoints.steps()))
   restored = checkpoints.restore(like.fields(), batches)
   report = None
   clock = goodput.Clock(min(began, workdir_lib.first_start(workdir)))
   if restored:
-    fields, note = restored
+    fields, earlier = restored
     state = state_lib.TrainState(**fields)
-    clock.go_on(note["clock"])
+    clock.go_on(earlier["clock"])
     logging.info("Going on from step %d of %s.", int(state.step), workdir)
   else:
     state = state_lib.create(stage, optimizer, like, config.seed)
@@ -148,12 +153,14 @@ def train(
       state, report = warm_start.apply(
         state, config.init_from, stage.name, optimizer, like
       )
-  workdir_lib.write(workdir, config)
+  workdir_lib.write(workdir, stored)
   writer = metrics_lib.open_writers(workdir, int(state.step))
   profiler = profile.Profiler(workdir, profile_steps)
   failed = True
   try:
-    run = _Run(stage, config, optimizer, mesh, like, share, clock, profiler)
+    run = _Run(
+      stage, config, note, optimizer, mesh, like, share, clock, profiler
+    )
     held_out = evaluation.HeldOut(
       stage, config, mesh, like, share, workdir, make_eval_batches
     )
@@ -180,6 +187,7 @@ class _Run:
     self,
     stage: stage_lib.Stage,
     config: ml_collections.ConfigDict,
+    note: Mapping[str, Any],
     optimizer: optimizer_lib.Optimizer,
     mesh: Mesh,
     like: state_lib.TrainState,
@@ -188,6 +196,7 @@ class _Run:
     profiler: profile.Profiler,
   ):
     self._stage, self._config, self._share = stage, config, share
+    self._note = note  # Of every checkpoint.
     self._profiler = profiler
     size = config.data.batch_size
     self._rows = share.rows(size)
@@ -258,7 +267,8 @@ class _Run:
     else:
       batch = self._read(batches, number)
       waited = time.perf_counter() - begin
-      idle = not self._unseen or self._unseen[-1][1]["loss"].is_ready()
+      last: Any = self._unseen[-1][1]["loss"] if self._unseen else None
+      idle = last is None or last.is_ready()
       state, metrics = self._step(state, batch)
       self._meter.step(waited if idle else 0.0)
     self._unseen.append((number, metrics))
@@ -319,10 +329,5 @@ class _Run:
       checkpoints.save(
         state.fields(),
         batches,
-        {
-          "stage": self._stage.name,
-          "config": config_lib.to_dict(self._config),
-          "config_fingerprint": config_lib.fingerprint(self._config),
-          "clock": clock,
-        },
+        {**self._note, "clock": clock},
       )

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 import tensorboardX
+from etils import epath
 
 from genie_jax.core import buckets, errors, files
 from genie_jax.train import goodput
@@ -33,14 +34,14 @@ class Writer(Protocol):
 class JsonLines:
   """One JSON object a line: step, time, and the numbers."""
 
-  def __init__(self, workdir: files.PathLike, resumed_step: int):
+  def __init__(self, workdir: epath.Path, resumed_step: int):
     """Opens the file, and drops lines of steps that will be made again.
 
     Args:
       workdir: Folder of metrics.jsonl.
       resumed_step: Last step whose line stays.
     """
-    self._path = buckets.run_folder(workdir) / FILE
+    self._path = workdir / FILE
     lines = []
     if self._path.exists():
       lines = self._path.read_text().splitlines()
@@ -95,8 +96,8 @@ def _step_of(line: str) -> float:
 class TensorBoard:
   """Event files for TensorBoard."""
 
-  def __init__(self, workdir: files.PathLike, resumed_step: int):
-    folder = buckets.run_folder(workdir) / "tensorboard"
+  def __init__(self, workdir: epath.Path, resumed_step: int):
+    folder = workdir / "tensorboard"
     try:
       self._writer = tensorboardX.SummaryWriter(
         str(folder), purge_step=resumed_step + 1
@@ -139,7 +140,7 @@ class Many:
       writer.close()
 
 
-def open_writers(workdir: files.PathLike, resumed_step: int) -> Writer:
+def open_writers(workdir: epath.Path, resumed_step: int) -> Writer:
   """Returns the writers of a run; only process 0 writes."""
   if jax.process_index() != 0:
     return Many([])

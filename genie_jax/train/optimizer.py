@@ -160,6 +160,8 @@ def matrix_dimensions(params: Any) -> Any:
     names = [key.key for key in path]
     if "layers" not in names or names[-1] != "kernel":
       return None
+    if names[-2] not in dimensions:
+      return None  # Of a layer that is not one of ours.
     return optax.contrib.MuonDimensionNumbers(*dimensions[names[-2]])
 
   return jax.tree_util.tree_map_with_path(leaf, params)
@@ -200,6 +202,7 @@ def make(
   """
   found = settings(config, steps)
   learning_rate = schedule(found, steps)
+  rate: Any = learning_rate  # Optax types the step as a number.
   parts = []
   if found.clip_norm:
     parts.append(optax.clip_by_global_norm(found.clip_norm))
@@ -208,6 +211,6 @@ def make(
     optax.add_decayed_weights(
       found.weight_decay, mask=lambda params: decay_mask(params, no_decay)
     ),
-    optax.scale_by_learning_rate(learning_rate),
+    optax.scale_by_learning_rate(rate),
   ]
   return Optimizer(optax.chain(*parts), learning_rate, found.accumulate)

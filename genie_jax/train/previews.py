@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from etils import epath
 from jax.sharding import Mesh, NamedSharding
 from PIL import Image
 
-from genie_jax.core import buckets, errors, files, images
+from genie_jax.core import errors, files, images
 from genie_jax.sharding import compiler_options, hosts, rules
 from genie_jax.sharding import mesh as mesh_lib
 from genie_jax.train import metrics
@@ -38,7 +39,7 @@ class Pictures:
     stage: stage_lib.Stage,
     mesh: Mesh,
     like: state_lib.TrainState,
-    workdir: files.PathLike,
+    workdir: epath.Path,
   ):
     """Prepares; nothing is compiled yet.
 
@@ -49,7 +50,7 @@ class Pictures:
       workdir: Pictures go to its folder "previews".
     """
     self._stage = stage
-    self._folder = buckets.run_folder(workdir) / "previews"
+    self._folder = workdir / "previews"
     self._mesh = mesh_lib.without_frames(mesh)
     self._layout = jax.tree.map(
       lambda x: NamedSharding(self._mesh, x.sharding.spec),
@@ -144,6 +145,7 @@ class Pictures:
         f"they do not fit a device ({str(error).splitlines()[0]})"
       ) from error
     free, stats = free_bytes(mesh), program.memory_analysis()
+    assert stats is not None  # Every backend of JAX reports it.
     needed = (
       stats.temp_size_in_bytes
       + stats.output_size_in_bytes

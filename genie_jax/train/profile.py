@@ -9,37 +9,19 @@ from typing import Any
 
 import jax
 from absl import logging
+from etils import epath
 
-from genie_jax.core import buckets, errors, files
+from genie_jax.core import buckets, files
 
 FOLDER = "profile"
-
-
-def parse(text: str) -> tuple[int, int] | None:
-  """Returns the first and last step of "10-15" or "10"; None for "".
-
-  Raises:
-    UserError: It is neither.
-  """
-  if not text:
-    return None
-  first, _, last = text.partition("-")
-  last = last or first
-  if not (first.isdecimal() and last.isdecimal()) or not (
-    1 <= int(first) <= int(last)
-  ):
-    raise errors.UserError(
-      f"--profile-steps={text} is no range of steps; give for example 10-15."
-    )
-  return int(first), int(last)
 
 
 class Profiler:
   """Traces a range of steps on process 0 into WORKDIR/profile."""
 
-  def __init__(self, workdir: files.PathLike, steps: tuple[int, int] | None):
+  def __init__(self, workdir: epath.Path, steps: tuple[int, int] | None):
     """Prepares; `steps` are the first and the last, None for no trace."""
-    self._target = buckets.run_folder(workdir) / FOLDER
+    self._target = workdir / FOLDER
     self._steps = steps if jax.process_index() == 0 else None
     self._local: contextlib.ExitStack | None = None
 
@@ -58,7 +40,7 @@ class Profiler:
 
   def after(self, number: int, metrics: Any) -> None:
     """Ends the trace after its last step; waits for that step's metrics."""
-    if self._local is not None and number >= self._steps[1]:
+    if self._steps and self._local is not None and number >= self._steps[1]:
       jax.block_until_ready(metrics)
       self.close()
 

@@ -1,7 +1,7 @@
 """A stage: all that one train step, one loop and one checkpoint path need.
 
 A stage is a value, not a script: a new trainable part of a world is one file
-in `genie_jax/stages/` that returns a `Stage`.
+that returns a `Stage`, and a name for it in `stages.registry`.
 """
 
 import dataclasses
@@ -11,6 +11,9 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+
+from genie_jax.core import errors
+from genie_jax.data import sources
 
 Batch = dict[str, jax.Array]
 Tree = Any
@@ -79,20 +82,26 @@ class Outcome:
   aux: Tree
 
 
+def _no_source(split: str) -> sources.Source:
+  raise errors.UserError(
+    f"The stage has no data to read the split {split!r} from; give its Stage "
+    "an open_source, for example genie_jax.stages.data.clips(config)."
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class Stage:
   """A trainable part of a world.
 
   Attributes:
-    name: Name of the stage, as in `config.stage`.
+    name: Name of the stage, for messages; a warm start looks for its weights
+      under this name in the checkpoint of a stage that trains several models.
     features: The arrays of a batch that the stage reads.
     loss_scales: Weight of each named loss; its keys must equal those of
       `Outcome.losses`. A value may be a schedule from the step to a weight.
     init: `rng -> (params, extra)`; leaves of `params` are boxed with logical
       axis names, `extra` holds plain arrays (an empty dict when unused).
     loss: `(params, extra, batch, rng, step) -> Outcome`.
-    after_update: `(params, extra, aux, rng) -> (params, extra)`, run after
-      the optimizer inside the same compiled step.
     evaluate: `(params, extra, batch, rng) -> dict of Terms` on held-out
       clips; its keys need not equal the training metrics.
     preview: `(params, extra, batch, rng) -> arrays`, what pictures of each
@@ -103,6 +112,12 @@ class Stage:
       rows, name -> uint8 frames [T, H, W, 3], shown as a strip.
     flops_per_clip: Model FLOPs of one clip's forward and backward pass,
       without recomputation.
+    open_source: `split -> source`, the stage's data, checked against the
+      config. A source gives elements that have at least the arrays of
+      `features`; see `sources.Source`. `config.data` says which splits are
+      read, in which batches and by how many threads.
+    after_update: `(params, extra, aux, rng) -> (params, extra)`, run after
+      the optimizer inside the same compiled step.
     no_decay: Last path names of parameters that weight decay leaves alone.
   """
 
@@ -115,6 +130,7 @@ class Stage:
   preview: Callable[[Tree, Tree, Batch, jax.Array], Tree]
   show: Callable[[Tree], dict[str, dict[str, Any]]]
   flops_per_clip: float
+  open_source: Callable[[str], sources.Source] = _no_source
   after_update: Callable[[Tree, Tree, Tree, jax.Array], tuple[Tree, Tree]] = (
     lambda params, extra, aux, rng: (params, extra)
   )

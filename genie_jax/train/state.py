@@ -128,7 +128,7 @@ def reset_optimizer(
   fresh = jax.jit(
     optimizer.transformation.init, out_shardings=shardings(like).opt_state
   )(state.params)
-  return state.replace(opt_state=fresh)
+  return dataclasses.replace(state, opt_state=fresh)
 
 
 def _is_box(x: Any) -> bool:

@@ -89,9 +89,17 @@ def apply(
       f"config.init_from={source}: none of its {len(names)} arrays fits a "
       f"parameter of the {stage_name} stage; give a model of the same kind."
     )
-  _log(source, report)
+  logging.info(
+    "Warm start from %s: %d arrays loaded, %d fresh, %d of the source "
+    "unused; the optimizer starts again.",
+    source,
+    len(report.loaded),
+    len(report.missing),
+    len(report.unused),
+  )
+  _warn(report)
   tree = jax.tree.unflatten(structure, new)
-  state = state.replace(**tree)
+  state = dataclasses.replace(state, **tree)
   return state_lib.reset_optimizer(state, optimizer, like), report
 
 
@@ -116,15 +124,7 @@ def _read(source: str) -> tuple[dict[str, tuple[Any, str]], set[str]]:
   return table, set(flat)
 
 
-def _log(source: str, report: Report) -> None:
-  logging.info(
-    "Warm start from %s: %d arrays loaded, %d fresh, %d of the source "
-    "unused; the optimizer starts anew.",
-    source,
-    len(report.loaded),
-    len(report.missing),
-    len(report.unused),
-  )
+def _warn(report: Report) -> None:
   for name, why in report.missing.items():
     logging.warning("Warm start: %s keeps its fresh value: %s.", name, why)
   for name in report.unused:

@@ -18,9 +18,10 @@ from typing import Any
 
 import jax
 from absl import logging
+from etils import epath
 
-from genie_jax.core import buckets, errors, files
 from genie_jax.core import config as config_lib
+from genie_jax.core import errors, files
 
 FILE = "config.json"
 STARTED = "started.json"
@@ -45,41 +46,41 @@ _MAY_CHANGE_GROUPS = ("mesh.",)
 # Of every transformer stack, which is a group with a number of layers.
 _MAY_CHANGE_IN_STACKS = frozenset({"remat", "attention", "unroll"})
 _DATA = "data.fingerprint"
+# What configs from before these fields were there did, which "absent" means.
+_ABSENT = {"quantizer.name": "vq", "quantizer.levels": []}
 
 
 def check(
-  workdir: files.PathLike, config: Mapping[str, Any], resumes: bool
+  workdir: epath.Path, config: Mapping[str, Any], resumes: bool
 ) -> None:
   """Compares a config with that of a run that is to go on.
 
   Args:
-    workdir: The run's folder.
-    config: The config of this start.
+    workdir: The run's folder, see `buckets.run_folder`.
+    config: The config of this start, as plain dicts.
     resumes: True where the workdir has a checkpoint.
 
   Raises:
     UserError: A field differs that the checkpoint depends on.
   """
-  path = buckets.run_folder(workdir) / FILE
+  path = workdir / FILE
   if resumes and path.exists():
-    _compare(workdir, files.read_json(path), config_lib.to_dict(config))
+    _compare(workdir, files.read_json(path), config)
 
 
-def write(workdir: files.PathLike, config: Mapping[str, Any]) -> None:
+def write(workdir: epath.Path, config: Mapping[str, Any]) -> None:
   """Writes `config.json`."""
   if jax.process_index() == 0:
-    files.write_json(
-      buckets.run_folder(workdir) / FILE, config_lib.to_dict(config)
-    )
+    files.write_json(workdir / FILE, config)
 
 
-def first_start(workdir: files.PathLike) -> float:
+def first_start(workdir: epath.Path) -> float:
   """Returns the Unix time at which this run first started.
 
   It is kept in a file, as a run may end before its first checkpoint. Process
   0's answer is the one that counts.
   """
-  path = buckets.run_folder(workdir) / STARTED
+  path = workdir / STARTED
   if not path.exists():
     now = time.time()
     if jax.process_index() == 0:
@@ -89,10 +90,12 @@ def first_start(workdir: files.PathLike) -> float:
 
 
 def _compare(workdir, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-  old_fields, new_fields = _dotted(old), _dotted(new)
+  old_fields, new_fields = config_lib.dotted(old), config_lib.dotted(new)
   for name in sorted(old_fields.keys() | new_fields.keys()):
-    before = old_fields.get(name, "absent")
-    after = new_fields.get(name, "absent")
+    before, after = (
+      fields.get(name, _ABSENT.get(name, "absent"))
+      for fields in (old_fields, new_fields)
+    )
     if before == after:
       continue
     if name == _DATA:
@@ -135,13 +138,3 @@ def _may_change(
     and group.startswith("model.")
     and all(f"{group}.num_layers" in fields for fields in (old, new))
   )
-
-
-def _dotted(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  flat = {}
-  for name, value in fields.items():
-    if isinstance(value, dict) and value:
-      flat |= _dotted(value, f"{prefix}{name}.")
-    else:
-      flat[f"{prefix}{name}"] = value
-  return flat

@@ -35,12 +35,13 @@ class Int8:
   """A matrix as integers and scales.
 
   Attributes:
-    values: int8 [...].
-    scales: float32, of the same rank, with size 1 on the contracted axes.
+    values: int8 [...]; an array of JAX or numpy, or a `lazy_array.Lazy`.
+    scales: float32, of the same rank and kind, with size 1 on the contracted
+      axes.
   """
 
-  values: jax.Array
-  scales: jax.Array
+  values: Any
+  scales: Any
 
   @property
   def shape(self) -> tuple[int, ...]:

@@ -184,5 +184,6 @@ def _put(
   return jax.make_array_from_callback(
     tuple(leaf.shape),
     NamedSharding(mesh, rules.spec(axes)),
-    lambda index: part(leaf, index, dtype),
+    # Not None: every device of `mesh` that calls this holds a part.
+    lambda index: part(leaf, index or (), dtype),
   )

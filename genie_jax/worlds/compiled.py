@@ -1,6 +1,7 @@
 """The compiled programs of a world, shared by all worlds of equal shapes."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,8 @@ def keep_programs() -> None:
 
   JAX_COMPILATION_CACHE_DIR names another folder.
   """
-  if not jax.config.jax_compilation_cache_dir:
+  settings: Any = jax.config  # Its flags are not in its type.
+  if not settings.jax_compilation_cache_dir:
     jax.config.update("jax_compilation_cache_dir", str(cache.default_folder()))
     # Where something was compiled before, JAX has noted that there is no cache.
     compilation_cache.reset_cache()

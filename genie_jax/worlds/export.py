@@ -14,7 +14,8 @@ from genie_jax.core import buckets, errors, files, images
 from genie_jax.data import manifest as manifest_lib
 from genie_jax.data import sources
 from genie_jax.models import store
-from genie_jax.sampling import maskgit
+from genie_jax.sampling import samplers
+from genie_jax.stages import registry
 from genie_jax.weights import tensor_files
 from genie_jax.worlds import trained_models, world_folder, world_manifest
 
@@ -190,7 +191,7 @@ def _gather(
 
 
 def _complete(parts: dict[str, store.Part], config: Mapping[str, Any]) -> None:
-  """Adds tokenizer and LAM from the token folder, or checks those given."""
+  """Adds the models that made the training data, or checks those given."""
   folder = config["data"]["path"]
   if not manifest_lib.exists(folder):
     logging.warning(
@@ -200,11 +201,8 @@ def _complete(parts: dict[str, store.Part], config: Mapping[str, Any]) -> None:
     )
     return  # What is missing is named by `validation.check_parts`.
   manifest = manifest_lib.Manifest.read(folder)
-  wanted = {"tokenizer": manifest.tokenizer_fingerprint}
-  # A joint stage trains its own LAM; true actions need none.
-  if config["stage"] == "dynamics" and config["actions"] == "latent":
-    wanted["lam"] = manifest.lam_fingerprint
-  for name, fingerprint in wanted.items():
+  for name in registry.made_by(config):
+    fingerprint = manifest.model_fingerprint(name) or ""
     if name not in parts:
       parts[name], _ = trained_models.part(
         manifest.model_folder(name), name, lazy=True
@@ -221,7 +219,9 @@ def _complete(parts: dict[str, store.Part], config: Mapping[str, Any]) -> None:
 
 def _sampling(config: Mapping[str, Any]) -> dict[str, Any]:
   fields = dict(config["sampling"])
-  maskgit.make_sampling(fields)  # Refused now rather than when it is played.
+  samplers.make(fields)  # Refused now rather than when it is played.
+  if fields.get("name") == samplers.DEFAULT:
+    del fields["name"]  # Worlds say it by saying nothing.
   return fields
 
 

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 
 from genie_jax.core import errors
-from genie_jax.models import lam as lam_lib
-from genie_jax.sampling import player, prepare
+from genie_jax.sampling import player, prepare, samplers
+from genie_jax.sharding import manual
 from genie_jax.weights import int8
 
 
@@ -43,9 +43,9 @@ class Functions:
   """
 
   params: dict[str, Any]
-  sampling: Any
+  sampling: samplers.FrameSampler
   models: player.Models = flax.struct.field(pytree_node=False)
-  lam: lam_lib.Lam | None = flax.struct.field(pytree_node=False)
+  lam: Any = flax.struct.field(pytree_node=False)
   frame_shape: tuple[int, int, int] = flax.struct.field(pytree_node=False)
   num_actions: int = flax.struct.field(pytree_node=False)
 
@@ -94,13 +94,14 @@ class Functions:
     frames = frames[-window:]
     if latent_actions is None:
       latent_actions = self._inferred(params, frames)
-    return player.reset(
+    state = player.reset(
       self.models,
       _play(params),
       _encode(self.models.tokenizer, params["tokenizer"], frames),
       latent_actions[-(window - 1) :],
       key,
     )
+    return manual.differ_with(state, key)
 
   def step(
     self, params: dict[str, Any], state: player.State, action: jax.Array
@@ -124,7 +125,14 @@ class Functions:
         f"The action has shape {action.shape}; give one number, and use "
         "jax.vmap to step several states."
       )
-    return player.step(self.models, _play(params), state, action, self.sampling)
+    state, frame = player.step(
+      self.models,
+      _play(params),
+      manual.differ_with(state, state.key, action),
+      action,
+      self.sampling,
+    )
+    return manual.differ_with(state, state.key, action), frame
 
   def _frames(self, picture: jax.Array) -> jax.Array:
     """Returns a prompt as frames [P, H, W, C]."""

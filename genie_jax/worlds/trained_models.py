@@ -6,10 +6,8 @@ from typing import Any
 from genie_jax.checkpoints import chunked, reader
 from genie_jax.core import buckets, errors, files
 from genie_jax.models import store
+from genie_jax.stages import registry
 from genie_jax.weights import lazy_array, placement, tensor_files
-
-# Stages that train several models at once, and which.
-_JOINT = {"joint": ("lam", "dynamics")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +36,13 @@ def read(folder: files.PathLike, *, lazy: bool = False) -> Found:
   Raises:
     UserError: It is neither, or it is damaged.
   """
-  folder = buckets.reached(folder)
-  if tensor_files.exist(folder):
+  at = buckets.run_folder(buckets.reached(folder))
+  if tensor_files.exist(at):
     found = store.load(
       folder, place=_later if lazy else None, fingerprint=False
     )
     return Found(found.parts, found.config, False)
-  if not folder.is_dir() or not reader.valid_steps(folder):
+  if not at.is_dir() or not reader.valid_steps(at):
     raise errors.UserError(
       f"{folder} is neither a workdir with a finished checkpoint nor the "
       f"folder of a saved model (no {tensor_files.WHOLE}); give a folder that "
@@ -52,19 +50,22 @@ def read(folder: files.PathLike, *, lazy: bool = False) -> Found:
       "bucket, only what `genie train` wrote; copy others to a disk)."
     )
   if lazy:
-    params, config = chunked.params(folder)
+    params, config = chunked.params(at)
   else:
-    params, _, config = reader.load_params(folder)
-  stage, world = config["stage"], config["world"]
-  if stage in _JOINT:
-    parts = {
-      name: store.part(
-        name, {"world": world, "model": config["model"][name]}, params[name]
-      )
-      for name in _JOINT[stage]
-    }
-  else:
-    parts = {stage: store.part(stage, config, params)}
+    params, _, config = reader.load_params(at)
+  models = registry.parts(config)
+  if len(models) == 1:
+    params = dict.fromkeys(models, params)
+  if missing := sorted(set(models) - set(params)):
+    raise errors.UserError(
+      f"{folder} was trained by the stage {config['stage']!r}, whose "
+      f"parameters have no {missing[0]}; let the `parts` of its StageType name "
+      "the keys of what its `init` returns."
+    )
+  parts = {
+    role: store.part(role, fields, params[role])
+    for role, fields in models.items()
+  }
   return Found(parts, config, True)
 
 
@@ -75,7 +76,7 @@ def part(
 
   Args:
     folder: A workdir, a saved model, or a world.
-    name: "tokenizer", "lam" or "dynamics".
+    name: Its role, for example "tokenizer".
     lazy: See `read`.
 
   Returns:

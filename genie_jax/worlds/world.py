@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from genie_jax.core import errors, images
 from genie_jax.models import store
-from genie_jax.sampling import decoding, maskgit, player, prepare
+from genie_jax.sampling import decoding, player, prepare, samplers
 from genie_jax.sampling import slide as slide_lib
 from genie_jax.sharding import mesh as mesh_lib
 from genie_jax.weights import int8, param_tree
@@ -57,7 +57,7 @@ class World:
     self,
     parts: Mapping[str, store.Part],
     *,
-    sampling: maskgit.Sampling | None = None,
+    sampling: samplers.FrameSampler | None = None,
     slide: slide_lib.Slide | None = None,
     actions: str = "latent",
     fingerprint: str = "",
@@ -84,7 +84,8 @@ class World:
         frame only, since a player has no batch to split.
 
     Raises:
-      UserError: A model is missing, or two do not fit together.
+      UserError: A model is missing, two do not fit together, or a model or
+        the sampler does not keep its protocol.
     """
     validation.check_parts(parts)
     if mesh is not None and mesh_lib.batch_ways(mesh) > 1:
@@ -94,7 +95,7 @@ class World:
       )
     self._mesh = mesh
     self.parts = dict(parts)
-    self.sampling = sampling or maskgit.Sampling()
+    self._set_sampling(samplers.default() if sampling is None else sampling)
     self.actions = actions
     self.fingerprint = fingerprint
     world = parts["dynamics"].config["world"]
@@ -118,20 +119,30 @@ class World:
   def with_options(
     self,
     *,
-    sampling: maskgit.Sampling | None = None,
+    sampling: samplers.FrameSampler | None = None,
     slide: slide_lib.Slide | None = None,
   ) -> "World":
     """Returns the same world, played otherwise; the weights are shared.
 
     A state belongs to the kind of slide with which it was reset.
 
+    Args:
+      sampling: Any frame sampler, registered or not; the world's when left
+        out.
+      slide: What happens when the window is full; the world's when left out.
+
     Raises:
-      UserError: The slide does not fit the window.
+      UserError: The slide does not fit the window, or the sampler does not
+        keep the protocol.
     """
     other = copy.copy(self)
-    other.sampling = sampling or self.sampling
+    if sampling is not None:
+      other._set_sampling(sampling)
     other._set_slide(slide or self.slide)
     return other
+
+  def _set_sampling(self, sampling: samplers.FrameSampler) -> None:
+    self.sampling = samplers.check(sampling)
 
   def _set_slide(self, slide: slide_lib.Slide) -> None:
     self.slide = slide.check(self.num_frames)

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from genie_jax.core import errors, files, images
 from genie_jax.models import store
-from genie_jax.sampling import maskgit
+from genie_jax.sampling import samplers
 from genie_jax.sampling import slide as slide_lib
 from genie_jax.weights import param_tree, placement, tensor_files
 from genie_jax.worlds import validation, world_manifest
@@ -34,7 +34,12 @@ read_manifest = world_manifest.read_manifest
 
 # `write_programs(folder, parts, sampling, slide)`.
 WritePrograms = Callable[
-  [pathlib.Path, Mapping[str, store.Part], maskgit.Sampling, slide_lib.Slide],
+  [
+    pathlib.Path,
+    Mapping[str, store.Part],
+    samplers.FrameSampler,
+    slide_lib.Slide,
+  ],
   None,
 ]
 
@@ -81,7 +86,7 @@ def write(
     parts: "tokenizer", "dynamics" and perhaps "lam"; parameters may be lazy.
     name: Name of the world.
     actions: "latent" or "true".
-    sampling: Fields of `maskgit.Sampling`.
+    sampling: As `samplers.make` takes it.
     prompts: uint8 [n, H, W, C], n may be 0.
     dtype: "bfloat16", "float32" or "int8".
     metrics: JSON figures to state beside the weights.
@@ -114,7 +119,7 @@ def write(
     write_programs(
       folder / "stablehlo",
       parts,
-      maskgit.make_sampling(sampling),
+      samplers.make(sampling),
       slide_lib.Slide(**(slide or {})),
     )
   manifest = {
@@ -207,7 +212,7 @@ def _playing(folder: pathlib.Path, found: store.Saved) -> dict[str, Any]:
   try:
     return {
       "actions": config["actions"],
-      "sampling": maskgit.make_sampling(config["sampling"]),
+      "sampling": samplers.make(config["sampling"]),
       "slide": slide_lib.make_slide(slide, window) if slide else None,
     }
   except TypeError as error:

@@ -1,21 +1,23 @@
 #!/usr/bin/env bash
-# Runs launch/gke/jobset.yaml: the 10.1B dynamics model on GKE, on one TPU v5p
-# slice of 256 chips (topology 4x8x8, 64 hosts).
+# Trains the 10.1B dynamics model on GKE with launch/gke/jobset.yaml, on one TPU
+# v5p slice of 256 chips (topology 4x8x8, 64 hosts).
 #
 # Needs   kubectl; the cluster, node pool and bucket of docs/launch.md
 # Set     RUN     name of the run, for example platformers-1
-#         IMAGE   what launch/Dockerfile.tpu made, with its registry and tag
-#         BUCKET  has tokens/, gets RUN/ and cache/; without gs://
+#         IMAGE   image of launch/Dockerfile.tpu, with its registry and tag
+#         BUCKET  bucket with tokens/, where RUN/ and cache/ are written;
+#                 without gs://
 #
 # Start   launch/gke/jobset.sh start
 # Watch   launch/gke/jobset.sh watch
-# Resume  launch/gke/jobset.sh resume   ends what is left and starts again, from
-#                                       the last checkpoint
+# Resume  launch/gke/jobset.sh resume   ends all pods and starts again from the
+#                                       last checkpoint
 # Delete  launch/gke/jobset.sh delete   the bucket keeps the run
-#         (both wait until the last pod is gone, which may save for 300 s)
+#         (resume and delete wait until all pods have saved and ended, which may
+#         take 300 s)
 #
-# Preempted or lost hosts need nothing: the JobSet starts all of them again. The
-# hosts find each other through the variables that GKE sets.
+# If a host is preempted or lost, the JobSet restarts all hosts. The hosts find
+# each other through environment variables that GKE sets.
 set -euo pipefail
 
 for name in RUN IMAGE BUCKET; do
@@ -29,8 +31,9 @@ if [[ ! "$RUN" =~ ^[a-z]([-a-z0-9]{0,37}[a-z0-9])?$ ]]; then
   exit 2
 fi
 
-# Returns when the last pod is gone. By default the JobSet goes first, and its
-# pods might still save when `resume` makes the next one of that name.
+# Deletes the JobSet and waits until its last pod has ended. By default kubectl
+# does not wait for the pods, and they might still save when `resume` creates
+# the next JobSet with the same name.
 end_all() {
   kubectl delete jobset "$RUN" --cascade=foreground --wait "$@"
 }
@@ -59,7 +62,7 @@ case "${1:-}" in
     end_all
     ;;
   *)
-    echo "$0: say start, watch, resume or delete." >&2
+    echo "$0: give start, watch, resume or delete." >&2
     exit 2
     ;;
 esac

@@ -5,15 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from genie_jax.core import errors, files
+from genie_jax.core import buckets, errors, files
 from genie_jax.train import goodput, metrics, profile, workdir
-from tests import buckets
+from tests.fixtures import memory_bucket
 
 
 @pytest.fixture
 def bucket():
   """A run's folder in an empty bucket."""
-  return buckets.empty()
+  return memory_bucket.empty()
 
 
 def test_a_folder_on_a_disk_is_absolute_and_one_in_a_bucket_is_kept():
@@ -37,7 +37,7 @@ def test_a_missing_driver_is_one_clear_line():
 
 @pytest.mark.parametrize("where", ["disk", "bucket"])
 def test_config_start_and_lines_are_written_anywhere(where, bucket, tmp_path):
-  folder = bucket if where == "bucket" else tmp_path / "run"
+  folder = buckets.run_folder(bucket if where == "bucket" else tmp_path / "run")
   buckets.reached(folder)
   workdir.write(folder, {"stage": "toy", "steps": 1})
   workdir.check(folder, {"stage": "toy", "steps": 2}, resumes=True)
@@ -51,7 +51,7 @@ def test_config_start_and_lines_are_written_anywhere(where, bucket, tmp_path):
     for step in steps:
       lines.scalars(step, {"loss": resumed})
     lines.close()
-  text = (buckets.run_folder(folder) / "metrics.jsonl").read_text()
+  text = (folder / "metrics.jsonl").read_text()
   found = [json.loads(line) for line in text.splitlines()]
   assert [(x["step"], x["loss"]) for x in found] == [
     (1, 0),
@@ -59,33 +59,21 @@ def test_config_start_and_lines_are_written_anywhere(where, bucket, tmp_path):
     (3, 2),
     (4, 2),
   ]
-  files.write_atomic(buckets.run_folder(folder) / "previews" / "a.png", b"png")
-  assert (
-    buckets.run_folder(folder) / "previews" / "a.png"
-  ).read_bytes() == b"png"
+  files.write_atomic(folder / "previews" / "a.png", b"png")
+  assert (folder / "previews" / "a.png").read_bytes() == b"png"
   with pytest.raises(errors.UserError, match="does not exist"):
-    files.read_json(buckets.run_folder(folder) / "none.json")
+    files.read_json(folder / "none.json")
 
 
 def test_a_trace_reaches_a_bucket(bucket):
-  profiler = profile.Profiler(bucket, (1, 1))
+  profiler = profile.Profiler(buckets.run_folder(bucket), (1, 1))
   with profiler.step(1):
     np.ones(3).sum()
   profiler.after(1, np.ones(3))
-  names = [name for name in buckets.Bucket.store if name.endswith(".xplane.pb")]
+  names = [
+    name for name in memory_bucket.Bucket.store if name.endswith(".xplane.pb")
+  ]
   assert len(names) == 1 and names[0].startswith("/bucket/run/profile/")
-
-
-@pytest.mark.parametrize("text", ["5-2", "x", "0-3", "-4", "1-2-3"])
-def test_steps_to_trace_that_are_no_range_are_one_clear_line(text):
-  with pytest.raises(errors.UserError, match="--profile-steps="):
-    profile.parse(text)
-
-
-def test_a_range_or_a_step_is_read():
-  assert profile.parse("10-15") == (10, 15)
-  assert profile.parse("7") == (7, 7)
-  assert profile.parse("") is None
 
 
 def test_a_clock_goes_on_from_a_note_and_never_exceeds_the_wall():

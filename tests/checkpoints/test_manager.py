@@ -294,7 +294,7 @@ def test_a_checkpoint_that_cannot_be_written_says_how_to_go_on(
   checkpoints = manager.Checkpoints(workdir, keep=3)
   monkeypatch.setattr(checkpoints, "_open", Full)
   with pytest.raises(
-    errors.RunFailed, match=r"No space left.*goes on from step 3"
+    errors.RunFailed, match=r"No space left.*resumes from step 3"
   ):
     checkpoints.save(state.replace(step=jnp.int32(4)).fields(), batches, NOTE)
 

@@ -1,4 +1,4 @@
-"""Tests of files at an address."""
+"""Tests of reading and writing files in buckets."""
 
 import pathlib
 
@@ -6,41 +6,40 @@ import numpy as np
 import pytest
 
 from genie_jax.cli import main
-from genie_jax.core import buckets as buckets_lib
-from genie_jax.core import errors, files, images
+from genie_jax.core import buckets, errors, files, images
 from genie_jax.data import manifest
 from genie_jax.evals import curves
 from genie_jax.worlds import trained_models
-from tests import buckets
+from tests.fixtures import memory_bucket
 
 
 @pytest.fixture(autouse=True)
 def bucket(tmp_path, monkeypatch):
-  """An empty bucket, and an empty folder to find litter in."""
+  """The address of an empty bucket; the working folder is empty too."""
   monkeypatch.chdir(tmp_path)
-  yield buckets.empty()
-  # A path that lost a slash would have made a folder of that name.
+  yield memory_bucket.empty()
+  # An address handled as a local path would have created a folder "s3:".
   assert not list(tmp_path.glob("*:"))
 
 
-def test_what_is_written_to_an_address_is_read_from_there(bucket):
+def test_files_in_a_bucket_round_trip(bucket):
   value = {"a": [1, 2.5, None, "ü"]}
   files.write_json(f"{bucket}/plan.json", value)
   files.write_atomic(f"{bucket}/step.txt", "text")
   assert files.read_json(f"{bucket}/plan.json") == value
-  assert buckets_lib.read_bytes(f"{bucket}/step.txt") == b"text"
-  assert buckets_lib.names(bucket) == ["plan.json", "step.txt"]
-  assert buckets_lib.exists(f"{bucket}/plan.json")
-  assert not buckets_lib.exists(f"{bucket}/other.json")
+  assert buckets.read_bytes(f"{bucket}/step.txt") == b"text"
+  assert buckets.names(bucket) == ["plan.json", "step.txt"]
+  assert buckets.exists(f"{bucket}/plan.json")
+  assert not buckets.exists(f"{bucket}/other.json")
 
 
-def test_a_large_file_comes_in_pieces(bucket, monkeypatch):
-  monkeypatch.setattr(buckets_lib, "_BLOCK_BYTES", 4)
+def test_a_large_file_is_read_in_blocks(bucket, monkeypatch):
+  monkeypatch.setattr(buckets, "_BLOCK_BYTES", 4)
   files.write_atomic(f"{bucket}/x", b"0123456789")
-  assert list(buckets_lib.blocks(f"{bucket}/x")) == [b"0123", b"4567", b"89"]
+  assert list(buckets.blocks(f"{bucket}/x")) == [b"0123", b"4567", b"89"]
 
 
-def test_missing_and_broken_json_name_the_whole_address(bucket):
+def test_errors_for_missing_and_invalid_json_name_the_full_address(bucket):
   with pytest.raises(
     errors.UserError, match=r"s3://bucket/run/gone\.json does not exist"
   ):
@@ -52,11 +51,11 @@ def test_missing_and_broken_json_name_the_whole_address(bucket):
     files.read_json(f"{bucket}/broken.json")
 
 
-def test_no_access_is_one_clear_line(bucket, monkeypatch):
+def test_denied_access_raises_an_error_of_one_line(bucket, monkeypatch):
   def forbidden(*_, **__):
     raise PermissionError("403\nForbidden")
 
-  monkeypatch.setattr(buckets.Bucket, "_open", forbidden)
+  monkeypatch.setattr(memory_bucket.Bucket, "_open", forbidden)
   with pytest.raises(errors.UserError, match="403 Forbidden") as raised:
     files.write_json(f"{bucket}/x.json", 1)
   assert "\n" not in str(raised.value)
@@ -68,31 +67,31 @@ def test_no_access_is_one_clear_line(bucket, monkeypatch):
   "given",
   ["s3://bucket/x.gif", pathlib.Path("s3://bucket/x.gif"), "gs:/b/x.gif"],
 )
-def test_what_needs_a_disk_refuses_an_address_in_one_line(given):
+def test_disk_only_outputs_reject_bucket_addresses(given):
   with pytest.raises(errors.UserError, match="to a disk only") as raised:
-    buckets_lib.disk(given, "--out")
+    buckets.disk(given, "--out")
   assert "--out" in str(raised.value) and "\n" not in str(raised.value)
   with pytest.raises(errors.UserError, match="to a disk only"):
     files.temporary_sibling(given)
 
 
-def test_a_film_and_a_picture_reach_a_bucket(bucket):
+def test_videos_and_pictures_can_be_saved_to_a_bucket(bucket):
   frames = np.zeros((2, 8, 8, 3), np.uint8)
   images.save_video(f"{bucket}/x.gif", frames, 10)
   images.save_png(f"{bucket}/x.png", frames[0])
-  assert buckets_lib.read_bytes(f"{bucket}/x.gif").startswith(b"GIF")
-  assert buckets_lib.read_bytes(f"{bucket}/x.png").startswith(b"\x89PNG")
+  assert buckets.read_bytes(f"{bucket}/x.gif").startswith(b"GIF")
+  assert buckets.read_bytes(f"{bucket}/x.png").startswith(b"\x89PNG")
 
 
-def test_paths_on_a_disk_are_taken_as_they_are():
+def test_local_paths_are_returned_unchanged():
   for text in ("runs/x", "/runs/x", "s3", "gs", "", "a/gs:/b"):
-    assert buckets_lib.disk(text, "--out") == pathlib.Path(text)
+    assert buckets.disk(text, "--out") == pathlib.Path(text)
 
 
-def test_copies_are_kept_where_the_user_keeps_caches():
-  folder = buckets_lib.cache_folder("data", {"XDG_CACHE_HOME": "/c"})
+def test_the_cache_folder_follows_xdg_cache_home():
+  folder = buckets.cache_folder("data", {"XDG_CACHE_HOME": "/c"})
   assert folder == pathlib.Path("/c/genie_jax/data")
-  home = buckets_lib.cache_folder("data", {})
+  home = buckets.cache_folder("data", {})
   assert home == pathlib.Path.home() / ".cache" / "genie_jax" / "data"
 
 
@@ -100,7 +99,7 @@ def test_copies_are_kept_where_the_user_keeps_caches():
   "read",
   [trained_models.read, curves.read, files.read_json, manifest.Manifest.read],
 )
-def test_a_missing_driver_is_one_clear_line_wherever_it_is_met(read):
+def test_a_missing_driver_raises_an_error_that_says_what_to_install(read):
   with pytest.raises(errors.UserError, match="pip install gcsfs"):
     read("gs://no-such-bucket/x")
 
@@ -114,10 +113,12 @@ def test_a_missing_driver_is_one_clear_line_wherever_it_is_met(read):
     "eval --world w --clips c --out s3://bucket/report",
   ],
 )
-def test_folders_go_to_a_disk_and_the_command_says_so_at_once(line, capsys):
+def test_commands_reject_a_bucket_as_output_folder_before_they_start(
+  line, capsys
+):
   assert main.main(line.split()) == 2
-  said = capsys.readouterr().err
-  assert "--out s3://bucket/" in said and "to a disk only" in said
+  message = capsys.readouterr().err
+  assert "--out s3://bucket/" in message and "to a disk only" in message
 
 
 def test_curves_are_read_from_a_run_in_a_bucket(bucket):

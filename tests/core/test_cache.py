@@ -1,11 +1,11 @@
-"""Tests of where compiled programs are kept."""
+"""Tests of the default folder of the compilation cache."""
 
 import pathlib
 
 from genie_jax.core import cache
 
 
-def test_the_users_cache_folder_is_used(tmp_path, monkeypatch):
+def test_the_folder_is_in_the_users_cache(tmp_path, monkeypatch):
   found = cache.default_folder({"XDG_CACHE_HOME": str(tmp_path)})
   assert found.parent == tmp_path / "genie_jax" / "xla"
   monkeypatch.setattr(pathlib.Path, "home", lambda: tmp_path / "home")
@@ -14,7 +14,9 @@ def test_the_users_cache_folder_is_used(tmp_path, monkeypatch):
   )
 
 
-def test_machines_with_other_instructions_share_nothing(tmp_path, monkeypatch):
+def test_cpus_with_different_instructions_use_different_folders(
+  tmp_path, monkeypatch
+):
   folders = set()
   for flags in ("sse avx", "sse avx avx512", "sse avx"):
     info = tmp_path / "cpuinfo"

@@ -57,7 +57,7 @@ def test_the_mode_follows_the_colon_and_the_config_is_locked(path):
     ("--config.optimizer.inner.b1=0.95", lambda c: c.optimizer.inner.b1, 0.95),
   ],
 )
-def test_an_override_sets_its_field_in_the_fields_type(
+def test_an_override_is_converted_to_the_type_of_its_field(
   path, override, read, value
 ):
   found = read(load(path, override))
@@ -78,8 +78,8 @@ def test_an_override_sets_its_field_in_the_fields_type(
     "--config.steps=True",
   ],
 )
-def test_a_value_of_another_type_is_refused_in_one_line(path, override):
-  with pytest.raises(errors.UserError, match="the field holds") as raised:
+def test_an_override_of_another_type_is_rejected(path, override):
+  with pytest.raises(errors.UserError, match="is not of type") as raised:
     load(path, override)
   assert override in str(raised.value) and "\n" not in str(raised.value)
 
@@ -93,36 +93,38 @@ def test_a_value_of_another_type_is_refused_in_one_line(path, override):
     ("--config.steps.more=1", "'steps'"),
   ],
 )
-def test_an_unknown_field_names_the_nearest(path, override, nearest):
+def test_the_error_for_an_unknown_field_suggests_the_closest_name(
+  path, override, nearest
+):
   with pytest.raises(errors.UserError, match="has no field") as raised:
     load(path, override)
   assert f"did you mean {nearest}" in str(raised.value)
 
 
-def test_a_group_cannot_be_set_as_a_whole(path):
+def test_a_group_of_fields_cannot_be_overridden(path):
   with pytest.raises(errors.UserError, match=r"group of fields.*inner\.b1"):
     load(path, "--config.optimizer=1")
 
 
-def test_what_is_no_override_is_refused(path):
+def test_a_malformed_override_is_rejected(path):
   for override in ("--config.steps", "--steps=1"):
-    with pytest.raises(errors.UserError, match="is no override"):
+    with pytest.raises(errors.UserError, match="is not an override"):
       load(path, override)
 
 
-def test_an_unknown_mode_says_which_there_are(path):
+def test_the_error_for_an_unknown_mode_lists_the_known_modes(path):
   with pytest.raises(errors.UserError, match="Unknown mode 'big'; use ''"):
     load(f"{path}:big")
 
 
-def test_a_file_that_is_no_config_is_refused(tmp_path):
+def test_a_file_that_is_not_a_config_is_rejected(tmp_path):
   with pytest.raises(errors.UserError, match="is not a file"):
     load(str(tmp_path / "none.py"))
   cases = {
     "empty.py": ("", "no function get_config"),
     "broken.py": ("def get_config(:", "cannot be imported"),
     "lost.py": ("import no_such_module_at_all", "cannot be imported"),
-    "text.txt": ("hello", "is no Python file"),
+    "text.txt": ("hello", "is not a Python file"),
   }
   for name, (text, message) in cases.items():
     (tmp_path / name).write_text(text)
@@ -130,14 +132,14 @@ def test_a_file_that_is_no_config_is_refused(tmp_path):
       load(str(tmp_path / name))
 
 
-def test_fingerprints_ignore_order_and_the_kind_of_sequence():
+def test_fingerprints_ignore_field_order_and_list_or_tuple():
   one = ml_collections.ConfigDict({"a": 1, "b": {"c": (1, 2), "d": "x"}})
   other = {"b": {"d": "x", "c": [1, 2]}, "a": 1}
   assert config_lib.fingerprint(one) == config_lib.fingerprint(other)
   assert len(config_lib.fingerprint(one)) == 64
 
 
-def test_fingerprints_tell_values_and_types_apart():
+def test_fingerprints_differ_for_different_values_and_types():
   prints = [
     config_lib.fingerprint({"a": value})
     for value in (1, 2, 1.5, "1", True, None, [1], {"b": 1})

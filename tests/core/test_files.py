@@ -1,4 +1,4 @@
-"""Tests of files that are whole or absent."""
+"""Tests of atomic writes, JSON files and checksums."""
 
 import errno
 import hashlib
@@ -10,7 +10,7 @@ import pytest
 from genie_jax.core import errors, files
 
 
-def test_a_new_file_is_whole_and_its_folder_is_made(tmp_path):
+def test_writing_creates_the_folder_and_leaves_no_temporary_file(tmp_path):
   path = tmp_path / "a" / "b.txt"
   files.write_atomic(path, "héllo")
   assert path.read_bytes() == "héllo".encode()
@@ -18,7 +18,7 @@ def test_a_new_file_is_whole_and_its_folder_is_made(tmp_path):
 
 
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
-def test_a_full_disk_keeps_the_old_file_and_leaves_nothing_beside_it(
+def test_a_failed_write_keeps_the_old_file_and_removes_the_temporary_one(
   tmp_path, monkeypatch, failing
 ):
   path = tmp_path / "state.json"
@@ -34,7 +34,9 @@ def test_a_full_disk_keeps_the_old_file_and_leaves_nothing_beside_it(
   assert os.listdir(tmp_path) == ["state.json"]
 
 
-def test_a_full_device_raises_and_leaves_nothing(tmp_path, monkeypatch):
+def test_a_write_to_a_full_device_raises_and_leaves_no_file(
+  tmp_path, monkeypatch
+):
   if not os.path.exists("/dev/full"):
     pytest.skip("needs /dev/full, which only Linux has")
   target = tmp_path / "big.bin"
@@ -47,14 +49,14 @@ def test_a_full_device_raises_and_leaves_nothing(tmp_path, monkeypatch):
   assert not target.exists() and not os.listdir(tmp_path)
 
 
-def test_temporary_names_are_fresh_hidden_siblings(tmp_path):
+def test_temporary_names_are_unique_hidden_siblings(tmp_path):
   names = {files.temporary_sibling(tmp_path / "x.bin") for _ in range(20)}
   assert len(names) == 20
   for name in names:
     assert name.parent == tmp_path and name.name.startswith(".x.bin.")
 
 
-def test_json_round_trips_and_refuses_what_json_has_no_name_for(tmp_path):
+def test_json_round_trips_and_nan_is_rejected(tmp_path):
   value = {"a": [1, 2.5, None, "ü"], "b": {"c": True}}
   files.write_json(tmp_path / "v.json", value)
   assert files.read_json(tmp_path / "v.json") == value
@@ -64,7 +66,7 @@ def test_json_round_trips_and_refuses_what_json_has_no_name_for(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b'{"a": 1', b"", b"\xff\xfe\x00"])
-def test_broken_json_is_one_line_that_names_the_file(tmp_path, content):
+def test_the_error_for_invalid_json_names_the_file(tmp_path, content):
   path = tmp_path / "broken.json"
   path.write_bytes(content)
   with pytest.raises(
@@ -74,7 +76,7 @@ def test_broken_json_is_one_line_that_names_the_file(tmp_path, content):
   assert "\n" not in str(raised.value)
 
 
-def test_missing_json_names_the_file(tmp_path):
+def test_the_error_for_a_missing_file_names_it(tmp_path):
   with pytest.raises(errors.UserError, match=r"gone\.json does not exist"):
     files.read_json(tmp_path / "gone.json")
   (tmp_path / "file").write_text(json.dumps(1))
@@ -82,13 +84,13 @@ def test_missing_json_names_the_file(tmp_path):
     files.read_json(tmp_path / "file" / "below.json")
 
 
-def test_sha256_is_that_of_all_bytes_across_blocks(tmp_path):
+def test_sha256_covers_files_larger_than_one_block(tmp_path):
   content = os.urandom((1 << 20) + 17)
   (tmp_path / "x").write_bytes(content)
   assert files.sha256(tmp_path / "x") == hashlib.sha256(content).hexdigest()
 
 
-def test_closest_hints_only_at_names_that_are_alike():
+def test_closest_suggests_only_similar_names():
   assert errors.closest("stpes", ["steps", "seed"]) == (
     " (did you mean 'steps'?)"
   )

@@ -1,4 +1,4 @@
-"""Tests of prompts of any kind, strips and videos."""
+"""Tests of reading prompts and of writing strips and videos."""
 
 import io
 
@@ -21,7 +21,7 @@ def gradient(rows=12, columns=16):
 
 
 @pytest.mark.parametrize(
-  "mode, ending",
+  "mode, suffix",
   [
     ("L", "png"),
     ("LA", "png"),
@@ -38,7 +38,7 @@ def gradient(rows=12, columns=16):
     ("RGB", "bmp"),
   ],
 )
-def test_a_picture_of_any_mode_becomes_rgb(tmp_path, mode, ending):
+def test_a_picture_of_any_mode_is_converted_to_rgb(tmp_path, mode, suffix):
   if mode == "I;16":
     picture = Image.fromarray(
       np.linspace(0, 65535, 12 * 16).reshape(12, 16).astype(np.uint16)
@@ -53,28 +53,28 @@ def test_a_picture_of_any_mode_becomes_rgb(tmp_path, mode, ending):
       else rgb.convert(mode)
     )
   assert picture.mode == mode
-  path = save(tmp_path / f"p.{ending}", picture)
+  path = save(tmp_path / f"p.{suffix}", picture)
   frame = images.load_prompt(path, 6, 8)
   assert frame.shape == (6, 8, 3) and frame.dtype == np.uint8
-  # The picture grows brighter downwards, whatever its mode stored.
+  # The gradient's brightness increases downwards in all modes but LAB.
   if mode != "LAB":
     assert frame[-1].mean() > frame[0].mean() + 100
 
 
-def test_a_picture_of_the_frames_size_passes_untouched(tmp_path):
+def test_a_picture_of_the_frames_size_is_unchanged(tmp_path):
   path = save(tmp_path / "p.png", Image.fromarray(gradient()))
   np.testing.assert_array_equal(images.load_prompt(path, 12, 16), gradient())
 
 
-def test_sixteen_bits_keep_their_brightness(tmp_path):
-  for top in (65535, 200):  # Some tools store 8-bit values in 16 bits.
+def test_16_bit_pictures_keep_their_brightness(tmp_path):
+  for top in (65535, 200):  # Some programs store 8-bit values in 16 bits.
     values = np.full((4, 4), top, np.uint16)
     path = save(tmp_path / f"{top}.png", Image.fromarray(values))
-    wanted = 255 if top == 65535 else top
-    assert (images.load_prompt(path, 4, 4) == wanted).all()
+    expected = 255 if top == 65535 else top
+    assert (images.load_prompt(path, 4, 4) == expected).all()
 
 
-def test_transparency_is_laid_on_white(tmp_path):
+def test_transparent_pixels_become_white(tmp_path):
   rgba = np.zeros((4, 4, 4), np.uint8)
   rgba[..., 0] = 200
   rgba[:, 2:, 3] = 255
@@ -92,7 +92,7 @@ def test_transparency_is_laid_on_white(tmp_path):
   assert (frame[:, 2:] == [0, 255, 0]).all()
 
 
-def test_an_animation_gives_its_first_frame(tmp_path):
+def test_the_first_frame_of_an_animation_is_read(tmp_path):
   pictures = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
   path = save(
     tmp_path / "a.gif", pictures[0], save_all=True, append_images=pictures[1:]
@@ -108,7 +108,7 @@ def test_a_picture_of_any_size_is_cropped_and_resized(tmp_path, columns, rows):
   assert (frame == [0, 128, 128]).all()
 
 
-def test_the_crop_is_central_and_of_the_frames_aspect_ratio(tmp_path):
+def test_the_crop_is_centred_and_has_the_frames_aspect_ratio(tmp_path):
   wide = np.zeros((10, 40, 3), np.uint8)
   wide[:, 15:25] = 255
   path = save(tmp_path / "w.png", Image.fromarray(wide))
@@ -123,14 +123,14 @@ def test_resizing_averages_areas(tmp_path):
   assert (images.load_prompt(path, 4, 4) == 100).all()
 
 
-def test_what_is_no_picture_is_refused_in_one_line(tmp_path):
-  whole = io.BytesIO()
+def test_the_error_for_an_unreadable_picture_is_one_line(tmp_path):
+  complete = io.BytesIO()
   noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-  Image.fromarray(noise).save(whole, "PNG")
+  Image.fromarray(noise).save(complete, "PNG")
   (tmp_path / "text.png").write_text("not a picture")
   (tmp_path / "empty.png").write_bytes(b"")
-  (tmp_path / "cut.png").write_bytes(whole.getvalue()[:3000])
-  # Decoders other than PNG's raise errors of other types.
+  (tmp_path / "cut.png").write_bytes(complete.getvalue()[:3000])
+  # Decoders of other formats raise other exceptions than PNG's decoder.
   (tmp_path / "bad.ppm").write_bytes(b"P6 8 x8 255\n" + bytes(192))
   Image.fromarray(noise).save(tmp_path / "cut.dds")
   cut = (tmp_path / "cut.dds").read_bytes()[:200]
@@ -148,13 +148,11 @@ def test_what_is_no_picture_is_refused_in_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("columns", [10_000, 30_000])
-def test_a_picture_with_too_many_pixels_is_refused_unread(
-  tmp_path, columns, recwarn
-):
+def test_a_picture_with_too_many_pixels_is_rejected(tmp_path, columns, recwarn):
   path = save(tmp_path / "big.png", Image.new("1", (columns, 10_000)))
   with pytest.raises(errors.UserError, match=r"big\.png.*pixels"):
     images.load_prompt(path, 8, 8)
-  assert not recwarn.list  # One line, and not Pillow's warning as well.
+  assert not recwarn.list  # Pillow's own warning is suppressed.
 
 
 def test_png_round_trips(tmp_path):
@@ -164,16 +162,17 @@ def test_png_round_trips(tmp_path):
   )
 
 
-def moving(count=5, rows=9, columns=11):
+def moving_line(count=5, rows=9, columns=11):
+  """Returns black frames, each with a white column at its own index."""
   frames = np.zeros((count, rows, columns, 3), np.uint8)
   for t in range(count):
     frames[t, :, t] = 255
   return frames
 
 
-def test_a_gif_keeps_count_size_order_and_speed(tmp_path):
+def test_a_gif_has_the_given_frames_size_and_frame_rate(tmp_path):
   path = tmp_path / "v.gif"
-  images.save_video(path, moving(), fps=10, scale=2)
+  images.save_video(path, moving_line(), fps=10, scale=2)
   with Image.open(path) as gif:
     assert gif.n_frames == 5 and gif.size == (22, 18)
     assert gif.info["duration"] == 100 and gif.info["loop"] == 0
@@ -184,9 +183,9 @@ def test_a_gif_keeps_count_size_order_and_speed(tmp_path):
       assert frame.mean() < 40
 
 
-def test_an_mp4_keeps_count_and_order_and_has_even_sides(tmp_path):
+def test_an_mp4_has_the_given_frames_and_even_sides(tmp_path):
   path = tmp_path / "v.mp4"
-  images.save_video(path, moving(), fps=10, scale=3)
+  images.save_video(path, moving_line(), fps=10, scale=3)
   with av.open(str(path)) as container:
     frames = [
       frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)
@@ -198,19 +197,19 @@ def test_an_mp4_keeps_count_and_order_and_has_even_sides(tmp_path):
     assert abs(int(columns.argmax()) - (3 * t + 1)) <= 1
 
 
-def test_a_video_of_one_frame_can_be_written(tmp_path):
+def test_a_video_can_have_a_single_frame(tmp_path):
   for name in ("one.gif", "one.mp4"):
-    images.save_video(tmp_path / name, moving(1), fps=15, scale=2)
+    images.save_video(tmp_path / name, moving_line(1), fps=15, scale=2)
     assert (tmp_path / name).stat().st_size > 0
 
 
-def test_another_ending_is_refused_and_nothing_written(tmp_path):
+def test_an_unknown_video_format_is_rejected_and_no_file_is_written(tmp_path):
   with pytest.raises(errors.UserError, match=r"\.gif or \.mp4, not '\.avi'"):
-    images.save_video(tmp_path / "v.avi", moving(), fps=10)
+    images.save_video(tmp_path / "v.avi", moving_line(), fps=10)
   assert not list(tmp_path.iterdir())
 
 
-def test_a_strip_has_a_labelled_row_for_each_and_a_cell_for_each_frame():
+def test_a_strip_has_labelled_rows_with_one_cell_per_frame():
   white = np.full((3, 4, 6, 3), 255, np.uint8)
   strip = images.strip(
     {"truth": white, "prediction": white[:2]},
@@ -222,11 +221,11 @@ def test_a_strip_has_a_labelled_row_for_each_and_a_cell_for_each_frame():
   top = cell_height + 2 * label
   assert (strip[top, 0] == [0, 255, 0]).all()
   assert (strip[top, cell_width] == [255, 0, 0]).all()
-  # Pixels of a frame are enlarged and not blurred.
+  # Pixels are enlarged without blur.
   black = np.zeros((1, 4, 6, 3), np.uint8)
   cell = images.strip({"x": black}, scale=3)[14 + 2 : 14 + 2 + 12, 2 : 2 + 18]
   assert (cell == 0).all()
-  # The label is there.
+  # The label is drawn.
   assert (strip[:label, :40] < 128).any()
 
 

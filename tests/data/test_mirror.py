@@ -10,10 +10,9 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from genie_jax.core import buckets as buckets_lib
-from genie_jax.core import errors
+from genie_jax.core import buckets, errors
 from genie_jax.data import inspection, manifest, mirror, shards, sources
-from tests import buckets
+from tests.fixtures import memory_bucket
 
 FIRST = "train/00000-of-00002.array_record"
 
@@ -37,19 +36,21 @@ def clips(make_clips):
     made, splits={**made.splits, "test": made.splits["train"]}
   )
   made.write(made.folder)
-  return made, buckets.upload(made.folder, f"{buckets.empty()}/clips")
+  return made, memory_bucket.upload(
+    made.folder, f"{memory_bucket.empty()}/clips"
+  )
 
 
 @pytest.fixture
 def asked(monkeypatch):
   """Addresses of the files that are read from the bucket."""
-  found, blocks = [], buckets_lib.blocks
+  found, blocks = [], buckets.blocks
 
   def watched(address):
     found.append(address)
     return blocks(address)
 
-  monkeypatch.setattr(buckets_lib, "blocks", watched)
+  monkeypatch.setattr(buckets, "blocks", watched)
   return found
 
 
@@ -78,7 +79,7 @@ def test_clips_in_a_bucket_are_those_on_the_disk(clips):
 
 def test_tokens_in_a_bucket_are_those_on_the_disk(make_tokens):
   made = make_tokens()
-  address = buckets.upload(made.folder, f"{buckets.empty()}/tokens")
+  address = memory_bucket.upload(made.folder, f"{memory_bucket.empty()}/tokens")
   found = sources.TokenSource(address, "train")
   wanted = sources.TokenSource(made.folder, "train")
   for name, array in wanted[3].items():
@@ -118,16 +119,19 @@ def test_a_copy_that_was_cut_short_is_made_again(clips, cache):
 @pytest.mark.parametrize(
   "change, match",
   [
-    (lambda path: buckets.flip(path), "is not the shard that its manifest"),
     (
-      lambda path: buckets.Bucket().pipe_file(path, b"x" * (1 << 20)),
+      lambda path: memory_bucket.flip(path),
       "is not the shard that its manifest",
     ),
     (
-      lambda path: buckets.Bucket().pipe_file(path, b""),
+      lambda path: memory_bucket.Bucket().pipe_file(path, b"x" * (1 << 20)),
       "is not the shard that its manifest",
     ),
-    (lambda path: buckets.remove(path), "does not exist; copy the whole"),
+    (
+      lambda path: memory_bucket.Bucket().pipe_file(path, b""),
+      "is not the shard that its manifest",
+    ),
+    (lambda path: memory_bucket.remove(path), "does not exist; copy the whole"),
   ],
   ids=["flipped", "longer", "empty", "gone"],
 )
@@ -147,7 +151,7 @@ def test_a_shard_that_is_not_the_manifests_leaves_nothing(
 
 def test_processes_of_one_machine_may_copy_at_once(clips, cache, monkeypatch):
   made, address = clips
-  meets, blocks = threading.Barrier(3, timeout=60), buckets_lib.blocks
+  meets, blocks = threading.Barrier(3, timeout=60), buckets.blocks
 
   def together(where):
     content = list(blocks(where))
@@ -155,7 +159,7 @@ def test_processes_of_one_machine_may_copy_at_once(clips, cache, monkeypatch):
       meets.wait()  # All have read, none has renamed.
     return iter(content)
 
-  monkeypatch.setattr(buckets_lib, "blocks", together)
+  monkeypatch.setattr(buckets, "blocks", together)
   with futures.ThreadPoolExecutor(3) as pool:
     list(
       pool.map(lambda _: sources.WindowSource(address, "train", 20), range(3))
@@ -175,7 +179,7 @@ def test_changed_data_is_another_copy(clips, cache):
 
 
 def test_a_folder_that_is_not_there_is_named_with_its_whole_address():
-  where = f"{buckets.empty()}/clips"
+  where = f"{memory_bucket.empty()}/clips"
   with pytest.raises(
     errors.UserError, match=f"^{where}/manifest.json does not exist"
   ):
@@ -232,8 +236,8 @@ def test_a_model_that_a_token_folder_carries_is_copied_once(make_tokens, asked):
   made = make_tokens()
   (made.folder / "tokenizer").mkdir()
   (made.folder / "tokenizer" / "config.json").write_text("{}")
-  address = buckets.upload(made.folder, f"{buckets.empty()}/tokens")
-  buckets.Bucket().pipe_file(f"{address}/tokenizer/marker", b"")
+  address = memory_bucket.upload(made.folder, f"{memory_bucket.empty()}/tokens")
+  memory_bucket.Bucket().pipe_file(f"{address}/tokenizer/marker", b"")
   found = manifest.Manifest.read(address)
   folder = found.model_folder("tokenizer")
   assert files_of(folder) == ["config.json"]
@@ -252,15 +256,15 @@ def test_a_model_that_another_process_copied_first_is_taken(
   (made.folder / "lam").mkdir()
   (made.folder / "lam" / "config.json").write_text("{}")
   found = manifest.Manifest.read(
-    buckets.upload(made.folder, f"{buckets.empty()}/tokens")
+    memory_bucket.upload(made.folder, f"{memory_bucket.empty()}/tokens")
   )
-  blocks = buckets_lib.blocks
+  blocks = buckets.blocks
 
   def overtaken(address):
     shutil.copytree(made.folder / "lam", found.folder / "lam")
     return blocks(address)
 
-  monkeypatch.setattr(buckets_lib, "blocks", overtaken)
+  monkeypatch.setattr(buckets, "blocks", overtaken)
   folder = found.model_folder("lam")
   assert files_of(folder.parent) == ["lam/config.json"]
 

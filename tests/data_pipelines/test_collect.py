@@ -139,7 +139,7 @@ def test_a_killed_run_goes_on_with_what_was_finished(whole, script, tmp_path):
   out = tmp_path / "clips"
   run = script(out)
   deadline = time.monotonic() + 60
-  while not list(out.glob(".progress/train-*.json")):
+  while not list(out.glob(".progress/train/*.json")):
     assert time.monotonic() < deadline and run.poll() is None
     time.sleep(0.002)
   run.send_signal(signal.SIGKILL)

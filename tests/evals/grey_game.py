@@ -11,11 +11,11 @@ import pathlib
 import numpy as np
 
 from genie_jax.data import manifest, records, shards
-from genie_jax.evals import evaluated_world, run
+from genie_jax.evals import evaluated_world, metric
 
 SIDE, PATCH, NUM_CODES, NUM_ACTIONS = 16, 8, 16, 5
 LENGTH = 40  # Frames of a level.
-OPTIONS = run.Options(
+OPTIONS = metric.Options(
   num_clips=24,
   num_levels=6,
   num_action_clips=48,

@@ -6,7 +6,7 @@ import pytest
 
 from genie_jax.cli import eval as eval_lib
 from genie_jax.cli import main
-from genie_jax.evals import run
+from genie_jax.evals import metric, run
 from genie_jax.sampling import maskgit
 from genie_jax.worlds import world_folder
 
@@ -14,7 +14,7 @@ from genie_jax.worlds import world_folder
 class _World:
   """Stands for a loaded world; the grey game's world is judged instead."""
 
-  parts, sampling, fingerprint, fps = {}, maskgit.Sampling(), "f" * 64, 10
+  parts, sampling, fingerprint, fps = {}, maskgit.MaskGIT(), "f" * 64, 10
 
   def __init__(self, actions):
     self.actions = actions
@@ -132,7 +132,7 @@ def test_the_figures_of_a_missing_world_are_not_made_up(clips, tmp_path):
 
 
 def test_options_default_to_the_protocol():
-  options = run.Options()
+  options = metric.Options()
   assert options.num_clips == 256
   assert options.num_levels >= run.MIN_LEVELS
   assert options.train_patches >= run.MIN_PATCHES

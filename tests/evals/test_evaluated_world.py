@@ -55,7 +55,7 @@ def parts():
 def world(parts):
   return evaluated_world.from_parts(
     parts,
-    sampling=maskgit.Sampling(refinements=2),
+    sampling=maskgit.MaskGIT(refinements=2),
     actions="latent",
     fingerprint="",
   )
@@ -99,7 +99,7 @@ def test_batches_fill_up_without_changing_results():
 def test_latent_actions_need_a_lam(parts):
   without = {name: parts[name] for name in ("tokenizer", "dynamics")}
   make = lambda actions: evaluated_world.from_parts(
-    without, sampling=maskgit.Sampling(), actions=actions, fingerprint=""
+    without, sampling=maskgit.MaskGIT(), actions=actions, fingerprint=""
   )
   with pytest.raises(errors.UserError, match="no lam"):
     make("latent")
@@ -108,7 +108,7 @@ def test_latent_actions_need_a_lam(parts):
 
 def test_a_true_action_beyond_the_buttons_is_refused(parts):
   world = evaluated_world.from_parts(
-    parts, sampling=maskgit.Sampling(), actions="true", fingerprint=""
+    parts, sampling=maskgit.MaskGIT(), actions="true", fingerprint=""
   )
   frames = np.zeros((1, 3, 8, 8, 3), np.uint8)
   np.testing.assert_array_equal(

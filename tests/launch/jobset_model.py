@@ -1,7 +1,7 @@
-"""The fields of jobset.x-k8s.io/v1alpha2 that a manifest may have.
+"""A validator of JobSet manifests (jobset.x-k8s.io/v1alpha2).
 
-Written from the API reference of JobSet 0.10; stricter than a cluster, which
-drops a field that it does not know without a word.
+It follows the API reference of JobSet 0.10. It is stricter than a cluster,
+which silently drops unknown fields.
 """
 
 import re
@@ -12,7 +12,7 @@ Check = Callable[[str, Any], None]
 
 
 def check(manifest: dict) -> None:
-  """Raises ValueError, with the place, unless `manifest` is a JobSet."""
+  """Raises ValueError, with the path of the field, if a JobSet is invalid."""
   _JOBSET("JobSet", manifest)
   names = [job["name"] for job in manifest["spec"]["replicatedJobs"]]
   if len(set(names)) < len(names):
@@ -29,87 +29,92 @@ def check(manifest: dict) -> None:
       )
     )
     if len(longest) > 63:
-      raise ValueError(f"a pod would be called {longest}, above 63 letters")
+      raise ValueError(f"the pod name {longest} has more than 63 characters")
   rules = manifest["spec"].get("failurePolicy", {}).get("rules", [])
   for rule in rules:
     unknown = set(rule.get("targetReplicatedJobs", [])) - set(names)
     if unknown:
-      raise ValueError(f"failurePolicy targets {unknown}, not of {names}")
+      raise ValueError(f"failurePolicy targets {unknown}, which {names} lack")
 
 
 def _fields(required: dict[str, Check], **optional: Check) -> Check:
   known = required | optional
 
-  def run(place, value):
-    _is(dict)(place, value)
+  def run(path, value):
+    _is(dict)(path, value)
     for name in required:
       if name not in value:
-        raise ValueError(f"{place}.{name} is missing")
+        raise ValueError(f"{path}.{name} is missing")
     for name, content in value.items():
       if name not in known:
-        raise ValueError(f"{place}.{name} is no field; {sorted(known)} are")
-      known[name](f"{place}.{name}", content)
+        raise ValueError(
+          f"{path}.{name} is unknown; the fields are {sorted(known)}"
+        )
+      known[name](f"{path}.{name}", content)
 
   return run
 
 
 def _is(kind: type) -> Check:
-  def run(place, value):
+  def run(path, value):
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-      raise ValueError(f"{place} is {value!r}, no {kind.__name__}")
+      raise ValueError(f"{path} is {value!r}, not of type {kind.__name__}")
 
   return run
 
 
-def _whole(least: int) -> Check:
-  def run(place, value):
-    _is(int)(place, value)
+def _at_least(least: int) -> Check:
+  def run(path, value):
+    _is(int)(path, value)
     if value < least:
-      raise ValueError(f"{place} is {value}, below {least}")
+      raise ValueError(f"{path} is {value}, below {least}")
 
   return run
 
 
 def _one_of(*choices: str) -> Check:
-  def run(place, value):
+  def run(path, value):
     if value not in choices:
-      raise ValueError(f"{place} is {value!r}, none of {choices}")
+      raise ValueError(f"{path} is {value!r}, not one of {choices}")
 
   return run
 
 
-def _like(pattern: str) -> Check:
-  def run(place, value):
-    _is(str)(place, value)
+def _matches(pattern: str) -> Check:
+  def run(path, value):
+    _is(str)(path, value)
     if not re.fullmatch(pattern, value):
-      raise ValueError(f"{place} is {value!r}, not like {pattern}")
+      raise ValueError(f"{path} is {value!r}, which does not match {pattern}")
 
   return run
 
 
 def _each(item: Check) -> Check:
-  def run(place, value):
-    _is(list)(place, value)
+  def run(path, value):
+    _is(list)(path, value)
     for number, content in enumerate(value):
-      item(f"{place}[{number}]", content)
+      item(f"{path}[{number}]", content)
 
   return run
 
 
-def _texts(place, value):
-  _is(dict)(place, value)
+def _string_map(path, value):
+  _is(dict)(path, value)
   for name, content in value.items():
-    _is(str)(f"{place}.{name}", content)
+    _is(str)(f"{path}.{name}", content)
 
 
-_LABEL = _like(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+_LABEL = _matches(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _METADATA = _fields(
-  {"name": _LABEL}, namespace=_LABEL, labels=_texts, annotations=_texts
+  {"name": _LABEL},
+  namespace=_LABEL,
+  labels=_string_map,
+  annotations=_string_map,
 )
-# The Job inside is for Kubernetes' own schema.
+# The template of the Job is validated by Kubernetes' own schema.
 _JOB = _fields(
   {"name": _LABEL, "template": _is(dict)},
-  replicas=_whole(0),
+  replicas=_at_least(0),
   groupName=_LABEL,
   dependsOn=_each(
     _fields({"name": _LABEL, "status": _one_of("Ready", "Complete")})
@@ -121,7 +126,7 @@ _RULE = _fields(
       "FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts"
     )
   },
-  name=_like(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?"),
+  name=_matches(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?"),
   onJobFailureReasons=_each(
     _one_of(
       "BackoffLimitExceeded",
@@ -151,14 +156,14 @@ _JOBSET = _fields(
       ),
       failurePolicy=_fields(
         {},
-        maxRestarts=_whole(0),
+        maxRestarts=_at_least(0),
         restartStrategy=_one_of("Recreate", "BlockingRecreate"),
         rules=_each(_RULE),
       ),
       suspend=_is(bool),
-      ttlSecondsAfterFinished=_whole(0),
+      ttlSecondsAfterFinished=_at_least(0),
       coordinator=_fields(
-        {"replicatedJob": _LABEL}, jobIndex=_whole(0), podIndex=_whole(0)
+        {"replicatedJob": _LABEL}, jobIndex=_at_least(0), podIndex=_at_least(0)
       ),
     ),
   }

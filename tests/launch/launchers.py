@@ -1,7 +1,7 @@
-"""What launchers leave for the processes of a run, for hosts that are one.
+"""The environments that launchers set, for processes on one machine.
 
-Each gives the environment of every process, with a free port of this machine;
-no process gets a flag that says which it is.
+Each launcher sets the environment of every process, with a free port of this
+machine. No process gets flags with its number.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 Variables = list[dict[str, str]]
 
 _ATTRIBUTES = "/computeMetadata/v1/instance/attributes/"
-# Where `cluster` has Slurm's ports begin, and how many there are.
+# The range of ports that `cluster` uses under Slurm.
 _SLURM_PORTS = range(61440, 61440 + 4096)
 
 
@@ -23,10 +23,10 @@ class Launcher:
   """How one recipe's processes find each other.
 
   Attributes:
-    found_by: What the log says named them.
-    variables: `(count, stack) -> environment of each`, with a new free port;
-      the stack ends what it started.
-    module: What runs the line.
+    found_by: See `cluster.Cluster`; it appears in the log.
+    variables: `(count, stack) -> environment of each process`, with a new free
+      port. Servers that it starts are ended by the stack.
+    module: The module that runs the command.
   """
 
   found_by: str
@@ -35,12 +35,12 @@ class Launcher:
 
 
 def free_port(ports=(0,)) -> int:
-  """Returns a port of this machine that nothing uses, 0 being any."""
+  """Returns the first unused port of this machine; 0 stands for any port."""
   for port in ports:
     with socket.socket() as free, contextlib.suppress(OSError):
       free.bind(("127.0.0.1", port))
       return free.getsockname()[1]
-  raise AssertionError("No port is free.")
+  raise AssertionError("All ports are in use.")
 
 
 def _gke(count, stack) -> Variables:
@@ -70,7 +70,7 @@ def _xpk(count, stack) -> Variables:
 
 
 def _slurm(count, stack) -> Variables:
-  # The port follows from the number of the job.
+  # The port is determined by the number of the job.
   job = 17 * len(_SLURM_PORTS) + free_port(_SLURM_PORTS) - _SLURM_PORTS[0]
   return [
     {
@@ -85,13 +85,13 @@ def _slurm(count, stack) -> Variables:
   ]
 
 
-def _queued(count, stack) -> Variables:
+def _queued_resource(count, stack) -> Variables:
   port = str(free_port())
   endpoints = ",".join(f"unknown:{index}:localhost" for index in range(count))
   return [
     {
       "GCE_METADATA_IP": stack.enter_context(
-        _metadata(
+        _metadata_server(
           {
             "agent-worker-number": str(index),
             "worker-network-endpoints": endpoints,
@@ -106,21 +106,19 @@ def _queued(count, stack) -> Variables:
 
 
 @contextlib.contextmanager
-def _metadata(attributes: Mapping[str, str]):
-  """Runs a metadata server of one machine; yields HOST:PORT."""
+def _metadata_server(attributes: Mapping[str, str]):
+  """Runs the metadata server of one machine; yields HOST:PORT."""
 
   class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-      asked = self.path.removeprefix(_ATTRIBUTES)
-      known = (
-        asked in attributes and self.headers["Metadata-Flavor"] == "Google"
-      )
+      name = self.path.removeprefix(_ATTRIBUTES)
+      known = name in attributes and self.headers["Metadata-Flavor"] == "Google"
       self.send_response(200 if known else 404)
       self.end_headers()
-      self.wfile.write(attributes[asked].encode() if known else b"")
+      self.wfile.write(attributes[name].encode() if known else b"")
 
     def log_message(self, *args):
-      """Says nothing."""
+      """Logs nothing."""
 
   with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
     thread = threading.Thread(target=server.serve_forever)
@@ -132,12 +130,14 @@ def _metadata(attributes: Mapping[str, str]):
       thread.join()
 
 
-# By the name of the recipe.
+# Name of a recipe -> its launcher.
 LAUNCHERS = {
   "jobset.sh": Launcher("variables of the TPU pod", _gke),
   "xpk.sh": Launcher("variables of the TPU pod", _xpk),
   "queued_resource.sh": Launcher(
-    "TPU machine's metadata", _queued, "tests.launch.tpu_machine"
+    "metadata of the TPU machine",
+    _queued_resource,
+    "tests.launch.tpu_machine",
   ),
   "slurm.sbatch": Launcher("variables of Slurm", _slurm),
 }

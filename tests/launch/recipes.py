@@ -1,7 +1,7 @@
-"""Running launch recipes with stand-ins for the tools that they call.
+"""Runs launch recipes with fake versions of the tools that they call.
 
-A stand-in notes its arguments and its standard input. So what is tested is the
-command that a recipe sends, whatever shell it was written in.
+A fake tool records its arguments and its standard input, so tests check the
+commands that a recipe sends.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ SHELL = [
 ]
 DOCKERFILES = [LAUNCH / "Dockerfile.tpu", LAUNCH / "Dockerfile.cuda"]
 
-# What each recipe says must be set.
+# The variables that each recipe requires.
 VARIABLES = {
   "jobset.sh": {"RUN": RUN, "IMAGE": IMAGE, "BUCKET": BUCKET},
   "xpk.sh": {
@@ -45,13 +45,13 @@ VARIABLES = {
   },
   "slurm.sbatch": {"RUN": RUN, "BUCKET": BUCKET, "TOKENS": "/disk/tokens"},
 }
-# What Slurm sets.
+# Variables that Slurm sets.
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(ROOT)}
 
-# How the state of an entry of the queue is asked for.
+# The command that returns the state of a queued resource.
 STATE = "gcloud compute tpus queued-resources describe"
 
-# All that could reach outside, or that a test should not wait for.
+# Tools that would use the network, change the machine or delay a test.
 _TOOLS = (
   "genie",
   "kubectl",
@@ -67,7 +67,7 @@ _TOOLS = (
   "lsb_release",
   "sleep",
 )
-_STAND_IN = """#!{python} -IS
+_FAKE_TOOL = """#!{python} -IS
 import json, os, sys
 here, tool = os.path.split(sys.argv[0])
 call = [tool, sys.argv[1:], "" if sys.stdin.isatty() else sys.stdin.read()]
@@ -96,12 +96,12 @@ class Call:
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-  """What a script did.
+  """The result of a script.
 
   Attributes:
     code: Its exit code.
-    err: What it complained of.
-    calls: Which tools it called, in order.
+    err: Its standard error.
+    calls: Its calls of tools, in order.
   """
 
   code: int
@@ -119,19 +119,19 @@ def run(
   variables: Mapping[str, str],
   answers: Mapping[str, Sequence[tuple[str, int]]] | None = None,
 ) -> Ended:
-  """Runs a command in a shell's bare environment, among stand-ins.
+  """Runs a command in a minimal environment with fake tools.
 
   Args:
-    folder: Gets the stand-ins.
-    command: What to run.
-    variables: Its environment, but for PATH.
-    answers: Start of a call -> what the calls that start so print and exit
-      with, in order; nothing and 0 otherwise.
+    folder: Where the fake tools are written.
+    command: The command.
+    variables: Its environment, without PATH.
+    answers: Prefix of a call -> output and exit code of the calls with this
+      prefix, in order; by default there is no output, and the code is 0.
   """
   folder.mkdir(parents=True, exist_ok=True)
   for tool in _TOOLS:
     path = folder / tool
-    path.write_text(_STAND_IN.format(python=sys.executable))
+    path.write_text(_FAKE_TOOL.format(python=sys.executable))
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
   (folder / "answers").write_text(json.dumps(dict(answers or {})))
   (folder / "calls").write_text("")
@@ -158,7 +158,7 @@ def start(
   without: str = "",
   **options,
 ) -> Ended:
-  """Runs a recipe with all that it needs set, but for `without`."""
+  """Runs a recipe with all required variables set, except for `without`."""
   variables = dict(VARIABLES[script.name])
   if script.name == "slurm.sbatch":
     variables |= SLURM
@@ -172,7 +172,7 @@ def start(
 
 
 def genie(folder: pathlib.Path, script: pathlib.Path) -> list[str]:
-  """Returns the arguments of `genie` on a host, as the recipe starts it."""
+  """Returns the arguments with which a recipe starts `genie` on a host."""
   if script.name == "slurm.sbatch":
     (srun,) = start(folder, script).of("srun")
     return srun[srun.index("genie") + 1 :]
@@ -189,7 +189,7 @@ def genie(folder: pathlib.Path, script: pathlib.Path) -> list[str]:
     return argv
   if script.name == "xpk.sh":
     (created,) = ended.of("xpk")
-    # XPK puts the command into a subshell of its own script.
+    # XPK's own script runs the command in a subshell.
     command = f"({value_of(created, '--command')}) & wait $!"
     (argv,) = run(on_host, ["bash", "-c", command], {}).of("genie")
     return argv
@@ -204,7 +204,7 @@ def genie(folder: pathlib.Path, script: pathlib.Path) -> list[str]:
 
 
 def jobset(ended: Ended) -> dict:
-  """Returns the object that `kubectl create` got."""
+  """Returns the object that was passed to `kubectl create`."""
   yaml = tool("yaml", "PyYAML")
   (created,) = [call for call in ended.calls if call.argv[:1] == ["create"]]
   assert created.tool == "kubectl"
@@ -213,7 +213,7 @@ def jobset(ended: Ended) -> dict:
 
 
 def value_of(argv: Sequence[str], flag: str) -> str:
-  """Returns what follows a flag."""
+  """Returns the argument after a flag."""
   return argv[argv.index(flag) + 1]
 
 
@@ -227,14 +227,14 @@ def flags(argv: Sequence[str]) -> set[str]:
 
 
 def tool(module: str, package: str):
-  """Imports a parser, or skips the test with what to install."""
+  """Imports a parser; skips the test if it is not installed."""
   return pytest.importorskip(
     module, reason=f"{package} is not installed; pip install '.[dev]'"
   )
 
 
 def program(name: str, package: str) -> str:
-  """Returns the path of a linter beside this Python, or skips the test."""
+  """Returns the path of a linter; skips the test if it is not installed."""
   path = pathlib.Path(sys.executable).parent / name
   if not path.exists():
     pytest.skip(f"{package} is not installed; pip install '.[dev]'")

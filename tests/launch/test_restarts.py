@@ -1,4 +1,4 @@
-"""Tests of what each launcher does when a run ends or is to end."""
+"""Tests of how the recipes end, restart and resume a run."""
 
 import os
 import pathlib
@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.launch import known, recipes
+from tests.launch import command_flags, recipes
 
 JOBSET, XPK, QUEUED, SLURM = recipes.SHELL
 
@@ -18,7 +18,7 @@ JOBSET, XPK, QUEUED, SLURM = recipes.SHELL
 
 
 def pods(tmp_path):
-  """Returns the JobSet and the template of its pods."""
+  """Returns the JobSet and its Job."""
   made = recipes.jobset(recipes.start(tmp_path, JOBSET, "start"))
   return made, made["spec"]["replicatedJobs"][0]["template"]["spec"]
 
@@ -33,13 +33,13 @@ def test_the_jobset_fills_its_slice(tmp_path):
       "x"
     )
   ]
-  assert sides == sorted(sides) == [4, 8, 8]  # as the cloud spells it
+  assert sides == sorted(sides) == [4, 8, 8]  # GKE requires ascending order
   assert job["parallelism"] == job["completions"] == 4 * 8 * 8 / chips == 64
 
 
-def test_the_jobset_restarts_after_all_codes_but_0_and_2(tmp_path):
+def test_the_jobset_restarts_after_all_codes_except_0_and_2(tmp_path):
   made, job = pods(tmp_path)
-  assert job["backoffLimit"] == 0  # so that no host comes back alone
+  assert job["backoffLimit"] == 0  # so that no host is restarted alone
   (rule,) = job["podFailurePolicy"]["rules"]
   (container,) = job["template"]["spec"]["containers"]
   assert rule == {
@@ -66,19 +66,19 @@ def test_sigterm_reaches_genie_in_the_pod(tmp_path):
   )
 
 
-def test_sigterm_reaches_genie_below_xpk(tmp_path):
+def test_sigterm_reaches_genie_in_xpks_script(tmp_path):
   (created,) = recipes.start(tmp_path, XPK, "start").of("xpk")
-  # The frame that XPK 1.16 puts around a command.
-  frame = (
+  # The script in which XPK 1.16 runs a command.
+  script = (
     "_sigterm() (kill -SIGTERM $! 2>/dev/null;); trap _sigterm SIGTERM; "
     f"({recipes.value_of(created, '--command')}) & PID=$!; "
     "while kill -0 $PID 2>/dev/null; do sleep 0.1; done; wait $PID"
   )
-  assert_stops_with_143(tmp_path / "pod", ["bash", "-c", frame])
+  assert_stops_with_143(tmp_path / "pod", ["bash", "-c", script])
 
 
 def assert_stops_with_143(folder, command):
-  """Sends SIGTERM to a command whose genie exits with 143 when it gets it."""
+  """Sends SIGTERM to a command; asserts that it reaches a fake `genie`."""
   folder.mkdir()
   ready = folder / "ready"
   genie = folder / "genie"
@@ -109,11 +109,11 @@ def assert_stops_with_143(folder, command):
 def wait_for(path: pathlib.Path) -> None:
   end = time.monotonic() + 60
   while not path.exists():
-    assert time.monotonic() < end, f"{path} did not come"
+    assert time.monotonic() < end, f"{path} was not created"
     time.sleep(0.05)
 
 
-def test_resume_on_kubernetes_ends_the_old_one_first(tmp_path):
+def test_resume_on_kubernetes_deletes_the_old_job_first(tmp_path):
   for script, tool in ((JOBSET, "kubectl"), (XPK, "xpk")):
     calls = recipes.start(tmp_path / tool, script, "resume").of(tool)
     assert ["delete" in call for call in calls] == [True, False], script
@@ -121,30 +121,26 @@ def test_resume_on_kubernetes_ends_the_old_one_first(tmp_path):
 
 
 @pytest.mark.parametrize("verb", ["resume", "delete"])
-def test_a_deletion_on_kubernetes_waits_until_the_last_pod_has_saved(
-  verb, tmp_path
-):
+def test_deletion_on_kubernetes_waits_until_all_pods_have_ended(verb, tmp_path):
   deletes = [
     call
     for call in recipes.start(tmp_path, JOBSET, verb).of("kubectl")
     if call[0] == "delete"
   ]
-  # In the background, kubectl waits for the JobSet alone and not for its pods.
+  # With the default cascade, kubectl waits for the JobSet but not for its pods.
   assert deletes and all(
     {"--cascade=foreground", "--wait"} <= set(call) for call in deletes
   )
 
 
 @pytest.mark.parametrize("script", recipes.SHELL, ids=lambda path: path.name)
-def test_hosts_wait_for_a_missing_one_longer_than_a_repair_takes(
-  script, tmp_path
-):
+def test_hosts_wait_at_least_a_day_for_a_missing_one(script, tmp_path):
   line = recipes.genie(tmp_path, script)
-  day = 24 * 3600  # Who gives up ends with 2, which is not started again.
+  day = 24 * 3600  # After the timeout the exit code is 2, without a restart.
   assert int(recipes.value_of(line, "--initialization-timeout")) >= day
 
 
-def test_a_name_that_kubernetes_refuses_stops_before_it(tmp_path):
+def test_an_invalid_name_is_rejected_before_kubernetes_is_called(tmp_path):
   for name in ("Run_1", "1run", "a" * 40, "run-"):
     ended = recipes.start(tmp_path, JOBSET, "start", variables={"RUN": name})
     assert ended.code == 2 and not ended.calls
@@ -154,7 +150,7 @@ def test_a_name_that_kubernetes_refuses_stops_before_it(tmp_path):
 # Queued resources
 
 
-def test_start_waits_in_the_queue_and_then_starts_every_host(tmp_path):
+def test_start_waits_in_the_queue_and_then_starts_all_hosts(tmp_path):
   ended = recipes.start(
     tmp_path,
     QUEUED,
@@ -185,7 +181,9 @@ def test_start_waits_in_the_queue_and_then_starts_every_host(tmp_path):
     ("FAILED", True),
   ],
 )
-def test_resume_gives_up_only_machines_that_are_gone(state, deletes, tmp_path):
+def test_resume_requests_new_machines_only_if_the_old_ones_are_lost(
+  state, deletes, tmp_path
+):
   ended = recipes.start(
     tmp_path,
     QUEUED,
@@ -198,7 +196,7 @@ def test_resume_gives_up_only_machines_that_are_gone(state, deletes, tmp_path):
   assert "--worker=all" in ended.of("gcloud")[-1]
 
 
-def test_a_lost_connection_deletes_nothing(tmp_path):
+def test_nothing_is_deleted_if_the_state_is_unknown(tmp_path):
   for verb in ("resume", "delete"):
     ended = recipes.start(
       tmp_path / verb, QUEUED, verb, answers={recipes.STATE: [("", 1)]}
@@ -207,7 +205,7 @@ def test_a_lost_connection_deletes_nothing(tmp_path):
     assert [call[3] for call in ended.of("gcloud")] == ["describe"]
 
 
-def test_a_request_that_failed_ends_the_wait(tmp_path):
+def test_a_failed_request_ends_the_wait(tmp_path):
   ended = recipes.start(
     tmp_path, QUEUED, "start", answers={recipes.STATE: [("FAILED\n", 0)]}
   )
@@ -228,7 +226,9 @@ def test_a_host_saves_before_its_container_is_replaced(tmp_path):
     if call[0] == "docker"
   ]
   assert [call[1] for call in docker] == ["container", "stop", "rm", "run"]
-  known.assert_known("docker", docker[-1][1 : docker[-1].index(recipes.IMAGE)])
+  command_flags.assert_known(
+    "docker", docker[-1][1 : docker[-1].index(recipes.IMAGE)]
+  )
   assert recipes.value_of(docker[-1], "--restart") == "on-failure:100"
   fresh = recipes.run(
     tmp_path / "fresh",
@@ -242,7 +242,7 @@ def test_a_host_saves_before_its_container_is_replaced(tmp_path):
   ]
 
 
-def test_resume_mounts_the_bucket_on_a_host_that_was_rebooted(tmp_path):
+def test_resume_mounts_the_bucket_on_a_rebooted_host(tmp_path):
   ended = recipes.start(
     tmp_path, QUEUED, "resume", answers={recipes.STATE: [("ACTIVE\n", 0)] * 2}
   )
@@ -263,7 +263,7 @@ def test_resume_mounts_the_bucket_on_a_host_that_was_rebooted(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "code, restarts, back",
+  "code, restarts, requeues",
   [
     (0, "0", False),
     (1, "", True),
@@ -273,8 +273,8 @@ def test_resume_mounts_the_bucket_on_a_host_that_was_rebooted(tmp_path):
     (143, "100", False),
   ],
 )
-def test_slurm_goes_back_into_the_queue_after_all_codes_but_0_and_2(
-  code, restarts, back, tmp_path
+def test_slurm_requeues_the_job_after_all_codes_except_0_and_2(
+  code, restarts, requeues, tmp_path
 ):
   ended = recipes.start(
     tmp_path,
@@ -282,9 +282,9 @@ def test_slurm_goes_back_into_the_queue_after_all_codes_but_0_and_2(
     answers={"srun": [("", code)]},
     variables={"SLURM_RESTART_COUNT": restarts},
   )
-  assert ended.of("scontrol") == ([["requeue", "7"]] if back else [])
-  assert ended.code == (0 if back else code)
-  known.assert_known("srun", srun_flags(ended))
+  assert ended.of("scontrol") == ([["requeue", "7"]] if requeues else [])
+  assert ended.code == (0 if requeues else code)
+  command_flags.assert_known("srun", srun_flags(ended))
 
 
 def srun_flags(ended):
@@ -292,21 +292,21 @@ def srun_flags(ended):
   return srun[: srun.index("genie")]
 
 
-def test_a_task_that_ends_alone_does_not_leave_the_others_waiting(tmp_path):
+def test_slurm_ends_the_other_tasks_some_time_after_the_first(tmp_path):
   flags = srun_flags(recipes.start(tmp_path, SLURM))
   (seconds,) = [
     int(word.removeprefix("--wait="))
     for word in flags
     if word.startswith("--wait=")
   ]
-  # Long enough to save, as before the time limit; far below a day.
+  # Long enough to save, and much shorter than a day.
   assert 300 <= seconds <= 1800
   assert "--kill-on-bad-exit=0" in flags
 
 
-def test_slurm_does_not_start_again_what_was_told_to_end(tmp_path):
+def test_slurm_does_not_requeue_a_job_that_the_user_stopped(tmp_path):
   folder = tmp_path / "tools"
-  recipes.run(folder, ["true"], {})  # puts the stand-ins there
+  recipes.run(folder, ["true"], {})  # writes the fake tools
   ready, go = tmp_path / "ready", tmp_path / "go"
   (folder / "srun").write_text(
     f"#!/bin/sh\ntouch {ready}\n"
@@ -320,7 +320,7 @@ def test_slurm_does_not_start_again_what_was_told_to_end(tmp_path):
   process = subprocess.Popen(["bash", str(SLURM)], env=env)
   try:
     wait_for(ready)
-    process.terminate()  # the batch shell only, as `scancel --batch` does
+    process.terminate()  # signals the batch shell only, as `scancel --batch`
     go.touch()
     assert process.wait(timeout=30) == 143
   finally:

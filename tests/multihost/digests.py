@@ -1,11 +1,11 @@
-"""The `genie` line with digests of batches and masks among its metrics.
+"""The `genie` command, with digests of batches and masks among its metrics.
 
     python -m tests.multihost.digests train ...
 
-A digest is a sum of integers weighted by their place, small enough for float32
-to hold it exactly: the same in whatever order devices and processes add up. It
-is a metric as all others are. (Sums of another dtype are exchanges of their
-own, beside which processes on CPUs were seen to wait for each other in vain.)
+A digest is a sum of integers weighted by their positions. It is small enough to
+be exact in float32, so the order in which devices and processes add it up does
+not matter. It is summed like every other metric, in float32: separate sums of
+another dtype have made processes on CPUs deadlock.
 """
 
 import contextlib
@@ -21,45 +21,50 @@ from genie_jax.stages import dynamics, masking
 from genie_jax.train import stage
 
 NAMES = ("tokens", "actions", "hidden", "judged")
-# Two sums of 23 bits each, with other weights.
+# Two sums of 23 bits each, with different weights.
 SUMS = (0, 1)
 METRICS = tuple(f"digest/{name}_{which}" for name in NAMES for which in SUMS)
 
-# Of codes: those of the smoke modes.
-_MOST = 64
-_WEIGHTS = 251
+# Values are below the number of codes in the smoke modes.
+_NUM_VALUES = 64
+_MAX_WEIGHT = 251
 
 
 def digest(x: jax.Array, which: int) -> stage.Term:
-  """Returns a sum of an array of integers below 64, or of bools."""
-  assert x.size * _MOST * _WEIGHTS < 2**24
-  place = np.arange(x.size, dtype=np.uint64).reshape(x.shape)
-  # Neither two places nor two changes are to cancel out.
-  mixed = (place * len(SUMS) + which + 1) * 0x9E3779B1 % 2**32
+  """Returns a digest of an array.
+
+  Args:
+    x: Integers below 64, or bools.
+    which: One of SUMS, which selects the weights.
+  """
+  assert x.size * _NUM_VALUES * _MAX_WEIGHT < 2**24
+  position = np.arange(x.size, dtype=np.uint64).reshape(x.shape)
+  # Pseudo-random weights, so that two changes are unlikely to cancel out.
+  mixed = (position * len(SUMS) + which + 1) * 0x9E3779B1 % 2**32
   mixed = (mixed ^ mixed >> 15) * 0x2C1B3C6D % 2**32
-  weight = (mixed >> 8) % _WEIGHTS + 1
+  weight = (mixed >> 8) % _MAX_WEIGHT + 1
   return stage.Term.of((x.astype(jnp.float32) + 1) * weight.astype(np.float32))
 
 
 @contextlib.contextmanager
-def kept() -> Iterator[None]:
-  """Adds to each step of the dynamics stage the digests of what it sees."""
+def recorded() -> Iterator[None]:
+  """Adds digests of its batch and mask to each step of the dynamics stage."""
   terms, draw = dynamics.token_terms, masking.draw
   drawn = []
 
-  def noted(*args):
+  def recording_draw(*args):
     drawn.append(draw(*args))
     return drawn[-1]
 
   def token_terms(model, params, tokens, actions, rng, mask):
     losses, metrics = terms(model, params, tokens, actions, rng, mask)
-    seen = (tokens, actions, *drawn.pop())
-    for name, x in zip(NAMES, seen, strict=True):
+    inputs = (tokens, actions, *drawn.pop())
+    for name, x in zip(NAMES, inputs, strict=True):
       for which in SUMS:
         metrics[f"digest/{name}_{which}"] = digest(x, which)
     return losses, metrics
 
-  dynamics.token_terms, masking.draw = token_terms, noted
+  dynamics.token_terms, masking.draw = token_terms, recording_draw
   try:
     yield
   finally:
@@ -67,5 +72,5 @@ def kept() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-  with kept():
+  with recorded():
     sys.exit(main.main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Real processes on this machine that train together by the command line."""
+"""Starts several processes on this machine that train together."""
 
 import contextlib
 import os
@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import jax
 
 ROOT = pathlib.Path(__file__).parents[2]
-# No claim, only an end: these tests share their cores with others.
-LONG = 900.0
-_TAKEN = ("listen on port", "Address already in use", "Failed to bind")
+# Generous, since other tests may use the same cores.
+TIMEOUT = 900.0
+_PORT_IN_USE = ("listen on port", "Address already in use", "Failed to bind")
 
 
 class Fleet:
-  """Processes and what they print, each into a file."""
+  """Processes whose output is written to files."""
 
   def __init__(
     self,
@@ -30,15 +30,15 @@ class Fleet:
     variables: Sequence[Mapping[str, str]] | None = None,
     module: str = "genie_jax",
   ):
-    """Starts one process a command, with so many CPU devices each.
+    """Starts one process per command.
 
     Args:
-      folder: Gets what they print.
-      commands: Arguments of each.
-      devices: CPU devices of each.
-      folders: Where each starts.
-      variables: Further environment of each.
-      module: What `python -m` runs.
+      folder: Folder of the output files.
+      commands: Arguments of each process.
+      devices: Number of CPU devices of each process.
+      folders: Working folder of each process.
+      variables: Further environment variables of each process.
+      module: The module that `python -m` runs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     env = {
@@ -64,7 +64,7 @@ class Fleet:
     for log, command, here, more in zip(
       self.logs, commands, folders, variables, strict=True
     ):
-      # A file and not a pipe: a full pipe would stop the process.
+      # The output goes to a file because a full pipe would block the process.
       with open(log, "w") as out:
         self.processes.append(
           subprocess.Popen(
@@ -78,9 +78,10 @@ class Fleet:
         )
 
   def text(self, index: int) -> str:
+    """Returns the output of a process so far."""
     return self.logs[index].read_text()
 
-  def wait_for(self, index: int, text: str, timeout: float = LONG) -> None:
+  def wait_for(self, index: int, text: str, timeout: float = TIMEOUT) -> None:
     """Waits until a process has printed something."""
     end = time.monotonic() + timeout
     while text not in self.text(index):
@@ -88,8 +89,8 @@ class Fleet:
       assert time.monotonic() < end, self.text(index)[-3000:]
       time.sleep(0.05)
 
-  def codes(self, timeout: float = LONG, without=()) -> list[int | None]:
-    """Waits for all but `without`; returns exit codes."""
+  def codes(self, timeout: float = TIMEOUT, without=()) -> list[int | None]:
+    """Waits for all processes except `without`; returns all exit codes."""
     end = time.monotonic() + timeout
     waited = [n for n in range(len(self.processes)) if n not in without]
     while time.monotonic() < end and any(
@@ -102,7 +103,7 @@ class Fleet:
     return [process.poll() for process in self.processes]
 
   def kill(self) -> None:
-    """Ends what is left."""
+    """Kills the processes that are still running."""
     for process in self.processes:
       if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
@@ -120,18 +121,18 @@ def running(
   launch: Callable[[], Sequence[Mapping[str, str]]] | None = None,
   module: str = "genie_jax",
 ) -> Iterator[Fleet]:
-  """Runs `genie train ARGS` as `count` processes, killed at the end.
+  """Runs `genie train ARGS` as several processes, which are killed at the end.
 
   Args:
-    folder: Gets the logs.
-    count: How many.
-    *args: Arguments of all.
-    devices: CPU devices of each.
-    extra: Further arguments, one list a process.
-    folders: Where each starts.
-    launch: Returns the environment that names each process; flags name them
-      when left out.
-    module: What `python -m` runs.
+    folder: Folder of the output files.
+    count: Number of processes.
+    *args: Arguments of all processes.
+    devices: Number of CPU devices of each process.
+    extra: Further arguments of each process.
+    folders: Working folder of each process.
+    launch: Returns environment variables that give each process its number; if
+      it is None, flags give the numbers.
+    module: The module that `python -m` runs.
   """
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
@@ -164,19 +165,19 @@ def running(
 def train(
   folder: pathlib.Path, count: int, *args: str, devices: int, **options
 ) -> Fleet:
-  """Trains to the end; returns the ended fleet.
+  """Trains to the end and returns the fleet.
 
-  Another program may take the port between its choice and its use: then all
-  is started once more. For `options` see `running`.
+  If another program takes the chosen port before it is used, all processes are
+  started again. For `options` see `running`.
   """
   for attempt in range(3):
     with running(
       folder / str(attempt), count, *args, devices=devices, **options
     ) as fleet:
       codes = fleet.codes()
-    said = "".join(fleet.text(index) for index in range(count))
-    if codes != [0] * count and any(text in said for text in _TAKEN):
+    output = "".join(fleet.text(index) for index in range(count))
+    if codes != [0] * count and any(text in output for text in _PORT_IN_USE):
       continue
-    assert codes == [0] * count, (codes, said[-4000:])
+    assert codes == [0] * count, (codes, output[-4000:])
     return fleet
-  raise AssertionError("No port stayed free.")
+  raise AssertionError("Every chosen port was taken by another program.")

@@ -1,4 +1,4 @@
-"""One run on several processes, by the command line, over gloo."""
+"""Tests of `genie train` with several processes on CPUs, over gloo."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from tests.fixtures import stage_data
 from tests.multihost import digests, fleet
 
 CONFIG = f"{fleet.ROOT / 'experiments' / 'coinrun' / 'dynamics.py'}:smoke"
-# Processes add up in another order than devices of one.
+# Several processes add up in another order than the devices of one process.
 RTOL = 1e-5
 
 
@@ -33,8 +33,14 @@ def tokens(tmp_path_factory):
 
 
 def arguments(tokens, workdir, **changes):
-  """Returns arguments of a run of 4 steps; "__" in a name is a dot."""
-  # AdamW compiles faster than the Muon of the smoke mode.
+  """Returns the arguments of a run of 4 steps.
+
+  Args:
+    tokens: Folder of the token records.
+    workdir: Folder of the run.
+    **changes: Fields of the config, with "__" in place of dots.
+  """
+  # AdamW compiles faster than Muon, the optimizer of the smoke mode.
   fields = {
     "data__path": tokens,
     "data__batch_size": 8,
@@ -54,16 +60,18 @@ def arguments(tokens, workdir, **changes):
   )
 
 
-def alone(*args):
-  """Trains on this process's eight devices."""
-  with digests.kept():
+def train_alone(*args):
+  """Trains in this process, which has eight devices."""
+  with digests.recorded():
     assert main.main(["train", *args]) == 0
 
 
-def together(folder, count, *args, devices, module="tests.multihost.digests"):
-  """Trains on several processes, which keep digests too."""
-  # JAX keeps compiled steps for process 0 alone. Found there, it would wait
-  # while the others compile, and gives up after 30 seconds.
+def train_together(
+  folder, count, *args, devices, module="tests.multihost.digests"
+):
+  """Trains with several processes, and records digests."""
+  # JAX caches compiled steps for process 0 only. With a cached step, process 0
+  # would wait for the others to compile, and fail after 30 seconds.
   return fleet.train(
     folder,
     count,
@@ -76,47 +84,47 @@ def together(folder, count, *args, devices, module="tests.multihost.digests"):
 
 
 @pytest.fixture(scope="module")
-def straight(tokens, tmp_path_factory):
-  """A run on one process with 8 devices."""
-  workdir = tmp_path_factory.mktemp("straight")
-  alone(*arguments(tokens, workdir))
+def reference(tokens, tmp_path_factory):
+  """A run of one process with 8 devices."""
+  workdir = tmp_path_factory.mktemp("reference")
+  train_alone(*arguments(tokens, workdir))
   return workdir
 
 
-def lines(workdir):
+def read_metrics(workdir):
   text = (pathlib.Path(workdir) / "metrics.jsonl").read_text()
   return [json.loads(line) for line in text.splitlines()]
 
 
 def position(workdir, step):
-  """Returns where the data is after a step."""
+  """Returns the position in the data after a step."""
   return reader.read_note(
     buckets.run_folder(workdir) / "checkpoints" / str(step)
   )["iterator"]
 
 
-def assert_same_run(workdir, straight, steps=(1, 2, 3, 4)):
-  mine, other = lines(workdir), lines(straight)
-  other = [line for line in other if line["step"] in steps]
-  assert [line["step"] for line in mine] == [line["step"] for line in other]
-  for a, b in zip(mine, other, strict=True):
+def assert_same_run(workdir, reference, steps=(1, 2, 3, 4)):
+  found, expected = read_metrics(workdir), read_metrics(reference)
+  expected = [line for line in expected if line["step"] in steps]
+  assert [line["step"] for line in found] == [line["step"] for line in expected]
+  for a, b in zip(found, expected, strict=True):
     for name in b:
       if name == "loss" or name.startswith("losses/"):
         np.testing.assert_allclose(a[name], b[name], rtol=RTOL, err_msg=name)
     if "loss" in b:
-      # The very same global batch and mask, token by token.
+      # The global batch and the mask are the same, token by token.
       for name in digests.METRICS:
         assert a[name] == b[name], name
   last = max(steps)
-  assert position(workdir, last) == position(straight, last)
+  assert position(workdir, last) == position(reference, last)
 
 
-def test_a_digest_tells_every_change_and_no_layout():
+def test_a_digest_depends_on_values_and_not_on_the_layout():
   x = jax.random.randint(jax.random.key(0), (8, 4, 4, 4), 0, 64)
   of = lambda x: tuple(
     float(digests.digest(x, which).total) for which in digests.SUMS
   )
-  whole = of(x)
+  original = of(x)
   rows = jax.make_mesh((8,), ("rows",), (jax.sharding.AxisType.Auto,))
   split = jax.device_put(x, jax.NamedSharding(rows, jax.P("rows")))
   assert (
@@ -124,7 +132,7 @@ def test_a_digest_tells_every_change_and_no_layout():
       float(jax.jit(digests.digest, static_argnums=1)(split, which).total)
       for which in digests.SUMS
     )
-    == whole
+    == original
   )
   others = [
     x.at[3, 2, 1, 0].add(1),
@@ -133,13 +141,13 @@ def test_a_digest_tells_every_change_and_no_layout():
     x.at[0, 0, 0, :2].set(x[0, 0, 0, 1::-1]),
   ]
   assert all((other != x).any() for other in others)
-  assert whole not in [of(other) for other in others]
+  assert original not in [of(other) for other in others]
   hidden = jnp.zeros((8, 4), bool)
   assert of(hidden) != of(hidden.at[7, 3].set(True))
 
 
-def test_every_step_has_a_batch_and_a_mask_of_its_own(straight):
-  steps = [line for line in lines(straight) if "loss" in line]
+def test_every_step_has_a_different_batch_and_mask(reference):
+  steps = [line for line in read_metrics(reference) if "loss" in line]
   for name in digests.NAMES:
     sums = [
       tuple(line[f"digest/{name}_{which}"] for which in digests.SUMS)
@@ -148,32 +156,34 @@ def test_every_step_has_a_batch_and_a_mask_of_its_own(straight):
     assert len(set(sums)) == len(steps) == 4, name
 
 
-def test_two_processes_train_as_one_and_one_goes_on(tokens, straight, tmp_path):
+def test_two_processes_train_as_one_and_one_resumes(
+  tokens, reference, tmp_path
+):
   args = arguments(tokens, tmp_path / "run", steps=2)
-  ended = together(tmp_path / "logs", 2, *args, devices=4)
-  assert_same_run(tmp_path / "run", straight, steps=(1, 2))
-  # Only process 0 tells of the run.
+  ended = train_together(tmp_path / "logs", 2, *args, devices=4)
+  assert_same_run(tmp_path / "run", reference, steps=(1, 2))
+  # Only process 0 reports on the run.
   assert "trained to step 2" in ended.text(0) and "loss" in ended.text(0)
   for word in ("trained to", "loss", "step 1/2", "dynamics:"):
     assert word not in ended.text(1), ended.text(1)
-  # One process goes on with what two wrote.
-  alone(*arguments(tokens, tmp_path / "run"))
-  assert_same_run(tmp_path / "run", straight)
+  # One process resumes the run of two.
+  train_alone(*arguments(tokens, tmp_path / "run"))
+  assert_same_run(tmp_path / "run", reference)
 
 
-def test_hosts_that_are_blocks_of_a_torus_train_as_one(
-  tokens, straight, tmp_path
+def test_hosts_whose_devices_are_not_neighbours_train_as_one(
+  tokens, reference, tmp_path
 ):
   args = arguments(tokens, tmp_path / "run", steps=2)
-  ended = together(
+  ended = train_together(
     tmp_path / "logs", 2, *args, devices=4, module="tests.multihost.torus"
   )
-  # Rows 2 and 3 of the mesh are not its own.
+  # The devices of parts 2 and 3 belong to process 1.
   assert "parts (0, 1, 4, 5) of 8" in ended.text(0), ended.text(0)
-  assert_same_run(tmp_path / "run", straight, steps=(1, 2))
+  assert_same_run(tmp_path / "run", reference, steps=(1, 2))
 
 
-def test_different_configs_end_in_one_line_on_each(tokens, tmp_path):
+def test_different_configs_are_reported_by_each_process(tokens, tmp_path):
   args = arguments(tokens, tmp_path / "run")
   with fleet.running(
     tmp_path / "logs",
@@ -182,7 +192,7 @@ def test_different_configs_end_in_one_line_on_each(tokens, tmp_path):
     extra=[(), ("--config.optimizer.peak_lr=1e-5",)],
   ) as both:
     assert both.codes() == [2, 2], both.text(0) + both.text(1)
-  said = [
+  messages = [
     [
       line
       for line in both.text(n).splitlines()
@@ -190,14 +200,15 @@ def test_different_configs_end_in_one_line_on_each(tokens, tmp_path):
     ]
     for n in (0, 1)
   ]
-  assert said[0] == said[1] and len(said[0]) == 1
-  assert "config's fingerprint is" in said[0][0]
-  assert "on process 0, but" in said[0][0] and "on process 1" in said[0][0]
+  assert messages[0] == messages[1] and len(messages[0]) == 1
+  (message,) = messages[0]
+  assert "config's fingerprint is" in message
+  assert "on process 0, but" in message and "on process 1" in message
   assert "Traceback" not in both.text(0) + both.text(1)
   assert not (tmp_path / "run").exists()
 
 
-def test_a_missing_host_ends_in_one_line_within_the_time(tokens, tmp_path):
+def test_a_missing_host_is_reported_after_the_timeout(tokens, tmp_path):
   args = arguments(tokens, tmp_path / "run")
   with fleet.running(
     tmp_path / "logs",
@@ -208,7 +219,9 @@ def test_a_missing_host_ends_in_one_line_within_the_time(tokens, tmp_path):
     extra=[(), ("--config.nothing=1",)],
   ) as both:
     assert both.codes() == [2, 2]
-  assert "1 of 2 processes came within 2 s; process 1 did not" in both.text(0)
+  assert (
+    "1 of 2 processes connected within 2 s; process 1 did not" in both.text(0)
+  )
   assert "has no field config.nothing" in both.text(1)
   for n in (0, 1):
     assert "Traceback" not in both.text(n)
@@ -220,28 +233,28 @@ def test_a_missing_host_ends_in_one_line_within_the_time(tokens, tmp_path):
   "mesh",
   [{}, {"mesh__data": 2, "mesh__fsdp": 1, "mesh__tensor": 2, "mesh__frame": 2}],
 )
-def test_four_processes_train_as_one(tokens, straight, tmp_path, mesh):
+def test_four_processes_train_as_one(tokens, reference, tmp_path, mesh):
   args = arguments(tokens, tmp_path / "run", **mesh)
-  together(tmp_path / "logs", 4, *args, devices=2)
-  assert_same_run(tmp_path / "run", straight)
+  train_together(tmp_path / "logs", 4, *args, devices=2)
+  assert_same_run(tmp_path / "run", reference)
 
 
 @pytest.mark.slow
-def test_four_processes_judge_held_out_clips_as_one(tokens, tmp_path):
+def test_four_processes_evaluate_as_one(tokens, tmp_path):
   found = {}
   for name in ("alone", "together"):
     args = arguments(
       tokens, tmp_path / name, steps=2, eval_batches=1, eval_every=1
     )
     if name == "alone":
-      alone(*args)
+      train_alone(*args)
     else:
-      logs = together(tmp_path / "logs", 4, *args, devices=2)
-      # The folder has no tokenizer, so there is nothing to show.
+      logs = train_together(tmp_path / "logs", 4, *args, devices=2)
+      # Without a tokenizer in the folder there are no previews.
       assert "no more pictures" in logs.text(0)
     found[name] = [
       {key: value for key, value in line.items() if key.startswith("eval/")}
-      for line in lines(tmp_path / name)
+      for line in read_metrics(tmp_path / name)
     ]
   scores = [line for line in found["alone"] if line]
   assert len(scores) == 2 and "eval/cross_entropy" in scores[0]
@@ -252,21 +265,21 @@ def test_four_processes_judge_held_out_clips_as_one(tokens, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_of_four_processes_goes_on_alone_on_another_mesh(
-  tokens, straight, tmp_path
+def test_one_process_resumes_a_run_of_four_on_another_mesh(
+  tokens, reference, tmp_path
 ):
   args = arguments(tokens, tmp_path / "run", steps=2)
-  together(tmp_path / "logs", 4, *args, devices=2)
-  alone(
+  train_together(tmp_path / "logs", 4, *args, devices=2)
+  train_alone(
     *arguments(
       tokens, tmp_path / "run", mesh__fsdp=2, mesh__tensor=2, mesh__frame=2
     )
   )
-  assert_same_run(tmp_path / "run", straight)
+  assert_same_run(tmp_path / "run", reference)
 
 
 @pytest.mark.slow
-def test_data_that_one_host_lacks_ends_all_with_code_2(tokens, tmp_path):
+def test_data_missing_on_one_host_ends_all_with_code_2(tokens, tmp_path):
   args = arguments(tokens.name, tmp_path / "run")
   with fleet.running(
     tmp_path / "logs", 2, *args, devices=1, folders=[tokens.parent, tmp_path]
@@ -279,15 +292,13 @@ def test_data_that_one_host_lacks_ends_all_with_code_2(tokens, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_workdir_that_hosts_do_not_share_ends_all_with_code_2(
-  tokens, tmp_path
-):
+def test_a_workdir_that_is_not_shared_ends_all_with_code_2(tokens, tmp_path):
   (tmp_path / "a").mkdir()
   (tmp_path / "b").mkdir()
   run = pathlib.Path("run")
   with pytest.MonkeyPatch.context() as patch:
     patch.chdir(tmp_path / "a")
-    alone(*arguments(tokens, run, steps=2))
+    train_alone(*arguments(tokens, run, steps=2))
   with fleet.running(
     tmp_path / "logs",
     2,
@@ -301,8 +312,8 @@ def test_a_workdir_that_hosts_do_not_share_ends_all_with_code_2(
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_saves_on_all_and_a_restart_goes_on(
-  tokens, straight, tmp_path
+def test_sigterm_to_one_process_saves_on_all_and_a_restart_resumes(
+  tokens, reference, tmp_path
 ):
   args = arguments(
     tokens,
@@ -321,7 +332,7 @@ def test_sigterm_to_one_saves_on_all_and_a_restart_goes_on(
   ended = fleet.train(tmp_path / "again", 2, *again, devices=4)
   assert f"Going on from step {step}" in ended.text(0)
   assert [
-    line["step"] for line in lines(tmp_path / "run") if "loss" in line
+    line["step"] for line in read_metrics(tmp_path / "run") if "loss" in line
   ] == list(range(1, step + 2))
 
 
@@ -330,7 +341,7 @@ def test_sigterm_to_one_saves_on_all_and_a_restart_goes_on(
   "number, sent",
   [(0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGSTOP)],
 )
-def test_a_lost_host_ends_the_others_and_a_restart_goes_on(
+def test_a_lost_host_ends_the_others_and_a_restart_resumes(
   tokens, tmp_path, number, sent
 ):
   args = arguments(
@@ -348,7 +359,7 @@ def test_a_lost_host_ends_the_others_and_a_restart_goes_on(
     os.kill(both.processes[number].pid, sent)
     codes = both.codes(timeout=120, without=(number,))
     took = time.monotonic() - begin
-  # Twice the heartbeat's silence, on a machine that does other things too.
+  # The limit is three heartbeat timeouts, as the machine may be busy.
   assert codes[1 - number] not in (0, None), both.text(1 - number)[-3000:]
   assert took < 30
   saved = reader.valid_steps(tmp_path / "run")

@@ -1,9 +1,10 @@
-"""The `genie` line where the devices of a process lie apart in the mesh.
+"""The `genie` command with a mesh that separates the devices of a process.
 
     python -m tests.multihost.torus train ...
 
-So do those of every host of a TPU pod, which are a block of a torus. Digests
-are kept as in `tests.multihost.digests`.
+The devices of a TPU host, which are a block of the torus, need not be
+neighbours in the mesh either. Digests are recorded as in
+`tests.multihost.digests`.
 """
 
 import sys
@@ -17,12 +18,12 @@ from tests.multihost import digests
 
 
 def arrange(devices, shape):
-  """Lays out devices as if each process had two of every four."""
+  """Arranges devices so that each process has two of every four."""
   pairs = np.array(devices).reshape(2, -1, 2).swapaxes(0, 1)
   return pairs.reshape(tuple(shape.values()))
 
 
-def say_share(mesh):
+def print_share(mesh):
   """Prints and returns this process's share."""
   found = share(mesh)
   print(f"parts {found.parts} of {found.count}", flush=True)
@@ -31,6 +32,6 @@ def say_share(mesh):
 
 if __name__ == "__main__":
   share = hosts.share
-  mesh_lib.arrange, hosts.share = arrange, say_share
-  with digests.kept():
+  mesh_lib.arrange, hosts.share = arrange, print_share
+  with digests.recorded():
     sys.exit(main.main(sys.argv[1:]))

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from genie_jax.nn import flops, initializers, st_transformer
 
@@ -94,8 +95,34 @@ def test_frame_by_frame_with_a_cache_equals_the_full_pass():
   for t in range(4):
     out, own = step(x[:, t : t + 1], cache, t)
     np.testing.assert_allclose(out[:, 0], whole[:, t], **TOLERANCE)
-    # Any slot will do: the position counts.
-    cache = cache.write(own, (3 * t) % 5, t)
+    cache = cache.write(own, t)
+  assert cache.positions.tolist() == [0, 1, 2, 3, -1]
+
+
+@pytest.mark.parametrize("first", (0, 4))
+@pytest.mark.parametrize("count", (1, 2, 3, 5))
+def test_a_cache_is_a_ring_of_the_last_frames(count, first):
+  fields = dict(FIELDS, num_layers=1)
+  cache = st_transformer.empty_cache(fields, 1, 1, slots=3)
+  shape = (1, 1, first + count, 1, FIELDS["num_heads"], FIELDS["head_dim"])
+  numbers = jnp.arange(first + count, dtype=jnp.float32)[:, None, None, None]
+  all_ = jnp.broadcast_to(numbers, shape)
+  for t in range(first):
+    cache = cache.write((all_[:, :, t : t + 1],) * 2, t)
+  rest = (all_[:, :, first:],) * 2
+  for position in (first, jnp.int32(first)):
+    found = cache.write(rest, position)
+    for slot, number in enumerate(found.positions.tolist()):
+      kept = [t for t in range(first + count) if t % 3 == slot]
+      assert number == (kept[-1] if kept else -1)
+      assert (found.key[0, 0, slot] == max(number, 0)).all()
+      assert (found.value[0, 0, slot] == max(number, 0)).all()
+  earlier = found.before(jnp.int32(first + count - 1))
+  assert (found.positions == first + count - 1).sum() == 1
+  assert sorted(earlier.positions.tolist()) == sorted(
+    number if number < first + count - 1 else -1
+    for number in found.positions.tolist()
+  )
 
 
 def test_bfloat16_activations_keep_float32_parameters():

@@ -1,4 +1,4 @@
-"""Tests of the quantizer: choice, gradients, statistics, revival."""
+"""Tests of the codebook: choice, gradients, statistics, revival."""
 
 import functools
 
@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from genie_jax.nn import codes as codes_lib
 from genie_jax.nn import vq
 
 CODES, WIDTH = 7, 4
@@ -41,7 +42,7 @@ def test_the_nearest_code_is_chosen(unit_norm):
   np.testing.assert_allclose(
     found.vectors, table[distance.argmin(-1)], rtol=1e-5, atol=1e-6
   )
-  for loss in (found.codebook_loss, found.commitment_loss):
+  for loss in (found.losses["codebook"], found.losses["commitment"]):
     np.testing.assert_allclose(loss, distance.min(-1), rtol=1e-4, atol=1e-6)
   np.testing.assert_allclose(found.inputs, inputs, rtol=1e-5)
 
@@ -83,7 +84,9 @@ def test_on_the_sphere_the_gradient_loses_only_its_radial_part():
 
 
 def test_the_codebook_loss_moves_the_chosen_codes_alone():
-  x, table, inputs, codes = gradients(False, lambda q: q.codebook_loss.sum())
+  x, table, inputs, codes = gradients(
+    False, lambda q: q.losses["codebook"].sum()
+  )
   assert (inputs == 0).all()
   chosen = np.square(x[:, None] - table).sum(-1).argmin(-1)
   wanted = np.zeros_like(table)
@@ -93,7 +96,9 @@ def test_the_codebook_loss_moves_the_chosen_codes_alone():
 
 
 def test_the_commitment_loss_moves_the_inputs_alone():
-  x, table, inputs, codes = gradients(False, lambda q: q.commitment_loss.sum())
+  x, table, inputs, codes = gradients(
+    False, lambda q: q.losses["commitment"].sum()
+  )
   assert (codes == 0).all()
   chosen = np.square(x[:, None] - table).sum(-1).argmin(-1)
   np.testing.assert_allclose(
@@ -109,7 +114,7 @@ def test_bfloat16_inputs_are_quantised_in_float32():
 
 def test_a_zero_vector_gives_finite_values_and_gradients():
   run, table = make(True)
-  f = lambda x: run(x, table).commitment_loss.sum()
+  f = lambda x: run(x, table).losses["commitment"].sum()
   value, gradient = jax.jit(jax.value_and_grad(f))(
     np.zeros((2, WIDTH), np.float32)
   )
@@ -122,7 +127,9 @@ def use(codes, inputs=None):
   if inputs is None:
     inputs = np.zeros((*codes.shape, WIDTH), np.float32)
   zeros = np.zeros(codes.shape, np.float32)
-  return vq.Quantized(inputs, codes, zeros, zeros, inputs)
+  return codes_lib.Quantized(
+    inputs, codes, inputs, {"codebook": zeros, "commitment": zeros}
+  )
 
 
 def old(num_codes):
@@ -132,7 +139,7 @@ def old(num_codes):
 
 
 update = jax.jit(lambda statistics, batch: statistics.update(batch, 0.9, 0.5))
-perplexity = jax.jit(lambda statistics: statistics.perplexity())
+perplexity = jax.jit(lambda statistics: codes_lib.perplexity(statistics.share))
 
 
 def test_shares_are_a_moving_average_of_use():

@@ -1,4 +1,4 @@
-"""The TPU compiler in a test's own process."""
+"""A fixture to use the TPU compiler in the test's own process."""
 
 import jax
 import pytest
@@ -9,11 +9,11 @@ from genie_jax.plan import aot_compile
 
 @pytest.fixture
 def library(monkeypatch):
-  """Makes ready for compiling here; the cache cannot read such programs."""
+  """Sets up the TPU compiler, without the cache, which cannot load TPU code."""
   for name in (*aot_compile.ENVIRONMENT, "JAX_ENABLE_COMPILATION_CACHE"):
     monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv(name, "1")  # Leaves the environment as it was.
-  aot_compile.prepare()
+    monkeypatch.setenv(name, "1")  # Restores the environment after the test.
+  aot_compile.set_up_compiler()
   jax.config.update("jax_enable_compilation_cache", False)
   compilation_cache.reset_cache()
   yield

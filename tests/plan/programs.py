@@ -1,7 +1,7 @@
-"""Small scheduled programs, written by hand, and a network to run them on.
+"""Small hand-written scheduled programs, and networks to simulate them on.
 
-In the texts "@7" stands for the compiler's estimate of 7 cycles, and a word
-in angle brackets for a type of TYPES.
+In the texts "@7" stands for the compiler's estimate of 7 cycles, and a word in
+angle brackets for a type in TYPES.
 """
 
 import re
@@ -36,7 +36,7 @@ TYPES = {
 
 
 def program(text):
-  """Returns a text with its shorthands written out."""
+  """Expands the abbreviations in the text of a program."""
   text = re.sub(
     r"@(\d+)",
     r', backend_config={"window_config":{"estimated_cycles":"\1"}}',
@@ -47,10 +47,10 @@ def program(text):
 
 
 def ring(size, chip=CHIP, slices=1):
-  """Returns a network of one closed ring of chips in each slice."""
+  """Returns a network with one ring of chips in each slice."""
   return collectives.Network(
     tuple(
-      collectives.Place((x, 0, 0), s)
+      collectives.Position((x, 0, 0), s)
       for s in range(slices)
       for x in range(size)
     ),
@@ -127,7 +127,8 @@ metadata={op_name="jit(step)/jvp(M)/layers/mlp_in/dot_general"}@100
 """)
 LOOPS_CYCLES = 100 + 3 * (10 + 5 * 7 + 2) + 500 + 40 + 1000
 
-# A gather that starts, goes on inside other work, and ends.
+# An asynchronous all-gather: its start, a part of it fused with other work, and
+# its end.
 _GATHER = """\
 %start (p: bf16[1024,4096]) -> (bf16[1024,4096], bf16[4096,4096], u32[]) {
   %p = <part> parameter(0)
@@ -152,7 +153,7 @@ GATHERED_BYTES = 2 * 4096 * 4096
 
 
 def gather(between):
-  """Returns a gather that runs beside `between` cycles; groups of four."""
+  """Returns an all-gather that overlaps with `between` cycles of compute."""
   return program(
     _GATHER
     + f"""
@@ -168,7 +169,7 @@ ENTRY %main (a: bf16[1024,4096], b: f32[8]) -> bf16[4096,4096] {{
 
 
 def two_gathers(between):
-  """Returns two gathers, both started before either ends."""
+  """Returns two all-gathers that both start before the first one ends."""
   second = (
     _GATHER.replace('"3"', '"4"')
     .replace("%start", "%start2")
@@ -193,8 +194,8 @@ ENTRY %main (a: bf16[1024,4096], b: f32[8]) -> bf16[4096,4096] {{
   )
 
 
-def reduced():
-  """Returns a sum over devices that nothing runs beside."""
+def all_reduce():
+  """Returns a synchronous all-reduce."""
   return program("""\
 ENTRY %main (a: bf16[4096,4096]) -> bf16[4096,4096] {
   %a = <whole> parameter(0)
@@ -204,7 +205,7 @@ ENTRY %main (a: bf16[4096,4096]) -> bf16[4096,4096] {
 
 
 def plain_gather(between):
-  """Returns a gather in XLA's own pair of start and done."""
+  """Returns an all-gather as a pair of all-gather-start and -done."""
   return program(f"""\
 ENTRY %main (a: bf16[1024,4096], b: f32[8]) -> bf16[4096,4096] {{
   %a = <part> parameter(0)
@@ -216,8 +217,8 @@ ENTRY %main (a: bf16[1024,4096], b: f32[8]) -> bf16[4096,4096] {{
 """)
 
 
-def sent(between):
-  """Returns a sum over slices that runs beside `between` cycles."""
+def slice_all_reduce(between):
+  """Returns an all-reduce over slices that overlaps with `between` cycles."""
   return program(f"""\
 ENTRY %main (a: bf16[4096,4096], b: f32[8]) -> bf16[4096,4096] {{
   %a = <whole> parameter(0)
@@ -232,8 +233,8 @@ ENTRY %main (a: bf16[4096,4096], b: f32[8]) -> bf16[4096,4096] {{
 """)
 
 
-def copied(between):
-  """Returns a copy from HBM that runs beside `between` cycles."""
+def copy_from_hbm(between):
+  """Returns a copy from HBM that overlaps with `between` cycles."""
   return program(f"""\
 ENTRY %main (a: bf16[4096,4096], b: f32[8]) -> bf16[4096,4096] {{
   %a = <whole> parameter(0)
@@ -245,8 +246,8 @@ ENTRY %main (a: bf16[4096,4096], b: f32[8]) -> bf16[4096,4096] {{
 """)
 
 
-def offloaded(between):
-  """Returns a slice's way to the host, beside `between` cycles."""
+def copy_to_host(between):
+  """Returns a copy to the host that overlaps with `between` cycles."""
   return program(f"""\
 ENTRY %main (a: bf16[4096,4096], b: bf16[1024,4096]) -> bf16[4096,4096] {{
   %a = <hosted> parameter(0)
@@ -261,7 +262,11 @@ ENTRY %main (a: bf16[4096,4096], b: bf16[1024,4096]) -> bf16[4096,4096] {{
 
 
 def kernel(stated=""):
-  """Returns three calls of a Pallas kernel that nobody knows, in a loop."""
+  """Returns a loop of three calls of a Pallas kernel without a cost model.
+
+  Args:
+    stated: Further attributes of the kernel.
+  """
   return program(
     """\
 %condition (s: (s32[], bf16[64,128])) -> pred[] {

@@ -1,4 +1,7 @@
-"""Tests of what is tried when a run does not fit; nothing is compiled."""
+"""Tests of the changes that are tried if a run does not fit.
+
+Nothing is compiled.
+"""
 
 import pytest
 
@@ -8,7 +11,7 @@ from genie_jax.plan import topology, training
 from genie_jax.plan.search import advice
 from tests.cli.test_main import CONFIGS
 
-PLACE = topology.parse("v5e:2x2")
+TOPOLOGY = topology.parse("v5e:2x2")
 
 
 def config(**changes):
@@ -18,26 +21,31 @@ def config(**changes):
   return found
 
 
-def maker(sizes, refuse=()):
-  """Returns a planner that says the next size each time, and its log."""
-  log = []
+def fake_planner(sizes, rejected=()):
+  """Returns a planner, and the list of its calls.
 
-  def make(changed, place):
-    log.append((changed, place))
-    if len(log) in refuse:
+  Args:
+    sizes: GiB that the plan of each call needs.
+    rejected: Numbers of the calls, from 1, that raise a UserError.
+  """
+  calls = []
+
+  def planner(config, topology):
+    calls.append((config, topology))
+    if len(calls) in rejected:
       raise errors.UserError("does not split")
-    used = sizes[len(log) - 1]
+    used = sizes[len(calls) - 1]
     return {
       "fits": used < 10,
       "hbm_gib_per_chip": used,
       "step_seconds": 1.0,
     }, ""
 
-  return make, log
+  return planner, calls
 
 
-def test_the_cheapest_changes_come_first():
-  flags = [x.flags for x in advice.changes(config(), PLACE)]
+def test_changes_are_ordered_by_cost():
+  flags = [x.flags for x in advice.changes(config(), TOPOLOGY)]
   full = "--config.model.transformer.remat=full"
   assert flags == [
     full,
@@ -47,8 +55,8 @@ def test_the_cheapest_changes_come_first():
   ]
 
 
-def test_a_policy_that_is_full_is_not_advised_again():
-  found = list(advice.changes(config(remat="full", batch_size=8), PLACE))
+def test_full_remat_is_not_advised_if_it_is_set():
+  found = list(advice.changes(config(remat="full", batch_size=8), TOPOLOGY))
   assert [x.flags for x in found] == [
     "--config.optimizer.accumulate=2",
     "--topology v5e:2x4",
@@ -57,37 +65,37 @@ def test_a_policy_that_is_full_is_not_advised_again():
   assert found[1].topology.num_chips == 8
 
 
-def test_what_does_not_split_is_never_advised():
-  # Eight clips over eight chips leave none for a second microbatch; 16 chips
-  # outnumber the clips.
-  place = topology.parse("v5e:2x4")
-  found = advice.changes(config(batch_size=8), place)
+def test_changes_that_do_not_split_evenly_are_not_advised():
+  # Eight clips on eight chips cannot be split into two microbatches, and 16
+  # chips are more than there are clips.
+  slice_ = topology.parse("v5e:2x4")
+  found = advice.changes(config(batch_size=8), slice_)
   assert [x.flags for x in found] == ["--config.model.transformer.remat=full"]
   split = config(batch_size=64)
   split.mesh.update(data=-1, fsdp=1, tensor=2, frame=1)
-  assert list(advice.changes(split, place))
+  assert list(advice.changes(split, slice_))
   split.mesh.tensor = 4  # The model has two heads.
-  assert not list(advice.changes(split, place))
+  assert not list(advice.changes(split, slice_))
 
 
-def test_trying_stops_at_the_first_that_fits():
-  make, log = maker([30.0, 8.0, 4.0])
-  tried = advice.try_changes(config(), PLACE, limit=5, make=make)
+def test_trying_stops_at_the_first_change_that_fits():
+  planner, calls = fake_planner([30.0, 8.0, 4.0])
+  tried = advice.try_changes(config(), TOPOLOGY, limit=5, planner=planner)
   assert [row["fits"] for row in tried] == [False, True]
-  assert len(log) == 2
-  assert training.remat_of(log[0][0]) == "full"
-  assert log[1][0].optimizer.accumulate == 2
+  assert len(calls) == 2
+  assert training.remat_of(calls[0][0]) == "full"
+  assert calls[1][0].optimizer.accumulate == 2
 
 
-def test_trying_stops_at_the_limit_and_passes_by_what_does_not_split():
-  make, log = maker([30.0, 30.0, 30.0], refuse=(1,))
-  said = []
+def test_trying_stops_at_the_limit_and_skips_changes_that_do_not_split():
+  planner, calls = fake_planner([30.0, 30.0, 30.0], rejected=(1,))
+  lines = []
   tried = advice.try_changes(
-    config(), PLACE, limit=1, make=make, say=said.append
+    config(), TOPOLOGY, limit=1, planner=planner, log=lines.append
   )
-  assert len(tried) == 1 and len(log) == 2
-  assert said and "accumulate=2" in said[1]
-  assert advice.try_changes(config(), PLACE, limit=0, make=make) == []
+  assert len(tried) == 1 and len(calls) == 2
+  assert lines and "accumulate=2" in lines[1]
+  assert advice.try_changes(config(), TOPOLOGY, limit=0, planner=planner) == []
 
 
 @pytest.mark.parametrize(
@@ -104,7 +112,7 @@ def test_trying_stops_at_the_limit_and_passes_by_what_does_not_split():
     ),
   ],
 )
-def test_the_verdict_says_by_how_much_and_what_would_fit(tried, words):
+def test_the_verdict_gives_the_excess_and_the_change_that_fits(tried, words):
   text = advice.verdict(
     {
       "hbm_gib_per_chip": 23.3,

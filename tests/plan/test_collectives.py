@@ -1,4 +1,4 @@
-"""Tests of the seconds of collectives, by hand."""
+"""Tests of the time of collectives, against values computed by hand."""
 
 import dataclasses
 import itertools
@@ -19,7 +19,7 @@ HOP = collectives.HOP_SECONDS
 def box(*dims, wrap=(True, True, True), chip=FAST):
   return collectives.Network(
     tuple(
-      collectives.Place(c, 0) for c in itertools.product(*map(range, dims))
+      collectives.Position(c, 0) for c in itertools.product(*map(range, dims))
     ),
     dims,
     wrap,
@@ -27,84 +27,85 @@ def box(*dims, wrap=(True, True, True), chip=FAST):
   )
 
 
-def whole(network):
-  return [list(range(len(network.places)))]
+def all_devices(network):
+  return [list(range(network.num_devices))]
 
 
-def test_a_ring_carries_both_ways_and_a_line_one_way():
+def test_a_ring_carries_data_both_ways_and_a_line_one_way():
   ring, line = box(8, 1, 1), box(8, 1, 1, wrap=(False,) * 3)
   share = 7 / 8
-  assert ring.seconds("all-gather", 8 * GB, whole(ring)) == pytest.approx(
+  assert ring.seconds("all-gather", 8 * GB, all_devices(ring)) == pytest.approx(
     share * 8 / 200 + 4 * HOP
   )
-  assert line.seconds("all-gather", 8 * GB, whole(line)) == pytest.approx(
+  assert line.seconds("all-gather", 8 * GB, all_devices(line)) == pytest.approx(
     share * 8 / 100 + 7 * HOP
   )
 
 
-def test_more_torus_dimensions_are_faster_in_proportion():
+def test_bandwidth_is_proportional_to_the_number_of_torus_dimensions():
   cube = box(8, 8, 4)
-  assert cube.seconds("all-gather", GB, whole(cube)) == pytest.approx(
+  assert cube.seconds("all-gather", GB, all_devices(cube)) == pytest.approx(
     (255 / 256) / 600 + 10 * HOP
   )
-  # A group along one dimension has that one's links.
+  # A group along one dimension uses the links of that dimension only.
   column = [i * 4 for i in range(8)]  # Coordinates (0, 0..7, 0).
   assert cube.seconds("all-gather", GB, [column]) == pytest.approx(
     (7 / 8) / 200 + 4 * HOP
   )
 
 
-def test_a_sum_passes_twice_and_a_scatter_once():
+def test_an_all_reduce_takes_twice_as_long_as_a_reduce_scatter():
   ring = box(4, 1, 1)
-  gather = ring.seconds("all-gather", GB, whole(ring))
-  assert ring.seconds("reduce-scatter", GB, whole(ring)) == gather
-  assert ring.seconds("all-reduce", GB, whole(ring)) == pytest.approx(
+  gather = ring.seconds("all-gather", GB, all_devices(ring))
+  assert ring.seconds("reduce-scatter", GB, all_devices(ring)) == gather
+  assert ring.seconds("all-reduce", GB, all_devices(ring)) == pytest.approx(
     2 * gather
   )
 
 
-def test_an_exchange_of_all_with_all_is_bound_by_the_middle():
+def test_an_all_to_all_is_bound_by_the_links_in_the_middle():
   ring, line = box(8, 1, 1), box(8, 1, 1, wrap=(False,) * 3)
-  # Each half sends half of its 4 GB over two links that way round, twice.
-  assert ring.seconds("all-to-all", GB, whole(ring)) == pytest.approx(
+  # Each half of the ring has 4 GB and sends half of it to the other half, over
+  # two links in each direction.
+  assert ring.seconds("all-to-all", GB, all_devices(ring)) == pytest.approx(
     8 / (8 * 100) + 4 * HOP
   )
-  assert line.seconds("all-to-all", GB, whole(line)) == pytest.approx(
+  assert line.seconds("all-to-all", GB, all_devices(line)) == pytest.approx(
     8 / (4 * 100) + 7 * HOP
   )
 
 
-def test_a_group_with_gaps_shares_its_links_with_its_neighbours():
+def test_groups_of_alternating_chips_share_links():
   ring = box(8, 1, 1)
   assert ring.seconds("all-gather", GB, [[0, 2, 4, 6]]) == pytest.approx(
     (3 / 4) / 100 + 4 * HOP
   )
 
 
-def test_two_devices_of_a_chip_in_two_groups_halve_the_links():
+def test_two_groups_on_the_same_chips_share_the_bandwidth():
   two = dataclasses.replace(FAST, devices=2)
-  places = tuple(
-    collectives.Place((x, 0, 0), 0) for x in range(4) for _ in range(2)
+  positions = tuple(
+    collectives.Position((x, 0, 0), 0) for x in range(4) for _ in range(2)
   )
-  network = collectives.Network(places, (4, 1, 1), (True, False, False), two)
+  network = collectives.Network(positions, (4, 1, 1), (True, False, False), two)
   together = network.seconds("all-gather", GB, [list(range(8))])
   apart = network.seconds("all-gather", GB, [[0, 2, 4, 6], [1, 3, 5, 7]])
   assert apart - 2 * HOP == pytest.approx(2 * (together - 2 * HOP))
 
 
-def test_slices_add_what_crosses_the_data_centre():
+def test_slices_add_the_time_on_the_data_centre_network():
   network = programs.ring(4, FAST, slices=2)
   inside = 2 * (3 / 4) / 200 + 2 * 2 * HOP
-  # A chip owns a quarter; of it half crosses, there and back.
+  # A chip owns a quarter of the array. Half of it crosses, in two passes.
   outside = 2 * (1 / 4) * (1 / 2) / 10
-  assert network.seconds("all-reduce", GB, whole(network)) == pytest.approx(
-    inside + outside
-  )
+  assert network.seconds(
+    "all-reduce", GB, all_devices(network)
+  ) == pytest.approx(inside + outside)
   only = network.seconds("all-reduce", GB, [[0, 4]])
   assert only == pytest.approx(2 * (1 / 2) / 10)
 
 
-def test_a_permutation_takes_its_longest_way():
+def test_the_time_of_a_permutation_is_that_of_its_longest_path():
   ring = box(8, 1, 1)
   assert ring.seconds(
     "collective-permute", GB, [[0, 1], [0, 6]]
@@ -137,28 +138,26 @@ def test_a_permutation_takes_its_longest_way():
     ("source_target_pairs={{0,1},{1,0}}, x", [[0, 1], [1, 0]]),
   ],
 )
-def test_groups_are_read_in_every_notation(text, expected):
-  assert collectives.groups(text, 4) == expected
+def test_every_notation_of_groups_is_parsed(text, expected):
+  assert collectives.parse_groups(text, 4) == expected
 
 
-def test_an_unknown_notation_is_refused():
+def test_an_unknown_notation_is_rejected():
   with pytest.raises(ValueError, match="notation"):
-    collectives.groups("replica_groups=whatever", 4)
+    collectives.parse_groups("replica_groups=whatever", 4)
 
 
-def test_moved_bytes_leave_out_what_a_device_has():
-  assert collectives.moved_bytes("all-gather", 8.0, 4) == 6.0
-  assert collectives.moved_bytes("all-reduce", 8.0, 4) == 12.0
-  assert collectives.moved_bytes("collective-permute", 8.0, 2) == 8.0
+def test_received_bytes_exclude_the_devices_own_part():
+  assert collectives.received_bytes("all-gather", 8.0, 4) == 6.0
+  assert collectives.received_bytes("all-reduce", 8.0, 4) == 12.0
+  assert collectives.received_bytes("collective-permute", 8.0, 2) == 8.0
 
 
-def test_every_chip_has_links_and_room():
+def test_the_specification_of_every_chip_is_plausible():
   for chip in chips.CHIPS.values():
     assert chip.link_count in (4, 6)
     assert 14 < chip.hbm_gib < 200
-    # A matrix unit a cycle: the clock and the peak are of one size.
-    products = chip.peak_flops / chip.clock / (2 * chip.matrix_tile**2)
-    assert products == pytest.approx(round(products), rel=0.05)
-    assert (
-      chip.hbm_bandwidth > 5 * chip.link_bandwidth > (5 * chip.dcn_bandwidth)
-    )
+    # The peak rate is about a whole number of matrix units at this clock.
+    units = chip.peak_flops / chip.clock / (2 * chip.matrix_tile**2)
+    assert units == pytest.approx(round(units), rel=0.05)
+    assert chip.hbm_bandwidth > 5 * chip.link_bandwidth > 5 * chip.dcn_bandwidth

@@ -1,4 +1,4 @@
-"""Tests of the costs of hand-written kernels, by hand."""
+"""Tests of the cost models of kernels, against values computed by hand."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def array(shape, dtype="bf16"):
 
 
 def call(name, operands, results):
-  """Returns a kernel's instruction and the types of its operands."""
+  """Returns the instruction of a kernel call and the types of its operands."""
   return parse.Instruction(
     name=f"{name}.3",
     opcode="custom-call",
@@ -29,19 +29,19 @@ def call(name, operands, results):
   ), [x if isinstance(x, parse.Array) else array(x) for x in operands]
 
 
-def test_products_fill_whole_tiles():
-  assert kernels.product(16, 64, 100, 128) == 2 * 16 * 128 * 128
-  assert kernels.product(9, 128, 129, 128) == 2 * 16 * 128 * 256
-  assert kernels.product(8, 8, 8, 256) == 2 * 8 * 256 * 256
+def test_flops_include_padding_to_full_tiles():
+  assert kernels.padded_flops(16, 64, 100, 128) == 2 * 16 * 128 * 128
+  assert kernels.padded_flops(9, 128, 129, 128) == 2 * 16 * 128 * 256
+  assert kernels.padded_flops(8, 8, 8, 256) == 2 * 8 * 256 * 256
 
 
-# What `nn.fused` takes: arrays, scales of its norms, and in time angles.
+# Operands of `nn.fused`: arrays, scales of its norms, and in time also angles.
 SHAPE = (2, 16, 920, 4608)
 SCALES = array((2, 128), "f32")
 ANGLES = array((2, 16, fused.PLACES, 128), "f32")
 
 
-def test_attention_in_time_counts_its_blocks_of_places():
+def test_attention_in_time_is_counted_by_blocks_of_places():
   found = kernels.cost(
     *call("time_attention_forward", [SHAPE] * 3 + [SCALES, ANGLES], [SHAPE]),
     V5P,
@@ -52,7 +52,7 @@ def test_attention_in_time_counts_its_blocks_of_places():
   assert found.vector_operations > (
     blocks * 256 * 256 * kernels.SOFTMAX_OPERATIONS
   )
-  # Tables are few beside queries, keys, values and what comes out.
+  # Scales and angles are small compared to queries, keys, values and results.
   assert found.bytes == pytest.approx(4 * 2 * 2 * 16 * 920 * 4608, rel=1e-3)
   back = kernels.cost(
     *call(
@@ -64,15 +64,16 @@ def test_attention_in_time_counts_its_blocks_of_places():
   assert back.vector_operations > found.vector_operations
 
 
-def test_attention_in_space_counts_all_tokens_of_a_frame():
+def test_attention_in_space_is_counted_for_all_tokens_of_a_frame():
   found = kernels.cost(
     *call("space_attention_forward", [SHAPE] * 3 + [SCALES], [SHAPE]), V5P
   )
-  # 920 keys fill eight tiles of 128 columns, 920 rows are rows of eight.
+  # 920 keys are padded to eight tiles of 128 columns; 920 rows are a multiple
+  # of eight.
   assert found.flops == 2 * 16 * 36 * 2 * (2 * 920 * 128 * 1024)
 
 
-def test_splash_attention_counts_all_scores_of_a_frame():
+def test_splash_attention_is_counted_for_all_scores_of_a_frame():
   shape = (32, 36, 1024, 128)
   found = kernels.cost(
     *call("splash_mha_fwd_segmented_residuals", [shape] * 3, [shape]), V5P
@@ -88,7 +89,7 @@ def test_splash_attention_counts_all_scores_of_a_frame():
   assert back.flops == 5 * 2 * scores * 128
 
 
-def test_a_kernel_takes_the_largest_of_its_three_times():
+def test_the_time_of_a_kernel_is_the_largest_of_three():
   cost = kernels.Cost(
     bytes=V5P.hbm_bandwidth,
     flops=V5P.peak_flops,
@@ -103,7 +104,7 @@ def test_a_kernel_takes_the_largest_of_its_three_times():
   )
 
 
-def test_a_device_that_is_half_a_chip_takes_twice_as_long():
+def test_a_device_has_half_the_rates_of_a_chip_with_two_devices():
   v3 = chips.find("v3")
   cost = kernels.Cost(v3.hbm_bandwidth, 0, 0)
   assert cost.seconds(v3) == pytest.approx(2.0)
@@ -112,7 +113,7 @@ def test_a_device_that_is_half_a_chip_takes_twice_as_long():
 def test_only_pallas_calls_are_kernels():
   found, _ = call("x", [(8, 128)], [(8, 128)])
   assert kernels.is_kernel(found)
-  assert kernels.name(found) == "x"
+  assert kernels.kernel_name(found) == "x"
   module = parse.parse(programs.gather(5))
   assert not any(
     kernels.is_kernel(x) for part in module.computations.values() for x in part

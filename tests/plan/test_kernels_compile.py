@@ -1,4 +1,4 @@
-"""Tests of the hand-written kernels with the real TPU compiler."""
+"""Tests that the Pallas kernels compile with the TPU compiler."""
 
 import functools
 
@@ -12,25 +12,25 @@ from genie_jax.plan.cost import collectives, schedule
 from genie_jax.sharding import mesh as mesh_lib
 from tests.plan import tpu_compiler
 
-PLACE = topology.parse("v5p:1x1x1")
-TOKENS = 920  # Of a frame of the 10.1B model.
+ONE_CHIP = topology.parse("v5p:1x1x1")
+TOKENS = 920  # Per frame, in the 10.1B model.
 
 
 def _splash(query, key, value):
   return splash.attend(query, key, value).astype(jnp.float32).sum()
 
 
-def _fused(num_heads, in_time, query, key, value, scales, turns):
+def _fused(num_heads, in_time, query, key, value, scales, angles):
   options = fused.Options(num_heads=num_heads, in_time=in_time)
   return (
-    fused.attend(options, query, key, value, scales, turns)
+    fused.attend(options, query, key, value, scales, angles)
     .astype(jnp.float32)
     .sum()
   )
 
 
 def _shapes(frames, tokens, heads, width):
-  """Returns types of what the fused kernel takes."""
+  """Returns shapes and dtypes of the operands of the fused kernel."""
   part = ((1, frames, tokens, heads * width), jnp.bfloat16)
   return [part] * 3 + [
     ((2, width), jnp.float32),
@@ -67,12 +67,12 @@ CASES = {
 }
 
 
-@tpu_compiler.needed
+@tpu_compiler.required
 @pytest.mark.parametrize("name", CASES)
 def test_each_kernel_and_its_gradient_compile_and_have_a_cost(library, name):
   function, shapes, kernels = CASES[name]
   mesh = mesh_lib.make(
-    dict(data=1, fsdp=1, tensor=1, frame=1), topology.devices(PLACE)
+    dict(data=1, fsdp=1, tensor=1, frame=1), topology.devices(ONE_CHIP)
   )
   layout = mesh_lib.replicated(mesh)
   types = [jax.ShapeDtypeStruct(*x, sharding=layout) for x in shapes]
@@ -82,9 +82,11 @@ def test_each_kernel_and_its_gradient_compile_and_have_a_cost(library, name):
       return jax.value_and_grad(function, argnums=(0, 1, 2))(*arrays)
 
   compiled = jax.jit(step, out_shardings=layout).lower(*types).compile()
-  found = schedule.of(
+  found = schedule.estimate(
     compiled.as_text(),
-    collectives.network(mesh.devices.flat, PLACE.dims, PLACE.wrap, PLACE.chip),
+    collectives.network(
+      mesh.devices.flat, ONE_CHIP.dims, ONE_CHIP.wrap, ONE_CHIP.chip
+    ),
   )
   assert found.unknown_kernels == set()
   for kernel in kernels:

@@ -1,4 +1,4 @@
-"""Tests of counting a program's FLOPs, by hand and with the real compiler."""
+"""Tests of counting FLOPs, against hand counts and on compiled programs."""
 
 import jax
 import jax.numpy as jnp
@@ -10,26 +10,26 @@ from genie_jax.plan.hlo import parse, saved_activations
 from genie_jax.sharding import mesh as mesh_lib
 from tests.plan import programs, tpu_compiler
 
-PLACE = topology.parse("v5p:1x1x1")
+ONE_CHIP = topology.parse("v5p:1x1x1")
 LAYERS, ROWS, WIDTH = 6, 8192, 1024
 
 
-def product(line, *operands):
-  """Returns the FLOPs of one line of a program."""
+def count_flops(line, *operands):
+  """Returns the FLOPs of a program with one instruction."""
   parts = [
     f"  %{name} = {kind}{{}} parameter({i})"
     for i, (name, kind) in enumerate(zip("ab", operands, strict=True))
   ]
   body = "\n".join([*parts, f"  ROOT %c = {line}"])
   text = f"HloModule m\n\nENTRY %main (a: x) -> x {{\n{body}\n}}\n"
-  found = schedule.of(text, programs.ring(4))
-  return found.flops.total()
+  found = schedule.estimate(text, programs.ring(4))
+  return sum(found.flops.values())
 
 
 @pytest.mark.parametrize(
   "line, left, right, multiplied",
   [
-    # A plain product, [16, 920, 5120] by [5120, 4608].
+    # A plain product of [16, 920, 5120] and [5120, 4608].
     (
       "bf16[16,920,4608]{} convolution(%a, %b), window={size=1}, "
       "dim_labels=0bf_0io->0bf",
@@ -37,7 +37,7 @@ def product(line, *operands):
       "bf16[1,5120,4608]",
       16 * 920 * 5120 * 4608,
     ),
-    # A sum over two axes, 16 frames of 920.
+    # A sum over two axes: 16 frames of 920 tokens.
     (
       "bf16[5120,4608,1]{} convolution(%a, %b), window={size=16}, "
       "dim_labels=0fb_0io->bf0",
@@ -45,7 +45,7 @@ def product(line, *operands):
       "bf16[16,920,4608]",
       16 * 920 * 5120 * 4608,
     ),
-    # Three products side by side: most of the dilated input is holes.
+    # A batch of three products: the input is dilated with zeros.
     (
       "bf16[3,64,32]{} convolution(%a, %b), "
       "window={size=3 stride=2 lhs_dilate=3}, dim_labels=0bf_0io->0bf",
@@ -53,7 +53,7 @@ def product(line, *operands):
       "bf16[3,128,32]",
       3 * 64 * 128 * 32,
     ),
-    # An outer product over an axis that only one of them has.
+    # An outer product along an axis that only one operand has.
     (
       "bf16[16,920,36]{} convolution(%a, %b), "
       "window={size=36 pad=35_35 rhs_reversal=1}, dim_labels=bf0_oi0->bf0",
@@ -69,14 +69,17 @@ def product(line, *operands):
       8 * 32 * 128 * 64,
     ),
   ],
-  ids=("plain", "two sums", "examples", "outer", "dot"),
+  ids=("plain", "two sums", "batch", "outer", "dot"),
 )
-def test_products_are_counted_as_by_hand(line, left, right, multiplied):
-  assert product(line, left, right) == 2 * multiplied
+def test_flops_of_a_product_match_the_hand_count(line, left, right, multiplied):
+  assert count_flops(line, left, right) == 2 * multiplied
 
 
 def compiled(remat):
-  """Compiles a loop of layers with its gradient on one chip."""
+  """Compiles a loop of layers with its gradient for one chip.
+
+  Returns its estimate and its bytes of saved activations.
+  """
 
   def layer(x, w):
     return jnp.tanh(x @ w), None
@@ -89,7 +92,7 @@ def compiled(remat):
     return jnp.square(x).sum()
 
   mesh = mesh_lib.make(
-    dict(data=1, fsdp=1, tensor=1, frame=1), topology.devices(PLACE)
+    dict(data=1, fsdp=1, tensor=1, frame=1), topology.devices(ONE_CHIP)
   )
   layout = mesh_lib.replicated(mesh)
   types = [
@@ -102,26 +105,29 @@ def compiled(remat):
     .compile()
     .as_text()
   )
-  found = schedule.of(
+  found = schedule.estimate(
     text,
-    collectives.network(mesh.devices.flat, PLACE.dims, PLACE.wrap, PLACE.chip),
+    collectives.network(
+      mesh.devices.flat, ONE_CHIP.dims, ONE_CHIP.wrap, ONE_CHIP.chip
+    ),
   )
-  return found, saved_activations.of(parse.parse(text))
+  return found, saved_activations.peak_bytes(parse.parse(text))
 
 
-@tpu_compiler.needed
-def test_a_loop_counts_each_layer_and_what_is_computed_again(library):
-  one = LAYERS * 2 * ROWS * WIDTH * WIDTH
-  saving, kept = compiled(remat=False)
-  # The gradient of the input, which nobody asked for, is the first layer's.
-  assert saving.flops["forward"] == one
-  assert saving.flops["backward"] == 2 * one
+@tpu_compiler.required
+def test_flops_of_a_loop_include_every_layer_and_recomputation(library):
+  forward = LAYERS * 2 * ROWS * WIDTH * WIDTH
+  saving, saved_bytes = compiled(remat=False)
+  assert saving.flops["forward"] == forward
+  # This includes the unused gradient of the first layer's input.
+  assert saving.flops["backward"] == 2 * forward
   assert saving.flops["recomputed"] == 0
-  again, kept_less = compiled(remat=True)
-  assert again.flops["forward"] == one
-  assert again.flops["backward"] == 2 * one
-  assert again.flops["recomputed"] == one
-  # Each layer's input and the last one's result; without remat more of each.
+  recomputing, fewer_bytes = compiled(remat=True)
+  assert recomputing.flops["forward"] == forward
+  assert recomputing.flops["backward"] == 2 * forward
+  assert recomputing.flops["recomputed"] == forward
+  # With remat, the input of each layer and the result of the last one are
+  # saved; without it, more of each layer.
   stack = LAYERS * ROWS * WIDTH * 2
-  assert kept_less == stack + ROWS * WIDTH * 2
-  assert kept > 2 * stack
+  assert fewer_bytes == stack + ROWS * WIDTH * 2
+  assert saved_bytes > 2 * stack

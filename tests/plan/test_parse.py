@@ -1,4 +1,4 @@
-"""Tests of reading a compiled program's text."""
+"""Tests of parsing the text of a compiled program."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def loop(module, computation):
   )
 
 
-def test_computations_and_their_order_are_kept(module):
+def test_computations_and_the_order_of_instructions_are_parsed(module):
   assert module.entry == "main"
   assert set(module.computations) == {
     "fused",
@@ -43,27 +43,27 @@ def test_computations_and_their_order_are_kept(module):
   ]
 
 
-def test_shapes_of_a_tuple_with_comments_are_read(module):
+def test_shapes_of_a_tuple_with_comments_are_parsed(module):
   found = loop(module, "main")
   assert [x.shape for x in found.results] == [(), (8,), (8,)]
   assert found.operands == ("tt",)
   assert found.attribute("body") == "body"
 
 
-def test_cycles_and_paths_are_those_of_the_line(module):
-  first = module.table("main")["a0"]
+def test_cycles_and_paths_are_parsed(module):
+  first = module.by_name("main")["a0"]
   assert first.cycles == 100
   assert first.op_name == "jit(step)/jvp(M)/layers/mlp_in/dot_general"
-  assert module.table("main")["tt"].cycles is None
+  assert module.by_name("main")["tt"].cycles is None
 
 
-def test_a_trip_count_is_the_constant_of_the_condition(module):
+def test_the_trip_count_is_the_constant_in_the_condition(module):
   assert module.trip_count(loop(module, "main")) == 3
-  # Its comparison is inside a fusion.
+  # The comparison is inside a fusion.
   assert module.trip_count(loop(module, "body")) == 5
 
 
-def test_a_stated_trip_count_is_preferred_and_a_missing_one_is_none(module):
+def test_a_stated_trip_count_takes_precedence_and_an_unknown_one_is_none():
   text = programs.LOOPS.replace(
     "condition=%condition, body=%body",
     "condition=%condition, body=%body, backend_config="
@@ -81,25 +81,25 @@ def test_a_stated_trip_count_is_preferred_and_a_missing_one_is_none(module):
   [
     ("f32[3,5]", 60, 60),
     ("f32[3,5]{1,0:T(8,128)}", 60, 4 * 8 * 128),
-    # The fastest dimension is the first one here.
+    # Here the first dimension varies fastest.
     ("bf16[200,3]{0,1:T(8,128)(2,1)}", 1200, 2 * 8 * 256),
     ("bf16[2,16,16,64]{3,2,1,0:T(8,128)(2,1)S(1)}", 2 * 32768, 4 * 32768),
     ("s32[]{:T(128)}", 4, 4),
     ("pred[130]{0:T(128)(4,1)}", 130, 256),
   ],
 )
-def test_bytes_in_memory_fill_whole_tiles(text, values, padded):
-  [array] = parse.arrays(text)
+def test_bytes_in_memory_are_padded_to_full_tiles(text, values, padded):
+  [array] = parse.parse_arrays(text)
   assert array.bytes == values
   assert array.padded_bytes == padded
 
 
-def test_arrays_in_fast_memory_are_told_from_those_in_hbm():
-  [near] = parse.arrays("f32[8]{0:T(128)S(1)}")
-  [far] = parse.arrays("f32[8]{0:T(128)}")
-  assert far.in_main_memory and not near.in_main_memory
+def test_arrays_in_fast_memory_are_distinguished_from_those_in_hbm():
+  [fast] = parse.parse_arrays("f32[8]{0:T(128)S(1)}")
+  [hbm] = parse.parse_arrays("f32[8]{0:T(128)}")
+  assert hbm.in_hbm and not fast.in_hbm
 
 
-def test_a_text_without_an_entry_is_refused():
+def test_a_text_without_an_entry_computation_is_rejected():
   with pytest.raises(ValueError, match="ENTRY"):
     parse.parse("HloModule nothing")

@@ -1,4 +1,4 @@
-"""Tests of plans of a world's frames, with the real TPU compiler."""
+"""Tests of `genie plan --sample` with the TPU compiler."""
 
 import json
 import os
@@ -15,7 +15,7 @@ SMOKE = f"{CONFIGS.parent / 'platformers/dynamics.py'}:smoke"
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
-  """Leaves the environment as it was."""
+  """Restores the environment after the test."""
   for name in (*aot_compile.ENVIRONMENT, "JAX_ENABLE_COMPILATION_CACHE"):
     monkeypatch.setenv(name, os.environ.get(name, "1"))
   monkeypatch.setenv("JAX_PLATFORMS", "cpu")
@@ -42,10 +42,8 @@ def plan(tmp_path, *flags):
   return json.loads(file.read_text())
 
 
-@tpu_compiler.needed
-def test_a_frame_is_planned_and_costs_more_with_more_refinements(
-  tmp_path, capsys
-):
+@tpu_compiler.required
+def test_a_frame_takes_longer_with_more_refinements(tmp_path, capsys):
   few = plan(tmp_path, "--config.sampling.refinements=2")
   many = plan(
     tmp_path,
@@ -72,8 +70,8 @@ def test_a_frame_is_planned_and_costs_more_with_more_refinements(
   assert "2 refinements of 60 tokens" in out and "rolling slide" in out
 
 
-@tpu_compiler.needed
-def test_what_cannot_be_planned_is_one_line(capsys):
+@tpu_compiler.required
+def test_the_error_for_an_invalid_config_is_one_line(capsys):
   base = ("plan", "--topology", "v5e:2x2", "--sample", "--config")
   assert "does not split over 4 devices" in refused(capsys, *base, SMOKE)
   other = SMOKE.replace("dynamics", "tokenizer")

@@ -1,4 +1,4 @@
-"""Tests of what the hosts of real pods read, from the TPU library's devices."""
+"""Tests of the rows that hosts of TPU pods read, with libtpu's devices."""
 
 import collections
 
@@ -11,7 +11,8 @@ from genie_jax.sharding import hosts
 from genie_jax.sharding import mesh as mesh_lib
 from tests.plan import tpu_compiler
 
-# The rows of README.md's table, the other stages, and two slices.
+# (config, topology, slices, changes of mesh axes): the rows of the table in
+# README.md, the other stages, and two slices.
 PODS = (
   ("platformers/tokenizer.py", "v5p:4x4x8", 1, {}),
   ("platformers/lam.py", "v5p:4x8x8", 1, {}),
@@ -26,14 +27,14 @@ PODS = (
 )
 
 
-@tpu_compiler.needed
-@pytest.mark.parametrize("name, place, slices, axes", PODS)
+@tpu_compiler.required
+@pytest.mark.parametrize("name, shape, slices, axes", PODS)
 def test_every_host_of_a_pod_reads_the_rows_of_its_chips(
-  library, name, place, slices, axes
+  library, name, shape, slices, axes
 ):
   config = config_lib.load(f"experiments/{name}").unlock()
   config.mesh.update(axes)
-  devices = topology.devices(topology.parse(place, slices))
+  devices = topology.devices(topology.parse(shape, slices))
   mesh = mesh_lib.make(config.mesh, devices)
   ways = mesh_lib.batch_ways(mesh)
   groups = mesh.devices.reshape(ways, -1)
@@ -51,7 +52,7 @@ def test_every_host_of_a_pod_reads_the_rows_of_its_chips(
     }
     assert set(parts) == owned
     assert share.rows(config.data.batch_size) > 0
-  # No row is left out, and each is read once by each host that holds it.
+  # Every row is read, once by each host that has it.
   assert set(readers) == set(range(ways))
   assert readers == {
     part: len({device.process_index for device in groups[part]})
@@ -59,8 +60,8 @@ def test_every_host_of_a_pod_reads_the_rows_of_its_chips(
   }
 
 
-@tpu_compiler.needed
-def test_a_host_is_a_block_that_a_mesh_axis_crosses_more_than_once(library):
+@tpu_compiler.required
+def test_the_parts_of_a_host_need_not_be_neighbours(library):
   config = config_lib.load("experiments/platformers/dynamics.py")
   devices = topology.devices(topology.parse("v5p:4x8x8"))
   share = hosts.share(mesh_lib.make(config.mesh, devices), 0)

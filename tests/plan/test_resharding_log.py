@@ -1,4 +1,4 @@
-"""Tests of what is read from the TPU compiler's log, with the real one."""
+"""Tests of layouts of compiled programs, and of the TPU compiler's log."""
 
 import math
 
@@ -17,9 +17,9 @@ from genie_jax.train import step as step_lib
 from tests.plan import tpu_compiler
 
 
-def _awkward(after):
-  """Compiles a change of layout; runs in a process of its own."""
-  aot_compile.prepare()
+def _change_layout(after):
+  """Compiles a change of layout; runs in a child process."""
+  aot_compile.set_up_compiler()
   devices = topology.devices(topology.parse("v5e:2x4"))
   mesh = Mesh(np.array(devices).reshape(2, 2, 2), ("a", "b", "c"))
   before = NamedSharding(mesh, P(("a", "b", "c")))
@@ -30,25 +30,29 @@ def _awkward(after):
   return {}, ""
 
 
-@tpu_compiler.needed
-def test_what_is_copied_whole_is_found_in_the_log():
-  report, _ = child_process._apart(_awkward, P(None, None, ("c", "b")))
+@tpu_compiler.required
+def test_a_fully_replicated_tensor_is_found_in_the_log():
+  report, _ = child_process._in_child_process(
+    _change_layout, P(None, None, ("c", "b"))
+  )
   line, *rest = report["copied_whole"]
   assert not rest, rest
   assert "f32[1,16,512]" in line, line
   assert line.index("[8,1,1]") < line.index("[1,1,4,2]")
   shown = "\n".join(training.copied_lines(report))
-  assert "copied whole" in shown and line in shown
+  assert "copied completely" in shown and line in shown
 
 
-@tpu_compiler.needed
-def test_a_layout_that_the_compiler_can_reach_says_nothing():
-  report, _ = child_process._apart(_awkward, P(("a", "b"), "c"))
+@tpu_compiler.required
+def test_a_supported_change_of_layout_reports_nothing():
+  report, _ = child_process._in_child_process(
+    _change_layout, P(("a", "b"), "c")
+  )
   assert report["copied_whole"] == []
   assert not training.copied_lines(report)
 
 
-# The chips that each config is written for; see BUILD.md and docs/plan.md.
+# (config, topology that it is meant for); see BUILD.md and docs/plan.md.
 SHIPPED = (
   ("platformers/tokenizer.py", "v5p:4x4x8"),
   ("platformers/lam.py", "v5p:4x8x8"),
@@ -67,20 +71,22 @@ SHIPPED = (
 )
 
 
-@tpu_compiler.needed
+@tpu_compiler.required
 @pytest.mark.slow
-def test_the_policy_offload_keeps_attention_in_the_hosts_memory():
+def test_the_policy_offload_saves_attention_in_the_hosts_memory():
   config = config_lib.load("experiments/platformers/dynamics.py:smoke").unlock()
   kept = {}
   for policy in ("attention", "offload"):
     config.model.transformer.remat = policy
-    report, text = child_process.make(config, topology.parse("v5e:1x1"))
+    report, text = child_process.plan_training(
+      config, topology.parse("v5e:1x1")
+    )
     assert report["fits"] and report["remat"] == policy
-    kept[policy] = "S(5)" in text  # The host's memory, as the compiler has it.
+    kept[policy] = "S(5)" in text  # The compiler's mark for host memory.
   assert kept == {"attention": False, "offload": True}
 
 
-def test_gradients_that_are_summed_everywhere_are_told():
+def test_the_check_detects_gradients_that_are_all_reduced():
   row = lambda gigabytes: {"bytes": gigabytes * 1e9}
   report = {"params": 10e9, "params_per_chip": 0.16e9, "accumulate": 2}
   check_gradients_are_scattered(
@@ -99,12 +105,12 @@ def test_gradients_that_are_summed_everywhere_are_told():
     )
 
 
-@tpu_compiler.needed
+@tpu_compiler.required
 @pytest.mark.slow
-@pytest.mark.parametrize("name, place", SHIPPED)
-def test_every_shipped_config_fits_and_never_copies_a_tensor_whole(name, place):
+@pytest.mark.parametrize("name, shape", SHIPPED)
+def test_every_shipped_config_fits_and_replicates_no_tensor_fully(name, shape):
   config = config_lib.load(f"experiments/{name}")
-  report, _ = child_process.make(config, topology.parse(place))
+  report, _ = child_process.plan_training(config, topology.parse(shape))
   assert report["copied_whole"] == []
   assert report["fits"]
   if name == "platformers/dynamics.py":
@@ -114,21 +120,24 @@ def test_every_shipped_config_fits_and_never_copies_a_tensor_whole(name, place):
     assert report["mfu_kernels_twice_as_slow"] > 0.60
 
 
-# The final model on more chips than it has clips, as README.md has it.
+# Mesh of the final model on more chips than clips, as in README.md.
 MANY_CHIPS = dict(fsdp=32, frame=2)
 
 
-@tpu_compiler.needed
+@tpu_compiler.required
 @pytest.mark.slow
-def test_the_final_model_is_exchanged_and_never_gathered_over_its_frames():
+def test_the_final_model_exchanges_frames_by_all_to_all_and_not_by_all_gather():
   config = config_lib.load("experiments/platformers/dynamics.py").unlock()
   config.mesh.update(MANY_CHIPS)
   config.optimizer.accumulate = 1
-  report, text = child_process.make(config, topology.parse("v5p:8x8x16"))
+  report, text = child_process.plan_training(
+    config, topology.parse("v5p:8x8x16")
+  )
   assert report["copied_whole"] == [] and report["fits"]
-  # To places and back in each of 48 layers, forward and backward.
+  # Each of 48 layers splits tokens instead of frames and then frames again,
+  # forward and backward.
   assert report["collectives"]["all-to-all"]["count"] == 4 * 48
-  # Half a clip a device: of 512 x 16 frames of 920 tokens.
+  # A device has half a clip: 8 of 16 frames of 920 tokens.
   clip = 8 * 920 * config.model.transformer.width
   gathered = [
     math.prod(array.shape)
@@ -141,36 +150,38 @@ def test_the_final_model_is_exchanged_and_never_gathered_over_its_frames():
   assert report["mfu"] > 0.56
 
 
-def _evaluation(config, place):
-  """Compiles the step of held-out clips; runs in a process of its own."""
-  aot_compile.prepare()
-  step = aot_compile.build(config, place)
+def _evaluation(config, slice_):
+  """Compiles the evaluation step; runs in a child process."""
+  aot_compile.set_up_compiler()
+  step = aot_compile.build(config, slice_)
   program = (
     step_lib.make_eval_step(
-      step.stage, step.mesh, step.like, config.data.batch_size
+      step.stage, step.mesh, step.abstract_state, config.data.batch_size
     )
     .lower(
-      step.like.params,
-      step.like.extra,
-      step.batch,
+      step.abstract_state.params,
+      step.abstract_state.extra,
+      step.abstract_batch,
       jax.eval_shape(lambda: jax.random.key(0)),
     )
     .compile()
   )
   found = aot_compile.memory_of(
-    program.memory_analysis(), aot_compile.device_bytes(step.like.params), 0.0
+    program.memory_analysis(),
+    aot_compile.device_bytes(step.abstract_state.params),
+    0.0,
   )
   return {
     "gib": found.peak / aot_compile.GIB,
-    "optimizer_gib": aot_compile.device_bytes(step.like.opt_state)
+    "optimizer_gib": aot_compile.device_bytes(step.abstract_state.opt_state)
     / aot_compile.GIB,
   }, ""
 
 
-@tpu_compiler.needed
+@tpu_compiler.required
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  "name, place, axes",
+  "name, shape, axes",
   [
     ("dynamics", "v5p:4x8x8", {}),
     ("dynamics", "v5p:8x8x16", MANY_CHIPS),
@@ -178,25 +189,23 @@ def _evaluation(config, place):
     ("tokenizer", "v5p:4x4x8", {}),
   ],
 )
-def test_evaluation_fits_beside_the_run_and_copies_nothing_whole(
-  name, place, axes
-):
+def test_evaluation_fits_together_with_the_optimizer_state(name, shape, axes):
   config = config_lib.load(f"experiments/platformers/{name}.py").unlock()
   config.mesh.update(axes)
   if axes:
     config.optimizer.accumulate = 1
-  place = topology.parse(place)
-  report, _ = child_process._apart(_evaluation, config, place)
+  slice_ = topology.parse(shape)
+  report, _ = child_process._in_child_process(_evaluation, config, slice_)
   assert report["copied_whole"] == []
-  assert report["gib"] + report["optimizer_gib"] < place.chip.hbm_gib / 2
+  assert report["gib"] + report["optimizer_gib"] < slice_.chip.hbm_gib / 2
 
 
 def check_gradients_are_scattered(report):
-  """Raises unless each device gets the sum of its own part alone."""
+  """Asserts that gradients are reduce-scattered and not all-reduced."""
   moved = {kind: row["bytes"] for kind, row in report["collectives"].items()}
-  # Two bytes a parameter, once in every microbatch.
+  # Two bytes per parameter, once in every microbatch.
   gradients = 2 * report["params"] * report["accumulate"]
   assert 0.9 < moved["reduce-scatter"] / gradients < 1.1, moved
-  # Replicas sum the parts that they own, and what is never split.
+  # Only replicas of the same shard, and arrays that are never split.
   assert moved["all-reduce"] < 0.05 * gradients, moved
   assert report["params_per_chip"] < 0.02 * report["params"]

@@ -1,4 +1,4 @@
-"""Tests of the search over layouts; nothing is compiled."""
+"""Tests of the search over layouts, without compiling."""
 
 import math
 import pathlib
@@ -13,7 +13,7 @@ from genie_jax.plan.search import analytic, search
 from genie_jax.sharding import mesh as mesh_lib
 from tests.cli.test_main import CONFIGS
 
-PLACE = topology.parse("v5p:2x2x2")
+EIGHT_CHIPS = topology.parse("v5p:2x2x2")
 EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
 LIMIT = 8  # The default of `genie plan --search`.
 
@@ -25,7 +25,7 @@ def config(batch_size=16):
 
 
 def test_every_candidate_uses_all_devices_and_splits_the_batch():
-  found = search.candidates(config(), PLACE)
+  found = search.candidates(config(), EIGHT_CHIPS)
   assert found
   for candidate in found:
     mesh = candidate.mesh
@@ -37,21 +37,21 @@ def test_every_candidate_uses_all_devices_and_splits_the_batch():
   assert {x.remat for x in found} == set(st_transformer.REMAT_POLICIES)
 
 
-def test_a_small_model_on_few_chips_is_laid_out_in_the_simplest_way():
-  first = search.candidates(config(), PLACE)[0]
+def test_the_first_candidate_for_a_small_model_is_the_simplest():
+  first = search.candidates(config(), EIGHT_CHIPS)[0]
   assert sorted(first.mesh.values()) == [1, 1, 1, 8]
   assert first.mesh["tensor"] == first.mesh["frame"] == 1
   assert (first.remat, first.accumulate) == ("none", 1)
 
 
-def test_what_ships_is_among_the_first_that_are_compiled():
+def test_the_layout_of_the_shipped_config_is_among_the_first_candidates():
   shipped = config_lib.load(str(EXPERIMENTS / "platformers/dynamics.py"))
-  place = topology.parse("v5p:4x8x8")
-  found = search.candidates(shipped, place)
+  slice_ = topology.parse("v5p:4x8x8")
+  found = search.candidates(shipped, slice_)
   assert len(found) > 1000
   assert (
     search.Candidate(
-      mesh_lib.sizes(shipped.mesh, place.num_devices),
+      mesh_lib.sizes(shipped.mesh, slice_.num_devices),
       shipped.model.transformer.remat,
       shipped.optimizer.accumulate,
     )
@@ -68,62 +68,62 @@ def test_the_first_candidates_differ_in_mesh_and_policy():
   assert len(kinds) == len(first)
 
 
-def test_policies_are_ordered_by_what_they_compute_again():
-  assert set(analytic.RECOMPUTING) == set(st_transformer.REMAT_POLICIES)
+def test_remat_policies_are_ordered_by_recomputation():
+  assert set(analytic.REMAT_POLICIES) == set(st_transformer.REMAT_POLICIES)
   found = analytic.facts(
     config_lib.load(str(EXPERIMENTS / "platformers/dynamics.py"))
   )
   mesh = {"data": 4, "fsdp": 64, "tensor": 1, "frame": 1}
-  guesses = [
-    analytic.guess(found, mesh, remat, 2, topology.parse("v5p:4x8x8"))
-    for remat in analytic.RECOMPUTING
+  estimates = [
+    analytic.estimate(found, mesh, remat, 2, topology.parse("v5p:4x8x8"))
+    for remat in analytic.REMAT_POLICIES
   ]
-  seconds = [x.seconds for x in guesses]
+  seconds = [x.seconds for x in estimates]
   assert seconds == sorted(seconds)
-  assert guesses[0].bytes == max(x.bytes for x in guesses)
-  assert guesses[-1].bytes == min(x.bytes for x in guesses)
+  assert estimates[0].bytes == max(x.bytes for x in estimates)
+  assert estimates[-1].bytes == min(x.bytes for x in estimates)
 
 
-def test_guesses_are_near_the_plans_of_the_final_model():
-  # GiB and seconds of `genie plan --config experiments/platformers/dynamics.py`
-  # for 256 chips, and for 512 with --config.optimizer.accumulate=1.
+def test_rough_estimates_are_close_to_the_plans_of_the_final_model():
+  # Expected values: `genie plan --config experiments/platformers/dynamics.py`
+  # on 256 chips, and on 512 with --config.optimizer.accumulate=1.
   found = analytic.facts(
     config_lib.load(str(EXPERIMENTS / "platformers/dynamics.py"))
   )
   mesh = {"data": 4, "fsdp": 64, "tensor": 1, "frame": 1}
-  guess = analytic.guess(
+  rough = analytic.estimate(
     found, mesh, "products", 2, topology.parse("v5p:4x8x8")
   )
-  assert guess.bytes / 2**30 == pytest.approx(79.2, rel=0.05)
-  assert guess.seconds == pytest.approx(6.14, rel=0.05)
+  assert rough.bytes / 2**30 == pytest.approx(79.2, rel=0.05)
+  assert rough.seconds == pytest.approx(6.14, rel=0.05)
   mesh["data"] = 8
-  guess = analytic.guess(
+  rough = analytic.estimate(
     found, mesh, "products", 1, topology.parse("v5p:8x8x8")
   )
-  assert guess.bytes / 2**30 == pytest.approx(78.1, rel=0.05)
-  assert guess.seconds == pytest.approx(3.07, rel=0.05)
+  assert rough.bytes / 2**30 == pytest.approx(78.1, rel=0.05)
+  assert rough.seconds == pytest.approx(3.07, rel=0.05)
 
 
-def test_heads_that_do_not_split_are_never_tried():
+def test_meshes_that_do_not_split_the_heads_are_omitted():
   shipped = config_lib.load(str(EXPERIMENTS / "platformers/dynamics.py"))
   found = search.candidates(shipped, topology.parse("v5p:4x8x8"))
-  # 36 heads.
+  # The model has 36 heads.
   assert {x.mesh["tensor"] for x in found} == {1, 2, 4}
   mesh = {"data": 4, "fsdp": 8, "tensor": 8, "frame": 1}
-  assert "heads" in analytic.fault(analytic.facts(shipped), mesh, 1, 1)
+  assert "heads" in analytic.layout_error(analytic.facts(shipped), mesh, 1, 1)
 
 
-def test_replicas_are_a_multiple_of_the_slices():
-  place = topology.parse("v5p:2x2x1", slices=2)
-  for candidate in search.candidates(config(), place):
+def test_the_axis_data_is_a_multiple_of_the_slices():
+  two_slices = topology.parse("v5p:2x2x1", slices=2)
+  for candidate in search.candidates(config(), two_slices):
     assert candidate.mesh["data"] % 2 == 0
 
 
-def test_a_candidate_changes_a_copy():
+def test_applying_a_candidate_changes_a_copy_of_the_config():
   before = config()
   candidate = next(
     x
-    for x in search.candidates(before, PLACE)
+    for x in search.candidates(before, EIGHT_CHIPS)
     if x.accumulate == 2 and x.remat == "full"
   )
   changed = candidate.apply(before)
@@ -135,7 +135,7 @@ def test_a_candidate_changes_a_copy():
     assert f"--config.mesh.{name}={size}" in candidate.flags
 
 
-def test_what_fits_and_is_fast_comes_first_and_the_refused_last():
+def test_plans_are_ranked_by_fit_and_time_with_rejected_ones_last():
   answers = iter(
     [
       {"fits": False, "step_seconds": None},
@@ -145,14 +145,14 @@ def test_what_fits_and_is_fast_comes_first_and_the_refused_last():
     ]
   )
 
-  def make(changed, place):
-    del changed, place
+  def planner(config, topology):
+    del config, topology
     answer = next(answers)
     if answer is None:
       raise errors.UserError("Dimension 1 does not split.")
     return {**answer, "hbm_gib_per_chip": 1.0, "mfu": 0.5}, ""
 
-  rows = search.run(config(), PLACE, 4, make)
+  rows = search.run(config(), EIGHT_CHIPS, 4, planner)
   assert [row["step_seconds"] for row in rows] == [1, 2, None, None]
   assert [("refused" in row) for row in rows].count(True) == 1
   text = search.render(rows)

@@ -1,4 +1,4 @@
-"""Tests of reading a topology's name."""
+"""Tests of parsing topologies, and of their devices."""
 
 import pytest
 
@@ -25,13 +25,15 @@ from tests.plan import tpu_compiler
     ("tpu7x:4x4x4", "v7x:4x4x4", 64, 128),
   ],
 )
-def test_names_are_read_in_any_order_of_dimensions(text, name, chips_, devices):
+def test_topologies_are_parsed_in_any_order_of_dimensions(
+  text, name, chips_, devices
+):
   found = topology.parse(text)
   assert found.name == name
   assert (found.num_chips, found.num_devices) == (chips_, devices)
 
 
-def test_slices_multiply():
+def test_slices_multiply_the_number_of_chips():
   found = topology.parse("v5p:4x4x4", slices=3)
   assert found.num_chips == 192 and found.dims == (4, 4, 4)
 
@@ -49,11 +51,11 @@ def test_slices_multiply():
     ("v3:16x16", (False,) * 3),
   ],
 )
-def test_only_long_enough_dimensions_close_to_rings(text, wrap):
+def test_only_dimensions_of_sufficient_length_form_rings(text, wrap):
   assert topology.parse(text).wrap == wrap
 
 
-@tpu_compiler.needed
+@tpu_compiler.required
 @pytest.mark.parametrize(
   "text",
   [
@@ -71,28 +73,28 @@ def test_only_long_enough_dimensions_close_to_rings(text, wrap):
   ],
 )
 @pytest.mark.parametrize("slices", [1, 2])
-def test_the_compiler_knows_every_chip(library, text, slices):
-  place = topology.parse(text, slices)
-  devices = topology.devices(place)
-  assert len(devices) == place.num_devices
+def test_the_compiler_supports_every_chip(library, text, slices):
+  parsed = topology.parse(text, slices)
+  devices = topology.devices(parsed)
+  assert len(devices) == parsed.num_devices
   kind = chips.of_device(devices[0].device_kind)
-  assert kind is not None and kind.name == place.chip.name
-  network = collectives.network(devices, place.dims, place.wrap, place.chip)
+  assert kind is not None and kind.name == parsed.chip.name
+  network = collectives.network(devices, parsed.dims, parsed.wrap, parsed.chip)
   assert network.num_slices == slices
-  places = [x.coords for x in network.places if x.slice_index == 0]
-  assert len(set(places)) * place.chip.devices == len(places)
-  # Chips stand where the shape says, in any order of its dimensions.
-  spans = [max(c[axis] for c in places) + 1 for axis in range(3)]
-  assert spans == list((*place.dims, 1)[:3])
+  coords = [x.coords for x in network.positions if x.slice_index == 0]
+  assert len(set(coords)) * parsed.chip.devices == len(coords)
+  # The coordinates span the dimensions, in the same order.
+  spans = [max(c[axis] for c in coords) + 1 for axis in range(3)]
+  assert spans == list((*parsed.dims, 1)[:3])
 
 
-def test_every_chip_is_among_those_asked_for():
-  marks = test_the_compiler_knows_every_chip.pytestmark
-  [asked] = [m.args[1] for m in marks if m.args and m.args[0] == "text"]
-  assert {text.partition(":")[0] for text in asked} == set(chips.CHIPS)
+def test_the_test_above_covers_every_chip():
+  marks = test_the_compiler_supports_every_chip.pytestmark
+  [tested] = [m.args[1] for m in marks if m.args and m.args[0] == "text"]
+  assert {text.partition(":")[0] for text in tested} == set(chips.CHIPS)
 
 
-def test_an_unknown_chip_lists_the_known_ones():
+def test_the_error_for_an_unknown_chip_lists_the_known_ones():
   with pytest.raises(errors.UserError) as raised:
     topology.parse("v9:4x4")
   for name in chips.CHIPS:
@@ -115,13 +117,13 @@ def test_an_unknown_chip_lists_the_known_ones():
     ("v5p:0x4x4", "3 dimensions"),
   ],
 )
-def test_a_wrong_shape_is_one_line_with_an_example(text, reason):
+def test_the_error_for_an_invalid_shape_has_an_example(text, reason):
   with pytest.raises(errors.UserError, match=reason) as raised:
     topology.parse(text)
   assert "for example" in str(raised.value) or "slices" in str(raised.value)
 
 
-def test_every_example_of_a_refusal_is_a_topology():
+def test_the_examples_in_errors_are_valid_topologies():
   for text in ("v5p:4", "v5p:3x3x3", "v5e:4x4x4"):
     with pytest.raises(errors.UserError) as raised:
       topology.parse(text)
@@ -130,6 +132,6 @@ def test_every_example_of_a_refusal_is_a_topology():
       assert topology.parse(example).name == example
 
 
-def test_no_slices_are_refused():
+def test_zero_slices_are_rejected():
   with pytest.raises(errors.UserError, match="--slices=0"):
     topology.parse("v5p:4x4x4", slices=0)

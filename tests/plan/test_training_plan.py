@@ -1,4 +1,4 @@
-"""Tests of plans with the real TPU compiler, on a small model."""
+"""Tests of `genie plan` for training, with the TPU compiler."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ from tests.fixtures import toy_stage
 from tests.plan import tpu_compiler
 
 SMOKE = f"{CONFIGS / 'dynamics.py'}:smoke"
-PLACE = topology.parse("v5e:2x2")
+TOPOLOGY = topology.parse("v5e:2x2")
 KEYS = {
   "fits",
   "hbm_gib_per_chip",
@@ -47,7 +47,7 @@ KEYS = {
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
-  """Leaves the environment as it was."""
+  """Restores the environment after the test."""
   for name in (*aot_compile.ENVIRONMENT, "JAX_ENABLE_COMPILATION_CACHE"):
     monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(name, "1")
@@ -55,19 +55,19 @@ def environment(monkeypatch):
 
 
 def compiled(stage):
-  """Compiles a toy stage and returns it with its estimate."""
-  step = aot_compile.assemble(
-    stage, toy_stage.config(data__batch_size=65536), PLACE
+  """Compiles a toy stage; returns the compiled step and its estimate."""
+  step = aot_compile.build_from_stage(
+    stage, toy_stage.config(data__batch_size=65536), TOPOLOGY
   )
   found = aot_compile.compile_step(step)
   network = collectives.network(
-    step.mesh.devices.flat, PLACE.dims, PLACE.wrap, PLACE.chip
+    step.mesh.devices.flat, TOPOLOGY.dims, TOPOLOGY.wrap, TOPOLOGY.chip
   )
-  return found, schedule.of(found.text, network)
+  return found, schedule.estimate(found.text, network)
 
 
 def with_longer_loss(stage):
-  """Returns the stage with a loss that also judges the negated inputs."""
+  """Returns the stage with a loss that is also computed for -inputs."""
 
   def loss(params, extra, batch, rng, step):
     outcome = stage.loss(params, extra, batch, rng, step)
@@ -83,8 +83,8 @@ def with_longer_loss(stage):
   return dataclasses.replace(stage, loss=loss)
 
 
-@tpu_compiler.needed
-def test_memory_and_seconds_move_with_the_model_and_the_loss(library):
+@tpu_compiler.required
+def test_memory_and_time_increase_with_the_model_and_the_loss(library):
   narrow, fast = compiled(toy_stage.make_stage(hidden=256))
   wide, slow = compiled(toy_stage.make_stage(hidden=1024))
   assert wide.memory.peak > 1.5 * narrow.memory.peak
@@ -96,26 +96,26 @@ def test_memory_and_seconds_move_with_the_model_and_the_loss(library):
   assert later.compute > 1.2 * fast.compute
 
 
-@tpu_compiler.needed
-def test_the_compiled_function_is_the_one_that_training_calls(
-  library, monkeypatch
-):
+@tpu_compiler.required
+def test_the_planned_step_is_the_step_of_training(library, monkeypatch):
   made = []
   real = aot_compile.step_lib.make_train_step
   monkeypatch.setattr(
     aot_compile.step_lib,
     "make_train_step",
-    lambda *words: made.append(real(*words)) or made[-1],
+    lambda *args: made.append(real(*args)) or made[-1],
   )
-  step = aot_compile.assemble(toy_stage.make_stage(), toy_stage.config(), PLACE)
+  step = aot_compile.build_from_stage(
+    toy_stage.make_stage(), toy_stage.config(), TOPOLOGY
+  )
   assert made == [step.function]
   from genie_jax.train import loop
 
   assert loop.step_lib is aot_compile.step_lib
 
 
-@tpu_compiler.needed
-def test_a_plan_of_a_config_is_printed_and_written(tmp_path):
+@tpu_compiler.required
+def test_a_plan_is_printed_and_written_as_json(tmp_path):
   path = tmp_path / "plan.json"
   done = subprocess.run(
     [
@@ -140,7 +140,7 @@ def test_a_plan_of_a_config_is_printed_and_written(tmp_path):
     env={k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"},
   )
   assert done.returncode == 0, done.stderr[-2000:]
-  assert done.stderr == ""  # Nothing of the TPU library's chatter.
+  assert done.stderr == ""  # libtpu logs nothing.
   report = json.loads(path.read_text())
   assert report.keys() >= KEYS
   assert report["fits"] and report["mesh"]["fsdp"] == 4
@@ -171,7 +171,8 @@ def test_a_plan_of_a_config_is_printed_and_written(tmp_path):
   }
   flops = report["compiled_flops_by_pass"]
   assert report["compiled_flops_per_step"] == pytest.approx(sum(flops.values()))
-  # Products of the model, and those of Muon; this one computes nothing again.
+  # The matrix products of Muon are counted separately; without remat nothing is
+  # recomputed.
   assert (flops["forward"] + flops["backward"]) / report[
     "model_flops_per_step"
   ] == pytest.approx(1, abs=0.03)
@@ -184,15 +185,15 @@ def test_a_plan_of_a_config_is_printed_and_written(tmp_path):
     "twice as slow",
     "activations",
     "compiled FLOPs",
-    "M a chip",
+    "M per chip",
   ):
     assert word in done.stdout
 
 
-@tpu_compiler.needed
+@tpu_compiler.required
 def test_a_plan_of_two_slices_has_traffic_between_them(library):
   two = topology.parse("v5e:2x2", slices=2)
-  report, text = training.make(
+  report, text = training.plan(
     config_lib.load(
       SMOKE, ["--config.mesh.data=2", "--config.data.batch_size=8"]
     ),
@@ -207,19 +208,18 @@ def test_a_plan_of_two_slices_has_traffic_between_them(library):
     if kind.startswith("between slices")
   }
   assert "between slices: all-reduce" in between
-  # No less than a device's part of the gradients, and no more than all of
-  # them there and back.
+  # At least a device's shard of the gradients, and at most all of them in both
+  # directions.
   sent = sum(row["bytes"] for row in between.values())
   assert 4 * report["params_per_chip"] <= sent <= 2 * 4 * report["params"]
-  slow = two.chip.dcn_bandwidth
   assert sum(row["seconds"] for row in between.values()) == pytest.approx(
-    sent / slow
+    sent / two.chip.dcn_bandwidth
   )
 
 
-@tpu_compiler.needed
+@tpu_compiler.required
 @pytest.mark.slow
-def test_a_plan_that_does_not_fit_says_what_would(tmp_path, capsys):
+def test_a_plan_that_does_not_fit_suggests_a_change_that_does(tmp_path, capsys):
   path = tmp_path / "plan.json"
   err = refused_plan(
     capsys,
@@ -246,7 +246,7 @@ def refused_plan(capsys, *argv):
   return capsys.readouterr().err
 
 
-def test_bad_topologies_and_meshes_are_one_line(capsys):
+def test_the_error_for_invalid_arguments_is_one_line(capsys):
   line = lambda *argv: refused(capsys, "plan", "--config", SMOKE, *argv)
   assert "v2, v3, v4, v5e, v5p, v6e, v7x" in line("--topology", "v9:4x4")
   assert "largest v5e" in line("--topology", "v5e:64x64")
@@ -267,10 +267,10 @@ def test_bad_topologies_and_meshes_are_one_line(capsys):
     ("slices", "0"),
   ],
 )
-def test_a_number_that_no_plan_can_have_is_one_line(
-  capsys, monkeypatch, flag, value
-):
-  monkeypatch.setattr(aot_compile, "prepare", lambda: pytest.fail("too late"))
+def test_a_number_out_of_range_is_rejected(capsys, monkeypatch, flag, value):
+  monkeypatch.setattr(
+    aot_compile, "set_up_compiler", lambda: pytest.fail("too late")
+  )
   err = refused(
     capsys,
     "plan",
@@ -285,10 +285,10 @@ def test_a_number_that_no_plan_can_have_is_one_line(
   assert f"--{flag}={value}" in err and "or more" in err
 
 
-def test_a_table_plans_every_row_and_names_those_without_a_plan(
+def test_the_scaling_table_has_every_row_and_the_error_lists_failed_ones(
   capsys, monkeypatch, tmp_path
 ):
-  def make(config, place, price, options):
+  def planner(config, slice_, price, options):
     del price, options
     if config.model.transformer.num_layers == 18:  # 41M
       raise errors.UserError("A dimension does not split.")
@@ -300,9 +300,9 @@ def test_a_table_plans_every_row_and_names_those_without_a_plan(
       "accumulate": 1,
       "copied_whole": [],
     }
-    if place.name == "v2:8x8":
-      return facts | training.too_large(
-        aot_compile.OutOfMemory(10 * 2**30, None, 3.0), place
+    if slice_.name == "v2:8x8":
+      return facts | training.out_of_memory_report(
+        aot_compile.OutOfMemory(10 * 2**30, None, 3.0), slice_
       ), ""
     return facts | {
       "fits": True,
@@ -314,8 +314,8 @@ def test_a_table_plans_every_row_and_names_those_without_a_plan(
       "compile_seconds": 1.0,
     }, ""
 
-  monkeypatch.setattr(child_process, "make", make)
-  monkeypatch.setattr(aot_compile, "prepare", lambda: None)
+  monkeypatch.setattr(child_process, "plan_training", planner)
+  monkeypatch.setattr(aot_compile, "set_up_compiler", lambda: None)
   path = tmp_path / "table.json"
   argv = (
     "plan",
@@ -327,9 +327,9 @@ def test_a_table_plans_every_row_and_names_those_without_a_plan(
   )
   code = main.main([*argv, "41M,96M,811M"])
   out, err = capsys.readouterr()
-  err = err.splitlines()[-1]  # Behind the progress bar.
+  err = err.splitlines()[-1]  # After the progress bar.
   assert code == 2 and "2 of 3 rows" in err and "811M" not in err
-  assert "41M is refused (A dimension does not split)" in err
+  assert "41M cannot be planned (A dimension does not split)" in err
   assert "96M does not fit the 14.96 GiB of a chip of v2:8x8" in err
   assert "needs 20.0" in err
   for size in ("41M", "96M", "811M"):
@@ -339,24 +339,24 @@ def test_a_table_plans_every_row_and_names_those_without_a_plan(
   assert found[0].keys() == found[2].keys() | {"refused"}
   assert main.main([*argv, "811M"]) == 0
   capsys.readouterr()
-  # A slip in an override is one line, before anything is compiled.
+  # An error in an override is reported before anything is compiled.
   assert "peak_lr" in refused(
     capsys, *argv, "all", "--config.optimizer.peek_lr=1"
   )
 
 
-@tpu_compiler.needed
-def test_a_mesh_that_does_not_multiply_or_divide_is_refused(library):
-  def refuse(override):
+@tpu_compiler.required
+def test_a_mesh_with_a_wrong_product_or_uneven_split_is_rejected(library):
+  def error(override):
     with pytest.raises(errors.UserError) as raised:
-      training.make(config_lib.load(SMOKE, [override]), PLACE)
+      training.plan(config_lib.load(SMOKE, [override]), TOPOLOGY)
     return str(raised.value)
 
-  assert "multiplies to 3 devices" in refuse("--config.mesh.fsdp=3")
-  assert "does not split" in refuse("--config.data.batch_size=6")
+  assert "multiplies to 3 devices" in error("--config.mesh.fsdp=3")
+  assert "does not split" in error("--config.data.batch_size=6")
 
 
-def test_a_missing_compiler_is_one_line_with_what_to_install(
+def test_the_error_for_a_missing_compiler_says_what_to_install(
   capsys, monkeypatch, tmp_path
 ):
   monkeypatch.setenv("TPU_LIBRARY_PATH", str(tmp_path / "none.so"))
@@ -370,15 +370,15 @@ def test_a_missing_compiler_is_one_line_with_what_to_install(
   err = refused(capsys, "plan", "--config", SMOKE, "--topology", "v5e:2x2")
   assert str(tmp_path / "libtpu") in err
   assert aot_compile.library_requirement() in err
-  # Installed as the message says, it is found.
+  # After installing it as the message says, it is found.
   library = tmp_path / "libtpu/libtpu/libtpu.so"
   library.parent.mkdir(parents=True)
   library.touch()
-  aot_compile.prepare()
+  aot_compile.set_up_compiler()
   assert aot_compile.os.environ["TPU_LIBRARY_PATH"] == str(library)
 
 
-def test_what_the_compiler_says_of_memory_is_read():
+def test_the_compilers_messages_about_memory_are_parsed():
   message = (
     "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory "
     "required for HLO temporaries (23.30G) exceeds available HBM "
@@ -390,13 +390,12 @@ def test_what_the_compiler_says_of_memory_is_read():
   assert aot_compile._too_large("RESOURCE_EXHAUSTED: vmem") == (None, None)
 
 
-def test_a_plan_that_does_not_fit_is_still_whole():
-  place = topology.parse("v3:2x2")
-  step = {"topology": place.name}
-  report = step | training.too_large(
-    aot_compile.OutOfMemory(20 * 2**30, 15.5 * 2**30, 3.0), place
+def test_a_plan_that_does_not_fit_has_the_same_keys():
+  report = training.out_of_memory_report(
+    aot_compile.OutOfMemory(20 * 2**30, 15.5 * 2**30, 3.0),
+    topology.parse("v3:2x2"),
   )
-  # Two devices a chip.
+  # A chip has two devices.
   assert report["hbm_gib_per_chip"] == 40.0
   assert report["hbm_limit_gib"] == 31.0
   assert not report["fits"] and report["step_seconds"] is None
@@ -410,17 +409,17 @@ def test_a_plan_that_does_not_fit_is_still_whole():
   }
 
 
-def test_a_crash_of_the_compiler_is_one_line(monkeypatch):
-  monkeypatch.setattr(child_process, "_make", _crash)
+def test_a_crash_of_the_compiler_is_reported(monkeypatch):
+  monkeypatch.setattr(child_process, "_plan_training", _crash)
   with pytest.raises(errors.UserError, match="crashed"):
-    child_process.make(ml_collections.ConfigDict(), PLACE)
+    child_process.plan_training(ml_collections.ConfigDict(), TOPOLOGY)
 
 
-def _crash(*words):
-  del words
+def _crash(*args):
+  del args
   os.abort()
 
 
-def test_the_library_belongs_to_the_installed_jax():
+def test_the_required_libtpu_is_that_of_the_installed_jax():
   assert aot_compile.library_requirement().startswith("libtpu==0.0.")
   assert issubclass(errors.UserError, ValueError)

@@ -1,4 +1,4 @@
-"""Whether the TPU compiler is here."""
+"""A mark to skip tests if the TPU compiler is not installed."""
 
 import importlib.util
 import os
@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-_BESIDE = os.path.join(sys.prefix, "libtpu", "libtpu", "libtpu.so")
-HERE = importlib.util.find_spec("libtpu") is not None or os.path.isfile(
-  os.environ.get("TPU_LIBRARY_PATH", _BESIDE)
+_DEFAULT = os.path.join(sys.prefix, "libtpu", "libtpu", "libtpu.so")
+_INSTALLED = importlib.util.find_spec("libtpu") is not None or os.path.isfile(
+  os.environ.get("TPU_LIBRARY_PATH", _DEFAULT)
 )
 
-needed = pytest.mark.skipif(
-  not HERE, reason="no libtpu: see docs/plan.md on how to install it"
+required = pytest.mark.skipif(
+  not _INSTALLED, reason="libtpu is not installed; see docs/plan.md"
 )

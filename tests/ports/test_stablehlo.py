@@ -19,9 +19,10 @@ ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 7  # The window holds 4 frames.
 
 
-def write(folder, **fields):
+def write(folder, quantizer=None, **fields):
   parts = {
-    name: tiny_world.make_part(name) for name in ("tokenizer", "dynamics")
+    "tokenizer": tiny_world.make_part("tokenizer", quantizer=quantizer),
+    "dynamics": tiny_world.make_part("dynamics"),
   }
   world_folder.write(
     folder,
@@ -70,6 +71,14 @@ def play_both(world, ready, count):
 def test_programs_slide_as_their_world_does(tmp_path, slide):
   folder = write(tmp_path / "w", dtype="float32", slide=slide)
   play_both(world_folder.load(folder).world, runtime.load(folder), 3)
+
+
+def test_programs_round_codes_as_their_world_does(tmp_path):
+  folder = write(tmp_path / "w", quantizer={"name": "fsq"}, dtype="float32")
+  ready = runtime.load(folder)
+  play_both(world_folder.load(folder).world, ready, 3)
+  tokens = ready.encode(pictures(8)[:, None])
+  assert len(np.unique(tokens)) > 3
 
 
 def test_players_slide_only_in_frames_in_which_one_is_full(

@@ -12,6 +12,7 @@ import pytest
 
 from genie_jax.core import errors
 from genie_jax.models import store
+from genie_jax.nn import fsq
 from genie_jax.worlds import world_folder
 from tests.fixtures import tiny_world
 
@@ -19,7 +20,7 @@ torch = pytest.importorskip(
   "torch", reason="PyTorch is an extra: pip install genie_jax[torch]"
 )
 
-from genie_jax.ports.torch import maskgit  # noqa: E402
+from genie_jax.ports.torch import maskgit, quantizers, weights  # noqa: E402
 from genie_jax.ports.torch import world as world_lib  # noqa: E402  Needs torch.
 
 pytestmark = pytest.mark.slow
@@ -38,8 +39,8 @@ def one_thread():
   torch.set_num_threads(before)
 
 
-def part(name, **model):
-  made = tiny_world.make_part(name)
+def part(name, quantizer=None, **model):
+  made = tiny_world.make_part(name, quantizer=quantizer)
   if not model:
     return made
   fields = {
@@ -55,10 +56,10 @@ def part(name, **model):
   return store.Part(fresh.module, fields, params)
 
 
-def write(folder, **fields):
+def write(folder, quantizer=None, **fields):
   parts = {
-    "tokenizer": part("tokenizer"),
-    "lam": part("lam"),
+    "tokenizer": part("tokenizer", quantizer),
+    "lam": part("lam", quantizer),
     "dynamics": fields.pop("dynamics", None) or part("dynamics"),
   }
   world_folder.write(
@@ -124,6 +125,35 @@ def compare(ours, theirs, seed=0):
 @pytest.mark.parametrize("dtype", ("float32", "bfloat16", "int8"))
 def test_tokens_actions_and_logits_are_those_of_jax(tmp_path, dtype):
   compare(*write(tmp_path / "w", dtype=dtype, shard_bytes=4000))
+
+
+def test_rounded_codes_are_those_of_jax(tmp_path):
+  ours, theirs = write(tmp_path / "w", quantizer={"name": "fsq"})
+  compare(ours, theirs)
+  frames = np.random.default_rng(1).integers(
+    0, 256, (8, 4, *ours.frame_shape), dtype=np.uint8
+  )
+  assert len(np.unique(ours.encode(frames))) > 3
+  # A level that the file does not state, or states wrongly, is one line.
+  group = dict(theirs.tokenizer._part.quantizer, levels=[3, 5])
+  with pytest.raises(errors.UserError, match=r"multiplies to 15.*13 codes"):
+    quantizers.build(group, theirs.tokenizer.fields, {}, 13)
+
+
+@pytest.mark.parametrize("levels", [(13,), (16, 8, 8), (8, 5, 5, 5), (3, 2)])
+def test_every_vector_is_that_of_jax_bit_for_bit(levels):
+  ours = fsq.FSQ(levels)
+  group = {"name": "fsq", "levels": list(levels)}
+  model = {"code_dim": 4}
+  theirs = quantizers.build(group, model, {}, ours.num_codes)
+  codes = np.arange(ours.num_codes)
+  wanted = np.asarray(ours.apply({}, codes, method="lookup"))
+  np.testing.assert_array_equal(theirs.lookup(of_torch(codes)), wanted)
+  x = np.random.default_rng(0).normal(size=(4000, len(levels)))
+  x = x.astype(np.float32)
+  found = theirs.encode(of_torch(x)).numpy()
+  # A tie may fall otherwise where tanh differs by its last bit.
+  assert (found != np.asarray(ours.apply({}, x).codes)).mean() < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -254,6 +284,13 @@ def test_mistakes_are_one_line(tmp_path):
   path.write_bytes(path.read_bytes()[:-1] + b"\1")
   with pytest.raises(errors.UserError, match="is damaged"):
     world_lib.load_world(tmp_path / "w")
+
+
+def test_a_model_of_another_package_is_refused():
+  own = tiny_world.MODELS["lam"]
+  assert weights.expected("lam", {**own, "name": "lam"})
+  with pytest.raises(errors.UserError, match="lam is the model 'mine', which"):
+    weights.expected("lam", {**own, "name": "mine"})
 
 
 def test_no_jax_is_loaded():

@@ -49,7 +49,7 @@ def test_one_step_equals_ten_lines_of_numpy(order, temperature):
     6,
     token_noise,
     order_noise,
-    maskgit.Sampling(order=order, temperature=temperature),
+    maskgit.MaskGIT(order=order, temperature=temperature),
   )
 
   for b in range(3):
@@ -80,9 +80,7 @@ def test_a_drawn_token_is_never_hidden_or_drawn_again(order):
     )
     return toy_logits(tokens, hidden)
 
-  final = maskgit.draw_frame(
-    logits_of, GRID, clip_keys(2), maskgit.Sampling(6, order=order)
-  )
+  final = maskgit.MaskGIT(6, order=order).draw(logits_of, GRID, clip_keys(2))
   jax.effects_barrier()
   assert len(seen) == 6
   assert seen[0][1].all()
@@ -95,12 +93,11 @@ def test_a_drawn_token_is_never_hidden_or_drawn_again(order):
 
 def test_draws_follow_the_softmax_at_the_given_temperature():
   logits = jnp.array([0.0, 1.0, 2.5])
-  sampling = maskgit.Sampling(3, temperature=2.0)
-  frames = maskgit.draw_frame(
+  sampling = maskgit.MaskGIT(3, temperature=2.0)
+  frames = sampling.draw(
     lambda tokens, hidden: jnp.broadcast_to(logits, (*tokens.shape, 3)),
     (10, 10),
     clip_keys(200),
-    sampling,
   )
   found = np.bincount(np.ravel(frames), minlength=3) / frames.size
   # Five standard errors of a share over 20,000 draws.
@@ -111,11 +108,8 @@ def test_temperature_zero_takes_the_most_likely_token():
   keys = clip_keys(1, seed=1), clip_keys(1, seed=2)
   fixed = jax.random.normal(jax.random.key(0), (1, *GRID, VOCAB))
   frames = [
-    maskgit.draw_frame(
-      lambda tokens, hidden: fixed,
-      GRID,
-      key,
-      maskgit.Sampling(5, temperature=0.0),
+    maskgit.MaskGIT(5, temperature=0.0).draw(
+      lambda tokens, hidden: fixed, GRID, key
     )
     for key in keys
   ]
@@ -125,10 +119,10 @@ def test_temperature_zero_takes_the_most_likely_token():
 
 @pytest.mark.parametrize("order", maskgit.ORDERS)
 def test_a_clip_is_drawn_the_same_in_any_batch(order):
-  sampling = maskgit.Sampling(5, order=order)
+  sampling = maskgit.MaskGIT(5, order=order)
   keys = clip_keys(4)
-  together = maskgit.draw_frame(toy_logits, GRID, keys, sampling)
-  alone = maskgit.draw_frame(toy_logits, GRID, keys[2:3], sampling)
+  together = sampling.draw(toy_logits, GRID, keys)
+  alone = sampling.draw(toy_logits, GRID, keys[2:3])
   np.testing.assert_array_equal(together[2:3], alone)
   assert not np.array_equal(together[0], together[1])
 
@@ -145,14 +139,10 @@ def test_confidence_without_noise_reveals_the_surest_first():
     )
     return sharpness[None, ..., None] * jnp.array([1.0, 0.0])
 
-  maskgit.draw_frame(
-    logits_of,
-    GRID,
-    clip_keys(1),
-    maskgit.Sampling(
-      4, "linear", "confidence", temperature=0.0, choice_temperature=0.0
-    ),
+  sampling = maskgit.MaskGIT(
+    4, "linear", "confidence", temperature=0.0, choice_temperature=0.0
   )
+  sampling.draw(logits_of, GRID, clip_keys(1))
   jax.effects_barrier()
   np.testing.assert_array_equal(first_shown[1], [12, 13, 14, 15])
 
@@ -181,7 +171,7 @@ def test_only_the_likeliest_are_drawn_and_with_the_same_noise(
     0,
     noise,
     noise[..., 0],
-    maskgit.make_sampling(dict(fields, temperature=temperature)),
+    maskgit.MaskGIT.from_config(dict(fields, temperature=temperature)),
   )
 
   k, p = fields.get("top_k", VOCAB), fields.get("top_p", 1.0)
@@ -202,10 +192,10 @@ def test_a_new_temperature_compiles_nothing():
   @jax.jit
   def draw(keys, sampling):
     traces.append(1)
-    return maskgit.draw_frame(toy_logits, GRID, keys, sampling)
+    return sampling.draw(toy_logits, GRID, keys)
 
   for temperature in (0.0, 0.5, 2.0):
-    draw(clip_keys(2), maskgit.Sampling(3, temperature=temperature))
+    draw(clip_keys(2), maskgit.MaskGIT(3, temperature=temperature))
   assert len(traces) == 1
 
 
@@ -228,4 +218,4 @@ def test_a_new_temperature_compiles_nothing():
 )
 def test_a_wrong_sampling_config_is_refused(fields, message):
   with pytest.raises(errors.UserError, match=message):
-    maskgit.make_sampling(fields)
+    maskgit.MaskGIT.from_config(fields)

@@ -11,9 +11,9 @@ import pytest
 
 from genie_jax.sampling import maskgit, player, ring_cache, rollout
 from genie_jax.weights import int8
-from tests.fixtures import tiny_player
+from tests.fixtures import foreign_parts, tiny_player
 
-SAMPLING = maskgit.Sampling(refinements=3)
+SAMPLING = maskgit.MaskGIT(refinements=3)
 W = tiny_player.WINDOW
 # Orders of float32 sums differ; logits here have a deviation of about 5.
 CLOSE = dict(rtol=1e-4, atol=1e-4)
@@ -42,7 +42,7 @@ def whole_draw(models, params, tokens, actions, last, key, length):
       models, params, tokens, actions, last, frame[0], hidden[0], length
     )[None]
 
-  return maskgit.draw_frame(logits_of, tiny_player.GRID, key[None], SAMPLING)[0]
+  return SAMPLING.draw(logits_of, tiny_player.GRID, key[None])[0]
 
 
 class History:
@@ -205,9 +205,8 @@ def test_the_decoders_cache_gives_the_floats_of_the_whole_window():
   tokens, _ = tiny_player.some_prompt(W)
   run = functools.partial(models.tokenizer.apply, params)
   _, own = run(tokens[None, :-1], None, 0, method="decode_step")
-  frames, _ = run(
-    tokens[None, -1:], ring_cache.ring(own, W - 1), W - 1, method="decode_step"
-  )
+  cache = models.tokenizer.empty_cache(1, W - 1).write(own, 0)
+  frames, _ = run(tokens[None, -1:], cache, W - 1, method="decode_step")
   whole = run(tokens[None], method="decode")
   np.testing.assert_allclose(frames[:, 0], whole[:, -1], atol=1e-6)
 
@@ -244,7 +243,8 @@ def test_encoding_again_is_a_reset_with_the_last_frames_shown():
   np.testing.assert_array_equal(after.tokens[-kept:], again.tokens[-kept:])
 
 
-def test_a_player_draws_what_a_rollout_draws():
+@pytest.mark.parametrize("sampling", (SAMPLING, foreign_parts.Raster(0.8)))
+def test_a_player_draws_what_a_rollout_draws(sampling):
   models = tiny_player.make_models(last_frame=True)
   params = tiny_player.make_params(models, 6)
   tokens, actions = tiny_player.some_prompt(2 * W + 1)
@@ -257,14 +257,14 @@ def test_a_player_draws_what_a_rollout_draws():
     rng,
     num_frames=2 * W - 1,
     window=W,
-    sampling=SAMPLING,
+    sampling=sampling,
   )[0]
   state = tiny_player.reset(
     models, params, tokens[:2], actions[:1], jax.random.fold_in(rng, 0)
   )
   for number in range(2, 2 * W + 1):
     state, _ = tiny_player.step(
-      models, params, state, actions[number - 1], SAMPLING
+      models, params, state, actions[number - 1], sampling
     )
     np.testing.assert_array_equal(state.tokens[-1], wanted[number])
 

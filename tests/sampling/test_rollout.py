@@ -17,7 +17,7 @@ ACTIONS = 5
 STACK = dict(
   num_layers=2, width=16, num_heads=2, head_dim=8, mlp_dim=16, dtype="float32"
 )
-SAMPLING = maskgit.Sampling(refinements=3)
+SAMPLING = maskgit.MaskGIT(refinements=3)
 
 
 def make_world(actions_enter):
@@ -67,7 +67,7 @@ def plain_rollout(model, params, prompt, actions, rng, num_frames, sampling):
       whole_window, apply, params, tokens[:, start:], actions[:, start:number]
     )
     frame_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
-    frame = maskgit.draw_frame(logits_of, GRID, frame_keys, sampling)
+    frame = sampling.draw(logits_of, GRID, frame_keys)
     tokens = jnp.concatenate([tokens, frame[:, None]], 1)
   return tokens
 
@@ -92,7 +92,7 @@ def test_cached_rollout_equals_whole_windows_passed_each_time(
 ):
   world = make_world(actions_enter)
   tokens, actions = some_clips(2, prompt, prompt + num_frames)
-  sampling = maskgit.Sampling(refinements=3, order=order)
+  sampling = maskgit.MaskGIT(refinements=3, order=order)
   rng = jax.random.key(7)
   got = rollout.rollout(
     *world,
@@ -116,7 +116,7 @@ def test_after_a_slide_the_dropped_frame_and_its_action_are_forgotten(world):
     rng=jax.random.key(0),
     num_frames=1,
     window=WINDOW,
-    sampling=maskgit.Sampling(3, temperature=0.0),
+    sampling=maskgit.MaskGIT(3, temperature=0.0),
   )
   base = draw(prompt_tokens=tokens, latent_actions=actions)
   # Frame 0 leaves the window, and with it the action into frame 1.
@@ -227,7 +227,7 @@ def test_the_model_is_traced_no_more_often_for_more_frames(world, monkeypatch):
       jax.random.key(0),
       num_frames=num_frames,
       window=WINDOW,
-      sampling=maskgit.Sampling(refinements=5),
+      sampling=maskgit.MaskGIT(refinements=5),
     )
     return len(traces)
 

@@ -1,4 +1,4 @@
-"""Tests of the scaling table on the paper's chips; nothing is compiled."""
+"""Tests of the scaling table on the paper's chips, without compiling."""
 
 import math
 import pathlib
@@ -36,28 +36,28 @@ def test_rows_have_the_papers_chips_and_days():
 
 
 @pytest.mark.parametrize("name", paper.RUNS)
-def test_layouts_use_all_devices_and_leave_room(name):
+def test_layouts_use_all_devices_and_a_quarter_of_the_memory(name):
   run = paper.RUNS[name]
-  place = topology.parse(run.topology)
+  slice_ = topology.parse(run.topology)
   config = paper.lay_out(config_lib.load(f"{FILE}:{name}"), run)
   mesh = dict(config.mesh)
   fixed = math.prod(size for size in mesh.values() if size > 0)
-  assert place.num_devices % fixed == 0
-  data = place.num_devices // fixed
+  assert slice_.num_devices % fixed == 0
+  data = slice_.num_devices // fixed
   groups = data * mesh["fsdp"]
   assert table.find(name).batch_size == groups * config.optimizer.accumulate
   state = 16 * table.find(name).paper_parameters / mesh["fsdp"]
-  assert state <= place.chip.hbm_gib * 2**30 / place.chip.devices / 4
+  assert state <= slice_.chip.hbm_gib * 2**30 / slice_.chip.devices / 4
 
 
-def test_rows_are_named_or_all():
+def test_rows_are_found_by_name_or_all():
   assert [x.size for x in paper.find("all")] == list(paper.RUNS)
   assert [x.size for x in paper.find("811M,41M")] == ["811M", "41M"]
   with pytest.raises(errors.UserError, match="did you mean '811M'"):
     paper.find("812M")
 
 
-def test_the_ratio_is_ours_over_the_papers():
+def test_ratios_divide_our_values_by_the_papers():
   report = dict.fromkeys(
     (
       "fits",
@@ -75,9 +75,9 @@ def test_the_ratio_is_ours_over_the_papers():
   ) | {"days": 1.5, "steps": 100, "model_flops_per_step": 4.1e18}
   row = paper.row(paper.RUNS["41M"], report)
   assert row["ratio"] == 0.5
-  assert row["flops_ratio"] == pytest.approx(2.0)  # 2.05e20 in the paper.
+  assert row["flops_ratio"] == pytest.approx(2.0)  # The paper has 2.05e20.
   assert paper.row(paper.RUNS["10.1B"], report)["ratio"] is None
-  nothing = paper.row(paper.RUNS["41M"], report | {"days": None})
-  assert nothing["ratio"] is None
-  lines = paper.render([row, nothing]).splitlines()
+  without_days = paper.row(paper.RUNS["41M"], report | {"days": None})
+  assert without_days["ratio"] is None
+  lines = paper.render([row, without_days]).splitlines()
   assert len(lines) == 4 and max(map(len, lines)) <= 80

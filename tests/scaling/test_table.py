@@ -1,4 +1,4 @@
-"""Tests of the scaling table: the paper's rows, and our counts."""
+"""Tests of the scaling table and of its parameter counts."""
 
 import math
 
@@ -15,7 +15,7 @@ def rows():
   return {row["name"]: row for row in table.rows()}
 
 
-def test_every_row_of_the_paper_is_there(rows):
+def test_the_table_has_every_row_of_the_paper(rows):
   shapes = {
     name: (row["layers"], row["heads"], row["width"], row["head_dim"])
     for name, row in rows.items()
@@ -33,11 +33,11 @@ def test_every_row_of_the_paper_is_there(rows):
   }
 
 
-def test_the_final_model_has_the_papers_size(rows):
+def test_the_final_model_has_the_papers_parameter_count(rows):
   assert 10.0e9 < rows["10.1B"]["parameters"] < 10.2e9
 
 
-def test_every_count_is_within_15_percent_of_the_papers(rows):
+def test_every_count_is_within_15_percent_of_the_papers_count(rows):
   for row in rows.values():
     assert 0.85 < row["ratio"] < 1.15, row
     assert row["ratio"] == pytest.approx(
@@ -45,35 +45,36 @@ def test_every_count_is_within_15_percent_of_the_papers(rows):
     )
 
 
-def test_counts_are_those_of_the_formula_by_hand(rows):
+def test_counts_match_a_formula(rows):
   for row in rows.values():
     width, inner = row["width"], row["heads"] * row["head_dim"]
     layer = (
       2 * (4 * width * inner + 2 * row["head_dim"])  # q, k, v, out; QK norm
-      + 2 * width * row["mlp_dim"]
-      + 3 * width
-    )  # MLP and three norms
-    around = (
-      1024 * width
-      + width
-      + 9 * width  # tokens, hidden token, actions
-      + (23 + 40) * width
-      + width  # places, last norm
-      + 1024 * width
+      + 2 * width * row["mlp_dim"]  # MLP
+      + 3 * width  # norms
+    )
+    other = (
+      1024 * width  # tokens
+      + width  # hidden token
+      + 9 * width  # actions
+      + (23 + 40) * width  # positions
+      + width  # last norm
+      + 1024 * width  # logits
       + 1024
-    )  # logits
-    assert row["parameters"] == row["layers"] * layer + around, row["name"]
+    )
+    assert row["parameters"] == row["layers"] * layer + other, row["name"]
 
 
-def test_token_counts_are_those_of_the_paper(rows):
+def test_token_counts_match_the_paper(rows):
   assert rows["41M"]["tokens"] == pytest.approx(754e9, rel=1e-3)
   assert rows["10.1B"]["tokens"] == pytest.approx(942e9, rel=1e-3)
 
 
-def test_flops_are_six_a_parameter_and_token_plus_attention(rows):
+def test_flops_are_six_per_parameter_and_token_plus_attention(rows):
   for row in rows.values():
-    least = 6 * row["parameters"] * row["tokens"]
-    # Scores and sums over 920 places and half of 16 frames, three passes.
+    without_attention = 6 * row["parameters"] * row["tokens"]
+    # Scores and weighted sums over 920 tokens and on average 8.5 of 16 frames,
+    # in three passes.
     attention = (
       3
       * 4
@@ -83,22 +84,24 @@ def test_flops_are_six_a_parameter_and_token_plus_attention(rows):
       * (920 + 8.5)
       * row["tokens"]
     )
-    # Embeddings are looked up, which is no product: a few percent if small.
-    assert row["flops"] == pytest.approx(least + attention, rel=0.05)
+    # Embedding lookups are not matrix products, which matters for small models.
+    assert row["flops"] == pytest.approx(
+      without_attention + attention, rel=0.05
+    )
 
 
-def test_counting_makes_no_array(monkeypatch):
+def test_counting_creates_no_arrays(monkeypatch):
   def fail(*_, **__):
-    raise AssertionError("an array was made")
+    raise AssertionError("An array was created.")
 
   fields = {"world": table.WORLD, "model": table.model(table.find("41M"))}
   monkeypatch.setattr(jax, "device_put", fail)
   live = len(jax.live_arrays())
   assert table.count("dynamics", fields) > 4e7
-  assert len(jax.live_arrays()) <= live + 1  # The key of the abstract init.
+  assert len(jax.live_arrays()) <= live + 1  # The key of the initializer.
 
 
-def test_the_count_is_the_sum_over_all_tensors():
+def test_the_count_is_the_sum_over_all_arrays():
   fields = {
     "world": {**table.WORLD, "height": 8, "width": 8},
     "model": {
@@ -118,7 +121,7 @@ def test_the_count_is_the_sum_over_all_tensors():
   )
 
 
-def test_the_feed_forward_layer_is_two_fifths_in_lanes_of_128():
+def test_the_feed_forward_width_is_two_fifths_rounded_to_128():
   for size in table.SIZES.values():
     width = table.mlp_dim(size.width)
     assert width % 128 == 0
@@ -126,12 +129,12 @@ def test_the_feed_forward_layer_is_two_fifths_in_lanes_of_128():
   assert table.mlp_dim(5120) == 2048 and table.mlp_dim(8) == 128
 
 
-def test_an_unknown_size_names_the_nearest():
+def test_the_error_for_an_unknown_size_suggests_the_closest_name():
   with pytest.raises(errors.UserError, match="did you mean '811M'"):
     table.find("810M")
 
 
-def test_the_table_fits_a_terminal(rows):
+def test_lines_of_the_table_have_at_most_80_columns(rows):
   lines = table.render(list(rows.values())).splitlines()
   assert len(lines) == 2 + len(rows)
   assert max(map(len, lines)) <= 80

@@ -1,7 +1,7 @@
-"""How each config lays its state and batches out, as golden files.
+"""Golden files with the layout of each config's state and batches.
 
-A change of a logical axis or of the table shows as a changed line. To accept
-it:
+A change of a logical axis or of the rules changes a line in a golden file. To
+accept the change, run
 
   python -m tests.sharding.layouts
 """
@@ -24,9 +24,8 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 ROOT = pathlib.Path(__file__).parent.parent.parent
 MANY = dict(data=2, fsdp=4, tensor=2, frame=2)
 
-# Each config, and the mesh that it is laid out on: its own on the chips that
-# it is for, and for the smoke modes one with all axes in use. The scaling
-# rows are one function of their size.
+# Config -> changes of its mesh, and number of chips. Most meshes here use all
+# axes but data. All sizes of scaling/dynamics have the same layout.
 CASES = {
   **{
     f"{world}/{stage}": (dict(MANY, data=1), 16)
@@ -36,6 +35,7 @@ CASES = {
   "coinrun/tokenizer_images:tiny": ({}, 8),
   "scaling/dynamics": ({}, 64),
 }
+# Configs that are also laid out on their own mesh -> number of chips.
 OWN = {
   "platformers/tokenizer": 128,
   "platformers/lam": 256,
@@ -45,7 +45,7 @@ OWN = {
 
 
 def mesh_of(config, chips: int) -> AbstractMesh:
-  """Returns a config's mesh over chips that are not there."""
+  """Returns a config's mesh as an abstract mesh, without devices."""
   sizes = mesh_lib.sizes(config.mesh, chips)
   return AbstractMesh(
     tuple(sizes.values()),
@@ -55,17 +55,17 @@ def mesh_of(config, chips: int) -> AbstractMesh:
 
 
 def describe(name: str, changes: dict[str, int], chips: int) -> dict:
-  """Returns shape, dtype and layout of every array of a config's step.
+  """Returns shape, dtype and layout of every array of a config's train step.
 
   Args:
-    name: Of the config below experiments/.
+    name: Name of the config in experiments/.
     changes: Mesh axes that differ from the config's.
-    chips: Devices of the mesh.
+    chips: Number of devices of the mesh.
   """
   file, _, mode = name.partition(":")
   config = config_lib.load(f"{ROOT}/experiments/{file}.py:{mode}").unlock()
   if "start" in config:
-    config.start = "random"  # Others read the tokenizer of a token folder.
+    config.start = "random"  # Other values need a folder with a tokenizer.
   config.mesh.update(changes)
   config.optimizer.accumulate = 1
   size = config.data.batch_size = max(config.data.batch_size, chips)
@@ -86,7 +86,7 @@ def describe(name: str, changes: dict[str, int], chips: int) -> dict:
     )
   }
   layouts = step.batch_shardings(stage, mesh, size, 1)
-  # The optimizer's leaves follow the parameters': only those that do not.
+  # Most arrays of the optimizer have the layout of a parameter; list the rest.
   wanted = {x.sharding.spec for x in jax.tree.leaves(state.params)}
   other = [
     x.sharding.spec
@@ -118,6 +118,7 @@ def all_of(name: str) -> list[dict]:
 
 
 def path_of(name: str) -> pathlib.Path:
+  """Returns the golden file of a config."""
   file = name.partition(":")[0]
   return GOLDEN / f"{file.replace('/', '_')}.json"
 
@@ -127,7 +128,7 @@ def _key(entry) -> str:
 
 
 def main() -> None:
-  """Writes all golden files anew."""
+  """Overwrites all golden files."""
   for name in CASES:
     path_of(name).write_text(json.dumps(all_of(name), indent=1) + "\n")
     print(path_of(name))

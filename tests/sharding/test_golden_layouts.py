@@ -1,4 +1,4 @@
-"""Tests of how every config lays its arrays out, against golden files."""
+"""Tests that the layout of every config's arrays matches its golden file."""
 
 import json
 
@@ -9,11 +9,11 @@ from tests.sharding import layouts
 
 
 @pytest.mark.parametrize("name", sorted(layouts.CASES))
-def test_a_config_lays_its_arrays_out_as_its_golden_file_says(name):
+def test_the_layout_of_a_config_matches_its_golden_file(name):
   golden = json.loads(layouts.path_of(name).read_text())
   found = json.loads(json.dumps(layouts.all_of(name)))
   assert found == golden, (
-    "If this is meant, type `python -m tests.sharding.layouts`."
+    "If the change is intended, run `python -m tests.sharding.layouts`."
   )
 
 

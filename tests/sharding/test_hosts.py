@@ -1,4 +1,4 @@
-"""Tests of what each process reads and holds."""
+"""Tests of the rows that each process reads, and of global arrays."""
 
 import types
 
@@ -11,7 +11,7 @@ from genie_jax.sharding import mesh as mesh_lib
 
 
 def fake_mesh(owners, **shape):
-  """A mesh whose devices belong to the processes in `owners`."""
+  """Returns a mesh whose devices belong to the processes in `owners`."""
   shape = dict(data=1, fsdp=1, tensor=1, frame=1) | shape
   devices = np.empty(len(owners), object)
   devices[:] = [types.SimpleNamespace(process_index=o) for o in owners]
@@ -38,24 +38,24 @@ def test_processes_that_split_a_clip_read_the_same_rows():
     assert hosts.share(mesh, process) == hosts.Share(parts, 4)
 
 
-def test_a_host_whose_devices_lie_apart_reads_the_rows_of_each():
+def test_a_host_whose_devices_are_not_neighbours_reads_the_rows_of_each():
   mesh = fake_mesh([0, 1, 0, 1], data=4)
   assert hosts.share(mesh, 0) == hosts.Share((0, 2), 4)
   assert hosts.share(mesh, 1) == hosts.Share((1, 3), 4)
 
 
-def test_rows_that_lie_apart_go_to_their_devices():
+def test_rows_of_separate_parts_reach_their_devices():
   mesh = mesh_lib.make(dict(data=4, fsdp=1, tensor=1, frame=2))
   layout = mesh_lib.sharding(mesh, ("act_batch", None))
   whole = np.arange(32).reshape(8, 4)
-  # Were this a process of a few devices, it would be asked for theirs alone.
+  # This process has all devices, so it must provide all parts, in any order.
   parts = (2, 0, 3, 1)
   rows = np.concatenate([np.split(whole, 4)[part] for part in parts])
   found = hosts._assemble(rows, layout, hosts.Share(parts, 4))
   np.testing.assert_array_equal(found, whole)
 
 
-def test_global_batch_has_the_rows_in_order_and_is_split():
+def test_a_global_batch_has_its_rows_in_order_and_is_split():
   mesh = mesh_lib.make(dict(data=2, fsdp=2, tensor=1, frame=2))
   layout = {"x": mesh_lib.sharding(mesh, ("act_batch", "act_time"))}
   x = np.arange(32).reshape(8, 4)
@@ -65,9 +65,9 @@ def test_global_batch_has_the_rows_in_order_and_is_split():
   assert out["x"].addressable_shards[0].data.shape == (2, 2)
 
 
-def test_alone_what_is_made_together_is_made_and_mistakes_pass():
+def test_with_one_process_together_returns_the_value_or_raises():
   assert hosts.together(lambda: 3) == 3
-  hosts.check_same(1, "It", "mend it.")
+  hosts.check_same(1, "The step", "fix it.")
 
   def fail():
     raise errors.UserError("no data")

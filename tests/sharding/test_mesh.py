@@ -1,4 +1,4 @@
-"""Tests of the mesh."""
+"""Tests of mesh sizes and of the arrangement of devices."""
 
 import types
 
@@ -16,13 +16,13 @@ def sizes(**axes):
   return mesh_lib.sizes(dict(data=1, fsdp=1, tensor=1, frame=1) | axes, 8)
 
 
-def test_minus_one_takes_the_devices_that_are_left():
+def test_an_axis_of_minus_one_gets_the_remaining_devices():
   assert sizes(data=2, fsdp=-1, frame=2) == dict(
     data=2, fsdp=2, tensor=1, frame=2
   )
 
 
-def test_one_device_is_a_mesh_of_ones_with_all_axes():
+def test_the_mesh_of_one_device_has_all_axes_of_size_one():
   mesh = mesh_lib.make(
     dict(data=1, fsdp=-1, tensor=1, frame=1), jax.devices()[:1]
   )
@@ -40,13 +40,13 @@ def test_one_device_is_a_mesh_of_ones_with_all_axes():
     (dict(tensors=8), "config.mesh.tensors.*did you mean 'tensor'"),
   ],
 )
-def test_a_mesh_that_does_not_fit_is_one_clear_line(axes, message):
+def test_an_invalid_mesh_raises_an_error_of_one_line(axes, message):
   with pytest.raises(errors.UserError, match=message) as error:
     sizes(**axes)
   assert "\n" not in str(error.value)
 
 
-def test_a_missing_axis_is_named():
+def test_the_error_for_a_missing_axis_names_it():
   with pytest.raises(errors.UserError, match="lacks the axis 'frame'"):
     mesh_lib.sizes(dict(data=1, fsdp=-1, tensor=1), 8)
 
@@ -70,14 +70,14 @@ def test_only_the_data_axis_crosses_slices():
   assert (slices[0] == 0).all() and (slices[1] == 1).all()
 
 
-def test_data_that_does_not_split_over_slices_raises():
+def test_a_data_axis_that_does_not_split_over_slices_is_rejected():
   devices = [device(s, 4 * s + i) for s in range(2) for i in range(4)]
   with pytest.raises(errors.UserError, match="does not split over 2 slices"):
     mesh_lib.arrange(devices, dict(data=1, fsdp=8, tensor=1, frame=1))
 
 
-def test_gpus_of_several_hosts_are_no_slices():
-  # XLA gives those of each host a slice index of their own.
+def test_the_slice_index_of_gpus_is_ignored():
+  # XLA gives the GPUs of each host a different slice index.
   devices = [device(i // 4, i, "gpu") for i in range(8)]
   array = mesh_lib.arrange(devices, dict(data=1, fsdp=8, tensor=1, frame=1))
   assert [d.id for d in array.flat] == list(range(8))

@@ -1,6 +1,4 @@
-"""Tests of what the two VQ-VAE stages share."""
-
-import types
+"""Tests of what stages with a quantizer share."""
 
 import jax
 import ml_collections
@@ -8,12 +6,25 @@ import numpy as np
 import pytest
 
 from genie_jax.core import errors
-from genie_jax.nn import vq
+from genie_jax.nn import codes as codes_lib
+from genie_jax.nn import fsq, quantizers, vq
 from genie_jax.stages import autoencoding
 
 CODEBOOK = dict(
   learn_by="average", share_decay=0.9, centre_decay=0.9, dead_below=0.1
 )
+LOSS = dict(squared_error=100.0, codebook=1.0, commitment=0.25)
+
+
+def config(quantizer=None, loss=None, **codebook):
+  """Returns the groups of a config that quantizers are trained by."""
+  return ml_collections.ConfigDict(
+    dict(
+      codebook={**CODEBOOK, **codebook},
+      loss=LOSS if loss is None else loss,
+      **({"quantizer": quantizer} if quantizer else {}),
+    )
+  )
 
 
 def state(share):
@@ -30,12 +41,12 @@ def state(share):
 
 @pytest.mark.parametrize("learn_by", ["average", "gradient"])
 def test_codes_learn_as_the_config_says_and_dead_ones_are_moved(learn_by):
-  update = autoencoding.codebook_update(
-    types.SimpleNamespace(**{**CODEBOOK, "learn_by": learn_by})
-  )
+  codes = autoencoding.Codes(vq.Codebook(4, 2), config(learn_by=learn_by))
   params, extra = state([0.5, 0.0, 0.25, 0.25])
   fresh = np.full((4, 2), -1, np.float32)
-  found, extra = jax.jit(update)(params, extra, fresh, jax.random.key(0))
+  found, extra = jax.jit(codes.after_update)(
+    params, extra, fresh, jax.random.key(0)
+  )
   table = params["codes"]["codebook"]
   wanted = table + 3 if learn_by == "average" else table.copy()
   wanted[1] = -1
@@ -45,9 +56,53 @@ def test_codes_learn_as_the_config_says_and_dead_ones_are_moved(learn_by):
 
 
 def test_use_counts_codes_above_a_tenth_of_an_even_share():
-  _, extra = state([0.9, 0.026, 0.024, 0.05])
-  metrics = autoencoding.code_metrics(extra["codes"])
+  share = np.array([0.9, 0.026, 0.024, 0.05], np.float32)
+  extra = {"codes": codes_lib.Usage(share, np.float32(50))}
+  codes = autoencoding.Codes(fsq.FSQ((2, 2)), config())
+  metrics = codes.metrics(extra)
   assert float(metrics["code_usage"].mean()) == 0.75
+  assert metrics == autoencoding.Codes(vq.Codebook(4, 2), config()).metrics(
+    state(share)[1]
+  )
+
+
+def test_rounding_leaves_parameters_alone_and_counts_its_codes():
+  codes = autoencoding.Codes(fsq.FSQ((3, 2)), config())
+  x = np.random.default_rng(0).normal(size=(5, 40, 2)).astype(np.float32)
+  made = codes.quantizer.apply({}, x)
+  extra, aux = jax.jit(codes.update)(codes.fresh(), made, jax.random.key(0))
+  share = np.bincount(np.asarray(made.codes).ravel(), minlength=6) / 200
+  # Nine tenths of the first batch.
+  np.testing.assert_allclose(extra["codes"].share, 0.9 * share, rtol=1e-5)
+  params = {"other": 1}
+  found, after = codes.after_update(params, extra, aux, jax.random.key(1))
+  assert found == params and after["codes"] is extra["codes"]
+
+
+def test_only_losses_of_the_quantizer_enter():
+  assert autoencoding.Codes(vq.Codebook(4, 2), config()).loss_scales == LOSS
+  rounding = autoencoding.Codes(fsq.FSQ((2, 2)), config())
+  assert rounding.loss_scales == {"squared_error": 100.0}
+  # A scale of a loss that nothing has is a mistake, which the step reports.
+  odd = config(loss={"squared_error": 1.0, "squared_eror": 1.0})
+  assert "squared_eror" in autoencoding.Codes(fsq.FSQ((4,)), odd).loss_scales
+  with pytest.raises(errors.UserError, match=r"config.loss.commitment is miss"):
+    autoencoding.Codes(
+      vq.Codebook(4, 2), config(loss={"squared_error": 1.0, "codebook": 1.0})
+    )
+
+
+@pytest.mark.parametrize("quantizer", [None, *quantizers.names()])
+def test_losses_are_those_of_pixels_and_of_the_quantizer(quantizer):
+  frames = np.full((1, 2, 4, 4, 3), 0.5, np.float32)
+  made = codes_lib.Quantized(None, None, None, {"more": np.full((3,), 2.0)})
+  found = autoencoding.losses(frames, frames - 0.5, made)
+  assert {name: float(term.mean()) for name, term in found.items()} == {
+    "squared_error": 0.25,
+    "more": 2.0,
+  }
+  group = quantizer and dict(name=quantizer, levels=())
+  autoencoding.check(config(quantizer=group))
 
 
 @pytest.mark.parametrize(
@@ -56,11 +111,25 @@ def test_use_counts_codes_above_a_tenth_of_an_even_share():
     (dict(learn_by="averages"), "did you mean 'average'"),
     (dict(share_decay=1.0), "share_decay=1.0 must be at least 0 and less"),
     (dict(centre_decay=-0.1), "centre_decay=-0.1"),
+    (
+      dict(quantizer=dict(name="fsq"), share_decay=1.0),
+      "share_decay=1.0 must be at least 0 and less",
+    ),
+    (
+      dict(quantizer=dict(name="fqs")),
+      "quantizer.name='fqs' is unknown.*'fsq'",
+    ),
+    (dict(quantizer=dict(levels=())), "quantizer.name=None is not the name"),
+    (
+      dict(quantizer=dict(name="no_such_package:Quantizer")),
+      "no_such_package cannot be imported",
+    ),
   ],
 )
-def test_a_codebook_that_cannot_learn_is_one_line(changes, message):
-  with pytest.raises(errors.UserError, match=message):
-    autoencoding.check(ml_collections.ConfigDict({**CODEBOOK, **changes}))
+def test_a_quantizer_that_cannot_learn_is_one_line(changes, message):
+  with pytest.raises(errors.UserError, match=message) as raised:
+    autoencoding.check(config(**changes))
+  assert "\n" not in str(raised.value)
 
 
 def test_bytes_become_floats_and_errors_are_grey_where_there_is_none():

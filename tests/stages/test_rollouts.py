@@ -11,8 +11,7 @@ from genie_jax.core import errors
 from genie_jax.data import manifest
 from genie_jax.models import store
 from genie_jax.stages import registry, rollouts
-from tests import buckets
-from tests.fixtures import stage_data
+from tests.fixtures import memory_bucket, stage_data
 
 
 @pytest.fixture
@@ -31,7 +30,7 @@ def tokens(tmp_path, monkeypatch):
     manifest.Manifest.read(folder),
     tokenizer_fingerprint=store.load(folder / "tokenizer").fingerprint,
   ).write(folder)
-  return folder, buckets.upload(folder, f"{buckets.empty()}/tokens")
+  return folder, memory_bucket.upload(folder, f"{memory_bucket.empty()}/tokens")
 
 
 def test_the_tokenizer_of_tokens_in_a_bucket_is_that_on_the_disk(tokens):
@@ -42,7 +41,7 @@ def test_the_tokenizer_of_tokens_in_a_bucket_is_that_on_the_disk(tokens):
 
 
 def test_another_tokenizer_in_the_bucket_is_refused(tokens):
-  buckets.flip(f"{tokens[1]}/tokenizer/model.safetensors")
+  memory_bucket.flip(f"{tokens[1]}/tokenizer/model.safetensors")
   with pytest.raises(
     errors.UserError, match=f"not the tokenizer that made {tokens[1]};"
   ):
@@ -52,12 +51,13 @@ def test_another_tokenizer_in_the_bucket_is_refused(tokens):
 def test_a_stage_reads_its_data_from_a_bucket(tokens):
   folder, address = tokens
   batches = [
-    registry.source(
+    registry.make(
       config_lib.load(
         "experiments/coinrun/dynamics.py:smoke", [f"--config.data.path={where}"]
-      ),
-      "validation",
-    ).gather([0, 1])
+      )
+    )
+    .open_source("validation")
+    .gather([0, 1])
     for where in (folder, address)
   ]
   jax.tree.map(np.testing.assert_array_equal, *batches)

@@ -42,7 +42,9 @@ def data(tmp_path_factory):
 
 def first_batch(config):
   batches = loader.make_iterator(
-    registry.source(config, "train"), config.data.batch_size, config.seed
+    registry.make(config).open_source("train"),
+    config.data.batch_size,
+    config.seed,
   )
   batch = next(batches)
   batches.close()
@@ -214,7 +216,7 @@ def test_a_world_with_other_buttons_than_the_data_is_refused(data):
     "--config.actions=true",
   )
   with pytest.raises(errors.UserError, match=r"num_actions.*15.*6"):
-    registry.source(config, "train")
+    registry.make(config).open_source("train")
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,7 @@ from genie_jax.data import inspection, manifest, shards, sources
 from genie_jax.models import store
 from genie_jax.tokenizing import tokenize
 from genie_jax.worlds import trained_models
-from tests import buckets
-from tests.fixtures import tiny_world
+from tests.fixtures import memory_bucket, tiny_world
 
 OPTIONS = tokenize.Options(batch_size=4, records_per_shard=5, stride=3)
 
@@ -222,7 +221,7 @@ def test_clips_in_a_bucket_give_the_same_bytes(
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
   only = {"tokenizer": models["tokenizer"]}
   write(clips, tmp_path / "a", only)
-  address = buckets.upload(clips, f"{buckets.empty()}/clips")
+  address = memory_bucket.upload(clips, f"{memory_bucket.empty()}/clips")
   write(address, tmp_path / "b", only)
   assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
@@ -233,7 +232,7 @@ def test_tokens_and_saved_models_of_a_bucket_are_one_clear_line(
   monkeypatch.chdir(tmp_path)
   with pytest.raises(errors.UserError, match=r"--out s3://b/t .* disk only"):
     write(clips, "s3://b/t", models)
-  address = buckets.upload(models["lam"], f"{buckets.empty()}/lam")
+  address = memory_bucket.upload(models["lam"], f"{memory_bucket.empty()}/lam")
   with pytest.raises(errors.UserError, match=f"^{address} is .* to a disk"):
     trained_models.part(address, "lam")
   assert not list(tmp_path.iterdir())

@@ -156,6 +156,8 @@ def test_muon_makes_each_matrix_of_a_layer_nearly_orthogonal():
 
 def test_muon_leaves_all_but_layer_matrices_to_adam():
   params = stacked()
+  # A layer of another package's model, whose dimensions are not known.
+  params["layers"]["gate"] = {"kernel": jnp.ones((2, 3, 4))}
   make = lambda name: (
     optimizer.make(
       dict(name=name, peak_lr=1.0, schedule="constant", b1=0.0), 10, {"scale"}
@@ -168,6 +170,7 @@ def test_muon_leaves_all_but_layer_matrices_to_adam():
   for get in (
     lambda tree: tree["embed"]["kernel"],
     lambda tree: tree["layers"]["mlp_norm"]["scale"],
+    lambda tree: tree["layers"]["gate"]["kernel"],
   ):
     np.testing.assert_allclose(get(muon), get(adam), rtol=1e-5)
 

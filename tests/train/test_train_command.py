@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from genie_jax.cli import main, train
+from genie_jax.core import errors
 from genie_jax.data import manifest
 from genie_jax.sharding import cluster, hosts, rendezvous
 from genie_jax.train import loop
@@ -45,7 +46,7 @@ def test_distributed_off_takes_no_addresses(capsys, tmp_path):
 
 def test_flags_that_do_not_fit_are_one_line(capsys, tmp_path):
   assert "give all three" in refused(capsys, tmp_path, "--process-id", "1")
-  assert "is no HOST:PORT" in refused(
+  assert "is not of the form HOST:PORT" in refused(
     capsys,
     tmp_path,
     "--coordinator",
@@ -58,6 +59,18 @@ def test_flags_that_do_not_fit_are_one_line(capsys, tmp_path):
   assert "--profile-steps=x" in refused(
     capsys, tmp_path, "--profile-steps", "x"
   )
+
+
+@pytest.mark.parametrize("text", ["5-2", "x", "0-3", "-4", "1-2-3"])
+def test_steps_to_trace_that_are_no_range_are_one_clear_line(text):
+  with pytest.raises(errors.UserError, match="--profile-steps="):
+    train._steps(text)
+
+
+def test_a_range_or_a_step_is_read():
+  assert train._steps("10-15") == (10, 15)
+  assert train._steps("7") == (7, 7)
+  assert train._steps("") is None
 
 
 def test_help_states_the_exit_codes(capsys):
@@ -130,7 +143,7 @@ def among_others(compilation_cache, monkeypatch):
 
   monkeypatch.setattr(rendezvous, "meet", lambda *words: None)
   monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **b: None)
-  monkeypatch.setattr(cluster, "leave", leave)
+  monkeypatch.setattr(cluster, "exit_now", leave)
 
 
 def ends(capsys, tmp_path):

@@ -92,6 +92,20 @@ def test_every_stack_may_be_computed_another_way(tmp_path, name, stacks):
       go_on(**{f"model.{stack}.{field}": value})
 
 
+@pytest.mark.parametrize("name", ["joint.py", "lam.py", "tokenizer.py"])
+def test_runs_from_before_quantizers_had_names_go_on(tmp_path, name):
+  go_on = started(tmp_path, f"coinrun/{name}")
+  path = tmp_path / workdir.FILE
+  config = json.loads(path.read_text())
+  assert config.pop("quantizer") == {"name": "vq", "levels": []}
+  path.write_text(json.dumps(config))
+  go_on()
+  go_on(quantizer=None)
+  for field, value in (("name", "fsq"), ("levels", (8, 8))):
+    with pytest.raises(errors.UserError, match=f"config.quantizer.{field}="):
+      go_on(**{f"quantizer.{field}": value})
+
+
 def test_data_may_move_but_not_change(tmp_path):
   go_on = started(tmp_path, "platformers/dynamics.py")
   # A run of a version that did not write the fingerprint.

@@ -29,7 +29,7 @@ def main(options: dict) -> None:
     save = manager.Checkpoints.save
 
     def save_and_die(self, state, data, note):
-      step = int(state.step)
+      step = int(state["step"])
       save(self, state, data, note)
       if step == options["kill_after"]:
         os.kill(os.getpid(), signal.SIGKILL)

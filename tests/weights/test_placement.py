@@ -5,7 +5,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from genie_jax.models import leaves, store
+from genie_jax.models import store
 from genie_jax.weights import (
   int8,
   lazy_array,
@@ -21,7 +21,7 @@ RNG = np.random.default_rng(0)
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
   monkeypatch.setattr(lazy_array, "PIECE_BYTES", 256)
-  monkeypatch.setattr(leaves, "_VALUES", 16)
+  monkeypatch.setattr(placement, "_VALUES", 16)
 
 
 def parted(array, unit, read):

@@ -33,7 +33,7 @@ def runs(parts, tmp_path_factory):
   """Workdirs written by eight devices, and the model saved beside them."""
   folder = tmp_path_factory.mktemp("runs")
   mesh = mesh_lib.make(dict(data=1, fsdp=4, tensor=2, frame=1))
-  place = world_folder.placing.make(None, mesh)
+  place = world_folder.placement.make(None, mesh)
   store.save(folder / "saved", parts)
   placed = store.load(folder / "saved", place=place).parts
   kernel = placed["dynamics"].params["stack"]["layers"]["mlp_in"]["kernel"]
@@ -126,7 +126,7 @@ def test_a_group_stays_in_memory_until_another_is_asked_for(monkeypatch):
     read.append(sorted(like))
     return {name: np.zeros(1) for name in like}, {}
 
-  monkeypatch.setattr(chunked.stored, "load", load)
+  monkeypatch.setattr(chunked.reader, "load", load)
   one = np.zeros(1)
   reader = chunked._Reader("", [{"a": one, "b": one}, {"c": one}])
   for name in ("a", "b", "c", "a"):

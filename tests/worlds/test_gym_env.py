@@ -14,7 +14,7 @@ from tests.fixtures import tiny_world
 
 @pytest.fixture(scope="module")
 def world(parts):
-  return world_lib.World(parts, sampling=maskgit.Sampling(refinements=2))
+  return world_lib.World(parts, sampling=maskgit.MaskGIT(refinements=2))
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 
 @pytest.fixture(scope="module")
 def world(parts):
-  return world_lib.World(parts, sampling=maskgit.Sampling(refinements=3))
+  return world_lib.World(parts, sampling=maskgit.MaskGIT(refinements=3))
 
 
 def picture(frames=1, seed=0):
@@ -101,7 +101,7 @@ def test_a_seed_that_is_no_number_of_32_bits_is_refused(world, seed):
 
 
 def test_nothing_is_compiled_after_warming_up(parts):
-  world = world_lib.World(parts, sampling=maskgit.Sampling(refinements=2))
+  world = world_lib.World(parts, sampling=maskgit.MaskGIT(refinements=2))
   world.warm_up((1, 2))
   count = []
   listen = lambda event, seconds, **_: (
@@ -112,7 +112,7 @@ def test_nothing_is_compiled_after_warming_up(parts):
   state, _ = play(world, state, [0, 1, 2, 3, 4] * 3)  # Windows slide.
   other = world.fork(state)
   world.step_many([state, other], [1, 2])
-  world.with_options(sampling=maskgit.Sampling(2, temperature=0.3)).reset(
+  world.with_options(sampling=maskgit.MaskGIT(2, temperature=0.3)).reset(
     picture()[0]
   )
   jax.monitoring.unregister_event_duration_listener(listen)
@@ -148,7 +148,7 @@ def test_no_players_make_no_frames(world):
 )
 def test_memory_does_not_grow_with_steps(world, mode, steps):
   world = world.with_options(
-    sampling=maskgit.Sampling(1), slide=slide.Slide(mode)
+    sampling=maskgit.MaskGIT(1), slide=slide.Slide(mode)
   )
   state, _ = play(world, world.reset(picture()[0]), [0] * 9)
   gc.collect()
@@ -163,7 +163,7 @@ def test_memory_does_not_grow_with_steps(world, mode, steps):
 def test_narrow_weights_play(parts, dtype, tmp_path):
   store.save(tmp_path, parts, dtype=dtype)
   found = store.load(tmp_path, place=placement.make(dtype)).parts
-  world = world_lib.World(found, sampling=maskgit.Sampling(2))
+  world = world_lib.World(found, sampling=maskgit.MaskGIT(2))
   _, frames = play(world, world.reset(picture(2)), [0, 1, 2, 3])
   assert frames.shape == (4, *tiny_world.SHAPE)
 
@@ -185,7 +185,7 @@ def test_a_world_spread_over_eight_devices_shows_the_same_frames(
     name: tiny_world.make_part(name, num_codes=16)
     for name in ("tokenizer", "dynamics")
   }
-  sampling = maskgit.Sampling(refinements=3)
+  sampling = maskgit.MaskGIT(refinements=3)
   world = world_lib.World(parts, sampling=sampling)
   store.save(tmp_path, parts)
   mesh = mesh_lib.make(dict(data=1, fsdp=1, tensor=4, frame=2))

@@ -61,7 +61,7 @@ def folder(run, clips, tmp_path_factory):
 @pytest.fixture(scope="module")
 def world(parts):
   return world_lib.World(
-    parts, sampling=maskgit.Sampling(refinements=3), fingerprint="x"
+    parts, sampling=maskgit.MaskGIT(refinements=3), fingerprint="x"
   )
 
 

@@ -172,7 +172,7 @@ def test_a_world_loads_straight_onto_a_mesh(tmp_path, dtype):
   parts = wide_parts()
   write(tmp_path / "w", parts, dtype=dtype, shard_bytes=4000)
   one = world_folder.load(tmp_path / "w", dtype=dtype).world.parts["dynamics"]
-  place = world_folder.placing.make(dtype, eight())
+  place = world_folder.placement.make(dtype, eight())
   many = store.load(tmp_path / "w", place=place).parts["dynamics"]
   equal(jax.device_get(many.params), jax.device_get(one.params))
   for part in ("values", "scales") if dtype == "int8" else ("",):

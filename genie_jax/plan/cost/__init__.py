@@ -1,1 +1,1 @@
-"""Estimated step time: compute, kernels and collectives."""
+"""Estimates of step time: compute, kernels and collectives."""

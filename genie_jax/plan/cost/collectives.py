@@ -1,17 +1,18 @@
-"""Seconds of a collective from its bytes and the links between its chips.
+"""Estimates the time of collectives from their bytes and the chips' links.
 
-The model (after the scaling book, chapters TPUs and Sharding): a group that
-spans d dimensions of the torus uses the links of all d at once; a dimension
-that closes to a ring carries data both ways round, an open one only one way
-to its end. Each hop adds a microsecond. Groups that cross slices send what a
-chip owns over the data-centre network.
+The model follows the scaling book, chapters TPUs and Sharding. A group of
+devices that spans d dimensions of the torus uses the links of all d dimensions
+at the same time. A dimension that forms a ring carries data in both directions,
+an open one in one direction only. Each hop adds a microsecond. In a group that
+spans several slices, each chip sends its own part over the data-centre network.
 """
 
 import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from genie_jax.core import chips
 
@@ -27,12 +28,12 @@ KINDS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-  """Where a device is.
+class Position:
+  """The position of a device.
 
   Attributes:
-    coords: Its chip's position in the slice.
-    slice_index: Its slice.
+    coords: Coordinates of its chip in the slice.
+    slice_index: Index of its slice.
   """
 
   coords: tuple[int, ...]
@@ -40,52 +41,84 @@ class Place:
 
 
 @dataclasses.dataclass(frozen=True)
-class Network:
-  """The devices in the program's order, and the links between them.
+class _GroupShape:
+  """The shape of a group of devices in the torus.
 
   Attributes:
-    places: Where each device is.
-    dims: Chips along each dimension of a slice.
-    wrap: Whether each dimension closes to a ring.
-    chip: Speed of the links.
+    axes: (number of chips, their distance, whether they form a ring) for each
+      dimension of the torus that the group spans.
+    slices: Number of slices.
+    chips: Number of chips in a slice.
+    sharing: Number of groups that use the same links at the same time, since
+      they have other devices of the same chips.
   """
 
-  places: tuple[Place, ...]
+  axes: tuple[tuple[int, int, bool], ...]
+  slices: int
+  chips: int
+  sharing: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """The devices of a program, in its order, and the links between them.
+
+  Attributes:
+    positions: Position of each device.
+    dims: Number of chips along each dimension of a slice.
+    wrap: Whether each dimension forms a ring.
+    chip: The chip, which determines the bandwidth of the links.
+  """
+
+  positions: tuple[Position, ...]
   dims: tuple[int, ...]
   wrap: tuple[bool, ...]
   chip: chips.Chip
 
-  def seconds(
-    self, kind: str, num_bytes: float, groups: Sequence[Sequence[int]]
-  ) -> float:
-    """Returns how long a collective takes, its slowest group counting.
-
-    Args:
-      kind: One of KINDS.
-      num_bytes: What `whole_bytes` gives.
-      groups: Devices of each group; source and target for a permutation.
-    """
-    if kind == "collective-permute":
-      return max((self._hop(num_bytes, *pair) for pair in groups), default=0.0)
-    shapes = {self._shape(group) for group in groups}
-    return max(
-      (self._group(kind, num_bytes, *shape) for shape in shapes), default=0.0
-    )
+  @property
+  def num_devices(self) -> int:
+    """Number of devices."""
+    return len(self.positions)
 
   @property
   def num_slices(self) -> int:
-    return len({place.slice_index for place in self.places})
+    """Number of slices."""
+    return len({position.slice_index for position in self.positions})
 
-  def between_slices(
-    self, transfer: str, num_bytes: float
-  ) -> tuple[float, float]:
-    """Returns what one device sends to other slices, and in how long.
-
-    Between slices a program has no collectives but transfers by the hosts.
+  def seconds(
+    self, kind: str, num_bytes: float, groups: Sequence[Sequence[int]]
+  ) -> float:
+    """Returns the time of a collective, which is that of its slowest group.
 
     Args:
-      transfer: As the program calls it, for example "ALL_REDUCE".
-      num_bytes: What each device gives.
+      kind: One of KINDS.
+      num_bytes: From `payload_bytes`.
+      groups: Devices of each group; for a permutation, source and target.
+    """
+    if kind == "collective-permute":
+      return max(
+        (
+          self._permutation_seconds(num_bytes, source, target)
+          for source, target in groups
+        ),
+        default=0.0,
+      )
+    shapes = {self._group_shape(group) for group in groups}
+    return max(
+      (self._group_seconds(kind, num_bytes, shape) for shape in shapes),
+      default=0.0,
+    )
+
+  def slice_transfer(
+    self, transfer: str, num_bytes: float
+  ) -> tuple[float, float]:
+    """Returns the bytes that one device sends to other slices, and the time.
+
+    Between slices a program has transfers by the hosts instead of collectives.
+
+    Args:
+      transfer: The program's name of the operation, for example "ALL_REDUCE".
+      num_bytes: Bytes of the operand on each device.
 
     Returns:
       Bytes and seconds.
@@ -100,70 +133,79 @@ class Network:
     moved = num_bytes * factor
     return moved, moved * self.chip.devices / self.chip.dcn_bandwidth
 
-  def _shape(self, group: Sequence[int]):
-    """Returns ((length, stride, ring) a dimension), slices, chips a slice."""
-    places = [self.places[i] for i in group]
-    slices = len({place.slice_index for place in places})
-    inside = {
-      place.coords
-      for place in places
-      if place.slice_index == places[0].slice_index
+  def _group_shape(self, group: Sequence[int]) -> _GroupShape:
+    """Returns the shape of a group of devices."""
+    positions = [self.positions[i] for i in group]
+    slices = len({position.slice_index for position in positions})
+    # Chips in the first slice; the other slices have the same ones.
+    coordinates = {
+      position.coords
+      for position in positions
+      if position.slice_index == positions[0].slice_index
     }
     axes = []
     for axis, length in enumerate(self.dims):
-      at = sorted({coords[axis] for coords in inside})
+      at = sorted({coords[axis] for coords in coordinates})
       if len(at) > 1:
         stride = math.gcd(*(b - a for a, b in itertools.pairwise(at)))
         ring = self.wrap[axis] and len(at) * stride == length
         axes.append((len(at), stride, ring))
-    if math.prod(count for count, *_ in axes) != len(inside):
-      # No box: one line through all its chips.
-      axes = [(len(inside), 1, False)]
-    # Devices of one chip in other groups use the same links at the same time.
-    rivals = self.chip.devices * len(inside) * slices / len(group)
-    return tuple(axes), slices, len(inside), rivals
+    if math.prod(count for count, *_ in axes) != len(coordinates):
+      # The chips do not form a box, so assume one line through all of them.
+      axes = [(len(coordinates), 1, False)]
+    sharing = self.chip.devices * len(coordinates) * slices / len(group)
+    return _GroupShape(tuple(axes), slices, len(coordinates), sharing)
 
-  def _group(self, kind, num_bytes, axes, slices, inside, rivals) -> float:
+  def _group_seconds(
+    self, kind: str, num_bytes: float, shape: _GroupShape
+  ) -> float:
+    """Returns the time of a collective in one group."""
     seconds = 0.0
     passes = 2 if kind == "all-reduce" else 1
-    link = self.chip.link_bandwidth / max(rivals, 1)
-    if axes and kind == "all-to-all":
-      # Half of what a device holds crosses the middle of each dimension.
+    link = self.chip.link_bandwidth / max(shape.sharing, 1)
+    if shape.axes and kind == "all-to-all":
+      # Half of the bytes of a device cross the middle of each dimension.
       seconds += max(
         num_bytes
         * self.chip.devices
-        / max(rivals, 1)
+        / max(shape.sharing, 1)
         * count
         * stride
         / ((8 if ring else 4) * link)
-        for count, stride, ring in axes
+        for count, stride, ring in shape.axes
       )
-    elif axes:
-      rate = sum((2 if ring else 1) * link / stride for _, stride, ring in axes)
-      seconds += passes * num_bytes * (inside - 1) / inside / rate
+    elif shape.axes:
+      rate = sum(
+        (2 if ring else 1) * link / stride for _, stride, ring in shape.axes
+      )
+      seconds += passes * num_bytes * (shape.chips - 1) / shape.chips / rate
     seconds += (
       passes
       * HOP_SECONDS
       * sum(
         (count / 2 if ring else count - 1) * stride
-        for count, stride, ring in axes
+        for count, stride, ring in shape.axes
       )
     )
-    if slices > 1:
-      # A chip sends the part that it owns to each other slice's owner.
-      own = num_bytes if kind == "all-to-all" else num_bytes / inside
+    if shape.slices > 1:
+      # Each chip exchanges the part that it owns with the owners of the same
+      # part in the other slices.
+      own = num_bytes if kind == "all-to-all" else num_bytes / shape.chips
       seconds += (
         passes
         * own
-        * (slices - 1)
-        / slices
+        * (shape.slices - 1)
+        / shape.slices
         * self.chip.devices
         / self.chip.dcn_bandwidth
       )
     return seconds
 
-  def _hop(self, num_bytes: float, source: int, target: int) -> float:
-    a, b = self.places[source], self.places[target]
+  def _permutation_seconds(
+    self, num_bytes: float, source: int, target: int
+  ) -> float:
+    """Returns the time to send bytes from one device to another."""
+    a, b = self.positions[source], self.positions[target]
     if a.slice_index != b.slice_index:
       return num_bytes * self.chip.devices / self.chip.dcn_bandwidth
     hops = 0
@@ -174,52 +216,61 @@ class Network:
 
 
 def kind_of(opcode: str) -> str | None:
-  """Returns a collective's kind from its opcode, None for others."""
+  """Returns the kind of collective of an opcode, None if it is another one."""
   kind = opcode.removesuffix("-start")
   return kind if kind in KINDS else None
 
 
-def whole_bytes(kind: str, result: float, operand: float) -> float:
-  """Returns the bytes that a collective's time is computed from.
+def payload_bytes(kind: str, result: float, operand: float) -> float:
+  """Returns the bytes that determine the time of a collective.
 
-  The whole array of a group for gather, scatter and reduce; what one device
-  holds for an all-to-all and a permutation.
+  For gather, scatter and reduce these are the bytes of the group's full array;
+  for an all-to-all and a permutation, the bytes of one device.
+
+  Args:
+    kind: One of KINDS.
+    result: Bytes of the result on one device.
+    operand: Bytes of the operand on one device.
   """
   return max(result, operand) if kind != "all-to-all" else operand
 
 
-def moved_bytes(kind: str, whole: float, size: int) -> float:
+def received_bytes(kind: str, payload: float, size: int) -> float:
   """Returns the bytes that one device receives.
 
   Args:
     kind: One of KINDS.
-    whole: From `whole_bytes`.
-    size: Devices of a group.
+    payload: From `payload_bytes`.
+    size: Number of devices of a group.
   """
   share = (size - 1) / size if size else 0.0
   return {"collective-permute": 1.0, "all-reduce": 2 * share}.get(
     kind, share
-  ) * whole
+  ) * payload
 
 
-def between_slices(attributes: str) -> tuple[str, str] | None:
+def parse_slice_transfer(attributes: str) -> tuple[str, str] | None:
   """Returns the kind and the name of a transfer between slices.
 
   Args:
-    attributes: Of a send or a receive; None for one that stays here.
+    attributes: Attributes of a send or a receive.
+
+  Returns:
+    For example ("ALL_REDUCE", "all-reduce.2_0"), or None if the transfer is not
+    between slices.
   """
   kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', attributes)
   name = re.search(r'_xla_host_transfer_rendezvous="([^"]+)"', attributes)
   return (kind[1], name[1]) if kind and name else None
 
 
-def groups(attributes: str, num_devices: int) -> list[list[int]]:
-  """Reads which devices take part together.
+def parse_groups(attributes: str, num_devices: int) -> list[list[int]]:
+  """Returns the groups of devices of a collective.
 
   Args:
-    attributes: Of the instruction; `replica_groups` in any of XLA's three
-      notations, or `source_target_pairs`.
-    num_devices: Of the program.
+    attributes: Attributes of the instruction, with `replica_groups` in any of
+      XLA's three notations, or `source_target_pairs`.
+    num_devices: Number of devices of the program.
 
   Raises:
     ValueError: The notation is unknown.
@@ -250,6 +301,7 @@ def groups(attributes: str, num_devices: int) -> list[list[int]]:
 
 
 def _lists(text: str) -> list[list[int]]:
+  """Parses lists such as {0,1},{2,3}."""
   return [
     [int(i) for i in part.split(",") if i]
     for part in re.findall(r"\{([\d,]*)\}", text)
@@ -257,7 +309,15 @@ def _lists(text: str) -> list[list[int]]:
 
 
 def _iota(dims: str, order: str | None) -> list[int]:
-  """Returns 0, 1, ... as an array of `dims`, transposed, and made flat."""
+  """Parses XLA's iota notation of a list of devices.
+
+  Args:
+    dims: For example "2,4": the numbers 0, 1, ... in an array of this shape.
+    order: For example "1,0": axes to which the array is then transposed.
+
+  Returns:
+    The flattened array.
+  """
   sizes = [int(d) for d in dims.split(",")]
   axes = [int(a) for a in order.split(",")] if order else range(len(sizes))
   strides = [math.prod(sizes[i + 1 :]) for i in range(len(sizes))]
@@ -267,8 +327,19 @@ def _iota(dims: str, order: str | None) -> list[int]:
   return flat
 
 
-def _mesh_groups(axes, ids_dims, ids_order, members) -> list[list[int]]:
-  """Reads mesh['a'=4,'b'=2] {'a'} or {'a':(1)2}: groups along some axes."""
+def _mesh_groups(
+  axes: str, ids_dims: str | None, ids_order: str | None, members: str
+) -> list[list[int]]:
+  """Parses XLA's mesh notation: groups along some axes of a mesh.
+
+  Examples are mesh['a'=4,'b'=2] {'a'}, and {'a':(1)2} for a part of an axis.
+
+  Args:
+    axes: Names and sizes of the mesh axes.
+    ids_dims: Shape of the iota notation of the devices, if they are given.
+    ids_order: Transposition of the iota notation.
+    members: The axes of a group.
+  """
   sizes = {
     name: int(size) for name, size in re.findall(r"'?([\w.]+)'?=(\d+)", axes)
   }
@@ -277,8 +348,9 @@ def _mesh_groups(axes, ids_dims, ids_order, members) -> list[list[int]]:
     if ids_dims
     else list(range(math.prod(sizes.values())))
   )
-  # Split an axis of which only a part takes part: (before)size after.
-  parts: list[tuple[int, int | None]] = []  # Size, rank in the group.
+  # Split each axis of which a group has only a part. ('a':(2)4 means: divide
+  # the axis into 2, 4, and the rest; the group has the part of size 4.)
+  parts: list[tuple[int, int | None]] = []  # Size, and order in the group.
   wanted = re.findall(r"'?([\w.]+)'?(?::\((\d+)\)(\d+))?(?:,|$)", members)
   for name, size in sizes.items():
     found = [
@@ -306,19 +378,24 @@ def _mesh_groups(axes, ids_dims, ids_order, members) -> list[list[int]]:
   return [[flat[x + y] for y in inner] for x in outer]
 
 
-def network(devices: Sequence, dims, wrap, chip: chips.Chip) -> Network:
-  """Returns the links between the devices of a mesh.
+def network(
+  devices: Iterable[Any],
+  dims: Sequence[int],
+  wrap: Sequence[bool],
+  chip: chips.Chip,
+) -> Network:
+  """Returns the network of the devices of a mesh.
 
   Args:
-    devices: In the order of the mesh, which is the program's.
-    dims: Chips along each dimension of a slice.
-    wrap: Whether each dimension closes to a ring.
-    chip: What they are.
+    devices: Devices in the order of the mesh, which is that of the program.
+    dims: Number of chips along each dimension of a slice.
+    wrap: Whether each dimension forms a ring.
+    chip: The chip of the devices.
   """
   padded = (*dims, 1, 1, 1)[:3]
-  places = tuple(
-    # One slice's devices carry no slice index.
-    Place(tuple(d.coords), getattr(d, "slice_index", 0))
+  positions = tuple(
+    # Devices have no slice index if there is only one slice.
+    Position(tuple(d.coords), getattr(d, "slice_index", 0))
     for d in devices
   )
-  return Network(places, padded, tuple(wrap), chip)
+  return Network(positions, padded, tuple(wrap), chip)

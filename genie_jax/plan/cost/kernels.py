@@ -1,23 +1,24 @@
-"""What a hand-written kernel costs, as the compiler estimates none.
+"""Cost models of Pallas kernels, which the compiler does not estimate.
 
-A kernel takes the largest of
+The time of a kernel is the largest of
 
-  its bytes over the memory's bandwidth,
-  its matrix FLOPs, tiles padded to the matrix unit, over half of peak,
-  its vector operations over the vector rate,
+  its bytes divided by the memory's bandwidth,
+  its matrix FLOPs, with tiles padded to the matrix unit, divided by half of the
+  peak rate,
+  its vector operations divided by the vector rate.
 
-and never nothing. `COSTS` says how many of each from the shapes that a kernel
-takes and gives; a kernel's name is that of its `pallas_call`. One that is not
-listed is counted by what its author told the compiler (`cost_estimate`), and
-by `unknown` if that is more; a plan names it.
+`COST_MODELS` computes the operations of known kernels from the shapes of their
+operands; a kernel's name is that of its `pallas_call`. For an unknown kernel,
+each number is the larger one of the `cost_estimate` that its author gave to the
+compiler and of `bound_from_shapes`; a plan lists such kernels.
 
 Shapes:
   B  clips          T  frames          N  tokens of a frame
   H  heads          K  width of one head          C  H * K
-  R  rows that one block of a kernel multiplies with each other
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Sequence
 
@@ -25,25 +26,26 @@ from genie_jax.core import chips
 from genie_jax.nn import fused
 from genie_jax.plan.hlo import parse
 
-# Softmax of one score: scale, mask, maximum, subtract, exponential, sum,
-# divide, cast; the exponential counted as four.
+# Vector operations per score of a softmax: scale, mask, maximum, subtraction,
+# exponential (counted as four), sum, division, cast.
 SOFTMAX_OPERATIONS = 12
-# Its backward pass: two products, a sum, a subtraction, a factor, two casts.
+# Backward pass: two products, a sum, a subtraction, a factor, two casts.
 SOFTMAX_GRAD_OPERATIONS = 8
 
-# Cast, square, sum, root (counted as four), two factors, a rotation, a cast.
+# Vector operations per element of a norm with rotary embedding: cast, square,
+# sum, root (counted as four), two factors, a rotation, a cast.
 _NORM_OPERATIONS = 14
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-  """What one call of a kernel does on one device.
+  """The work of one kernel call on one device.
 
   Attributes:
-    bytes: Read from and written to HBM.
-    flops: Of matrix products, with padded tiles.
-    vector_operations: On single float32 numbers.
-    known: Whether `COSTS` has the kernel.
+    bytes: Bytes read from and written to HBM.
+    flops: FLOPs of matrix products, with padded tiles.
+    vector_operations: Operations on single float32 numbers.
+    known: Whether `COST_MODELS` has the kernel.
   """
 
   bytes: float
@@ -52,7 +54,7 @@ class Cost:
   known: bool = True
 
   def seconds(self, chip: chips.Chip) -> float:
-    """Returns how long one device of a chip works on it."""
+    """Returns the time of the call on one device of a chip."""
     share = 1 / chip.devices
     return max(
       self.bytes / (chip.hbm_bandwidth * share),
@@ -61,42 +63,41 @@ class Cost:
     )
 
 
-Shapes = Sequence[parse.Array]
+Arrays = Sequence[parse.Array]
+# (operands, tile of the matrix unit) -> (matrix FLOPs, vector operations).
+CostModel = Callable[[Arrays, int], tuple[float, float]]
 
 
-def product(m: int, k: int, n: int, tile: int) -> float:
-  """Returns FLOPs of [m, k] x [k, n], as a matrix unit of `tile` does them.
+def padded_flops(m: int, k: int, n: int, tile: int) -> float:
+  """Returns the FLOPs of [m, k] x [k, n] with padding to the matrix unit.
 
-  Rows stream through in groups of eight; depth and columns fill whole tiles.
+  The rows are processed in groups of eight; depth and columns are padded to
+  full tiles.
   """
   up = lambda size, unit: -(-size // unit) * unit
   return 2.0 * up(m, 8) * up(k, tile) * up(n, tile)
 
 
-def _whole_frames(count: float, products: int, softmaxes: int, grads: int):
-  """Cost of attention of every token of a frame to every other.
+def _full_attention(products: int, softmaxes: int, grads: int) -> CostModel:
+  """Returns the cost model of attention among all tokens of a frame.
 
   Args:
-    count: Factor on the number of frames and heads (1).
-    products: Matrix products of scores' size.
-    softmaxes: Times that the softmax is computed.
-    grads: Times that its gradient is.
+    products: Number of matrix products of the size of the scores.
+    softmaxes: Number of times that the softmax is computed.
+    grads: Number of times that the gradient of the softmax is computed.
   """
 
-  def cost(operands: Shapes, results: Shapes, tile: int):
-    del results
-    # Queries are the first operand of rank 3 or 4 with a head's width last;
-    # segment ids and block tables are integers.
+  def cost(operands: Arrays, tile: int) -> tuple[float, float]:
+    # The queries are the first floating-point operand of rank 3 or 4; segment
+    # ids and block tables are integers.
     query = next(
       x for x in operands if x.dtype in ("bf16", "f32") and len(x.shape) >= 3
     )
     *outer, n, k = query.shape
-    frames = count
-    for size in outer:
-      frames *= size
+    frames = math.prod(outer)  # Times heads.
     scores = frames * n * n
     return (
-      products * frames * product(n, k, n, tile),
+      products * frames * padded_flops(n, k, n, tile),
       scores
       * (softmaxes * SOFTMAX_OPERATIONS + grads * SOFTMAX_GRAD_OPERATIONS),
     )
@@ -104,23 +105,26 @@ def _whole_frames(count: float, products: int, softmaxes: int, grads: int):
   return cost
 
 
-def _fused(products: int, grads: int, heads: int = 1):
-  """Cost of `nn.fused`: all rows of a block meet each other, for each head.
+def _fused_attention(products: int, grads: int, heads: int = 1) -> CostModel:
+  """Returns the cost model of a kernel of `nn.fused`.
+
+  Each block computes, for each of its heads, the attention among all its rows.
 
   Args:
-    products: Matrix products of scores' size, for each head.
-    grads: Times that the gradients of softmax and norms are computed.
-    heads: How many share a block.
+    products: Number of matrix products of the size of the scores, per head.
+    grads: Number of times that the gradients of softmax and norms are computed.
+    heads: Number of heads that share a block.
   """
 
-  def cost(operands: Shapes, results: Shapes, tile: int):
-    del results
+  def cost(operands: Arrays, tile: int) -> tuple[float, float]:
     b, t, n, c = operands[0].shape
-    k = next(x.shape[1] for x in operands if len(x.shape) == 2)  # Of scales.
+    # The scales of the norms have the shape [2, K].
+    k = next(x.shape[1] for x in operands if len(x.shape) == 2)
+    # Only attention in time has an operand with rotation angles.
     in_time = any(
       len(x.shape) == 4
       and x.shape[0] == 2
-      and x.shape[2] == (fused.PLACES)
+      and x.shape[2] == fused.PLACES
       and x.dtype == "f32"
       for x in operands[1:]
     )
@@ -134,35 +138,37 @@ def _fused(products: int, grads: int, heads: int = 1):
       * rows
       * (SOFTMAX_OPERATIONS + grads * SOFTMAX_GRAD_OPERATIONS)
     )
-    # Queries and keys are normalised and, in time, turned; the channels of
+    # Queries and keys are normalised and, in time, rotated; the channels of
     # other heads are set to zero.
     each += 2 * rows * k * _NORM_OPERATIONS * heads * (1 + 2 * grads)
     return (
-      blocks * heads * products * product(rows, k, rows, tile),
+      blocks * heads * products * padded_flops(rows, k, rows, tile),
       blocks * each,
     )
 
   return cost
 
 
-# Pattern of a kernel's name -> (operands, results, tile) to (FLOPs, vector
-# operations). The first that matches the whole name counts.
-COSTS: dict[str, Callable[[Shapes, Shapes, int], tuple[float, float]]] = {
-  r"(time|space)_attention_forward": _fused(products=2, grads=0),
-  r"(time|space)_attention_backward": _fused(products=5, grads=1),
+# Pattern of a kernel's name -> its cost model. The first pattern that matches
+# the full name is used.
+COST_MODELS: dict[str, CostModel] = {
+  r"(time|space)_attention_forward": _fused_attention(products=2, grads=0),
+  r"(time|space)_attention_backward": _fused_attention(products=5, grads=1),
   **{
-    rf"(time|space)_attention_{way}_of_{heads}": _fused(products, grads, heads)
-    for way, products, grads in (("forward", 2, 0), ("backward", 5, 1))
+    rf"(time|space)_attention_{direction}_of_{heads}": _fused_attention(
+      products, grads, heads
+    )
+    for direction, products, grads in (("forward", 2, 0), ("backward", 5, 1))
     for heads in (2, 4)
   },
   # Splash attention (jax.experimental.pallas.ops.tpu.splash_attention): the
-  # forward pass; both gradients in one pass; each by itself.
-  r"splash_m[hq]a_fwd.*": _whole_frames(1, products=2, softmaxes=1, grads=0),
-  r"splash_m[hq]a_dkv.*": _whole_frames(1, products=5, softmaxes=1, grads=1),
-  r"splash_m[hq]a_dq.*": _whole_frames(1, products=3, softmaxes=1, grads=1),
+  # forward pass; both gradients in one pass; the gradient of the queries alone.
+  r"splash_m[hq]a_fwd.*": _full_attention(products=2, softmaxes=1, grads=0),
+  r"splash_m[hq]a_dkv.*": _full_attention(products=5, softmaxes=1, grads=1),
+  r"splash_m[hq]a_dq.*": _full_attention(products=3, softmaxes=1, grads=1),
 }
 
-_STATED = re.compile(
+_AUTHORS_ESTIMATE = re.compile(
   r'"cost_estimate":\{"flops":"(\d+)","transcendentals":"(\d+)",'
   r'"bytes_accessed":"(\d+)"'
 )
@@ -176,38 +182,37 @@ def is_kernel(instruction: parse.Instruction) -> bool:
   )
 
 
-def name(instruction: parse.Instruction) -> str:
-  """Returns a kernel's name, as its `pallas_call` has it."""
-  # Outside of any module it stands in "transpose(jvp(name))/pallas_call".
+def kernel_name(instruction: parse.Instruction) -> str:
+  """Returns the name of a kernel, which is that of its `pallas_call`."""
+  # Outside of modules the path is "transpose(jvp(NAME))/pallas_call".
   found = re.search(r"([\w.\-]+)\)*/pallas_call", instruction.op_name)
   return found[1] if found else re.sub(r"\.\d+$", "", instruction.name)
 
 
 def cost(
-  instruction: parse.Instruction,
-  operands: Shapes,
-  chip: chips.Chip,
+  instruction: parse.Instruction, operands: Arrays, chip: chips.Chip
 ) -> Cost:
-  """Returns what a kernel does on one device.
+  """Returns the work of a kernel call on one device.
 
   Args:
     instruction: The call.
-    operands: Types of what it takes.
-    chip: Gives the size of the matrix unit.
+    operands: Types of its operands.
+    chip: The chip, which determines the size of the matrix unit.
   """
   results = instruction.results
-  moved = sum(x.padded_bytes for x in (*operands, *results) if x.in_main_memory)
-  for pattern, function in COSTS.items():
-    if re.fullmatch(pattern, name(instruction)):
-      flops, vector = function(operands, results, chip.matrix_tile)
+  moved = sum(x.padded_bytes for x in (*operands, *results) if x.in_hbm)
+  name = kernel_name(instruction)
+  for pattern, cost_model in COST_MODELS.items():
+    if re.fullmatch(pattern, name):
+      flops, vector = cost_model(operands, chip.matrix_tile)
       return Cost(moved, flops, vector)
-  stated = _STATED.search(instruction.attributes)
+  stated = _AUTHORS_ESTIMATE.search(instruction.attributes)
   flops, vector, read = (
     (float(stated[1]), 4.0 * float(stated[2]), float(stated[3]))
     if stated
     else (0.0, 0.0, 0.0)
   )
-  bound = unknown(operands, results)
+  bound = bound_from_shapes(operands, results)
   return Cost(
     max(moved, read),
     max(flops, bound.flops),
@@ -216,21 +221,14 @@ def cost(
   )
 
 
-def unknown(operands: Shapes, results: Shapes) -> Cost:
-  """Bounds a kernel of which nothing but shapes is known.
+def bound_from_shapes(operands: Arrays, results: Arrays) -> Cost:
+  """Returns an upper estimate of the work of a kernel from its shapes alone.
 
-  Every number that it takes or gives meets a row of 1024 others in a matrix
-  product, and is touched by 16 vector operations.
+  It assumes that each element of the operands and results takes part in 1024
+  multiply-adds of a matrix product and in 16 vector operations.
   """
-  numbers = sum(
-    x.bytes and x.padded_bytes / x.bytes * _size(x)
+  elements = sum(
+    x.bytes and x.padded_bytes / x.bytes * math.prod(x.shape)
     for x in (*operands, *results)
   )
-  return Cost(0.0, 2.0 * 1024 * numbers, 16.0 * numbers, known=False)
-
-
-def _size(array: parse.Array) -> int:
-  size = 1
-  for dim in array.shape:
-    size *= dim
-  return size
+  return Cost(0.0, 2.0 * 1024 * elements, 16.0 * elements, known=False)

@@ -1,8 +1,8 @@
-"""FLOPs of the matrix products of a compiled program.
+"""FLOPs of the matrix products in a compiled program.
 
-A multiply-add counts as two. On a TPU all products are convolutions; one with
-several examples carries them as a dilated dimension, most pairs of which are
-holes and count nothing.
+A multiply-add counts as two FLOPs. On a TPU, all matrix products are
+convolutions. A batched product has its batch as a dilated spatial dimension;
+products with the zeros that dilation inserts are not counted.
 """
 
 import functools
@@ -13,25 +13,27 @@ from collections.abc import Iterator
 from genie_jax.plan.hlo import parse
 
 
-def of(
+def products(
   module: parse.Module, computation: str, instruction: parse.Instruction
 ) -> Iterator[tuple[str, float]]:
-  """Yields the products of an instruction, and of what is fused into it.
+  """Yields the matrix products of an instruction and those fused into it.
 
   Args:
     module: The program.
-    computation: Where the instruction stands.
-    instruction: No loop, branch or call: those run what they call by turns.
+    computation: The computation that has the instruction.
+    instruction: An instruction other than a loop, a branch or a call, which
+      the caller must follow itself.
 
   Yields:
-    The path of the JAX operation, and FLOPs of one run on one device.
+    The path of the JAX operation, and its FLOPs on one device when the
+    instruction runs once.
   """
   called = instruction.attribute("calls")
   if is_product(instruction):
     yield (instruction.op_name, flops(module, computation, instruction))
   elif called and not instruction.opcode.endswith(("-done", "-update")):
     for inner in module.computations.get(called, ()):
-      yield from of(module, called, inner)
+      yield from products(module, called, inner)
 
 
 def is_product(instruction: parse.Instruction) -> bool:
@@ -42,14 +44,17 @@ def is_product(instruction: parse.Instruction) -> bool:
 def flops(
   module: parse.Module, computation: str, product: parse.Instruction
 ) -> float:
-  """Returns the FLOPs of one product on one device.
+  """Returns the FLOPs of one matrix product on one device.
 
   Args:
     module: The program.
-    computation: Where the product stands.
+    computation: The computation that has the product.
     product: A dot or a convolution.
+
+  Raises:
+    ValueError: A convolution has no dim_labels.
   """
-  table = module.table(computation)
+  table = module.by_name(computation)
   left, right = (table[name].results[0].shape for name in product.operands[:2])
   [result] = product.results
   if product.opcode == "dot":
@@ -58,12 +63,14 @@ def flops(
     )
     return 2.0 * math.prod(result.shape) * depth
   labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", product.attributes)
+  if labels is None:
+    raise ValueError(f"The convolution {product.name} has no dim_labels.")
   inputs, kernel, outputs = labels.groups()
   window = _window(product.attributes)
   pairs = 1
   for i in range(len(inputs) - 2):
     field = lambda name, default, i=i: (
-      window[name][i] if (name in window) else default
+      window[name][i] if name in window else default
     )
     pairs *= _pairs(
       left[inputs.index(str(i))],
@@ -75,7 +82,7 @@ def flops(
       field("rhs_dilate", 1),
     )
   groups = re.search(r"batch_group_count=(\d+)", product.attributes)
-  # The kernel's own depth is already that of one group of features.
+  # The depth of the kernel is already that of one feature group.
   return (
     2.0
     * pairs
@@ -87,24 +94,46 @@ def flops(
 
 
 @functools.lru_cache(maxsize=4096)
-def _pairs(inputs, kernel, outputs, stride, before, spread, step) -> int:
-  """Returns how many pairs of kernel and result meet an input in one axis."""
-  last = (inputs - 1) * spread
+def _pairs(
+  inputs: int,
+  kernel: int,
+  outputs: int,
+  stride: int,
+  pad: int,
+  input_dilation: int,
+  kernel_dilation: int,
+) -> int:
+  """Counts multiplications along one axis of a convolution.
+
+  These are the pairs of a kernel element and a result element whose product
+  uses an input element, and not padding or a zero of the dilation.
+
+  Args:
+    inputs: Input elements.
+    kernel: Kernel elements.
+    outputs: Result elements.
+    stride: Step of the window.
+    pad: Padding before the first input element.
+    input_dilation: Distance of input elements.
+    kernel_dilation: Distance of kernel elements.
+  """
+  last = (inputs - 1) * input_dilation
   count = 0
   for k in range(kernel):
-    start = k * step - before
+    start = k * kernel_dilation - pad
     count += sum(
       1
       for at in range(start, start + outputs * stride, stride)
-      if 0 <= at <= last and at % spread == 0
+      if 0 <= at <= last and at % input_dilation == 0
     )
   return count
 
 
 def _window(attributes: str) -> dict[str, list[int]]:
-  """Reads window={size=1x36 pad=0_0x35_35}; of the pad, what stands before.
+  """Parses an attribute such as window={size=1x36 pad=0_0x35_35}.
 
-  What stands after is in the size of the result.
+  Only the padding before the input is returned. The padding after the input
+  follows from the size of the result.
   """
   found = re.search(r"window=\{([^}]*)\}", attributes)
   fields = (word.partition("=") for word in (found[1] if found else "").split())
@@ -115,5 +144,6 @@ def _window(attributes: str) -> dict[str, list[int]]:
 
 
 def _numbers(attributes: str, name: str) -> list[int]:
+  """Parses an attribute such as lhs_contracting_dims={0,1}."""
   found = re.search(rf"{name}=\{{([\d,]*)\}}", attributes)
   return [int(n) for n in found[1].split(",") if n] if found else []

@@ -1,11 +1,10 @@
-"""Which part of the model an operation of a compiled step belongs to."""
+"""Maps operations of a compiled step to parts of the model and passes."""
 
-import collections
 import re
 from collections.abc import Mapping
 
-# The first pattern found in an operation's path names its part. Paths are
-# those of JAX: "jit(step)/transpose(jvp(Dynamics))/.../space/qkv/dot_general".
+# Part of the model -> pattern of an operation's path; the first match is used.
+# JAX's paths are "jit(step)/transpose(jvp(Dynamics))/.../qkv/dot_general".
 _PARTS = (
   ("qk norms and rotary", r"(query|key)_norm|/time/(mul|add|sub|concatenate)"),
   ("norms", r"_norm/|/norm/"),
@@ -22,11 +21,14 @@ _PARTS = (
 )
 
 
-def of(op_name: str) -> tuple[str, str]:
-  """Returns (part, pass): forward, backward or recomputed; "" outside both.
+def classify(op_name: str) -> tuple[str, str]:
+  """Returns the part of the model and the pass of an operation.
 
   Args:
-    op_name: Path of the operation, "" where unknown.
+    op_name: Path of the operation, "" if unknown.
+
+  Returns:
+    The part, and "forward", "backward", "recomputed" or, outside the model, "".
   """
   if not op_name:
     return ("unnamed", "")
@@ -45,20 +47,22 @@ def of(op_name: str) -> tuple[str, str]:
 
 
 def render(parts: Mapping[tuple[str, str], float]) -> str:
-  """Returns seconds by part and pass as aligned text, the largest first."""
+  """Returns a table of seconds by part and pass, the largest part first."""
   columns = ("forward", "backward", "recomputed", "")
-  rows = collections.defaultdict(collections.Counter)
+  rows: dict[str, dict[str, float]] = {}
   for (part, direction), seconds in parts.items():
-    rows[part][direction] += seconds
+    row = rows.setdefault(part, dict.fromkeys(columns, 0.0))
+    row[direction] += seconds
   total = sum(parts.values())
   lines = [
     f"{'milliseconds':22}{'forward':>10}{'backward':>10}"
     f"{'recomputed':>11}{'neither':>10}{'share':>8}"
   ]
-  for part, row in sorted(rows.items(), key=lambda item: -item[1].total()):
+  by_time = sorted(rows.items(), key=lambda item: -sum(item[1].values()))
+  for part, row in by_time:
     cells = [f"{1e3 * row[c]:.1f}" if row[c] else "-" for c in columns]
     lines.append(
       f"{part:22}{cells[0]:>10}{cells[1]:>10}{cells[2]:>11}{cells[3]:>10}"
-      f"{row.total() / total:>8.1%}"
+      f"{sum(row.values()) / total:>8.1%}"
     )
   return "\n".join(lines)

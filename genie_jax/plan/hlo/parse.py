@@ -1,7 +1,8 @@
-"""Reads the text of a compiled program: computations in scheduled order.
+"""Parses the text of a compiled program (optimized, scheduled HLO).
 
-Only what a plan asks is kept: shapes, opcodes, operands and the rest of the
-line as text.
+The result has the computations with their instructions in scheduled order. Of
+an instruction, types, opcode and operands are parsed; its attributes remain
+text.
 """
 
 import dataclasses
@@ -52,13 +53,13 @@ _OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-  """An array's type.
+  """The type of an array.
 
   Attributes:
-    dtype: As XLA writes it, for example "bf16".
+    dtype: XLA's name of the element type, for example "bf16".
     shape: Its dimensions.
-    layout: Dimensions from the fastest, then tiles and memory space, for
-      example "1,0:T(8,128)(2,1)S(1)".
+    layout: Dimensions from the fastest-varying one, then tiles and memory
+      space, for example "1,0:T(8,128)(2,1)S(1)".
   """
 
   dtype: str
@@ -67,12 +68,12 @@ class Array:
 
   @property
   def bytes(self) -> float:
-    """Bytes of its values alone."""
+    """Bytes of the elements, without padding."""
     return math.prod(self.shape) * _BITS[self.dtype] / 8
 
   @property
   def padded_bytes(self) -> float:
-    """Bytes that it takes in memory: its last dimensions fill whole tiles."""
+    """Bytes in memory, with the last dimensions padded to full tiles."""
     order, _, rest = self.layout.partition(":")
     tile = re.match(r"T\(([\d,]+)\)", rest)
     if not tile or not order:
@@ -84,27 +85,27 @@ class Array:
     return math.prod(sizes) * _BITS[self.dtype] / 8
 
   @property
-  def in_main_memory(self) -> bool:
-    """Whether it lies in HBM: other memories carry an S(number)."""
+  def in_hbm(self) -> bool:
+    """Whether it is in HBM; layouts of other memories have an S(number)."""
     return not re.search(r"S\([1-9]", self.layout)
 
   @property
   def in_host_memory(self) -> bool:
-    """Whether it lies in the host's memory."""
+    """Whether it is in the host's memory."""
     return self.layout.endswith("S(5)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-  """One line of a computation.
+  """An instruction of a computation.
 
   Attributes:
     name: Its name, without the percent sign.
     opcode: For example "fusion".
-    results: Types of what it gives; several for a tuple.
-    operands: Names of what it takes.
-    literal: What stood between its parentheses (a constant's value).
-    attributes: The rest of the line.
+    results: Type of the result; the types of the elements for a tuple.
+    operands: Names of the operands.
+    literal: The text between the parentheses (the value of a constant).
+    attributes: The text after the parentheses.
   """
 
   name: str
@@ -116,32 +117,44 @@ class Instruction:
 
   @functools.cached_property
   def cycles(self) -> int | None:
-    """The compiler's own estimate, None where it made none."""
+    """The compiler's estimate of its cycles, None if there is none."""
     found = _CYCLES.search(self.attributes)
     return int(found[1]) if found else None
 
   @functools.cached_property
   def op_name(self) -> str:
-    """Path of the JAX operation that it comes from, "" where unknown."""
+    """Path of the JAX operation that it comes from, "" if unknown."""
     found = _OP_NAME.search(self.attributes)
     return found[1] if found else ""
 
   def attribute(self, name: str) -> str | None:
-    """Returns the word after `name=`, without a percent sign."""
+    """Returns the word after `name=` without a percent sign, None if absent."""
     found = re.search(rf"\b{name}=\"?%?([\w.\-]+)", self.attributes)
     return found[1] if found else None
 
+  def required(self, name: str) -> str:
+    """Returns an attribute that the opcode always has, such as "body".
+
+    Raises:
+      ValueError: The attribute is absent.
+    """
+    found = self.attribute(name)
+    if found is None:
+      raise ValueError(f"The instruction {self.name} has no {name}=.")
+    return found
+
   @property
   def result_bytes(self) -> float:
+    """Bytes of all elements of the result, without padding."""
     return sum(array.bytes for array in self.results)
 
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-  """A program.
+  """A compiled program.
 
   Attributes:
-    computations: Name to instructions in scheduled order.
+    computations: Name -> instructions in scheduled order.
     entry: Name of the computation that runs first.
   """
 
@@ -152,8 +165,8 @@ class Module:
   def _tables(self) -> dict[str, dict[str, Instruction]]:
     return {}
 
-  def table(self, computation: str) -> dict[str, Instruction]:
-    """Returns a computation's instructions by name."""
+  def by_name(self, computation: str) -> dict[str, Instruction]:
+    """Returns the instructions of a computation by name."""
     if computation not in self._tables:
       self._tables[computation] = {
         x.name: x for x in self.computations[computation]
@@ -161,8 +174,13 @@ class Module:
     return self._tables[computation]
 
   def operands(self, computation: str, instruction: Instruction) -> list[Array]:
-    """Returns the types of what an instruction takes."""
-    table = self.table(computation)
+    """Returns the types of an instruction's operands.
+
+    Args:
+      computation: The computation that has the instruction.
+      instruction: The instruction.
+    """
+    table = self.by_name(computation)
     return [
       array
       for name in instruction.operands
@@ -170,8 +188,8 @@ class Module:
       for array in table[name].results
     ]
 
-  def inside(self, computation: str) -> Iterator[Instruction]:
-    """Yields the instructions of a computation and of what it calls."""
+  def with_called(self, computation: str) -> Iterator[Instruction]:
+    """Yields the instructions of a computation and of those that it calls."""
     todo, seen = [computation], set()
     while todo:
       name = todo.pop()
@@ -187,10 +205,11 @@ class Module:
           todo.append(called)
 
   def trip_count(self, loop: Instruction) -> int | None:
-    """Returns how often a `while` runs, None where it cannot be read.
+    """Returns the number of iterations of a `while`, None if unknown.
 
-    TPU programs carry no known trip count, so it is read off the condition,
-    "counter < constant" with a counter that starts at a constant.
+    TPU programs do not state trip counts. The condition of their loops is
+    "counter < constant", where the counter starts at 0, so the constant is the
+    trip count.
     """
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
     if known:
@@ -200,7 +219,7 @@ class Module:
       return None
     limits = [
       int(x.literal)
-      for x in self.inside(condition)
+      for x in self.with_called(condition)
       if x.opcode == "constant"
       and x.results[0].shape == ()
       and re.fullmatch(r"[su](32|64)", x.results[0].dtype)
@@ -209,8 +228,8 @@ class Module:
     return max(limits) if limits else None
 
 
-def arrays(text: str) -> tuple[Array, ...]:
-  """Reads a type, of one array or of a tuple of them."""
+def parse_arrays(text: str) -> tuple[Array, ...]:
+  """Parses the type of an array, or of a tuple of arrays."""
   return tuple(
     Array(
       found[1], tuple(int(d) for d in found[2].split(",") if d), found[3] or ""
@@ -221,13 +240,14 @@ def arrays(text: str) -> tuple[Array, ...]:
 
 
 def parse(text: str) -> Module:
-  """Reads what `compiled.as_text()` gives.
+  """Parses the text of a program, from `compiled.as_text()`.
 
   Raises:
-    ValueError: There is no entry computation.
+    ValueError: The text has no entry computation.
   """
   computations: dict[str, list[Instruction]] = {}
-  entry, current = None, None
+  entry: str | None = None
+  current: list[Instruction] | None = None
   for line in _logical_lines(text):
     if current is None:
       header = _HEADER.match(line)
@@ -246,23 +266,24 @@ def parse(text: str) -> Module:
 
 
 def _logical_lines(text: str) -> Iterator[str]:
-  """Yields lines, each with those that only carry its attributes on.
+  """Yields lines, joined with the lines that continue their attributes.
 
-  Kernels carry JSON of several lines, some of which begin with a brace.
+  The attributes of kernels contain JSON of several lines.
   """
-  held: str | None = None
+  joined: str | None = None
   for line in text.splitlines():
-    if held is not None and line and line[0] in '"}' and line != "}":
-      held += line
+    if joined is not None and line and line[0] in '"}' and line != "}":
+      joined += line
       continue
-    if held is not None:
-      yield held
-    held = line
-  if held is not None:
-    yield held
+    if joined is not None:
+      yield joined
+    joined = line
+  if joined is not None:
+    yield joined
 
 
 def _instruction(line: str) -> Instruction | None:
+  """Parses a line of a computation, None if it is not an instruction."""
   head = _NAME.match(line)
   if not head:
     return None
@@ -276,7 +297,7 @@ def _instruction(line: str) -> Instruction | None:
   return Instruction(
     name=head[2],
     opcode=opcode[1],
-    results=arrays(line[start:end]),
+    results=parse_arrays(line[start:end]),
     operands=tuple(_OPERAND.findall(inner)),
     literal=inner,
     attributes=line[close:],

@@ -1,8 +1,9 @@
-"""Where the TPU compiler gave up on a layout, by its own log.
+"""Finds tensors that the compiler replicates fully to change their layout.
 
-A tensor that it cannot take from one layout to another it first copies whole
-to every device ("involuntary full rematerialization"): right, but slow and
-large. It says so in its log alone.
+If the partitioner knows no direct way between two layouts, it first copies the
+tensor completely to every device ("involuntary full rematerialization"). The
+result is correct, but this is slow and needs much memory. The compiler reports
+it only in its log.
 """
 
 import pathlib
@@ -10,9 +11,9 @@ import re
 
 from genie_jax.core import files
 
-# The compiler's log goes to this folder, when the variable is set before the
-# library is loaded.
-LOG_FOLDER = "TPU_LOG_DIR"
+# Environment variable with the folder of the compiler's log; it must be set
+# before the library is loaded.
+LOG_FOLDER_VARIABLE = "TPU_LOG_DIR"
 
 _COPIED = re.compile(
   r"nvoluntary full rematerialization\. The compiler cannot go from sharding "
@@ -22,12 +23,12 @@ _COPIED = re.compile(
 
 
 def copied_whole(folder: files.PathLike) -> list[str]:
-  """Returns a line for each tensor that is copied whole to every device.
+  """Returns a line for each tensor that is copied completely to every device.
 
   Args:
-    folder: That of the compiler's log.
+    folder: The folder of the compiler's log.
   """
-  found = {}
+  found: dict[str, None] = {}  # Without duplicates, in order.
   for path in sorted(pathlib.Path(folder).glob("*.WARNING.*")):
     if not path.is_symlink():
       for match in _COPIED.finditer(path.read_text(errors="replace")):

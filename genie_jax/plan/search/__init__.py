@@ -1,1 +1,1 @@
-"""Searching for the best mesh and memory policy."""
+"""Search for the fastest mesh and remat policy that fit."""

@@ -1,4 +1,4 @@
-"""Changes that may make a run fit its chips, tried one after the other."""
+"""Finds changes that let a run fit into the memory of its chips."""
 
 import dataclasses
 import math
@@ -15,10 +15,10 @@ from genie_jax.plan.search import analytic
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-  """One way to need less memory.
+  """A change that reduces the memory of a run.
 
   Attributes:
-    flags: What the user adds to the command line.
+    flags: Flags that make the change on the command line.
     config: The changed config.
     topology: The changed topology.
   """
@@ -28,29 +28,31 @@ class Change:
   topology: topology_lib.Topology
 
 
-Make = Callable[..., tuple[dict[str, Any], str]]
+# `training.plan` or a function with the same first two arguments.
+Planner = Callable[..., tuple[dict[str, Any], str]]
 
 
 def changes(
   config: ml_collections.ConfigDict, topology: topology_lib.Topology
 ) -> Iterator[Change]:
-  """Yields changes that can work, those that cost least first.
+  """Yields valid changes, in the order of their cost.
 
-  Full recomputation costs a third of the compute at most; smaller
-  microbatches cost another gather of the parameters; more chips cost money.
+  Full recomputation costs at most a third of the compute, a smaller microbatch
+  costs another gather of the parameters, and more chips cost money.
 
   Args:
     config: The config that does not fit.
     topology: Its chips.
   """
-  for change in _changes(config, topology):
-    if analytic.fault_of(change.config, change.topology) is None:
+  for change in _all_changes(config, topology):
+    if analytic.config_error(change.config, change.topology) is None:
       yield change
 
 
-def _changes(
+def _all_changes(
   config: ml_collections.ConfigDict, topology: topology_lib.Topology
 ) -> Iterator[Change]:
+  """Yields changes that may not split over the devices."""
   copy = lambda: ml_collections.ConfigDict(config.to_dict())
   flags = []
   start = copy()
@@ -61,7 +63,7 @@ def _changes(
       for path, _ in aot_compile.transformers(config.model)
     ]
     yield Change(" ".join(flags), start, topology)
-  rows = config.data.batch_size // _ways(config, topology)
+  rows = config.data.batch_size // _batch_ways(config, topology)
   for factor in (2, 4, 8):
     accumulate = config.optimizer.get("accumulate", 1) * factor
     if rows and rows % accumulate == 0:
@@ -72,7 +74,7 @@ def _changes(
         changed,
         topology,
       )
-  larger = _twice(topology)
+  larger = _doubled(topology)
   if larger is not None:
     yield Change(" ".join([*flags, f"--topology {larger.name}"]), start, larger)
 
@@ -81,31 +83,32 @@ def try_changes(
   config: ml_collections.ConfigDict,
   topology: topology_lib.Topology,
   limit: int,
-  make: Make = training.make,
-  say: Callable[[str], None] = lambda text: None,
+  planner: Planner = training.plan,
+  log: Callable[[str], None] = lambda line: None,
 ) -> list[dict[str, Any]]:
-  """Compiles changes until one fits.
+  """Compiles changed runs until one fits.
 
   Args:
     config: The config that does not fit.
     topology: Its chips.
-    limit: How many changes to compile at most.
-    make: Plans one run; see `stage_training.make`.
-    say: Called with a line before each compile, which takes minutes.
+    limit: Maximum number of changes to compile.
+    planner: Plans one run, see `training.plan`.
+    log: Called with a line of text before each compilation, which takes
+      minutes.
 
   Returns:
     A dict {"change", "fits", "hbm_gib_per_chip", "step_seconds"} for each
-    change that was compiled; only the last can fit.
+    change that was compiled; only the last one can fit.
   """
   tried: list[dict[str, Any]] = []
   for change in changes(config, topology):
     if len(tried) == limit:
       break
-    say(f"does not fit; compiling with {change.flags}")
+    log(f"does not fit; compiling with {change.flags}")
     try:
-      report, _ = make(change.config, change.topology)
+      report, _ = planner(change.config, change.topology)
     except errors.UserError:
-      continue  # It does not split over the devices.
+      continue  # The change does not split over the devices.
     tried.append(
       {
         "change": change.flags,
@@ -120,14 +123,20 @@ def try_changes(
 
 
 def verdict(report: dict[str, Any]) -> str:
-  """Returns one line: by how much a plan is too large, and what would fit."""
+  """Returns a line that says by how much a run is too large, and what fits.
+
+  Args:
+    report: A plan that does not fit, with "changes_tried".
+  """
   used, limit = report["hbm_gib_per_chip"], report["hbm_limit_gib"]
   over = (
     "it needs more than"
     if used is None
-    else f"it needs {used:.2f} GiB a chip, {used - limit:.2f} GiB more than"
+    else f"it needs {used:.2f} GiB per chip, {used - limit:.2f} GiB more than"
   )
-  text = f"does not fit {report['topology']}: {over} its {limit:g} GiB; "
+  text = (
+    f"does not fit {report['topology']}: {over} the available {limit:g} GiB; "
+  )
   tried = report["changes_tried"]
   fitting = [row for row in tried if row["fits"]]
   if fitting:
@@ -138,18 +147,20 @@ def verdict(report: dict[str, Any]) -> str:
   if tried:
     return (
       text
-      + "none of what was compiled would fit: "
+      + "none of the compiled changes would fit: "
       + "; ".join(row["change"] for row in tried)
       + ". Use more chips."
     )
   return text + (
-    "try --config.optimizer.accumulate, a remat policy or more "
-    "chips (--fixes=N compiles them)."
+    "try --config.optimizer.accumulate, another remat policy or more "
+    "chips (--fixes=N compiles N such changes)."
   )
 
 
-def _ways(config, topology) -> int:
-  """Returns over how many devices the clips of a batch split."""
+def _batch_ways(
+  config: ml_collections.ConfigDict, topology: topology_lib.Topology
+) -> int:
+  """Returns the number of groups of devices that a batch is split over."""
   mesh = dict(config.mesh)
   fixed = math.prod(size for size in mesh.values() if size != -1)
   free = topology.num_devices // fixed if fixed else 1
@@ -157,8 +168,8 @@ def _ways(config, topology) -> int:
   return max(1, size("data") * size("fsdp"))
 
 
-def _twice(topology) -> topology_lib.Topology | None:
-  """Returns a slice with twice the chips, None where there is none."""
+def _doubled(topology: topology_lib.Topology) -> topology_lib.Topology | None:
+  """Returns a topology with twice the chips, None if it does not exist."""
   dims = sorted(topology.dims)
   dims[0] *= 2
   shape = "x".join(map(str, dims))

@@ -1,14 +1,14 @@
-"""Whether a layout can work, and a guess of what it needs and takes.
+"""Checks whether a layout is valid, and roughly estimates its memory and time.
 
-Nothing is compiled: the guess only says what a search compiles first. It
-counts parameters by their axes, saved activations by remat policy, FLOPs with
-what a policy computes again, and collectives as bytes over the links.
+Nothing is compiled; the estimate only determines the order in which a search
+compiles layouts. It counts parameters by their axes, saved activations by remat
+policy, FLOPs including recomputation, and the bytes of collectives.
 """
 
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -23,8 +23,9 @@ from genie_jax.sharding import mesh, rules
 from genie_jax.stages import registry
 from genie_jax.train import optimizer
 
-# Remat policies of `nn.st_transformer`, from what computes least again.
-RECOMPUTING = (
+# Remat policies of `nn.st_transformer`, from the least recomputation to the
+# most.
+REMAT_POLICIES = (
   "none",
   "products",
   "dots",
@@ -34,37 +35,40 @@ RECOMPUTING = (
   "full",
 )
 
-# Share of peak that products reach beside all else (plans of the 10.1B model).
-_REACHED = 0.7
-# Share of the weights' gathering and scattering that compute does not hide,
-# in the same plans; whole tiles of 16 rows, and others: these are copied and
-# summed, none of it hidden.
-_EXPOSED, _EXPOSED_ODD, _TILE = 0.4, 2.0, 16
-# Bytes of HBM that computing all norms of a layer again moves for each number
-# of the stream: 35 ms of 48 layers in the same plans.
+# Share of peak that matrix products reach, in plans of the 10.1B model.
+_MATMUL_EFFICIENCY = 0.7
+# Exposed time of gathering weights and scattering gradients, as a factor of
+# their time on the links, in the same plans. The second factor is for shards
+# that do not consist of full tiles of 16 rows: these are copied and summed, and
+# nothing of it overlaps with compute.
+_EXPOSED, _EXPOSED_PARTIAL_TILES, _TILE = 0.4, 2.0, 16
+# Bytes of HBM traffic to recompute all norms of a layer, per element of the
+# residual stream: 35 ms for 48 layers in the same plans.
 _NORM_BYTES = 27
-# What a collective takes however small it is.
+# Minimum time of a collective.
 _START_SECONDS = 5e-6
+
+_ShapeAndAxes = tuple[tuple[int, ...], tuple[str | None, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-  """What a guess needs to know of a config, whatever its layout.
+  """The properties of a config that do not depend on its layout.
 
   Attributes:
     params: Shape and logical axes of each parameter.
     features: Shape and logical axes of each array of a clip.
     stacks: The fields of each transformer.
-    batch_size: Clips a step.
-    frames: Of a clip.
-    tokens: Of a frame.
-    codes: Of the vocabulary.
-    flops: Of a step: model FLOPs.
-    state_bytes: Of a parameter with its optimizer state and gradient.
+    batch_size: Clips per step.
+    frames: Frames per clip.
+    tokens: Tokens per frame.
+    codes: Size of the vocabulary.
+    flops: Model FLOPs per step.
+    state_bytes: Bytes per parameter, with its optimizer state and gradient.
   """
 
-  params: tuple[tuple[tuple[int, ...], tuple[str | None, ...]], ...]
-  features: tuple[tuple[tuple[int, ...], tuple[str | None, ...]], ...]
+  params: tuple[_ShapeAndAxes, ...]
+  features: tuple[_ShapeAndAxes, ...]
   stacks: tuple[Mapping[str, Any], ...]
   batch_size: int
   frames: int
@@ -75,12 +79,12 @@ class Facts:
 
 
 @dataclasses.dataclass(frozen=True)
-class Guess:
-  """What a layout likely needs and takes.
+class RoughEstimate:
+  """A rough estimate of a layout.
 
   Attributes:
-    bytes: Of HBM on a device.
-    seconds: Of a step.
+    bytes: Bytes of HBM on one device.
+    seconds: Seconds per step.
   """
 
   bytes: float
@@ -88,12 +92,12 @@ class Guess:
 
 
 def facts(config: ml_collections.ConfigDict) -> Facts:
-  """Returns what is the same in every layout of a config.
+  """Returns the properties of a config that do not depend on its layout.
 
   Raises:
-    UserError: The config does not make sense.
+    UserError: The config is invalid.
   """
-  config = aot_compile.without_start(config)
+  config = aot_compile.with_random_start(config)
   stage = registry.make(config)
   boxed, _ = jax.eval_shape(stage.init, jax.random.key(0))
   boxes = jax.tree.leaves(
@@ -115,16 +119,16 @@ def facts(config: ml_collections.ConfigDict) -> Facts:
   )
 
 
-def fault(
+def layout_error(
   found: Facts, sizes: Mapping[str, int], accumulate: int, slices: int
 ) -> str | None:
-  """Returns why a layout cannot work, None where nothing speaks against it.
+  """Returns why a layout is invalid, None if it is valid.
 
   Args:
     found: From `facts`.
-    sizes: Of every mesh axis.
-    accumulate: Microbatches a step.
-    slices: Of the topology.
+    sizes: Size of every mesh axis.
+    accumulate: Microbatches per step.
+    slices: Number of slices of the topology.
   """
   ways = math.prod(sizes[name] for name in rules.BATCH_AXES)
   if sizes["data"] % slices:
@@ -146,134 +150,162 @@ def fault(
   return None
 
 
-def fault_of(
+def config_error(
   config: ml_collections.ConfigDict, topology: topology_lib.Topology
 ) -> str | None:
-  """Returns why a config cannot work on chips, None where it can."""
+  """Returns why a config is invalid on a topology, None if it is valid."""
   try:
     sizes = mesh.sizes(config.mesh, topology.num_devices)
   except errors.UserError as error:
     return str(error)
-  return fault(
+  return layout_error(
     facts(config), sizes, config.optimizer.get("accumulate", 1), topology.slices
   )
 
 
-def guess(
+def estimate(
   found: Facts,
   sizes: Mapping[str, int],
   remat: str,
   accumulate: int,
   topology: topology_lib.Topology,
-) -> Guess:
-  """Returns what a layout likely needs and takes.
+) -> RoughEstimate:
+  """Roughly estimates memory and time of a layout.
 
   Args:
     found: From `facts`.
-    sizes: Of every mesh axis.
-    remat: A name in RECOMPUTING.
-    accumulate: Microbatches a step.
+    sizes: Size of every mesh axis.
+    remat: One of REMAT_POLICIES.
+    accumulate: Microbatches per step.
     topology: The chips.
   """
   chip, tensor, frame = topology.chip, sizes["tensor"], sizes["frame"]
   clips = found.batch_size / (sizes["data"] * sizes["fsdp"] * accumulate)
   frames = -(-found.frames // frame)
-  tokens = clips * frames * found.tokens  # On a device, of a microbatch.
-  saved = again = normed = largest = moved = host = 0.0
+  tokens = clips * frames * found.tokens  # Of a microbatch, on one device.
+  saved = recomputed = norm_bytes = largest = stream = host = 0.0
   for stack in found.stacks:
-    numbers, products, norms, hosted = _policy(
-      stack, remat, tensor, found.tokens
-    )
+    cost = _policy_cost(stack, remat, tensor, found.tokens)
+    all_products = _policy_cost(stack, "products", tensor, found.tokens)
     size = jnp.dtype(stack["dtype"]).itemsize
     layers = stack["num_layers"]
-    saved += layers * tokens * numbers * size
-    again += layers * tokens * products
-    normed += layers * tokens * norms * _NORM_BYTES
-    host += layers * tokens * hosted * size
-    # In flight in one layer, in float32.
-    largest = max(
-      largest, tokens * 4 * _policy(stack, "products", tensor, found.tokens)[0]
-    )
-    moved += layers * tokens * stack["width"] * size
-  own, whole, odd = _weights(found, sizes)
+    saved += layers * tokens * cost.saved * size
+    recomputed += layers * tokens * cost.flops
+    norm_bytes += layers * tokens * cost.norms * _NORM_BYTES
+    host += layers * tokens * cost.offloaded * size
+    # Temporaries of the layer that is being computed, in float32.
+    largest = max(largest, tokens * 4 * all_products.saved)
+    stream += layers * tokens * stack["width"] * size
+  owned, gathered, partial_tiles = _count_weights(found, sizes)
   link = chip.link_bandwidth / chip.devices
   rate = 2 * max(1, chip.torus_dims - 1) * link
-  seconds = (found.flops / topology.num_devices + accumulate * again) / (
-    _REACHED * chip.peak_flops / chip.devices
+  seconds = (found.flops / topology.num_devices + accumulate * recomputed) / (
+    _MATMUL_EFFICIENCY * chip.peak_flops / chip.devices
   )
-  seconds += accumulate * normed * chip.devices / chip.hbm_bandwidth
+  seconds += accumulate * norm_bytes * chip.devices / chip.hbm_bandwidth
   split = sizes["fsdp"] * frame > 1
-  # Weights come twice and gradients go once, in two bytes, in every part.
+  # In every microbatch, weights are gathered twice and gradients scattered
+  # once, with two bytes per parameter.
   if split:
-    seconds += (
-      accumulate * 3 * 2 * whole / rate * (_EXPOSED_ODD if odd else _EXPOSED)
-    )
+    exposed = _EXPOSED_PARTIAL_TILES if partial_tiles else _EXPOSED
+    seconds += accumulate * 3 * 2 * gathered / rate * exposed
   # Replicas sum their gradients, in float32.
   if sizes["data"] > 1:
-    seconds += accumulate * 2 * 4 * own / rate
+    seconds += accumulate * 2 * 4 * owned / rate
   seconds += (
-    4 * own * (topology.slices - 1) * chip.devices / (chip.dcn_bandwidth)
+    4 * owned * (topology.slices - 1) * chip.devices / chip.dcn_bandwidth
   )
-  # Three sums each way in a layer, two passes each; two exchanges each way.
+  # The forward and the backward pass of a layer each have three all-reduces
+  # over tensor, which move the data twice, and two all-to-alls over frame.
   seconds += (
     accumulate
-    * moved
+    * stream
     * (12 * (tensor - 1) / tensor + 4 * (frame - 1) / frame)
     / (2 * link)
   )
-  kinds = 3 * split + (sizes["data"] > 1) + 6 * (tensor > 1) + 4 * (frame > 1)
+  collectives_per_layer = (
+    3 * split + (sizes["data"] > 1) + 6 * (tensor > 1) + 4 * (frame > 1)
+  )
   seconds += (
     accumulate
-    * kinds
+    * collectives_per_layer
     * _START_SECONDS
     * sum(stack["num_layers"] for stack in found.stacks)
   )
   seconds = max(seconds, accumulate * 2 * host / chips.HOST_BANDWIDTH)
-  state = own * (found.state_bytes + 4 * (accumulate > 1))
-  return Guess(
+  state = owned * (found.state_bytes + 4 * (accumulate > 1))
+  return RoughEstimate(
     state + saved + largest + 6 * tokens * found.codes / tensor, seconds
   )
 
 
-def _policy(stack, remat, tensor, tokens) -> tuple[float, ...]:
-  """Returns what a policy does for one token of one layer.
+class _PolicyCost(NamedTuple):
+  """The cost of a remat policy, for one token of one layer.
 
-  Numbers saved on the chip, FLOPs of products computed again, numbers
-  normalised again, numbers kept by the host.
+  Attributes:
+    saved: Numbers saved on the chip.
+    flops: FLOPs of matrix products that are recomputed.
+    norms: Numbers whose norms are recomputed.
+    offloaded: Numbers saved in the host's memory.
+  """
+
+  saved: float
+  flops: float
+  norms: float
+  offloaded: float
+
+
+def _policy_cost(
+  stack: Mapping[str, Any], remat: str, tensor: int, tokens: int
+) -> _PolicyCost:
+  """Returns the cost of a remat policy.
+
+  Args:
+    stack: The fields of a transformer.
+    remat: One of REMAT_POLICIES.
+    tensor: Size of the mesh axis tensor.
+    tokens: Tokens per frame.
   """
   width, mlp = stack["width"], stack["mlp_dim"] / tensor
   inner = stack["num_heads"] * stack["head_dim"] / tensor
   attention, mlp_in = 4 * tokens * inner, 2 * width * mlp
   projections = 2 * 6 * width * inner + 2 * 2 * width * inner
+  cost = _PolicyCost
   return {
-    # The layer's input comes on top of what a policy names.
-    # Three times what the products are, by a plan of CoinRun's dynamics.
-    "none": (3 * (8 * inner + 3 * width + mlp), 0, 0, 0),
-    "products": (8 * inner + 3 * width + mlp, 0, width, 0),
-    "dots": (6 * inner + 4 * width + mlp, attention, width, 0),
-    "attention_mlp": (2 * inner + width + mlp, projections, width, 0),
-    "attention": (2 * inner + width, projections + mlp_in, width, 0),
-    "offload": (width, projections + mlp_in, width, 2 * inner),
-    "full": (width, projections + mlp_in + attention, width, 0),
+    # Each policy also saves the layer's input. Without remat, about three times
+    # as much is saved as with "products", in a plan of CoinRun's dynamics.
+    "none": cost(3 * (8 * inner + 3 * width + mlp), 0, 0, 0),
+    "products": cost(8 * inner + 3 * width + mlp, 0, width, 0),
+    "dots": cost(6 * inner + 4 * width + mlp, attention, width, 0),
+    "attention_mlp": cost(2 * inner + width + mlp, projections, width, 0),
+    "attention": cost(2 * inner + width, projections + mlp_in, width, 0),
+    "offload": cost(width, projections + mlp_in, width, 2 * inner),
+    "full": cost(width, projections + mlp_in + attention, width, 0),
   }[remat]
 
 
-def _weights(found, sizes) -> tuple[float, float, bool]:
-  """Returns parameters that a device owns, and uses; and if any part is odd.
+def _count_weights(
+  found: Facts, sizes: Mapping[str, int]
+) -> tuple[float, float, bool]:
+  """Counts the parameters of a device.
 
-  Odd are parts whose rows fill no whole tiles.
+  Returns:
+    The number of parameters that a device owns, the number that it uses after
+    gathering them, and whether the rows of any shard do not fill full tiles.
   """
-  own = whole = 0.0
-  odd = False
+  owned = gathered = 0.0
+  partial_tiles = False
   for shape, axes in found.params:
     count = math.prod(shape)
     for size, name in zip(shape, axes, strict=True):
       ways = math.prod(sizes[axis] for axis in rules.RULES[name]) if name else 1
       if name == "embed":
-        odd |= ways > 1 and len(shape) > 2 and size // ways % _TILE != 0
-    over = lambda names: math.prod(
+        partial_tiles |= (
+          ways > 1 and len(shape) > 2 and size // ways % _TILE != 0
+        )
+    shards = lambda names: math.prod(
       sizes[axis] for name in names if name for axis in rules.RULES[name]
     )
-    own += count / over(axes)
-    whole += count / over(name for name in axes if name != "embed")
-  return own, whole, odd
+    owned += count / shards(axes)
+    gathered += count / shards(name for name in axes if name != "embed")
+  return owned, gathered, partial_tiles

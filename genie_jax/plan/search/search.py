@@ -1,9 +1,9 @@
-"""Tries meshes, remat policies and batch splits, and ranks them."""
+"""Plans candidate meshes, remat policies and batch splits, and ranks them."""
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import ml_collections
@@ -14,18 +14,18 @@ from genie_jax.plan import topology as topology_lib
 from genie_jax.plan.search import analytic
 
 _ACCUMULATE = (1, 2, 4, 8)
-# So many meshes are tried with every policy before any other is.
-_MESHES = 4
+# Number of meshes that are tried with every remat policy before other meshes.
+_FIRST_MESHES = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-  """One way to lay a run out.
+  """A layout of a run.
 
   Attributes:
     mesh: Size of each mesh axis.
-    remat: A name in `analytic.RECOMPUTING`.
-    accumulate: Microbatches a step.
+    remat: One of `analytic.REMAT_POLICIES`.
+    accumulate: Microbatches per step.
   """
 
   mesh: dict[str, int]
@@ -35,7 +35,7 @@ class Candidate:
   def apply(
     self, config: ml_collections.ConfigDict
   ) -> ml_collections.ConfigDict:
-    """Returns a copy of a config that is laid out so."""
+    """Returns a copy of a config with this layout."""
     config = ml_collections.ConfigDict(config.to_dict())
     config.mesh.update(self.mesh)
     config.optimizer.accumulate = self.accumulate
@@ -44,7 +44,7 @@ class Candidate:
 
   @property
   def flags(self) -> str:
-    """What a user adds to the command line, without the remat policy."""
+    """Flags that set this layout, except for the remat policy."""
     sizes = [f"--config.mesh.{name}={size}" for name, size in self.mesh.items()]
     return " ".join(
       [*sizes, f"--config.optimizer.accumulate={self.accumulate}"]
@@ -54,54 +54,55 @@ class Candidate:
 def candidates(
   config: ml_collections.ConfigDict, topology: topology_lib.Topology
 ) -> list[Candidate]:
-  """Returns what can be tried, the likeliest first.
+  """Returns all valid candidates, the most promising first.
 
-  What each needs and takes is guessed (`analytic.guess`). The few meshes whose
-  best candidate is fastest come first, each with one candidate of every policy
-  that may fit: that of the best batch split, the fastest first. Then comes
-  whatever else may fit, and at the end what likely does not, the smallest
-  first. What cannot work (an axis that does not divide) is left out.
+  Memory and time of each candidate are estimated by `analytic.estimate`. First
+  come the four meshes with the fastest candidates, each with the best batch
+  split for every remat policy that may fit, in the order of time. Then come
+  other candidates that may fit, in the order of time. Last come those that
+  likely do not fit, in the order of memory. Layouts that do not split evenly
+  are omitted.
 
   Args:
     config: A training config.
     topology: The chips.
   """
   found = analytic.facts(config)
-  room = topology.chip.hbm_gib * aot_compile.GIB / topology.chip.devices
+  available = topology.chip.hbm_gib * aot_compile.GIB / topology.chip.devices
   fitting, large = [], []
   for mesh in _meshes(topology.num_devices):
     for accumulate in _ACCUMULATE:
-      if analytic.fault(found, mesh, accumulate, topology.slices) is not None:
+      if analytic.layout_error(found, mesh, accumulate, topology.slices):
         continue
-      for remat in analytic.RECOMPUTING:
-        guess = analytic.guess(found, mesh, remat, accumulate, topology)
+      for remat in analytic.REMAT_POLICIES:
+        rough = analytic.estimate(found, mesh, remat, accumulate, topology)
         candidate = Candidate(mesh, remat, accumulate)
-        if guess.bytes <= room:
-          fitting.append((_order(guess.seconds, candidate), candidate))
+        if rough.bytes <= available:
+          fitting.append((_sort_key(rough.seconds, candidate), candidate))
         else:
-          large.append((_order(guess.bytes, candidate), candidate))
+          large.append((_sort_key(rough.bytes, candidate), candidate))
   fitting.sort(key=lambda pair: pair[0])
   large.sort(key=lambda pair: pair[0])
   first, rest, kinds = [], [], set()
   meshes: list[dict[str, int]] = []
   for _, candidate in fitting:
     mesh = candidate.mesh
-    if mesh not in meshes and len(meshes) < _MESHES:
+    if mesh not in meshes and len(meshes) < _FIRST_MESHES:
       meshes.append(mesh)
     kind = (*mesh.values(), candidate.remat)
-    wanted = mesh in meshes and kind not in kinds
-    (first if wanted else rest).append(candidate)
+    comes_first = mesh in meshes and kind not in kinds
+    (first if comes_first else rest).append(candidate)
     kinds.add(kind)
   return [*first, *rest, *(candidate for _, candidate in large)]
 
 
-def _order(amount: float, candidate: Candidate):
-  """Returns what to sort by: of equals the simplest comes first."""
+def _sort_key(amount: float, candidate: Candidate) -> tuple[float, ...]:
+  """Returns a key that sorts by an amount, then by simplicity."""
   mesh = candidate.mesh
   return (
     float(f"{amount:.4g}"),
     sum(size > 1 for size in mesh.values()),
-    analytic.RECOMPUTING.index(candidate.remat),
+    analytic.REMAT_POLICIES.index(candidate.remat),
     candidate.accumulate,
     mesh["tensor"],
     mesh["frame"],
@@ -110,6 +111,7 @@ def _order(amount: float, candidate: Candidate):
 
 
 def _meshes(devices: int) -> Iterator[dict[str, int]]:
+  """Yields the meshes of a number of devices, with limits for two axes."""
   divisors = [d for d in range(1, devices + 1) if devices % d == 0]
   for tensor, frame in itertools.product(divisors, divisors):
     if tensor <= 8 and frame <= 16 and devices % (tensor * frame) == 0:
@@ -128,22 +130,22 @@ def run(
   config: ml_collections.ConfigDict,
   topology: topology_lib.Topology,
   limit: int,
-  make: Callable[..., tuple[dict[str, Any], str]] = training.make,
-  track: Callable[[Sequence[Any]], Any] = iter,
+  planner: Callable[..., tuple[dict[str, Any], str]] = training.plan,
+  track: Callable[[Sequence[Candidate]], Iterable[Candidate]] = iter,
 ) -> list[dict[str, Any]]:
   """Plans candidates and ranks them.
 
   Args:
     config: A training config.
     topology: The chips.
-    limit: How many to compile at most.
-    make: Plans one run; see `stage_training.make`.
-    track: Wraps what is iterated over in a progress bar.
+    limit: Maximum number of candidates to compile.
+    planner: Plans one run, see `training.plan`.
+    track: Wraps the candidates in a progress bar.
 
   Returns:
-    Plans, those that fit first and the fastest of them first; each also has
-    "flags", and "refused" with the reason where the candidate does not split
-    over the devices.
+    Plans, those that fit before those that do not, and the fastest first. Each
+    also has "flags". A plan has "refused", with the reason, if its candidate
+    does not split over the devices.
   """
   rows = []
   for candidate in track(candidates(config, topology)[:limit]):
@@ -154,7 +156,7 @@ def run(
       "accumulate": candidate.accumulate,
     }
     try:
-      report, _ = make(candidate.apply(config), topology)
+      report, _ = planner(candidate.apply(config), topology)
       row |= report
     except errors.UserError as error:
       row |= {
@@ -171,7 +173,7 @@ def run(
 
 
 def render(rows: Sequence[dict[str, Any]]) -> str:
-  """Returns the ranked plans as text of at most 80 columns."""
+  """Formats the ranked plans as a table."""
   lines = [
     f"{'data':>4} {'fsdp':>5} {'tensor':>6} {'frame':>5} "
     f"{'remat':14} {'split':>5} {'GiB':>7} {'step s':>8} {'MFU':>6}"

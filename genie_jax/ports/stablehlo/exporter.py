@@ -22,7 +22,7 @@ from jax import export
 from genie_jax.core import errors, files
 from genie_jax.models import build, store
 from genie_jax.ports.stablehlo import runtime
-from genie_jax.sampling import maskgit, player, prepare, slide
+from genie_jax.sampling import player, prepare, samplers, slide
 from genie_jax.weights import param_tree
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -33,7 +33,7 @@ _KEYS = "threefry2x32"
 def write(
   folder: files.PathLike,
   parts: Mapping[str, store.Part],
-  sampling: maskgit.Sampling,
+  sampling: samplers.FrameSampler,
   slide: slide.Slide,
 ) -> None:
   """Writes the programs and programs.json; no weights are read.

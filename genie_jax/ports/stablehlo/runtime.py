@@ -90,13 +90,13 @@ class Programs:
     Raises:
       UserError: An action is out of range.
     """
-    actions = np.asarray(actions, np.int32)
-    if ((actions < 0) | (actions >= self.num_actions)).any():
+    pressed = np.asarray(actions, np.int32)
+    if ((pressed < 0) | (pressed >= self.num_actions)).any():
       raise errors.UserError(
-        f"Actions {actions.tolist()} are out of range: this world has "
+        f"Actions {pressed.tolist()} are out of range: this world has "
         f"{self.num_actions} actions, 0 to {self.num_actions - 1}."
       )
-    state, frames = self._call("step", state, actions)
+    state, frames = self._call("step", state, pressed)
     return state, np.asarray(frames)
 
   def _padded(self, name: str, clips: np.ndarray) -> np.ndarray:

@@ -326,19 +326,3 @@ def add_position(x: torch.Tensor, params: Params) -> torch.Tensor:
   """Adds row and column vectors to x: [B, T, h * w, D]."""
   place = params["row_position"][:, None] + params["column_position"][None]
   return x + place.reshape(-1, x.shape[-1]).to(x.dtype)
-
-
-def unit(x: torch.Tensor, wanted: bool) -> torch.Tensor:
-  """Scales vectors to length 1 where codes have unit length."""
-  if not wanted:
-    return x
-  return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-12)
-
-
-def nearest(
-  x: torch.Tensor, codebook: torch.Tensor, unit_norm: bool
-) -> torch.Tensor:
-  """Returns the nearest codes, int64 [...], of vectors [..., E]."""
-  x, table = unit(x.float(), unit_norm), unit(codebook.float(), unit_norm)
-  affinity = x @ table.T - 0.5 * table.square().sum(-1)
-  return affinity.argmax(-1)

@@ -18,35 +18,6 @@ ORDERS = ("random", "confidence")
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampling:
-  """How frames are drawn; the fields of JAX's `maskgit.Sampling`."""
-
-  refinements: int = 25
-  schedule: str = "cosine"
-  order: str = "random"
-  temperature: float = 1.0
-  choice_temperature: float = 4.5
-  top_k: int = 0
-  top_p: float = 1.0
-
-
-def make_sampling(fields: Mapping[str, Any]) -> Sampling:
-  """Returns the `Sampling` of config.json's `sampling`, checked.
-
-  Raises:
-    UserError: A field is unknown or out of range.
-  """
-  errors.check_fields("sampling", fields, Sampling.__dataclass_fields__)
-  made = Sampling(**fields)
-  if made.order not in ORDERS:
-    raise errors.UserError(
-      f"sampling.order is {made.order!r}; use one of {', '.join(ORDERS)}."
-    )
-  schedule_lib.hidden_counts(1, made.refinements, made.schedule)
-  return made
-
-
-@dataclasses.dataclass(frozen=True)
 class Noise:
   """All that is random in one frame.
 
@@ -60,73 +31,93 @@ class Noise:
   tokens: torch.Tensor
   order: torch.Tensor
 
+
+@dataclasses.dataclass(frozen=True)
+class MaskGIT:
+  """How frames are drawn; the fields of JAX's `maskgit.MaskGIT`."""
+
+  refinements: int = 25
+  schedule: str = "cosine"
+  order: str = "random"
+  temperature: float = 1.0
+  choice_temperature: float = 4.5
+  top_k: int = 0
+  top_p: float = 1.0
+
   @classmethod
-  def draw(
-    cls,
-    sampling: Sampling,
-    grid: tuple[int, int],
-    num_codes: int,
-    device: torch.device,
-  ) -> "Noise":
+  def from_config(cls, fields: Mapping[str, Any]) -> "MaskGIT":
+    """Returns the sampler of config.json's `sampling`, checked.
+
+    Raises:
+      UserError: A field is unknown or out of range.
+    """
+    errors.check_fields("sampling", fields, cls.__dataclass_fields__)
+    made = cls(**fields)
+    if made.order not in ORDERS:
+      raise errors.UserError(
+        f"sampling.order is {made.order!r}; use one of {', '.join(ORDERS)}."
+      )
+    schedule_lib.hidden_counts(1, made.refinements, made.schedule)
+    return made
+
+  def noise(
+    self, grid: tuple[int, int], num_codes: int, device: torch.device
+  ) -> Noise:
     """Draws the noise of a frame from torch's generator."""
     places = grid[0] * grid[1]
     random = lambda *shape: torch.rand(*shape, device=device)
     gumbel = lambda *shape: (
       -(-random(*shape).clamp(min=1e-30).log()).clamp(min=1e-30).log()
     )
-    if sampling.order == "random":
-      return cls(gumbel(1, places, num_codes), random(1, places))
-    steps = min(sampling.refinements, places)
-    return cls(gumbel(steps, places, num_codes), gumbel(steps, places))
+    if self.order == "random":
+      return Noise(gumbel(1, places, num_codes), random(1, places))
+    steps = min(self.refinements, places)
+    return Noise(gumbel(steps, places, num_codes), gumbel(steps, places))
+
+  def draw(
+    self,
+    score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    grid: tuple[int, int],
+    noise: Noise,
+  ) -> torch.Tensor:
+    """Draws one frame, all tokens hidden at first.
+
+    Args:
+      score: Takes int64 tokens and bool hidden, both [h, w]; returns logits
+        [h, w, V].
+      grid: (h, w).
+      noise: What is random.
+
+    Returns:
+      int64 [h, w].
+    """
+    places = grid[0] * grid[1]
+    counts = schedule_lib.hidden_counts(places, self.refinements, self.schedule)
+    device = noise.tokens.device
+    tokens = torch.zeros(places, dtype=torch.int64, device=device)
+    hidden = torch.ones(places, dtype=torch.bool, device=device)
+    for number, num_hidden in enumerate(counts.tolist(), 1):
+      logits = score(tokens.reshape(grid), hidden.reshape(grid))
+      logits = logits.reshape(places, -1)
+      at = 0 if self.order == "random" else number - 1
+      kept = _likely(logits, self)
+      drawn = (kept + self.temperature * noise.tokens[at]).argmax(-1)
+      rank_by = noise.order[at]
+      if self.order == "confidence":
+        falling = 1.0 - number / len(counts)
+        rank_by = (
+          self.choice_temperature * falling * rank_by
+          + (logits.log_softmax(-1).gather(-1, drawn[:, None])[:, 0])
+        )
+      rank_by = torch.where(hidden, rank_by, math.inf)
+      rank = rank_by.argsort(stable=True).argsort(stable=True)
+      still_hidden = rank < num_hidden
+      tokens = torch.where(hidden & ~still_hidden, drawn, tokens)
+      hidden = still_hidden
+    return tokens.reshape(grid)
 
 
-def draw_frame(
-  logits_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-  grid: tuple[int, int],
-  noise: Noise,
-  sampling: Sampling,
-) -> torch.Tensor:
-  """Draws one frame, all tokens hidden at first.
-
-  Args:
-    logits_of: Takes int64 tokens and bool hidden, both [h, w]; returns logits
-      [h, w, V].
-    grid: (h, w).
-    noise: What is random.
-    sampling: How to draw.
-
-  Returns:
-    int64 [h, w].
-  """
-  places = grid[0] * grid[1]
-  counts = schedule_lib.hidden_counts(
-    places, sampling.refinements, sampling.schedule
-  )
-  device = noise.tokens.device
-  tokens = torch.zeros(places, dtype=torch.int64, device=device)
-  hidden = torch.ones(places, dtype=torch.bool, device=device)
-  for number, num_hidden in enumerate(counts.tolist(), 1):
-    logits = logits_of(tokens.reshape(grid), hidden.reshape(grid))
-    logits = logits.reshape(places, -1)
-    at = 0 if sampling.order == "random" else number - 1
-    kept = _likely(logits, sampling)
-    drawn = (kept + sampling.temperature * noise.tokens[at]).argmax(-1)
-    score = noise.order[at]
-    if sampling.order == "confidence":
-      falling = 1.0 - number / len(counts)
-      score = (
-        sampling.choice_temperature * falling * score
-        + (logits.log_softmax(-1).gather(-1, drawn[:, None])[:, 0])
-      )
-    score = torch.where(hidden, score, math.inf)
-    rank = score.argsort(stable=True).argsort(stable=True)
-    still_hidden = rank < num_hidden
-    tokens = torch.where(hidden & ~still_hidden, drawn, tokens)
-    hidden = still_hidden
-  return tokens.reshape(grid)
-
-
-def _likely(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+def _likely(logits: torch.Tensor, sampling: MaskGIT) -> torch.Tensor:
   """Returns logits [..., V] with those that must not be drawn at -inf."""
   if 0 < sampling.top_k < logits.shape[-1]:
     least = logits.topk(sampling.top_k).values[..., -1:]

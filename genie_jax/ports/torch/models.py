@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from genie_jax.ports.torch import layers
+from genie_jax.ports.torch import layers, quantizers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,11 +16,13 @@ class Part:
     world: The world's fixed facts, from config.json.
     model: The model's fields, from config.json.
     params: Nested dict of tensors.
+    quantizer: The quantizer's fields, where config.json has them.
   """
 
   world: dict[str, Any]
   model: dict[str, Any]
   params: dict[str, Any]
+  quantizer: dict[str, Any] | None = None
 
 
 class _Model(layers.Tree):
@@ -30,8 +32,8 @@ class _Model(layers.Tree):
     """Takes a part of a world."""
     super().__init__(part.params)
     self.world, self.fields = part.world, part.model
+    self.quantizer = part.quantizer
     self.window = part.world["num_frames"]
-    self.unit_norm = part.model.get("unit_norm", True)
 
   @property
   def grid(self) -> tuple[int, int]:
@@ -44,12 +46,14 @@ class _Model(layers.Tree):
     kernel = self[name]["kernel"]
     return layers.project((2 * patches - 1).to(kernel.dtype), self[name])
 
-  def _codes(self, x: torch.Tensor) -> torch.Tensor:
-    """Returns the nearest codes, int64 [...], of vectors [..., D]."""
-    return layers.nearest(
-      layers.project(x.float(), self["to_code"]),
-      self["codes"]["codebook"],
-      self.unit_norm,
+  def _codes(self, num_codes: int) -> Any:
+    """Returns the quantizer, on the parameters as they are now."""
+    tensors = self["codes"].named_parameters() if "codes" in self else ()
+    return quantizers.build(
+      self.quantizer,
+      self.fields,
+      {name: tensor.float() for name, tensor in tensors},
+      num_codes,
     )
 
 
@@ -63,7 +67,9 @@ class Tokenizer(_Model):
     )
     x = layers.add_position(x, self["encoder_position"])
     x = layers.transformer(x, self["encoder_stack"], self.fields["encoder"])
-    codes = self._codes(x)
+    codes = self._codes(self.world["num_codes"]).encode(
+      layers.project(x.float(), self["to_code"])
+    )
     return codes.reshape(*codes.shape[:2], *self.grid)
 
   def decode(
@@ -78,9 +84,11 @@ class Tokenizer(_Model):
     Returns:
       float32 [B, newest, H, W, C] in [0, 1].
     """
-    table = layers.unit(self["codes"]["codebook"], self.unit_norm)
-    x = table[tokens.reshape(*tokens.shape[:2], -1)]
-    x = layers.project(x, self["from_code"])
+    x = self._codes(self.world["num_codes"]).lookup(
+      tokens.reshape(*tokens.shape[:2], -1)
+    )
+    dtype = self["from_code"]["kernel"].dtype
+    x = layers.project(x.to(dtype), self["from_code"])
     x = layers.add_position(x, self["decoder_position"])
     x = layers.transformer(
       x, self["decoder_stack"], self.fields["decoder"], newest=newest
@@ -241,4 +249,6 @@ class Lam(_Model):
     x = layers.transformer(
       torch.cat([token, x], 2), self["encoder_stack"], fields["encoder"]
     )
-    return self._codes(x[:, 1:, 0])
+    return self._codes(self.world["num_latent_actions"]).encode(
+      layers.project(x[:, 1:, 0].float(), self["to_code"])
+    )

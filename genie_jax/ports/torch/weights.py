@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from genie_jax.core import errors
+from genie_jax.ports.torch import quantizers
 from genie_jax.weights import tensor_files
 
 FORMAT_VERSION = 1
@@ -51,7 +52,7 @@ def read(
     wanted = {
       f"{name}/{path}"
       for name, fields in config["parts"].items()
-      for path in expected(name, fields["model"])
+      for path in expected(name, fields["model"], fields.get("quantizer"))
     }
     parts = dict.fromkeys(config["parts"])
   except (TypeError, KeyError, AttributeError) as error:
@@ -85,13 +86,26 @@ def read(
   return {name: _nested(found, f"{name}/") for name in parts}
 
 
-def expected(name: str, model: Mapping[str, Any]) -> set[str]:
+def expected(
+  name: str,
+  model: Mapping[str, Any],
+  quantizer: Mapping[str, Any] | None = None,
+) -> set[str]:
   """Returns the paths of a part's tensors.
 
   Args:
     name: tokenizer, lam or dynamics.
     model: Its fields in config.json.
+    quantizer: Its quantizer's fields there, if it has any.
+
+  Raises:
+    UserError: There is no such model or quantizer in PyTorch.
   """
+  if model.get("name", name) != name:
+    raise errors.UserError(
+      f"The {name} is the model {model['name']!r}, which is not written in "
+      "PyTorch; play the world with genie_jax.load_world."
+    )
 
   def stack(where, fields):
     norm = {f"{where}/norm/scale"} if fields.get("final_norm", True) else set()
@@ -113,7 +127,7 @@ def expected(name: str, model: Mapping[str, Any]) -> set[str]:
       | stack("stack", model["transformer"])
     )
   shared = (
-    {"codes/codebook"}
+    {f"codes/{tensor}" for tensor in quantizers.of(quantizer).TENSORS}
     | both("to_code", "to_pixels")
     | position("encoder_position", "decoder_position")
     | stack("encoder_stack", model["encoder"])

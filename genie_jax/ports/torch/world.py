@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from genie_jax.core import errors, files
-from genie_jax.ports.torch import layers, maskgit, models, weights
+from genie_jax.ports.torch import layers, models, samplers, weights
 from genie_jax.worlds import shipped, world_manifest
 
 
@@ -69,7 +69,7 @@ class World(torch.nn.Module):
   def __init__(
     self,
     parts: Mapping[str, models.Part],
-    sampling: maskgit.Sampling,
+    sampling: samplers.FrameSampler,
     drop: int,
     manifest: Mapping[str, Any],
     prompts: tuple[pathlib.Path, ...] = (),
@@ -92,7 +92,7 @@ class World(torch.nn.Module):
     return self.dynamics["token_embedding"].device
 
   def forward(
-    self, state: State, action: int, noise: maskgit.Noise | None = None
+    self, state: State, action: int, noise: Any = None
   ) -> tuple[State, np.ndarray]:
     """Does what `step` does."""
     return self.step(state, action, noise)
@@ -154,14 +154,15 @@ class World(torch.nn.Module):
 
   @torch.no_grad()
   def step(
-    self, state: State, action: int, noise: maskgit.Noise | None = None
+    self, state: State, action: int, noise: Any = None
   ) -> tuple[State, np.ndarray]:
     """Draws the frame that an action leads to.
 
     Args:
       state: The player, which stays as it is.
       action: In [0, A).
-      noise: What is random; drawn from torch's generator when left out.
+      noise: What is random, as the sampler's `noise` gives it; drawn from
+        torch's generator when left out.
 
     Returns:
       The player after it, and the frame, uint8 [H, W, C].
@@ -185,16 +186,15 @@ class World(torch.nn.Module):
     incoming = torch.full((1, 1), int(action), device=self.device)
     last = state.tokens[-1:]
     if noise is None:
-      noise = maskgit.Noise.draw(
-        self.sampling, self.dynamics.grid, self.dynamics.num_codes, self.device
+      noise = self.sampling.noise(
+        self.dynamics.grid, self.dynamics.num_codes, self.device
       )
-    tokens = maskgit.draw_frame(
+    tokens = self.sampling.draw(
       lambda tokens, hidden: self.dynamics.score(
         tokens[None, None], incoming, hidden[None, None], cache, last
       )[0, 0],
       self.dynamics.grid,
       noise,
-      self.sampling,
     )[None]
     if position == self.dynamics.window - 1:
       cache = None  # The next step drops frames and computes it again.
@@ -245,7 +245,8 @@ def load_world(
 
   Raises:
     UserError: It is no world, it is damaged, or it asks for what this loader
-      does not do (slides other than "exact").
+      does not do (slides other than "exact", or a frame sampler without a
+      counterpart in PyTorch).
   """
   if slide not in (None, "exact"):
     raise errors.UserError(
@@ -264,13 +265,16 @@ def load_world(
     )
   parts = {
     name: models.Part(
-      config["parts"][name]["world"], config["parts"][name]["model"], tree
+      config["parts"][name]["world"],
+      config["parts"][name]["model"],
+      tree,
+      config["parts"][name].get("quantizer"),
     )
     for name, tree in trees.items()
   }
   return World(
     parts,
-    maskgit.make_sampling(config["sampling"]),
+    samplers.make(config["sampling"]),
     stated["drop"],
     manifest,
     world_manifest.prompts(folder, manifest),

@@ -9,23 +9,23 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import process
 from typing import Any
 
-Tick = Callable[[int], None]
+Tick = Callable[[int], object]
 
 _POLL_SECONDS = 0.2
 
 
 def run(
-  function: Callable[[Any, Tick], Any],
+  function: Callable[[Any, Tick], None],
   jobs: Sequence[Any],
   workers: int,
   tick: Tick,
-) -> dict[Any, Any]:
-  """Returns {job: function(job, tick)}.
+) -> None:
+  """Calls function(job, tick) for each job.
 
   Args:
     function: Does one job and calls its tick with the work done since; must
-      be picklable, as the jobs and results must be.
-    jobs: What to do; hashable.
+      be picklable, as the jobs must be.
+    jobs: What to do.
     workers: Processes; one does everything in this process.
     tick: Called here with work done anywhere.
 
@@ -33,22 +33,24 @@ def run(
     ChildProcessError: A worker was killed.
   """
   if min(workers, len(jobs)) < 2:
-    return {job: function(job, tick) for job in jobs}
+    for job in jobs:
+      function(job, tick)
+    return
   # Spawned, not forked: the game is not fork-safe.
   context = multiprocessing.get_context("spawn")
   counter, stop = context.Value("q", 0), context.Event()
-  shown, done = 0, {}
+  shown = 0
   with concurrent.futures.ProcessPoolExecutor(
     min(workers, len(jobs)), context, _start, (counter, stop)
   ) as pool:
-    futures = {pool.submit(_work, function, job): job for job in jobs}
     try:
-      waiting = set(futures)
+      waiting = {pool.submit(_work, function, job) for job in jobs}
       while waiting:
         ended, waiting = concurrent.futures.wait(
           waiting, _POLL_SECONDS, concurrent.futures.FIRST_COMPLETED
         )
-        done |= {futures[future]: future.result() for future in ended}
+        for future in ended:
+          future.result()  # Raises what the job raised.
         now = counter.value
         tick(now - shown)
         shown = now
@@ -60,7 +62,6 @@ def run(
     finally:
       stop.set()
       pool.shutdown(cancel_futures=True)
-  return done
 
 
 def _start(counter: Any, stop: Any) -> None:
@@ -70,13 +71,15 @@ def _start(counter: Any, stop: Any) -> None:
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent stops us.
 
   def end_with_parent() -> None:
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # Workers are spawned.
+    parent.join()
     os._exit(1)
 
   threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _work(function: Callable[[Any, Tick], Any], job: Any) -> Any:
+def _work(function: Callable[[Any, Tick], None], job: Any) -> None:
   counter, stop = _shared
 
   def tick(count: int) -> None:
@@ -85,4 +88,4 @@ def _work(function: Callable[[Any, Tick], Any], job: Any) -> Any:
     with counter.get_lock():
       counter.value += count
 
-  return function(job, tick)
+  function(job, tick)

@@ -1,4 +1,4 @@
-"""Tests of the line that every recipe starts, and of how it gets there."""
+"""Tests of the commands of the launch recipes."""
 
 import argparse
 import configparser
@@ -13,7 +13,7 @@ from genie_jax.core import config as config_lib
 from genie_jax.sharding import cluster, mesh
 from genie_jax.train import workdir
 from tests.fixtures import stage_data
-from tests.launch import known, launchers, recipes
+from tests.launch import command_flags, launchers, recipes
 from tests.multihost import fleet
 
 JOBSET, XPK, QUEUED, SLURM = recipes.SHELL
@@ -31,40 +31,36 @@ name_of = lambda value: getattr(value, "name", None)
 
 
 @pytest.mark.parametrize("script, name", UNSET, ids=name_of)
-def test_an_unset_variable_stops_with_one_line_that_names_it(
-  script, name, tmp_path
-):
+def test_the_error_for_an_unset_variable_names_it(script, name, tmp_path):
   ended = recipes.start(tmp_path, script, "start", without=name)
   assert ended.code == 2 and len(ended.err.splitlines()) == 1
   assert f"{name} is not set" in ended.err
   assert not ended.calls
-  # The header of the file says what it is.
+  # The header of the file explains the variable.
   header = script.read_text().partition("set -euo")[0]
   assert re.search(rf"^#.*\b{name}\b", header, re.M)
 
 
 @pytest.mark.parametrize("script", [JOBSET, XPK, QUEUED], ids=name_of)
-def test_an_unknown_verb_stops_with_the_known_ones(script, tmp_path):
+def test_the_error_for_an_unknown_verb_lists_the_known_ones(script, tmp_path):
   for verb in ((), ("strat",)):
     ended = recipes.start(tmp_path, script, *verb)
     assert ended.code == 2 and not ended.calls
-    assert "say start, watch, resume or delete" in ended.err
+    assert "give start, watch, resume or delete" in ended.err
 
 
 @pytest.mark.parametrize("script, verb", VERBS, ids=name_of)
-def test_every_verb_calls_commands_and_flags_that_there_are(
-  script, verb, tmp_path
-):
+def test_every_verb_uses_existing_commands_and_flags(script, verb, tmp_path):
   ended = recipes.start(
     tmp_path, script, verb, answers={recipes.STATE: [("ACTIVE\n", 0)] * 3}
   )
   assert ended.code == 0, ended.err
   assert ended.calls
   for call in ended.calls:
-    known.assert_known(call.tool, call.argv)
+    command_flags.assert_known(call.tool, call.argv)
 
 
-def test_every_recipe_starts_the_same_line(tmp_path):
+def test_every_recipe_starts_the_same_command(tmp_path):
   lines = {
     script.name: recipes.genie(tmp_path / script.name, script)
     for script in recipes.SHELL
@@ -81,7 +77,7 @@ def test_every_recipe_starts_the_same_line(tmp_path):
     "--initialization-timeout",
     "86400",
   ]
-  # Slurm has a disk where the cloud has a bucket, and GPUs of less memory.
+  # With Slurm, tokens are on a disk, and GPUs have less memory.
   slurm = [
     word.replace("/disk/tokens", "/bucket/tokens")
     for word in lines["slurm.sbatch"]
@@ -95,9 +91,7 @@ def test_every_recipe_starts_the_same_line(tmp_path):
 @pytest.mark.parametrize(
   "script, remat", [(JOBSET, "products"), (SLURM, "full")], ids=name_of
 )
-def test_the_line_is_one_that_genie_train_takes(
-  script, remat, tmp_path, monkeypatch
-):
+def test_genie_train_accepts_the_command(script, remat, tmp_path, monkeypatch):
   monkeypatch.chdir(recipes.ROOT)
   line = recipes.genie(tmp_path, script)
   parser = argparse.ArgumentParser(prog="genie train")
@@ -109,7 +103,7 @@ def test_the_line_is_one_that_genie_train_takes(
   assert config.model.transformer.remat == remat
 
 
-def test_what_slurm_installs_reaches_gpus_and_the_bucket():
+def test_the_slurm_recipe_installs_the_extras_for_gpus_and_buckets():
   header = SLURM.read_text().partition("set -euo")[0]
   (extras,) = re.findall(r'pip install "\.\[([\w,]+)\]"', header)
   setup = configparser.ConfigParser()
@@ -135,14 +129,14 @@ def tokens(tmp_path_factory):
 
 
 @pytest.mark.parametrize("script", recipes.SHELL, ids=name_of)
-def test_a_recipes_launcher_names_every_process(script, monkeypatch):
+def test_the_processes_of_every_launcher_are_detected(script, monkeypatch):
   launcher = launchers.LAUNCHERS[script.name]
   found = []
   with contextlib.ExitStack() as stack:
     for variables in launcher.variables(2, stack):
       for name, value in variables.items():
         monkeypatch.setenv(name, value)
-      # With a TPU's library; nothing of this machine besides.
+      # With libtpu, and without other variables of this machine.
       found.append(
         cluster.detect(environ=variables | {"TPU_LIBRARY_PATH": "libtpu.so"})
       )
@@ -155,7 +149,7 @@ def test_a_recipes_launcher_names_every_process(script, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", recipes.SHELL, ids=name_of)
-def test_two_processes_run_the_line_in_its_smoke_mode_and_go_on(
+def test_two_processes_run_the_command_in_smoke_mode_and_resume(
   script, tokens, tmp_path
 ):
   line = recipes.genie(tmp_path / "recipe", script)
@@ -170,10 +164,10 @@ def test_two_processes_run_the_line_in_its_smoke_mode_and_go_on(
   }
   assert set(local) < set(line)
   line = [local.get(word, word) for word in line[1:]] + [
-    # As the records of the tests are.
+    # These must match the records of this test.
     "--config.world.num_latent_actions=6",
     "--config.world.fps=15",
-    # What takes long to compile and is no part of the line.
+    # These shorten the compilation.
     "--config.eval_batches=0",
     "--config.optimizer.name=adamw",
   ]
@@ -197,7 +191,7 @@ def test_two_processes_run_the_line_in_its_smoke_mode_and_go_on(
   assert "trained to step" not in ended.text(1)
 
 
-def test_the_walk_through_moves_a_run_to_512_chips_by_what_may_change(
+def test_the_guide_moves_a_run_to_512_chips_by_allowed_changes(
   tmp_path, monkeypatch
 ):
   monkeypatch.chdir(recipes.ROOT)
@@ -210,24 +204,24 @@ def test_the_walk_through_moves_a_run_to_512_chips_by_what_may_change(
     for overrides in ([], changes)
   )
 
-  def left_over(config):
+  def remainder(config):
     sizes = mesh.sizes(config.mesh, 512)
-    pieces = sizes["data"] * sizes["fsdp"] * config.optimizer.accumulate
-    return config.data.batch_size % pieces
+    parts = sizes["data"] * sizes["fsdp"] * config.optimizer.accumulate
+    return config.data.batch_size % parts
 
-  assert left_over(before) and not left_over(after)
+  assert remainder(before) and not remainder(after)
   workdir.write(tmp_path, before)
-  workdir.check(tmp_path, after, resumes=True)  # raises where it may not
+  workdir.check(tmp_path, after, resumes=True)  # raises for forbidden changes
 
 
 @pytest.mark.parametrize("name", ["docs/launch.md", "BUILD.md"])
-def test_the_walk_through_uses_flags_that_there_are(name):
+def test_commands_in_the_guides_use_existing_flags_and_files(name):
   text = (recipes.ROOT / name).read_text()
   lines = re.sub(r"\\\n\s*", "", text).splitlines()
   found = {"train": train, "plan": plan}
   seen = dict.fromkeys(found, 0)
   for line in lines:
-    # The command alone, with the loop's number put in.
+    # The command without redirection, and with a value for the loop's $id.
     command = line.replace("$id", "0").partition(" > ")[0]
     words = [word for word in command.split() if not re.match("[A-Z_]+=", word)]
     if words[:1] == ["genie"] and len(words) > 1 and words[1] in found:

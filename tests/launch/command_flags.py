@@ -1,11 +1,11 @@
-"""Commands that the recipes call, and the flags that they have."""
+"""The commands that the recipes call, and their flags."""
 
 from collections.abc import Sequence
 
 from tests.launch import recipes
 
-# Flags of XPK 1.16, gcloud 528 and Docker 28 for what the recipes call.
-KNOWN = {
+# Flags of XPK 1.16, gcloud 528 and Docker 28.
+FLAGS = {
   "xpk workload create": {
     "--cluster",
     "--project",
@@ -85,11 +85,11 @@ KNOWN = {
 
 
 def assert_known(tool: str, argv: Sequence[str]) -> None:
-  """Asserts that a call is in the list, and its flags too."""
+  """Asserts that a command and its flags exist."""
   line = " ".join([tool, *argv])
   command = max(
-    (known for known in KNOWN if line.startswith(known)), key=len, default=None
+    (known for known in FLAGS if line.startswith(known)), key=len, default=None
   )
   assert command, f"{line[:60]} is not in the list of known commands"
-  unknown = recipes.flags(argv) - KNOWN[command]
+  unknown = recipes.flags(argv) - FLAGS[command]
   assert not unknown, f"{command} has no {unknown}"

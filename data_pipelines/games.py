@@ -1,0 +1,138 @@
+"""Clips folders of games, played by several processes and resumed.
+
+A game's collector makes a `Game`: what its clips are and how a level is
+played. Shards are fixed ranges of levels and a level's frames depend on the
+level alone, so the folder is byte for byte the same for any number of workers.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from data_pipelines import workers
+from genie_jax.core import errors, files, progress
+from genie_jax.data import manifest as manifest_lib
+from genie_jax.data import records, resumable
+
+FRAMES_PER_RECORD = 16
+
+# `play(level) -> frames uint8 [n, H, W, C], actions int32 [n] (each taken at
+# its frame), first bool [n] (an episode begins at the frame)`
+Play = Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Game:
+  """What a game's collector brings; picklable, as other processes play it.
+
+  Attributes:
+    title: Short name for the progress bar.
+    manifest: Of the clips, without splits; `made_by` holds whatever changes
+      the frames.
+    levels: The levels of each split.
+    frames_per_level: How many frames `play` returns.
+    play: Plays one level.
+    load: Called once before anything is played, for example to fetch a game.
+  """
+
+  title: str
+  manifest: manifest_lib.Manifest
+  levels: Mapping[str, range]
+  frames_per_level: int
+  play: Play
+  load: Callable[[], object]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """What one call of `collect` did.
+
+  Attributes:
+    manifest: Of the finished folder.
+    frames: Frames written by this call.
+    kept_frames: Frames that an earlier call had written.
+    seconds: Wall time of this call, the first load of the game included.
+  """
+
+  manifest: manifest_lib.Manifest
+  frames: int
+  kept_frames: int
+  seconds: float
+
+  @property
+  def bytes_per_frame(self) -> float:
+    """Bytes on disk for each frame of the folder, actions included."""
+    splits = self.manifest.splits.values()
+    size = sum(s["bytes"] for split in splits for s in split["shards"])
+    return size / sum(split["frames"] for split in splits)
+
+
+def collect(
+  out: files.PathLike,
+  game: Game,
+  levels_per_shard: int,
+  num_workers: int = 1,
+) -> Report:
+  """Collects a clips folder, or finishes one that a killed run began.
+
+  Args:
+    out: The folder to write.
+    game: What to play.
+    levels_per_shard: Levels in a file, which is what workers share out.
+    num_workers: Processes that play; the bytes do not depend on it.
+
+  Raises:
+    UserError: No workers, or a folder that cannot be resumed.
+    OSError: The disk is full; finished shards stay for the next run.
+  """
+  if num_workers < 1:
+    raise errors.UserError(f"--workers must be at least 1, not {num_workers}.")
+  began = time.monotonic()
+  writer = resumable.FolderWriter(
+    out, game.manifest, game.levels, levels_per_shard
+  )
+  game.load()  # Once, before the workers want it.
+  with writer:
+    count = lambda shards: (
+      game.frames_per_level * sum(len(shard.items) for shard in shards)
+    )
+    kept, missing = count(writer.kept), count(writer.missing)
+    with progress.track(
+      total=kept + missing,
+      initial=kept,
+      unit="frames",
+      description=game.title,
+    ) as bar:
+      write = functools.partial(_write_shard, game, writer.folder)
+      workers.run(write, writer.missing, num_workers, bar.update)
+    manifest = writer.finish()
+  return Report(manifest, missing, kept, time.monotonic() - began)
+
+
+def _write_shard(
+  game: Game, folder: pathlib.Path, shard: resumable.Shard, tick: workers.Tick
+) -> None:
+  """Plays the levels of one shard, in any process, and writes them."""
+  record = 0
+  with resumable.ShardWriter(folder, shard) as writer:
+    for level in shard.items:
+      frames, actions, first = game.play(level)
+      writer.episodes += manifest_lib.episodes_of(level, record, first)
+      for start in range(0, len(frames), FRAMES_PER_RECORD):
+        piece = slice(start, start + FRAMES_PER_RECORD)
+        writer.write(
+          records.pack(
+            {
+              "frames": frames[piece],
+              "actions": actions[piece],
+              "first": first[piece],
+            },
+            {"fps": game.manifest.fps, "source": level, "start": start},
+          )
+        )
+        record += 1
+      tick(len(frames))

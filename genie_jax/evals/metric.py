@@ -1,0 +1,121 @@
+"""What a metric is: a function from a world and its clips to figures.
+
+Shapes:
+  n  clips     T  frames of a clip
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from genie_jax.core import files
+from genie_jax.data import manifest as manifest_lib
+from genie_jax.evals import clips as clips_lib
+from genie_jax.evals import evaluated_world
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How much data a world is judged on.
+
+  Attributes:
+    split: Held-out split.
+    num_clips: Clips for reconstruction, prediction and delta PSNR.
+    num_levels: Levels that the clips come from.
+    num_action_clips: Clips for the agreement of actions, which is cheap.
+    num_prompts: Prompts on which every button is held.
+    num_free: Clips of the free rollouts.
+    train_patches: Patches that the k-means baseline is fitted on.
+    train_clips: Training clips for the most frequent tokens.
+    seed: Of the choice of clips, the draws and the bootstrap.
+  """
+
+  split: str = "test"
+  num_clips: int = 256
+  num_levels: int = 60
+  num_action_clips: int = 1024
+  num_prompts: int = 8
+  num_free: int = 32
+  train_patches: int = 204_800
+  train_clips: int = 256
+  seed: int = 0
+
+
+@dataclasses.dataclass
+class Work:
+  """What all metrics of one evaluation share; each is computed once.
+
+  Attributes:
+    subject: The world.
+    folder: The clips folder.
+    manifest: Its manifest.
+    options: How much data to use.
+    clips: Held-out clips.
+    tokens: int32 [n, T, h, w], the clips' tokens.
+    rebuilt: uint8 [n, T, H, W, C], the clips decoded from their tokens.
+    buttons: int32 [n, T-1], the buttons that the clips were recorded with:
+      latent actions inferred from the frames, or true actions.
+  """
+
+  subject: evaluated_world.Subject
+  folder: files.PathLike
+  manifest: manifest_lib.Manifest
+  options: Options
+  clips: clips_lib.Clips
+  tokens: np.ndarray
+  rebuilt: np.ndarray
+  buttons: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One line of the report's table of figures, as text.
+
+  Attributes:
+    name: What is measured.
+    value: The figure with its unit.
+    interval: Its 95 % interval, "" where there is none.
+    compared_with: Baselines or bounds to compare the figure with.
+    note: How to read the figure.
+  """
+
+  name: str
+  value: str
+  interval: str = ""
+  compared_with: str = ""
+  note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What a metric found.
+
+  Attributes:
+    details: Figures for `details.NAME` of metrics.json; JSON types, arrays
+      and intervals.
+    headline: Figures for the top level of metrics.json; JSON types. Their
+      names must differ from those of every other metric.
+    rows: Lines for the report's table of figures.
+    pictures: Name -> uint8 frames, for the report.
+  """
+
+  details: Mapping[str, Any]
+  headline: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  rows: tuple[Row, ...] = ()
+  pictures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+  """A metric of `genie eval`.
+
+  Attributes:
+    measure: Computes the figures.
+    applies: Whether the metric can be computed for this world and these
+      clips; metrics that do not apply are left out of the report.
+  """
+
+  measure: Callable[[Work], Result]
+  applies: Callable[[Work], bool] = lambda work: True

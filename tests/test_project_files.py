@@ -1,0 +1,124 @@
+"""Tests that the files around the code agree with one another."""
+
+import configparser
+import importlib.util
+import pathlib
+import re
+import subprocess
+import warnings
+
+import pytest
+import yaml
+
+import genie_jax
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def setup_cfg():
+  """The sections of setup.cfg."""
+  parser = configparser.ConfigParser()
+  parser.read(ROOT / "setup.cfg")
+  return parser
+
+
+@pytest.fixture(scope="module")
+def matrix():
+  """`.ci/matrix.py` as a module."""
+  spec = importlib.util.spec_from_file_location(
+    "matrix", ROOT / ".ci/matrix.py"
+  )
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def test_a_commit_is_checked_by_the_commands_of_make_lint():
+  recipe = subprocess.run(
+    ["make", "--dry-run", "--assume-old=.venv/.ready", "lint"],
+    cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
+  )  # fmt: skip
+  config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+  (repo,) = config["repos"]
+  assert repo["repo"] == "local"  # Anything else would be fetched.
+  assert recipe.stdout.splitlines() == [hook["entry"] for hook in repo["hooks"]]
+  for hook in repo["hooks"]:
+    assert hook["language"] == "system"
+    assert not hook["pass_filenames"]
+
+
+def test_one_version_everywhere():
+  citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+  assert citation["version"] == genie_jax.__version__
+  titles = re.findall(
+    r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
+  )
+  assert titles[0] == "Unreleased"
+  assert titles[1] == genie_jax.__version__
+
+
+def test_types_come_with_the_package(setup_cfg):
+  data = setup_cfg["options.package_data"]
+  assert "py.typed" in data["genie_jax"].split()
+  assert (ROOT / "genie_jax" / "py.typed").exists()
+
+
+def test_every_tool_has_an_exact_version(setup_cfg):
+  pinned = {
+    re.match(r"[\w.-]+", line)[0].lower().replace("_", "-")
+    for line in (ROOT / "constraints.txt").read_text().splitlines()
+    if not line.lstrip().startswith("#")
+  }
+  extras = setup_cfg["options.extras_require"]
+  wanted = setup_cfg["options"]["install_requires"].split("\n")
+  wanted += extras["dev"].split("\n") + extras["docs"].split("\n")
+  names = {
+    re.match(r"[\w.-]+", line)[0].lower().replace("_", "-")
+    for line in wanted
+    if line
+  }
+  assert names - {"genie-jax"} <= pinned
+
+
+def test_the_matrix_has_every_python_that_the_package_names(matrix, setup_cfg):
+  named = re.findall(
+    r"Python :: (3\.\d+)", setup_cfg["metadata"]["classifiers"]
+  )
+  assert {f"highest-{version}" for version in named} <= set(matrix.CELLS)
+  assert f"lowest-{min(named)}" in matrix.CELLS
+
+
+def test_the_matrix_says_what_failed_and_where(matrix, monkeypatch, tmp_path):
+  def run(command, **options):
+    words = [str(word) for word in command]
+    if words[1:3] == ["pip", "list"]:
+      return '[{"name": "jax", "version": "9.9"}]'
+    if "-c" in words:
+      return "7\n"
+    if "pytest" in words:
+      raise matrix.Failed("python ended with 1: E  no\n== 1 failed in 2s ==")
+    return ""
+
+  monkeypatch.setattr(matrix, "run", run)
+  monkeypatch.setattr(matrix, "FOLDER", tmp_path)
+  row = matrix.run_cell("lowest-3.11", "uv", 1, ["tests/core"])
+  assert not row["passed"]
+  assert row["modules_imported"] == 7
+  line = matrix.table({"lowest-3.11": row}).splitlines()[1]
+  assert " failed at tests " in line
+  assert line.endswith(" 1 failed in 2s")
+
+
+@pytest.mark.parametrize(
+  "module", ["genie_jax", "genie_jax.core.files", "experiments.coinrun.lam"]
+)
+def test_a_warning_of_our_own_code_is_an_error(module):
+  with pytest.raises(DeprecationWarning, match="old"):
+    warnings.warn_explicit("old", DeprecationWarning, "f.py", 1, module)
+
+
+@pytest.mark.parametrize("module", ["jax._src.core", "genie_jaxed", "tests.x"])
+def test_a_warning_of_other_code_is_not_an_error(module):
+  with pytest.warns(DeprecationWarning, match="old"):
+    warnings.warn_explicit("old", DeprecationWarning, "f.py", 1, module)

@@ -1,0 +1,5 @@
+"""What the tests of tokenizing share with those of worlds."""
+
+from tests.fixtures.tiny_folders import clips, models, parts
+
+__all__ = ["clips", "models", "parts"]
