@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--world",
     required=True,
     metavar="DIR",
-    help="world that `genie export` wrote",
+    help="world that `genie export` wrote, or its name or address",
   )
   add(
     "--clips",
@@ -115,15 +115,15 @@ def run(args: argparse.Namespace) -> int:
   from genie_jax.core import buckets
   from genie_jax.evals import metric, report
   from genie_jax.evals import run as run_lib
-  from genie_jax.worlds import world_folder
+  from genie_jax.worlds import download, world_folder
 
   buckets.disk(args.out, "--out")  # Known before minutes of judging.
   timings = report.read_seconds(args.timings) if args.timings else {}
   curves = report.read_curves(args.workdir)
-  found = world_folder.load(args.world)
+  found = world_folder.load(download.local(args.world))
   other = None
   if args.true_actions_world:
-    other = world_folder.load(args.true_actions_world)
+    other = world_folder.load(download.local(args.true_actions_world))
     if other.world.actions != "true":
       raise errors.UserError(
         f"--true-actions-world {args.true_actions_world} was trained on "

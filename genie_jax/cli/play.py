@@ -26,8 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--world",
     required=True,
     metavar="DIR",
-    help="world folder that `genie export` wrote, or its address: "
-    "https://..., gs://... or s3://...",
+    help="name of a world that ships, for example coinrun; a folder that "
+    "`genie export` wrote; or its address: https://..., gs://..., s3://... or "
+    "hf://...",
   )
   add(
     "--host",

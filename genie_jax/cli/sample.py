@@ -26,7 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--world",
     required=True,
     metavar="DIR",
-    help="world folder that `genie export` wrote, or its address",
+    help="name of a world that ships, folder that `genie export` wrote, or its "
+    "address",
   )
   add(
     "--prompt",

@@ -1,10 +1,11 @@
 """Reads pictures as prompts; writes PNGs, frame strips, GIFs and MP4s."""
 
+import contextlib
 import io
 import pathlib
 import struct
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import BinaryIO
 
 import av
@@ -81,33 +82,77 @@ def read_prompt(
   Raises:
     UserError: The file is not a picture, or has more than 64 million pixels.
   """
+  with _one_line(name), Image.open(content, formats=_FORMATS) as picture:
+    return _fitted(picture, height, width, name)
+
+
+def fit(picture: Image.Image, height: int, width: int) -> np.ndarray:
+  """Returns a PIL image as one frame; see `read_prompt`.
+
+  Args:
+    picture: Any image, which stays as it is.
+    height: Rows of the frame.
+    width: Columns of the frame.
+
+  Returns:
+    uint8 [height, width, 3].
+
+  Raises:
+    UserError: It has no pixels or more than 64 million, or its file is damaged.
+  """
+  with _one_line("The picture"):
+    _check_size(picture, "The picture")
+    # The JPEG decoder would shrink the caller's picture too.
+    return _fitted(picture.copy(), height, width, "The picture")
+
+
+def _check_size(picture: Image.Image, name: str) -> None:
+  columns, rows = picture.size
+  if not 0 < rows * columns <= MAX_PIXELS:
+    raise errors.UserError(
+      f"{name} has {columns} x {rows} pixels; the allowed number is 1 to "
+      f"{MAX_PIXELS}, so make it smaller."
+    )
+
+
+def _fitted(
+  picture: Image.Image, height: int, width: int, name: str
+) -> np.ndarray:
+  """Returns uint8 [height, width, 3] of a picture, which may be shrunk."""
+  _check_size(picture, name)
+  orientation = picture.getexif().get(_EXIF_ORIENTATION, 1)
+  rotation = _UPRIGHT.get(orientation)
+  swaps_sides = rotation in (
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+    Image.Transpose.ROTATE_270,
+  )
+  size = (height, width) if swaps_sides else (width, height)
+  # The JPEG decoder can downsample large photos while it reads them.
+  picture.draft(
+    picture.mode, (size[0] * _DRAFT_FACTOR, size[1] * _DRAFT_FACTOR)
+  )
+  picture.load()
+  frame = _crop_and_resize(_with_8_bit_channels(picture), size)
+  if rotation is not None:
+    frame = frame.transpose(rotation)
+  return np.asarray(frame, np.uint8)
+
+
+@contextlib.contextmanager
+def _one_line(name: str) -> Iterator[None]:
+  """Turns what Pillow raises for bad files into one line, and its warnings off.
+
+  Raises:
+    UserError: The file is damaged, too large, or not a picture.
+  """
   try:
     with warnings.catch_warnings():
       # Decoders warn about damage that they can skip, and about large pictures,
       # which raise a UserError below.
       warnings.simplefilter("ignore")
-      with Image.open(content, formats=_FORMATS) as picture:
-        columns, rows = picture.size
-        if not 0 < rows * columns <= MAX_PIXELS:
-          raise errors.UserError(
-            f"{name} has {columns} x {rows} pixels; the allowed number is 1 to "
-            f"{MAX_PIXELS}, so make it smaller."
-          )
-        orientation = picture.getexif().get(_EXIF_ORIENTATION, 1)
-        rotation = _UPRIGHT.get(orientation)
-        swaps_sides = rotation in (
-          Image.Transpose.TRANSPOSE,
-          Image.Transpose.TRANSVERSE,
-          Image.Transpose.ROTATE_90,
-          Image.Transpose.ROTATE_270,
-        )
-        size = (height, width) if swaps_sides else (width, height)
-        # The JPEG decoder can downsample large photos while it reads them.
-        picture.draft(
-          picture.mode, (size[0] * _DRAFT_FACTOR, size[1] * _DRAFT_FACTOR)
-        )
-        picture.load()
-        frame = _crop_and_resize(_with_8_bit_channels(picture), size)
+      yield
   except errors.UserError:
     raise
   except Image.DecompressionBombError as error:  # Raised by Image.open.
@@ -135,9 +180,6 @@ def read_prompt(
       f"{name} is not a picture that can be read ({reason}); give a PNG, "
       "JPEG, WebP or GIF file."
     ) from error
-  if rotation is not None:
-    frame = frame.transpose(rotation)
-  return np.asarray(frame, np.uint8)
 
 
 def _with_8_bit_channels(picture: Image.Image) -> Image.Image:

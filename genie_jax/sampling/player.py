@@ -164,6 +164,20 @@ class State:
   frame: jax.Array
   frames: jax.Array | None
 
+  def __repr__(self) -> str:
+    # Never raises: trees of other things than arrays are states as well.
+    shape = getattr(self.frame, "shape", ())
+    number = self.number
+    if isinstance(number, jax.core.Tracer):
+      which = "being traced"
+    elif not isinstance(number, jax.Array) or number.shape:
+      which = "of several players or of other leaves"
+    elif number.is_deleted():
+      which = "used up by a step"
+    else:
+      which = f"at frame {int(number) - 1}"
+    return f"State({which}, frame {'x'.join(map(str, shape))})"
+
 
 def reset(
   models: Models,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
 
 from genie_jax.core import errors
 
@@ -131,8 +131,8 @@ def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
     `x`, constrained if a mesh is set.
   """
   layout = spec(axes)
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
+  mesh = _mesh()
+  if mesh is None:
     return x
   check_divides(x.shape, axes, mesh.shape, "an activation")
   return jax.lax.with_sharding_constraint(x, layout)
@@ -171,8 +171,8 @@ def is_split() -> bool:
   The current mesh is the one that is set while a function is traced. A layer
   may choose another formulation for several devices.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  return not mesh.empty and mesh.size > 1
+  mesh = _mesh()
+  return mesh is not None and mesh.size > 1
 
 
 def ways(axis: str) -> int:
@@ -182,10 +182,23 @@ def ways(axis: str) -> int:
     axis: A logical axis.
   """
   spec((axis,))
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
+  mesh = _mesh()
+  if mesh is None:
     return 1
   return math.prod(mesh.shape[name] for name in RULES[axis])
+
+
+def _mesh() -> AbstractMesh | None:
+  """Returns the mesh in force if the compiler splits arrays over our axes.
+
+  None where no mesh is set, where a program that uses these models has set one
+  with axes of its own, and inside of a `shard_map`, where a function sees one
+  device's part of each array.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if not set(MESH_AXES) <= set(mesh.axis_names) or mesh.manual_axes:
+    return None
+  return mesh
 
 
 def platform() -> str:

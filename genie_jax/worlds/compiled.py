@@ -5,10 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache
 
 from genie_jax.core import cache
 from genie_jax.sampling import player
-from genie_jax.weights import int8
+from genie_jax.worlds import functions as functions_lib
 
 
 def keep_programs() -> None:
@@ -19,35 +20,32 @@ def keep_programs() -> None:
   settings: Any = jax.config  # Its flags are not in its type.
   if not settings.jax_compilation_cache_dir:
     jax.config.update("jax_compilation_cache_dir", str(cache.default_folder()))
+    # Where something was compiled before, JAX has noted that there is no cache.
+    compilation_cache.reset_cache()
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
-@functools.partial(jax.jit, static_argnames="module")
-def encode(module: Any, params: Any, frames: jax.Array) -> jax.Array:
-  """Returns what a tokenizer or a LAM makes of uint8 frames [B, T, H, W, C]."""
-  return module.apply(
-    {"params": int8.dequantize(params)},
-    frames.astype(jnp.float32) / 255,
-    method="encode",
-  )
+encode = jax.jit(functions_lib.encode, static_argnames="module")
 
 
-@functools.partial(jax.jit, static_argnames="models")
-def reset(models, params, tokens, latent_actions, key):
-  """See `player.reset`."""
-  return player.reset(models, params, tokens, latent_actions, key)
+@jax.jit
+def reset(functions, frames, latent_actions, key):
+  """See `Functions.reset`."""
+  return functions.reset(functions.params, frames, key, latent_actions)
 
 
-@functools.partial(jax.jit, static_argnames="models", donate_argnames="state")
-def step(models, params, state, action, sampling):
-  """See `player.step`; the state is used up."""
-  return player.step(models, params, state, action, sampling)
+@functools.partial(jax.jit, donate_argnames="state")
+def step(functions, state, action):
+  """See `Functions.step`; the state is used up."""
+  return functions.step(functions.params, state, action)
 
 
-@functools.partial(jax.jit, static_argnames="models", donate_argnames="states")
-def step_many(models, params, states, actions, sampling):
+@functools.partial(jax.jit, donate_argnames="states")
+def step_many(functions, states, actions):
   """See `player.step_many`; the states are used up."""
-  return player.step_many(models, params, states, actions, sampling)
+  return player.step_many(
+    functions.models, functions.params, states, actions, functions.sampling
+  )
 
 
 @jax.jit

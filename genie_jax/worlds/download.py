@@ -10,16 +10,17 @@ import shutil
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from absl import logging
 
 from genie_jax.core import errors, files
-from genie_jax.worlds import world_manifest
+from genie_jax.worlds import shipped, world_manifest
 
 # Scheme -> the driver of etils and fsspec that serves it.
 _BUCKETS = {"gs": "gcsfs", "s3": "s3fs"}
 _SCHEMES = ("https", *_BUCKETS)
+_HUB = "hf"
 # Without encryption anyone on the way could give another world.
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _BLOCK_BYTES = 1 << 20
@@ -58,31 +59,31 @@ def read(
 
 
 def local(folder_or_url: files.PathLike) -> pathlib.Path:
-  """Returns the folder of a world, downloaded first if it is an address.
+  """Returns the folder of a world, downloaded first if it has an address.
 
   A cached copy that lacks a file, or has one of another size, is downloaded
   anew; for one that is damaged otherwise see `read`.
 
   Args:
-    folder_or_url: A folder, or the address of one (or of its manifest.json).
+    folder_or_url: A folder, the name of a world that ships, or the address of
+      a folder (or of its manifest.json).
 
   Raises:
-    UserError: The address is of no known kind, cannot be reached, or what
-      comes back is no world or not the one that its manifest describes.
+    UserError: There is no such folder or name; or the address is of an unknown
+      kind or cannot be reached, or what comes back is not a world or not the
+      one that its manifest describes.
   """
   text = os.fspath(folder_or_url)
   if "://" not in text:
-    return pathlib.Path(text)
+    return shipped.find(text)
   return _fetched(text, _complete)
 
 
 def _fetched(text: str, good: Callable[[pathlib.Path], bool]) -> pathlib.Path:
   """Returns the cached folder of an address if it is good, or a new one."""
-  url = text.removesuffix(world_manifest.MANIFEST).rstrip("/")
-  _check(url)
-  content = b"".join(
-    _blocks(f"{url}/{world_manifest.MANIFEST}", _MANIFEST_BYTES)
-  )
+  source = _source(text)
+  url = source.url
+  content = source.manifest(_MANIFEST_BYTES)
   manifest = world_manifest.check_manifest(
     f"{url}/{world_manifest.MANIFEST}", content
   )
@@ -96,7 +97,7 @@ def _fetched(text: str, good: Callable[[pathlib.Path], bool]) -> pathlib.Path:
       "%s is damaged; downloading %s again in its place.", target, url
     )
   with _one_line(url):
-    _download(url, manifest, content, target, replace)
+    _download(source, manifest, content, target, replace)
   return target
 
 
@@ -112,14 +113,77 @@ def cache_folder(environ: Mapping[str, str] | None = None) -> pathlib.Path:
   return base / "genie_jax" / "worlds"
 
 
+class _Source(Protocol):
+  """A world at an address, whose `url` messages name."""
+
+  url: str
+
+  def manifest(self, limit: int) -> bytes:
+    """Returns the bytes of manifest.json, at most `limit`."""
+
+  def download(
+    self, stated: Mapping[str, Mapping[str, Any]], folder: pathlib.Path
+  ) -> dict[str, str]:
+    """Writes the files that a manifest states; returns their SHA-256."""
+
+
+class _Web:
+  """A folder on a web server or in a bucket."""
+
+  def __init__(self, url: str):
+    self.url = url
+    _check(url)
+
+  def manifest(self, limit: int) -> bytes:
+    return b"".join(_blocks(f"{self.url}/{world_manifest.MANIFEST}", limit))
+
+  def download(
+    self, stated: Mapping[str, Mapping[str, Any]], folder: pathlib.Path
+  ) -> dict[str, str]:
+    digests = {}
+    for name in stated:
+      path, digest = folder / name, hashlib.sha256()
+      path.parent.mkdir(exist_ok=True)
+      with open(path, "wb") as file:
+        for block in _blocks(f"{self.url}/{name}", stated[name]["bytes"]):
+          digest.update(block)
+          file.write(block)
+      digests[name] = digest.hexdigest()
+    return digests
+
+
+def _source(text: str) -> _Source:
+  """Returns what serves an address, or the address of a manifest.json."""
+  url = text.removesuffix(world_manifest.MANIFEST).rstrip("/")
+  if urllib.parse.urlsplit(url).scheme != _HUB:
+    return _Web(url)
+  try:
+    # Late: an extra, which other addresses do without.
+    from genie_jax.worlds import hub
+  except ModuleNotFoundError as error:
+    if error.name != "huggingface_hub":
+      raise
+    raise errors.UserError(
+      f"{url} needs a package that is not installed; `pip install "
+      "huggingface_hub`."
+    ) from error
+  repository = hub.Repository(url)
+  if not _encrypted(urllib.parse.urlsplit(repository.endpoint)):
+    raise errors.UserError(
+      f"HF_ENDPOINT is {repository.endpoint}, over which anyone on the way "
+      "could give another world; give one that begins with https://."
+    )
+  return repository
+
+
 def _download(
-  url: str,
+  source: _Source,
   manifest: Mapping[str, Any],
   content: bytes,
   target: pathlib.Path,
   replace: bool,
 ) -> None:
-  """Downloads a world beside `target`, and renames it there when whole.
+  """Downloads a world next to `target`, and renames it there when whole.
 
   With `replace`, what is there is damaged, and goes once there is better.
   """
@@ -127,19 +191,15 @@ def _download(
   damaged = files.temporary_sibling(target)
   temporary.mkdir(parents=True)
   total = sum(stated["bytes"] for stated in manifest["files"].values())
-  logging.info("Downloading %s, %.1f MB.", url, total / 1e6)
+  logging.info("Downloading %s, %.1f MB.", source.url, total / 1e6)
   try:
+    digests = source.download(manifest["files"], temporary)
     for name, stated in manifest["files"].items():
-      path, digest = temporary / name, hashlib.sha256()
-      path.parent.mkdir(exist_ok=True)
-      with open(path, "wb") as file:
-        for block in _blocks(f"{url}/{name}", stated["bytes"]):
-          digest.update(block)
-          file.write(block)
-      if digest.hexdigest() != stated["sha256"]:
+      if digests[name] != stated["sha256"]:
         raise errors.UserError(
-          f"{url}/{name} is not the file that {world_manifest.MANIFEST} "
-          "describes (its SHA-256 differs); try again, or ask who published it."
+          f"{source.url}/{name} is not the file that "
+          f"{world_manifest.MANIFEST} describes (its SHA-256 differs); try "
+          "again, or ask who published it."
         )
     files.write_atomic(temporary / world_manifest.MANIFEST, content)
     if replace:
@@ -192,15 +252,22 @@ def _one_line(url: str) -> Iterator[None]:
     ) from error
 
 
+def _encrypted(parts: urllib.parse.SplitResult) -> bool:
+  """Returns whether nobody on the way can change what an address gives."""
+  return parts.scheme == "https" or (
+    parts.scheme == "http" and parts.hostname in _LOOPBACK
+  )
+
+
 def _check(url: str) -> None:
   parts = urllib.parse.urlsplit(url)
-  if parts.scheme == "http" and parts.hostname in _LOOPBACK:
+  if parts.scheme == "http" and _encrypted(parts):
     return
   if parts.scheme not in _SCHEMES or not parts.netloc:
     raise errors.UserError(
       f"{url} cannot be loaded"
-      f"{errors.closest(parts.scheme, _SCHEMES)}; give a folder, or an "
-      "address that begins with https://, gs:// or s3://."
+      f"{errors.closest(parts.scheme, (*_SCHEMES, _HUB))}; give a folder, or "
+      "an address that begins with https://, gs://, s3:// or hf://."
     )
   if parts.query or parts.fragment:
     raise errors.UserError(

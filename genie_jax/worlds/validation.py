@@ -11,36 +11,6 @@ from genie_jax.models import store
 from genie_jax.sampling import player
 
 
-def check_prompt(frames: Any, frame_shape: tuple[int, ...]) -> np.ndarray:
-  """Returns a prompt as frames [P, H, W, C].
-
-  Args:
-    frames: What was given, one frame or several.
-    frame_shape: (H, W, C) of the world.
-
-  Raises:
-    UserError: They are no frames of this world.
-  """
-  try:
-    frames = np.asarray(frames)
-  except ValueError as error:  # Rows of several lengths.
-    raise errors.UserError(
-      "The prompt is no array; give uint8 [H, W, C] or [P, H, W, C]."
-    ) from error
-  found = frames[None] if frames.ndim == 3 else frames
-  if (
-    found.dtype != np.uint8
-    or not found.size
-    or (found.shape[1:] != frame_shape)
-  ):
-    raise errors.UserError(
-      f"The prompt is {frames.dtype} of shape {frames.shape}; this world's "
-      f"frames are uint8 of shape {frame_shape}, one or several of them. "
-      "Resize or convert it first."
-    )
-  return found
-
-
 def check_seed(seed: Any) -> None:
   """Raises UserError unless a seed is a whole number of 32 bits."""
   whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
@@ -58,7 +28,13 @@ def check_players(states: Sequence[Any]) -> None:
         f"A player is needed here, not {type(state).__name__}; give what "
         "`reset` or `step` returned."
       )
-    if any(leaf.is_deleted() for leaf in jax.tree.leaves(state)):
+    leaves = jax.tree.leaves(state)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+      raise errors.UserError(
+        "A world cannot be stepped inside of jit, vmap or scan; "
+        "`world.functions()` gives the reset and step that can."
+      )
+    if any(leaf.is_deleted() for leaf in leaves):
       raise errors.UserError(
         "This player was used up by an earlier step; go on from the one "
         "that the step returned, and `fork` a player to keep it."

@@ -10,6 +10,7 @@ Shapes:
 
 import contextlib
 import copy
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,8 +25,9 @@ from genie_jax.models import store
 from genie_jax.sampling import decoding, player, prepare, samplers
 from genie_jax.sampling import slide as slide_lib
 from genie_jax.sharding import mesh as mesh_lib
-from genie_jax.weights import int8
-from genie_jax.worlds import compiled, validation
+from genie_jax.weights import int8, param_tree
+from genie_jax.worlds import compiled, pictures, validation
+from genie_jax.worlds import functions as functions_lib
 
 State = player.State
 
@@ -152,9 +154,37 @@ class World:
       self.slide,
     )
 
+  def __repr__(self) -> str:
+    height, width, channels = self.frame_shape
+    count = sum(
+      math.prod(leaf.shape)
+      for part in self.parts.values()
+      for leaf in param_tree.flatten(dict(part.params)).values()
+    )
+    return (
+      f"World({self.name!r}, {self.num_actions} {self.actions} actions, "
+      f"{height}x{width}x{channels} frames at {self.fps} a second, window "
+      f"{self.num_frames}, {self.slide.mode} slide, {count:,} parameters)"
+    )
+
+  def functions(self) -> functions_lib.Functions:
+    """Returns this world as pure functions for `jit`, `vmap` and `scan`.
+
+    They draw frames as this world does, with its sampling and its slide. Those
+    of a world that is split over a mesh are traced inside `jax.set_mesh(mesh)`.
+    """
+    return functions_lib.Functions(
+      params=self._params,
+      sampling=self.sampling,
+      models=self._models,
+      lam=self._modules.get("lam"),
+      frame_shape=self.frame_shape,
+      num_actions=self.num_actions,
+    )
+
   def reset(
     self,
-    frames: np.ndarray,
+    picture: Any = None,
     *,
     seed: int = 0,
     latent_actions: Sequence[int] | None = None,
@@ -162,8 +192,10 @@ class World:
     """Starts a player from a prompt.
 
     Args:
-      frames: uint8 [H, W, C] or [P, H, W, C]; only the last of what fits the
-        window is used.
+      picture: A path, a PIL image, an array [H, W, C] or [P, H, W, C] of any
+        size, or a list of these; cut and resized as in `pictures.as_frames`.
+        Only the last of what fits the window is used. The world's first prompt
+        when left out.
       seed: Fixes all noise of the player.
       latent_actions: int [P - 1], those between the prompt's frames; the LAM
         finds them when left out.
@@ -172,11 +204,13 @@ class World:
       The player, to be given to `step`.
 
     Raises:
-      UserError: Frames of another shape or dtype, actions out of range or too
-        few, several frames without actions and without a LAM, or a seed out
-        of range.
+      UserError: It is not a picture, the world has no prompts, actions are out
+        of range or too few, several frames come without actions and without a
+        LAM, or the seed is out of range.
     """
-    frames = validation.check_prompt(frames, self.frame_shape)
+    if picture is None:
+      picture = self._first_prompt()
+    frames = pictures.as_frames(picture, self.frame_shape)
     validation.check_seed(seed)
     if latent_actions is not None:
       latent_actions = self.check_actions(latent_actions)
@@ -186,21 +220,13 @@ class World:
           f"{len(frames)} frames; give one fewer than frames."
         )
       latent_actions = latent_actions[-(self.num_frames - 1) :]
-    frames = frames[-self.num_frames :]
-    if latent_actions is None:
-      latent_actions = np.zeros((0,), np.int32)
-      if len(frames) > 1:
-        latent_actions = self.infer_actions(frames[None])[0]
-    # The noise of the first clip of `rollout.rollout` with this seed.
-    key = jax.random.fold_in(jax.random.key(seed), 0)
-    tokens = self.encode(frames[None])[0]
+    functions = self.functions()
     with self._on_mesh():
       return compiled.reset(
-        self._models,
-        self._play_params,
-        tokens,
-        jnp.asarray(latent_actions),
-        key,
+        functions,
+        frames[-self.num_frames :],
+        latent_actions,
+        functions.key(seed),
       )
 
   def step(self, state: State, action: int) -> tuple[State, np.ndarray]:
@@ -224,13 +250,7 @@ class World:
         "or play several with `step_many`."
       )
     with self._on_mesh():
-      state, frame = compiled.step(
-        self._models,
-        self._play_params,
-        state,
-        jnp.asarray(action),
-        self.sampling,
-      )
+      state, frame = compiled.step(self.functions(), state, jnp.asarray(action))
     return state, np.asarray(frame)
 
   def step_many(
@@ -266,11 +286,7 @@ class World:
         some = slice(start, start + size)
         with self._on_mesh():
           several, frames = compiled.step_many(
-            self._models,
-            self._play_params,
-            tuple(states[some]),
-            jnp.asarray(actions[some]),
-            self.sampling,
+            self.functions(), tuple(states[some]), jnp.asarray(actions[some])
           )
       after += several
       shown.append(np.asarray(frames))
@@ -307,9 +323,12 @@ class World:
       return contextlib.nullcontext()
     return jax.set_mesh(self._mesh)
 
-  @property
-  def _play_params(self) -> dict[str, Any]:
-    return {name: self._params[name] for name in ("tokenizer", "dynamics")}
+  def _first_prompt(self) -> pathlib.Path:
+    if not self.prompts:
+      raise errors.UserError(
+        "This world has no prompts; give a picture to start from."
+      )
+    return self.prompts[0]
 
   def encode(self, frames: np.ndarray) -> jax.Array:
     """Returns tokens, int32 [B, T, h, w], of uint8 frames [B, T, H, W, C]."""
@@ -347,7 +366,7 @@ class World:
 
   def rollout(
     self,
-    prompt_frames: np.ndarray,
+    picture: Any,
     latent_actions: np.ndarray,
     *,
     seed: int = 0,
@@ -355,7 +374,7 @@ class World:
     """Continues one prompt under latent actions, as frames.
 
     Args:
-      prompt_frames: uint8 [H, W, C] or [P, H, W, C]; only the last of what
+      picture: One picture or several, as in `reset`; only the last of what
         fits the window is used.
       latent_actions: int [F] in [0, A), pressed after the prompt.
       seed: Fixes all noise.
@@ -365,14 +384,12 @@ class World:
       it, then the drawn frames.
 
     Raises:
-      UserError: An action is out of range, or frames of another shape.
+      UserError: An action is out of range, or it is not a picture.
     """
     latent_actions = self.check_actions(latent_actions)
-    prompt_frames = validation.check_prompt(prompt_frames, self.frame_shape)[
-      -self.num_frames :
-    ]
-    state = self.reset(prompt_frames, seed=seed)
-    frames = list(self.decode(self.encode(prompt_frames[None]))[0])
+    prompt = pictures.as_frames(picture, self.frame_shape)[-self.num_frames :]
+    state = self.reset(prompt, seed=seed)
+    frames = list(self.decode(self.encode(prompt[None]))[0])
     for action in latent_actions:
       state, frame = self.step(state, action)
       frames.append(frame)
@@ -404,7 +421,5 @@ class World:
   def _encode(self, name: str, frames: np.ndarray) -> jax.Array:
     with self._on_mesh():
       return compiled.encode(
-        prepare.rolled(self._modules[name]),
-        self._params[name],
-        jnp.asarray(frames),
+        self._modules[name], self._params[name], jnp.asarray(frames)
       )

@@ -137,7 +137,7 @@ def test_rounded_codes_are_those_of_jax(tmp_path):
   # A level that the file does not state, or states wrongly, is one line.
   group = dict(theirs.tokenizer._part.quantizer, levels=[3, 5])
   with pytest.raises(errors.UserError, match=r"multiplies to 15.*13 codes"):
-    quantizers.build(group, theirs.tokenizer._part.model, {}, 13)
+    quantizers.build(group, theirs.tokenizer.fields, {}, 13)
 
 
 @pytest.mark.parametrize("levels", [(13,), (16, 8, 8), (8, 5, 5, 5), (3, 2)])

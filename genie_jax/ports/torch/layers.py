@@ -12,48 +12,82 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 EPSILON = 1e-6
 ROTARY_BASE = 100.0
-_MASKED = -1e30
-
-Params = Mapping[str, Any]
 
 
-@dataclasses.dataclass
+class Tree(nn.Module):
+  """Parameters under the names that they have in a world's files.
+
+  The tensor "stack/norm/scale" of a file is the parameter "stack.norm.scale",
+  also reached as `tree["stack"]["norm"]["scale"]`.
+  """
+
+  def __init__(self, tensors: Mapping[str, Any]):
+    """Registers tensors, which are not copied.
+
+    Args:
+      tensors: Nested dict of tensors.
+    """
+    super().__init__()
+    for name, value in tensors.items():
+      if isinstance(value, Mapping):
+        self.add_module(name, Tree(value))
+      else:
+        # For inference; `requires_grad_()` makes them trainable.
+        self.register_parameter(name, nn.Parameter(value, requires_grad=False))
+
+  def __getitem__(self, name: str) -> Any:
+    return getattr(self, name)
+
+  def __contains__(self, name: str) -> bool:
+    return name in self._parameters or name in self._modules
+
+  def unbound(self) -> list[dict[str, Any]]:
+    """Returns for each index of all parameters' first axis a nested dict."""
+    values = {
+      **{name: value.unbind() for name, value in self._parameters.items()},
+      **{name: value.unbound() for name, value in self._modules.items()},
+    }
+    count = len(next(iter(values.values())))
+    return [
+      {name: value[number] for name, value in values.items()}
+      for number in range(count)
+    ]
+
+
+Params = Tree | Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
 class Cache:
   """Keys and values of the frames that attention in time has seen.
 
   Attributes:
-    key: [Y, B, Tc, N, H, K].
-    value: [Y, B, Tc, N, H, K].
-    positions: int64 [Tc], the frame number of each slot.
+    key: [Y, B, slots, N, H, K]; frame t of the window is in slot t.
+    value: [Y, B, slots, N, H, K].
+    length: Tc, how many slots hold a finished frame.
   """
 
   key: torch.Tensor
   value: torch.Tensor
-  positions: torch.Tensor
+  length: int
 
-  def extended(self, own: tuple[torch.Tensor, torch.Tensor]) -> "Cache":
-    """Returns a cache with the next frames' keys and values at its end."""
-    frames = own[0].shape[2]
-    first = int(self.positions[-1]) + 1 if len(self.positions) else 0
+  def with_room(self, frames: int) -> "Cache":
+    """Returns a copy with free slots for so many more frames."""
     return Cache(
-      torch.cat([self.key, own[0]], 2),
-      torch.cat([self.value, own[1]], 2),
-      torch.cat(
-        [
-          self.positions,
-          torch.arange(first, first + frames, device=self.positions.device),
-        ]
-      ),
+      _longer(self.key[:, :, : self.length], frames),
+      _longer(self.value[:, :, : self.length], frames),
+      self.length,
     )
 
-  @classmethod
-  def of(cls, own: tuple[torch.Tensor, torch.Tensor]) -> "Cache":
-    """Returns a cache of frames numbered from 0."""
-    return cls(*own, torch.arange(own[0].shape[2], device=own[0].device))
+
+def _longer(x: torch.Tensor, slots: int) -> torch.Tensor:
+  free = x.new_empty(*x.shape[:2], slots, *x.shape[3:])
+  return torch.cat([x, free], 2)
 
 
 def grid(height: int, width: int, patch: int) -> tuple[int, int]:
@@ -91,149 +125,204 @@ def shrink(frames: torch.Tensor, factor: int) -> torch.Tensor:
   ).mean((3, 5))
 
 
-def cast(x: torch.Tensor, fields: Mapping[str, Any]) -> torch.Tensor:
-  """Returns x in the dtype of a stack's activations."""
-  return x.to(
-    torch.bfloat16 if fields["dtype"] == "bfloat16" else torch.float32
-  )
-
-
 def rms_norm(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
   """Divides by the root mean square of the last axis, in float32."""
   wide = x.float()
-  wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPSILON)
-  return (wide * scale).to(x.dtype)
+  size = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+  mean = size.square_().div_(x.shape[-1])
+  return (wide * mean.add_(EPSILON).rsqrt_() * scale).to(x.dtype)
 
 
-def project(x: torch.Tensor, params: Params, inputs: int = 1) -> torch.Tensor:
-  """Maps the last `inputs` axes of x by a kernel [*inputs, *outputs]."""
-  kernel = params["kernel"].to(x.dtype)
-  y = torch.tensordot(x, kernel, dims=inputs)
+def project(x: torch.Tensor, params: Params) -> torch.Tensor:
+  """Maps x [..., D] by a kernel [D, outputs] and perhaps a bias."""
+  y = x @ params["kernel"].to(x.dtype)
   return y + params["bias"].to(x.dtype) if "bias" in params else y
 
 
-def rotate(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-  """Turns pairs of channels (i, i + K / 2) of [B, L, N, H, K] by position."""
-  half = x.shape[-1] // 2
+def rotation(
+  positions: torch.Tensor, head_dim: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+  """Returns what `rotate` needs for frames at positions [T].
+
+  Returns:
+    Cosines and signed sines, float32 [T, 1, 1, 1, K].
+  """
+  half = head_dim // 2
   frequency = ROTARY_BASE ** (
-    -torch.arange(half, device=x.device, dtype=torch.float32) / half
+    -torch.arange(half, device=positions.device, dtype=torch.float32) / half
   )
-  angle = (positions.float()[:, None] * frequency)[:, None, None]
+  angle = (positions.float()[:, None] * frequency)[:, None, None, None]
   cos, sin = angle.cos(), angle.sin()
-  first, second = x.float().split(half, -1)
-  return torch.cat(
-    [first * cos - second * sin, second * cos + first * sin], -1
-  ).to(x.dtype)
+  return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
 
 
-def attend_space(x: torch.Tensor, params: Params) -> torch.Tensor:
-  """Lets the tokens of each frame of [B, T, N, D] see one another."""
-  query, key, value = project(x, params["qkv"]).unbind(-3)  # [B, T, N, H, K]
-  query = rms_norm(query, params["query_norm"]["scale"])
-  key = rms_norm(key, params["key_norm"]["scale"])
-  mixed = functional.scaled_dot_product_attention(
-    *(part.transpose(2, 3) for part in (query, key, value))
+def rotate(
+  x: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]
+) -> torch.Tensor:
+  """Turns pairs of channels (i, i + K / 2) of [B, T, N, 2, H, K]."""
+  cos, sin = turn
+  wide = x.float()
+  swapped = wide.roll(wide.shape[-1] // 2, -1)
+  return torch.addcmul(wide * cos, swapped, sin).to(x.dtype)
+
+
+def query_key_value(
+  x: torch.Tensor, params: Params, shape: tuple[int, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+  """Projects tokens for an attention.
+
+  Args:
+    x: [B * T * N, D].
+    params: Of the attention.
+    shape: (B, T, N).
+
+  Returns:
+    Normalized queries and keys [B, T, N, 2, H, K], and values
+    [B, T, N, H, K].
+  """
+  kernel = params["qkv"]["kernel"]  # [D, 3, H, K]
+  qkv = (x @ kernel.flatten(1)).view(*shape, *kernel.shape[1:])
+  scale = torch.stack(
+    [params["query_norm"]["scale"], params["key_norm"]["scale"]]
   )
-  return project(mixed.transpose(2, 3), params["out"], inputs=2)
+  return rms_norm(qkv[..., :2, :, :], scale[:, None]), qkv[..., 2, :, :]
+
+
+def attend_space(both: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+  """Lets the tokens of each frame see one another.
+
+  Args:
+    both: [B, T, N, 2, H, K], queries and keys.
+    value: [B, T, N, H, K].
+
+  Returns:
+    [B, T, N, H, K].
+  """
+  parts = (both[..., 0, :, :], both[..., 1, :, :], value)
+  mixed = functional.scaled_dot_product_attention(
+    *(part.flatten(0, 1).transpose(1, 2) for part in parts)
+  )
+  return mixed.transpose(1, 2).unflatten(0, value.shape[:2])
 
 
 def attend_time(
-  x: torch.Tensor,
-  params: Params,
-  positions: torch.Tensor,
-  past: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
-  window: int,
-) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-  """Lets each place see itself in earlier frames.
+  query: torch.Tensor,
+  key: torch.Tensor,
+  value: torch.Tensor,
+  seen: torch.Tensor | None,
+) -> torch.Tensor:
+  """Lets each place see itself in other frames.
 
   Args:
-    x: [B, T, N, D].
-    params: Of this attention.
-    positions: [T] frame numbers.
-    past: Keys and values [B, Tc, N, H, K] and their positions [Tc].
-    window: Frames seen, the own one included; 0 for all.
+    query: [B, T, N, H, K].
+    key: [B, Tk, N, H, K].
+    value: [B, Tk, N, H, K].
+    seen: bool [T, Tk]; all when None.
 
   Returns:
-    [B, T, N, D], and x's own keys and values.
+    [B, T, N, H, K].
   """
-  query, key, value = project(x, params["qkv"]).unbind(-3)
-  query = rotate(rms_norm(query, params["query_norm"]["scale"]), positions)
-  key = rotate(rms_norm(key, params["key_norm"]["scale"]), positions)
-  own, at = (key, value), positions
-  if past is not None:
-    key, value = torch.cat([past[0], key], 1), torch.cat([past[1], value], 1)
-    at = torch.cat([past[2], positions])
-  distance = positions[:, None] - at[None]
-  seen = distance >= 0
-  if window:
-    seen = seen & (distance < window)
-  scores = torch.einsum("bqnhk,btnhk->bnhqt", query, key).float()
-  scores = scores * query.shape[-1] ** -0.5
-  weights = scores.masked_fill(~seen, _MASKED).softmax(-1).to(value.dtype)
-  mixed = torch.einsum("bnhqt,btnhk->bqnhk", weights, value)
-  return project(mixed, params["out"], inputs=2), own
+  mixed = functional.scaled_dot_product_attention(
+    *(
+      part.permute(0, 2, 3, 1, 4).flatten(0, 1) for part in (query, key, value)
+    ),
+    attn_mask=seen,
+  )
+  b, _, n = query.shape[:3]
+  return mixed.unflatten(0, (b, n)).permute(0, 3, 1, 2, 4)
 
 
 def transformer(
   x: torch.Tensor,
-  params: Params,
+  params: Tree,
   fields: Mapping[str, Any],
   cache: Cache | None = None,
-  first: int = 0,
-) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+  *,
+  newest: int | None = None,
+) -> torch.Tensor:
   """Runs a stack of space-time blocks.
 
   Args:
     x: [B, T, N, D].
     params: Of the stack; each of its layers' tensors has a first axis [Y].
     fields: Of the stack, from config.json.
-    cache: Frames before x.
-    first: Frame number of x[:, 0].
+    cache: The frames before x. The keys and values of x are written into the T
+      slots after them. When left out there are none before, and those of x are
+      not kept.
+    newest: How many of the last frames are wanted; all when left out. The
+      last layer computes no others.
 
   Returns:
-    [B, T, N, D], and the keys and values in time of x, [Y, B, T, N, H, K].
+    [B, newest, N, D].
   """
-  x = cast(x, fields)
-  positions = first + torch.arange(x.shape[1], device=x.device)
-  keys, values = [], []
-  for number in range(fields["num_layers"]):
-    layer = _layer(params["layers"], number)
-    x = x + attend_space(
-      rms_norm(x, layer["space_norm"]["scale"]), layer["space"]
+  b, t, n, width = x.shape
+  newest = t if newest is None else newest
+  past = cache.length if cache is not None else 0
+  positions = torch.arange(past + t, device=x.device)
+  turn = rotation(positions[past:], fields["head_dim"])
+  seen = _seen(positions[past:], positions, fields.get("window", 0))
+  x = x.reshape(-1, width)
+  layers = params["layers"].unbound()
+  for number, layer in enumerate(layers):
+    space, time = layer["space"], layer["time"]
+    mixed = attend_space(
+      *query_key_value(
+        rms_norm(x, layer["space_norm"]["scale"]), space, (b, t, n)
+      )
     )
-    past = (
-      None
-      if cache is None
-      else (cache.key[number], cache.value[number], cache.positions)
+    x = _add_projected(x, mixed, space["out"])
+    both, value = query_key_value(
+      rms_norm(x, layer["time_norm"]["scale"]), time, (b, t, n)
     )
-    mixed, (key, value) = attend_time(
-      rms_norm(x, layer["time_norm"]["scale"]),
-      layer["time"],
-      positions,
-      past,
-      fields.get("window", 0),
-    )
-    x = x + mixed
-    hidden = project(rms_norm(x, layer["mlp_norm"]["scale"]), layer["mlp_in"])
+    query, key = rotate(both, turn).unbind(-3)
+    if cache is not None:
+      keys, values = cache.key[number], cache.value[number]
+      keys[:, past : past + t], values[:, past : past + t] = key, value
+      key, value = keys[:, : past + t], values[:, : past + t]
+    if number == len(layers) - 1 and newest < t:
+      query = query[:, t - newest :]
+      seen = seen[t - newest :] if seen is not None else None
+      x = x.view(b, t, n, width)[:, t - newest :].reshape(-1, width)
+      if not newest:
+        break
+    x = _add_projected(x, attend_time(query, key, value, seen), time["out"])
+    hidden = rms_norm(x, layer["mlp_norm"]["scale"]) @ layer["mlp_in"]["kernel"]
     # The hyperbolic approximation, as in `jax.nn.gelu`.
-    x = x + project(
-      functional.gelu(hidden, approximate="tanh"), layer["mlp_out"]
-    )
-    keys.append(key)
-    values.append(value)
+    hidden = functional.gelu(hidden, approximate="tanh")
+    x = _add_projected(x, hidden, layer["mlp_out"])
   if fields.get("final_norm", True):
     x = rms_norm(x, params["norm"]["scale"])
-  return x, (torch.stack(keys), torch.stack(values))
+  return x.view(b, newest, n, width)
+
+
+def _add_projected(
+  x: torch.Tensor, mixed: torch.Tensor, params: Params
+) -> torch.Tensor:
+  """Returns x [M, D] plus a projection of [M, C], or of [B, T, N, H, K]."""
+  kernel = params["kernel"]  # [C, D] or [H, K, D]
+  return torch.addmm(
+    x, mixed.reshape(len(x), -1), kernel.reshape(-1, kernel.shape[-1])
+  )
+
+
+def _seen(
+  positions: torch.Tensor, others: torch.Tensor, window: int
+) -> torch.Tensor | None:
+  """Returns which frames see which, bool [T, Tk]; None if all see all.
+
+  Args:
+    positions: [T], of the frames that see.
+    others: [Tk], of those that are seen.
+    window: Frames seen, the own one included; 0 for all.
+  """
+  if len(positions) == 1 and (not window or len(others) <= window):
+    return None
+  distance = positions[:, None] - others[None]
+  seen = distance >= 0
+  return seen & (distance < window) if window else seen
 
 
 def add_position(x: torch.Tensor, params: Params) -> torch.Tensor:
   """Adds row and column vectors to x: [B, T, h * w, D]."""
   place = params["row_position"][:, None] + params["column_position"][None]
   return x + place.reshape(-1, x.shape[-1]).to(x.dtype)
-
-
-def _layer(params: Params, number: int) -> dict[str, Any]:
-  return {
-    name: _layer(value, number) if isinstance(value, dict) else value[number]
-    for name, value in params.items()
-  }

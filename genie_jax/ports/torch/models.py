@@ -10,12 +10,12 @@ from genie_jax.ports.torch import layers, quantizers
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """One model.
+  """One model as it is stored.
 
   Attributes:
     world: The world's fixed facts, from config.json.
     model: The model's fields, from config.json.
-    params: Nested dict of float32 tensors.
+    params: Nested dict of tensors.
     quantizer: The quantizer's fields, where config.json has them.
   """
 
@@ -24,71 +24,97 @@ class Part:
   params: dict[str, Any]
   quantizer: dict[str, Any] | None = None
 
-  def make_quantizer(self, num_codes: int) -> Any:
-    """Returns the quantizer, see `quantizers`."""
-    tensors = self.params.get("codes", {})
-    return quantizers.build(self.quantizer, self.model, tensors, num_codes)
 
-
-class Tokenizer:
-  """Frames to tokens and back; causal in time."""
+class _Model(layers.Tree):
+  """A model whose parameters have the names of its tensors in the files."""
 
   def __init__(self, part: Part):
-    """Takes the "tokenizer" part of a world."""
-    self._part = part
-    world = part.world
-    self.window = world["num_frames"]
-    self.grid = layers.grid(
-      world["height"], world["width"], world["token_patch"]
+    """Takes a part of a world."""
+    super().__init__(part.params)
+    self.world, self.fields = part.world, part.model
+    self.quantizer = part.quantizer
+    self.window = part.world["num_frames"]
+
+  @property
+  def grid(self) -> tuple[int, int]:
+    """(h, w) of a frame's tokens."""
+    world = self.world
+    return layers.grid(world["height"], world["width"], world["token_patch"])
+
+  def _embedded(self, patches: torch.Tensor, name: str) -> torch.Tensor:
+    """Maps patches [B, T, N, P] of pixels in [0, 1] to [B, T, N, D]."""
+    kernel = self[name]["kernel"]
+    return layers.project((2 * patches - 1).to(kernel.dtype), self[name])
+
+  def _codes(self, num_codes: int) -> Any:
+    """Returns the quantizer, on the parameters as they are now."""
+    tensors = self["codes"].named_parameters() if "codes" in self else ()
+    return quantizers.build(
+      self.quantizer,
+      self.fields,
+      {name: tensor.float() for name, tensor in tensors},
+      num_codes,
     )
-    self._codes = part.make_quantizer(world["num_codes"])
+
+
+class Tokenizer(_Model):
+  """Frames to tokens and back; causal in time."""
 
   def encode(self, frames: torch.Tensor) -> torch.Tensor:
     """Returns tokens, int64 [B, T, h, w], of [B, T, H, W, C] in [0, 1]."""
-    fields, params = self._part.model, self._part.params
-    x = layers.patchify(frames, self._part.world["token_patch"])
-    x = layers.project(
-      layers.cast(2 * x - 1, fields["encoder"]), params["embed"]
+    x = self._embedded(
+      layers.patchify(frames, self.world["token_patch"]), "embed"
     )
-    x = layers.add_position(x, params["encoder_position"])
-    x, _ = layers.transformer(x, params["encoder_stack"], fields["encoder"])
-    codes = self._codes.encode(layers.project(x.float(), params["to_code"]))
+    x = layers.add_position(x, self["encoder_position"])
+    x = layers.transformer(x, self["encoder_stack"], self.fields["encoder"])
+    codes = self._codes(self.world["num_codes"]).encode(
+      layers.project(x.float(), self["to_code"])
+    )
     return codes.reshape(*codes.shape[:2], *self.grid)
 
-  def decode(self, tokens: torch.Tensor) -> torch.Tensor:
-    """Returns frames, float32 [B, T, H, W, C], of tokens [B, T, h, w]."""
-    fields, params = self._part.model, self._part.params
-    world = self._part.world
-    x = self._codes.lookup(tokens.reshape(*tokens.shape[:2], -1))
-    x = layers.project(layers.cast(x, fields["decoder"]), params["from_code"])
-    x = layers.add_position(x, params["decoder_position"])
-    x, _ = layers.transformer(x, params["decoder_stack"], fields["decoder"])
-    pixels = layers.project(x.float(), params["to_pixels"])
-    pixels = (
-      0.5 + 0.5 * pixels
-      if fields.get("output") == "linear"
-      else (pixels.sigmoid())
+  def decode(
+    self, tokens: torch.Tensor, newest: int | None = None
+  ) -> torch.Tensor:
+    """Turns tokens into frames.
+
+    Args:
+      tokens: int64 [B, T, h, w].
+      newest: How many of the last frames are wanted; all when left out.
+
+    Returns:
+      float32 [B, newest, H, W, C] in [0, 1].
+    """
+    x = self._codes(self.world["num_codes"]).lookup(
+      tokens.reshape(*tokens.shape[:2], -1)
     )
+    dtype = self["from_code"]["kernel"].dtype
+    x = layers.project(x.to(dtype), self["from_code"])
+    x = layers.add_position(x, self["decoder_position"])
+    x = layers.transformer(
+      x, self["decoder_stack"], self.fields["decoder"], newest=newest
+    )
+    pixels = layers.project(x.float(), self["to_pixels"])
+    if self.fields.get("output") == "linear":
+      pixels = 0.5 + 0.5 * pixels
+    else:
+      pixels = pixels.sigmoid()
+    world = self.world
     return layers.unpatchify(
       pixels, world["height"], world["width"], world["token_patch"]
     ).clamp(0, 1)
 
 
-class Dynamics:
+class Dynamics(_Model):
   """Scores the tokens of a frame given those before it and the actions."""
 
   def __init__(self, part: Part):
     """Takes the "dynamics" part of a world."""
-    self._part = part
-    world = part.world
-    self.window = world["num_frames"]
-    self.no_action = world["num_latent_actions"]
-    self.num_codes = world["num_codes"]
-    self.grid = layers.grid(
-      world["height"], world["width"], world["token_patch"]
-    )
+    super().__init__(part)
+    self.no_action = part.world["num_latent_actions"]
+    self.num_codes = part.world["num_codes"]
+    self._prepend = part.model.get("actions_enter", "add") == "prepend"
 
-  def __call__(
+  def forward(
     self,
     tokens: torch.Tensor,
     latent_actions: torch.Tensor,
@@ -106,79 +132,123 @@ class Dynamics:
     """
     first = torch.full_like(tokens[:, :1, 0, 0], self.no_action)
     incoming = torch.cat([first, latent_actions], 1)
-    return self.step(tokens, incoming, hidden)[0]
+    return self.score(tokens, incoming, hidden)
 
-  def step(
+  def score(
     self,
     tokens: torch.Tensor,
     incoming: torch.Tensor,
     hidden: torch.Tensor,
     cache: layers.Cache | None = None,
-    position: int = 0,
     last: torch.Tensor | None = None,
-  ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+  ) -> torch.Tensor:
     """Scores frames that follow those in a cache.
 
     Args:
       tokens: int64 [B, T, h, w], usually T = 1.
       incoming: int64 [B, T], the action that leads to each frame.
       hidden: bool [B, T, h, w].
-      cache: Keys and values of the frames before.
-      position: Number of the first of these frames.
-      last: int64 [B, h, w], the frame before them; None where there is none.
+      cache: Keys and values of the frames before, with room for these.
+      last: int64 [B, h, w], the frame before these; zeros are seen in its
+        place when left out.
 
     Returns:
-      Logits float32 [B, T, h, w, V], and these frames' keys and values.
+      Logits, float32 [B, T, h, w, V].
     """
-    fields, params = self._part.model, self._part.params
+    x = layers.transformer(
+      self._inputs(tokens, incoming, hidden, last),
+      self["stack"],
+      self.fields["transformer"],
+      cache,
+    )
+    x = x[:, :, 1:] if self._prepend else x
+    logits = layers.project(x, self["to_logits"]).float()
+    return logits.reshape(*tokens.shape, self.num_codes)
+
+  def remember(
+    self,
+    tokens: torch.Tensor,
+    incoming: torch.Tensor,
+    cache: layers.Cache | None = None,
+    last: torch.Tensor | None = None,
+  ) -> layers.Cache:
+    """Adds finished frames to a cache; arguments as in `score`.
+
+    Returns:
+      The cache, in the same memory, or a new one when it was left out.
+    """
+    b, t = tokens.shape[:2]
+    if cache is None:
+      cache = self._empty(b, t)
+    layers.transformer(
+      self._inputs(
+        tokens, incoming, torch.zeros_like(tokens, dtype=torch.bool), last
+      ),
+      self["stack"],
+      self.fields["transformer"],
+      cache,
+      newest=0,
+    )
+    return dataclasses.replace(cache, length=cache.length + t)
+
+  def _empty(self, clips: int, slots: int) -> layers.Cache:
+    """Returns a cache of no frames."""
+    fields = self.fields["transformer"]
+    places = self.grid[0] * self.grid[1] + self._prepend
+    make = lambda: self["token_embedding"].new_empty(
+      fields["num_layers"],
+      clips,
+      slots,
+      places,
+      fields["num_heads"],
+      fields["head_dim"],
+    )
+    return layers.Cache(make(), make(), 0)
+
+  def _inputs(
+    self,
+    tokens: torch.Tensor,
+    incoming: torch.Tensor,
+    hidden: torch.Tensor,
+    last: torch.Tensor | None,
+  ) -> torch.Tensor:
+    """Returns what the stack sees, [B, T, N, D], or N + 1 with an action."""
+    table = self["token_embedding"]
     b, t = tokens.shape[:2]
     flat = tokens.reshape(b, t, -1)
-    table = params["token_embedding"]
     x = torch.where(
-      hidden.reshape(b, t, -1, 1), params["hidden_token"][0], table[flat]
+      hidden.reshape(b, t, -1, 1), self["hidden_token"][0], table[flat]
     )
-    if fields.get("last_frame", False):
+    if self.fields.get("last_frame", False):
       first = (
         torch.zeros_like(x[:, :1])
         if last is None
-        else (table[last.reshape(b, 1, -1)])
+        else table[last.reshape(b, 1, -1)]
       )
-      x = x + params["last_frame_scale"] * torch.cat(
+      x = x + self["last_frame_scale"] * torch.cat(
         [first, table[flat[:, :-1]]], 1
       )
-    action = params["action_embedding"][incoming][:, :, None]
-    x = layers.add_position(x, params["position"])
-    prepend = fields.get("actions_enter", "add") == "prepend"
-    x = torch.cat([action, x], 2) if prepend else x + action
-    x, own = layers.transformer(
-      x, params["stack"], fields["transformer"], cache, position
-    )
-    logits = layers.project(x[:, :, 1:] if prepend else x, params["to_logits"])
-    return logits.float().reshape(b, t, *self.grid, self.num_codes), own
+    action = self["action_embedding"][incoming][:, :, None]
+    x = layers.add_position(x, self["position"])
+    return torch.cat([action, x], 2) if self._prepend else x + action
 
 
-class Lam:
+class Lam(_Model):
   """Finds the latent actions that lead through frames."""
-
-  def __init__(self, part: Part):
-    """Takes the "lam" part of a world."""
-    self._part = part
-    self._codes = part.make_quantizer(part.world["num_latent_actions"])
 
   def encode(self, frames: torch.Tensor) -> torch.Tensor:
     """Returns latent actions, int64 [B, T-1], of [B, T, H, W, C] in [0, 1]."""
-    fields, params = self._part.model, self._part.params
-    x = layers.patchify(
+    fields = self.fields
+    patches = layers.patchify(
       layers.shrink(frames, fields.get("shrink", 1)), fields["patch"]
     )
-    x = layers.project(
-      layers.cast(2 * x - 1, fields["encoder"]), params["encoder_embed"]
+    x = layers.add_position(
+      self._embedded(patches, "encoder_embed"), self["encoder_position"]
     )
-    x = layers.add_position(x, params["encoder_position"])
-    token = params["action_token"].to(x.dtype).expand(*x.shape[:2], 1, -1)
-    x, _ = layers.transformer(
-      torch.cat([token, x], 2), params["encoder_stack"], fields["encoder"]
+    token = self["action_token"].to(x.dtype).expand(*x.shape[:2], 1, -1)
+    x = layers.transformer(
+      torch.cat([token, x], 2), self["encoder_stack"], fields["encoder"]
     )
-    return self._codes.encode(
-      layers.project(x[:, 1:, 0].float(), params["to_code"])
+    return self._codes(self.world["num_latent_actions"]).encode(
+      layers.project(x[:, 1:, 0].float(), self["to_code"])
     )

@@ -1,7 +1,7 @@
 """Worlds in PyTorch: the same folder, the same frames, no JAX.
 
-    from genie_jax.ports.torch import world as torch_world
-    world = torch_world.load_world("world")
+    from genie_jax.ports import torch as genie_torch
+    world = genie_torch.load_world("world").to("cuda", torch.bfloat16)
     state = world.reset(picture)                # uint8 [H, W, C]
     state, frame = world.step(state, action=3)
 
@@ -23,7 +23,7 @@ import torch
 
 from genie_jax.core import errors, files
 from genie_jax.ports.torch import layers, models, samplers, weights
-from genie_jax.worlds import world_manifest
+from genie_jax.worlds import shipped, world_manifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +33,8 @@ class State:
   Attributes:
     tokens: int64 [M, h, w], the last frames, newest last.
     incoming: int64 [M], the action that led to each of them.
-    cache: Keys and values of the frames in the window; None where it is full
-      and will be computed anew.
+    cache: Keys and values of the frames in the window, the newest included;
+      None where the window is full, as the next step computes them again.
     position: Place of the newest frame in the window.
     decoded: How many of the last frames the decoder sees.
     frame: uint8 [H, W, C], the newest frame.
@@ -48,8 +48,12 @@ class State:
   frame: np.ndarray
 
 
-class World:
+class World(torch.nn.Module):
   """A playable world.
+
+  A parameter has the name of its tensor in the world's files, with dots for
+  slashes: "dynamics.stack.layers.mlp_in.kernel". `.to()` moves it to another
+  device or dtype; a state belongs to the device and dtype it was made with.
 
   Attributes:
     tokenizer: Its tokenizer.
@@ -71,6 +75,7 @@ class World:
     prompts: tuple[pathlib.Path, ...] = (),
   ):
     """Puts models together; see `load_world`."""
+    super().__init__()
     self.tokenizer = models.Tokenizer(parts["tokenizer"])
     self.dynamics = models.Dynamics(parts["dynamics"])
     self.lam = models.Lam(parts["lam"]) if "lam" in parts else None
@@ -80,7 +85,17 @@ class World:
     world = parts["dynamics"].world
     self.num_actions = world["num_latent_actions"]
     self.frame_shape = (world["height"], world["width"], world["channels"])
-    self.device = parts["dynamics"].params["token_embedding"].device
+
+  @property
+  def device(self) -> torch.device:
+    """Where the parameters are."""
+    return self.dynamics["token_embedding"].device
+
+  def forward(
+    self, state: State, action: int, noise: Any = None
+  ) -> tuple[State, np.ndarray]:
+    """Does what `step` does."""
+    return self.step(state, action, noise)
 
   @torch.no_grad()
   def reset(self, frames: np.ndarray) -> State:
@@ -126,11 +141,13 @@ class World:
     first = torch.full((1,), self.dynamics.no_action, device=self.device)
     incoming = torch.cat([first, latent_actions])
     decoded = min(len(tokens), self.tokenizer.window)
+    position = len(tokens) - 1
+    full = position == self.dynamics.window - 1
     return State(
       tokens,
       incoming,
-      self._cache_of(tokens, incoming),
-      len(tokens) - 1,
+      None if full else self._cache_of(tokens, incoming),
+      position,
       decoded,
       self._show(tokens, decoded),
     )
@@ -159,37 +176,41 @@ class World:
         f"{self.num_actions} actions, 0 to {self.num_actions - 1}."
       )
     cache, position = state.cache, state.position
-    if position == self.dynamics.window - 1:
+    if cache is None:
       kept = self.dynamics.window - self.drop
       incoming = state.incoming[-kept:].clone()
       incoming[0] = self.dynamics.no_action
       cache, position = self._cache_of(state.tokens[-kept:], incoming), kept - 1
     position += 1
+    cache = cache.with_room(1)  # A copy: the state stays as it is.
     incoming = torch.full((1, 1), int(action), device=self.device)
-    score = lambda tokens, hidden: self.dynamics.step(
-      tokens[None], incoming, hidden[None], cache, position, state.tokens[-1:]
-    )
+    last = state.tokens[-1:]
     if noise is None:
       noise = self.sampling.noise(
         self.dynamics.grid, self.dynamics.num_codes, self.device
       )
     tokens = self.sampling.draw(
-      lambda tokens, hidden: score(tokens[None], hidden[None])[0][0, 0],
+      lambda tokens, hidden: self.dynamics.score(
+        tokens[None, None], incoming, hidden[None, None], cache, last
+      )[0, 0],
       self.dynamics.grid,
       noise,
-    )
-    _, own = score(tokens[None], torch.zeros_like(tokens[None], dtype=bool))
+    )[None]
+    if position == self.dynamics.window - 1:
+      cache = None  # The next step drops frames and computes it again.
+    else:
+      cache = self.dynamics.remember(tokens[None], incoming, cache, last)
     window = self.tokenizer.window
     decoded = state.decoded + 1
     if decoded > window:
       decoded = window - min(self.drop, window - 1) + 1
     history = max(self.dynamics.window, window)
-    all_tokens = torch.cat([state.tokens, tokens[None]])[-history:]
+    all_tokens = torch.cat([state.tokens, tokens])[-history:]
     frame = self._show(all_tokens, decoded)
     return State(
       all_tokens,
       torch.cat([state.incoming, incoming[0]])[-history:],
-      cache.extended(own),
+      cache,
       position,
       decoded,
       frame,
@@ -198,15 +219,10 @@ class World:
   def _cache_of(
     self, tokens: torch.Tensor, incoming: torch.Tensor
   ) -> layers.Cache:
-    _, own = self.dynamics.step(
-      tokens[None],
-      incoming[None],
-      torch.zeros_like(tokens[None], dtype=torch.bool),
-    )
-    return layers.Cache.of(own)
+    return self.dynamics.remember(tokens[None], incoming[None])
 
   def _show(self, tokens: torch.Tensor, decoded: int) -> np.ndarray:
-    shown = self.tokenizer.decode(tokens[None, -decoded:])[0, -1]
+    shown = self.tokenizer.decode(tokens[None, -decoded:], newest=1)[0, -1]
     return (shown * 255).round().to(torch.uint8).cpu().numpy()
 
 
@@ -214,13 +230,16 @@ def load_world(
   folder: files.PathLike,
   *,
   device: str | torch.device = "cpu",
+  dtype: torch.dtype = torch.float32,
   slide: str | None = None,
 ) -> World:
   """Loads a world folder, checked as strictly as JAX's loader does.
 
   Args:
-    folder: A folder that `genie export` wrote.
-    device: Where the weights go, as float32.
+    folder: A folder that `genie export` wrote, or the name of a world that
+      ships (see `genie_jax.worlds`).
+    device: Where the weights go.
+    dtype: Of the weights and their products.
     slide: "exact", the only one that there is here, for worlds that ask for
       another; the world's when left out.
 
@@ -233,7 +252,7 @@ def load_world(
     raise errors.UserError(
       f"slide is {slide!r}; only 'exact' is there in PyTorch."
     )
-  folder = pathlib.Path(folder)
+  folder = shipped.find(folder)
   manifest = world_manifest.read_manifest(folder)
   world_manifest.check_files(folder, manifest)
   config = files.read_json(folder / world_manifest.CONFIG)
@@ -259,4 +278,4 @@ def load_world(
     stated["drop"],
     manifest,
     world_manifest.prompts(folder, manifest),
-  )
+  ).to(dtype=dtype)

@@ -1,0 +1,213 @@
+"""A world as pure functions, to be traced inside larger JAX programs.
+
+    functions = world.functions()
+    state = functions.reset(functions.params, picture, jax.random.key(0))
+    state, frame = jax.jit(functions.step)(functions.params, state, 3)
+
+Both run under `jit`, `vmap`, `scan` and `shard_map`: no input or output on the
+host, shapes that depend on nothing but the prompt's length, and all randomness
+from the key. `World` compiles these same functions. docs/sampling.md has a
+program that uses all four transformations.
+
+Shapes:
+  P  prompt frames      A  latent actions (buttons)
+"""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from genie_jax.core import errors
+from genie_jax.sampling import player, prepare, samplers
+from genie_jax.sharding import manual
+from genie_jax.weights import int8
+
+
+@flax.struct.dataclass
+class Functions:
+  """`reset` and `step` of one world, with the parameters they take.
+
+  A pytree of `params` and `sampling`, so it may itself be an argument of a
+  transformed function.
+
+  Attributes:
+    params: {"tokenizer": ..., "dynamics": ...} and "lam" where the world has
+      a latent action model; leaves are arrays or `int8.Int8`.
+    sampling: How frames are drawn, a frame sampler.
+    models: The tokenizer, the dynamics model and the slide.
+    lam: The latent action model, or None.
+    frame_shape: (H, W, C).
+    num_actions: A.
+  """
+
+  params: dict[str, Any]
+  sampling: samplers.FrameSampler
+  models: player.Models = flax.struct.field(pytree_node=False)
+  lam: Any = flax.struct.field(pytree_node=False)
+  frame_shape: tuple[int, int, int] = flax.struct.field(pytree_node=False)
+  num_actions: int = flax.struct.field(pytree_node=False)
+
+  @staticmethod
+  def key(seed: int) -> jax.Array:
+    """Returns the key that `world.reset(..., seed=seed)` uses."""
+    # The noise of the first clip of `rollout.rollout` with this seed.
+    return jax.random.fold_in(jax.random.key(seed), 0)
+
+  def reset(
+    self,
+    params: dict[str, Any],
+    picture: jax.Array,
+    key: jax.Array,
+    latent_actions: jax.Array | None = None,
+  ) -> player.State:
+    """Returns the state after a prompt.
+
+    Args:
+      params: As in `self.params`.
+      picture: uint8 [H, W, C] or [P, H, W, C] at the world's size; only the
+        last frames that fit the window are used.
+      key: A typed JAX key, [], of all noise to come.
+      latent_actions: int [P - 1], those between the prompt's frames, each in
+        [0, A), which is not checked here; inferred by the latent action model
+        when left out.
+
+    Returns:
+      The state, to be given to `step`.
+
+    Raises:
+      UserError: While tracing: frames, key or actions of another shape or
+        dtype, or several frames without actions and without a latent action
+        model.
+    """
+    frames = self._frames(picture)
+    _check_key(key)
+    if latent_actions is not None:
+      latent_actions = _whole_numbers("latent_actions", latent_actions)
+      if latent_actions.shape != (len(frames) - 1,):
+        raise errors.UserError(
+          f"{latent_actions.size} actions were given with a prompt of "
+          f"{len(frames)} frames; give one fewer than frames."
+        )
+    window = self.models.window
+    frames = frames[-window:]
+    if latent_actions is None:
+      latent_actions = self._inferred(params, frames)
+    state = player.reset(
+      self.models,
+      _play(params),
+      _encode(self.models.tokenizer, params["tokenizer"], frames),
+      latent_actions[-(window - 1) :],
+      key,
+    )
+    return manual.differ_with(state, key)
+
+  def step(
+    self, params: dict[str, Any], state: player.State, action: jax.Array
+  ) -> tuple[player.State, jax.Array]:
+    """Draws the frame that an action leads to.
+
+    Args:
+      params: As in `self.params`.
+      state: What `reset` or `step` returned.
+      action: int scalar in [0, A), which is not checked here.
+
+    Returns:
+      The state after it, and the frame, uint8 [H, W, C].
+
+    Raises:
+      UserError: While tracing: the action is not one whole number.
+    """
+    action = _whole_numbers("action", action)
+    if action.shape:
+      raise errors.UserError(
+        f"The action has shape {action.shape}; give one number, and use "
+        "jax.vmap to step several states."
+      )
+    state, frame = player.step(
+      self.models,
+      _play(params),
+      manual.differ_with(state, state.key, action),
+      action,
+      self.sampling,
+    )
+    return manual.differ_with(state, state.key, action), frame
+
+  def _frames(self, picture: jax.Array) -> jax.Array:
+    """Returns a prompt as frames [P, H, W, C]."""
+    picture = jnp.asarray(picture)
+    frames = picture[None] if picture.ndim == 3 else picture
+    if (
+      frames.dtype != jnp.uint8
+      or frames.ndim != 4
+      or not len(frames)
+      or frames.shape[1:] != self.frame_shape
+    ):
+      raise errors.UserError(
+        f"The prompt is {picture.dtype} of shape {picture.shape}; these "
+        f"functions take uint8 frames of shape {self.frame_shape}, one or "
+        "several. `world.reset` fits pictures of any size."
+      )
+    return frames
+
+  def _inferred(self, params: dict[str, Any], frames: jax.Array) -> jax.Array:
+    """Returns the latent actions, int32 [P - 1], between frames."""
+    if len(frames) == 1:
+      return jnp.zeros((0,), jnp.int32)
+    if self.lam is None:
+      raise errors.UserError(
+        "This world holds no latent action model, which a prompt of several "
+        "frames needs; give one frame, give latent_actions, or export the "
+        "world with its LAM."
+      )
+    return _encode(self.lam, params["lam"], frames)
+
+
+def _encode(module: Any, params: Any, frames: jax.Array) -> jax.Array:
+  """Returns what a tokenizer or a LAM makes of uint8 frames [T, H, W, C]."""
+  return encode(module, params, frames[None])[0]
+
+
+def encode(module: Any, params: Any, frames: jax.Array) -> jax.Array:
+  """Runs the encoder of a tokenizer or of a latent action model.
+
+  Args:
+    module: The model.
+    params: Its parameters; leaves may be `int8.Int8`.
+    frames: uint8 [B, T, H, W, C].
+
+  Returns:
+    int32: tokens [B, T, h, w], or latent actions [B, T - 1].
+  """
+  return prepare.rolled(module).apply(
+    {"params": int8.dequantize(params)},
+    frames.astype(jnp.float32) / 255,
+    method="encode",
+  )
+
+
+def _play(params: dict[str, Any]) -> dict[str, Any]:
+  return {name: params[name] for name in ("tokenizer", "dynamics")}
+
+
+def _check_key(key: jax.Array) -> None:
+  dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+  if (
+    dtype is None
+    or not jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    or shape != ()
+  ):
+    raise errors.UserError(
+      f"The key is {dtype or type(key).__name__} of shape {shape}; give one "
+      "typed JAX key, for example jax.random.key(0)."
+    )
+
+
+def _whole_numbers(name: str, values: Any) -> jax.Array:
+  values = jnp.asarray(values)
+  if values.size and not jnp.issubdtype(values.dtype, jnp.integer):
+    raise errors.UserError(
+      f"{name} is {values.dtype}; give whole numbers from 0 to A - 1."
+    )
+  return values.astype(jnp.int32)

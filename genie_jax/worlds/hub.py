@@ -1,0 +1,145 @@
+"""Worlds in repositories of a hub that `huggingface_hub` reads.
+
+Needs `pip install 'genie_jax[hf]'`. HF_ENDPOINT and the user's token are read
+by that library.
+"""
+
+import contextlib
+import pathlib
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub import constants
+from huggingface_hub import errors as hub_errors
+
+from genie_jax.core import errors, files
+from genie_jax.worlds import world_manifest
+
+_ADDRESS = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?/?")
+# Where the library notes what it has downloaded.
+_NOTES = ".cache"
+
+
+class Repository:
+  """One commit of a repository.
+
+  Attributes:
+    url: hf://owner/name[@revision].
+    endpoint: Address of the hub.
+  """
+
+  def __init__(self, url: str):
+    """Takes an address; nothing is asked of the hub yet.
+
+    Args:
+      url: hf://owner/name[@revision].
+
+    Raises:
+      UserError: It is not such an address.
+    """
+    match = _ADDRESS.fullmatch(url)
+    if match is None:
+      raise errors.UserError(
+        f"{url} does not name a repository; give hf://owner/name or "
+        "hf://owner/name@revision."
+      )
+    self.url = url
+    self.endpoint = constants.ENDPOINT
+    self._name, self._revision = match.groups()
+    self._commit: str | None = None
+    self._sizes: dict[str, int | None] = {}
+
+  def manifest(self, limit: int) -> bytes:
+    """Returns the bytes of the newest manifest.json of the revision.
+
+    Args:
+      limit: Most bytes that are read.
+
+    Raises:
+      UserError: There is none, it is longer, or the hub cannot be reached.
+    """
+    api = huggingface_hub.HfApi(endpoint=self.endpoint)
+    with self._one_line(), tempfile.TemporaryDirectory() as folder:
+      found = api.repo_info(
+        self._name, revision=self._revision, files_metadata=True
+      )
+      # What is read from here on is of one commit, also if a branch moves.
+      self._commit = found.sha
+      self._sizes = {one.rfilename: one.size for one in found.siblings or ()}
+      self._check_size(world_manifest.MANIFEST, limit)
+      path = huggingface_hub.hf_hub_download(
+        self._name,
+        world_manifest.MANIFEST,
+        revision=self._commit,
+        endpoint=self.endpoint,
+        local_dir=folder,
+      )
+      return pathlib.Path(path).read_bytes()
+
+  def download(
+    self, stated: Mapping[str, Mapping[str, Any]], folder: pathlib.Path
+  ) -> dict[str, str]:
+    """Downloads files of the commit whose manifest was read.
+
+    Args:
+      stated: The manifest's files: name -> {"bytes": ...}.
+      folder: Where they go.
+
+    Returns:
+      Name -> SHA-256 of what came.
+
+    Raises:
+      UserError: One is missing or too long, or the hub cannot be reached.
+      OSError: They cannot be written.
+    """
+    for name in stated:
+      self._check_size(name, stated[name]["bytes"])
+    with self._one_line():
+      huggingface_hub.snapshot_download(
+        self._name,
+        revision=self._commit,
+        endpoint=self.endpoint,
+        local_dir=folder,
+        allow_patterns=list(stated),
+      )
+    shutil.rmtree(folder / _NOTES, ignore_errors=True)
+    return {name: files.sha256(folder / name) for name in stated}
+
+  def _check_size(self, name: str, limit: int) -> None:
+    if name not in self._sizes:
+      raise errors.UserError(
+        f"{self.url} has no {name}; give a repository that holds a world "
+        "folder, or ask who published it."
+      )
+    size = self._sizes[name]
+    if size is None or size > limit:
+      raise errors.UserError(
+        f"{self.url}/{name} is longer than the {limit} bytes it may have; "
+        "ask who published it."
+      )
+
+  @contextlib.contextmanager
+  def _one_line(self) -> Iterator[None]:
+    try:
+      yield
+    except errors.UserError:
+      raise
+    except (
+      OSError,
+      ValueError,
+      hub_errors.HTTPError,
+      hub_errors.EntryNotFoundError,
+      hub_errors.RevisionResolutionError,
+      hub_errors.XetDownloadError,
+    ) as error:
+      if isinstance(error, OSError) and error.errno is not None:
+        raise  # Of this machine's disk.
+      why = " ".join(str(error).split())[:120] or type(error).__name__
+      raise errors.UserError(
+        f"{self.url} cannot be read from {self.endpoint} ({why}); check the "
+        "name, the revision, your token and the network."
+      ) from error
