@@ -26,6 +26,7 @@ import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax import core
 
 from genie_jax.models import protocols
 from genie_jax.sampling import prepare, ring_cache, samplers
@@ -168,7 +169,7 @@ class State:
     # Never raises: trees of other things than arrays are states as well.
     shape = getattr(self.frame, "shape", ())
     number = self.number
-    if isinstance(number, jax.core.Tracer):
+    if isinstance(number, core.Tracer):
       which = "being traced"
     elif not isinstance(number, jax.Array) or number.shape:
       which = "of several players or of other leaves"
