@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from genie_jax.models import protocols
 from genie_jax.sampling import prepare, ring_cache, samplers
 from genie_jax.sampling import slide as slide_lib
+from genie_jax.sharding import manual
 from genie_jax.weights import int8
 
 
@@ -296,7 +297,7 @@ def step_stacked(
   if models.slide.mode == "rolling":
     stacked = jax.vmap(make_room)(stacked)
   else:
-    stacked = jax.lax.cond(
+    stacked = manual.cond(
       (stacked.position == models.window - 1).any(),
       lambda players: jax.lax.map(make_room, players),
       lambda players: players,
@@ -380,7 +381,7 @@ def _draw(models, params, state, action, sampling):
     cache = remember(state.cache)
   else:
     # A window that is full now is computed anew before the next frame.
-    cache = jax.lax.cond(
+    cache = manual.cond(
       position < models.window - 1, remember, lambda cache: cache, state.cache
     )
   state = state.replace(
@@ -425,7 +426,7 @@ def _make_room(models, params, state):
     return state.replace(decoder_cache=cache, decoder_position=position)
 
   slid = exact if models.slide.mode == "exact" else encode_again
-  return jax.lax.cond(full, slid, lambda state: state, state)
+  return manual.cond(full, slid, lambda state: state, state)
 
 
 def _show(models, params, state):
@@ -453,7 +454,7 @@ def _show(models, params, state):
     position, cache = ring_cache.turn_back(position, cache, window - 1)
     shown, cache, position = grow(cache, position)
   else:
-    shown, cache, position = jax.lax.cond(
+    shown, cache, position = manual.cond(
       position == window - 1, slide_over, grow, cache, position
     )
   frames = state.frames
