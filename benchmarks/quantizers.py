@@ -155,7 +155,7 @@ def judge_lam(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, Any]:
   @jax.jit
   def run(params, frames, key):
     scaled = as_float(frames)
-    terms = lam_lib.button_terms(module, params, scaled, key)
+    terms = lam_lib.action_terms(module, params, scaled, key)
     return terms, module.apply({"params": params}, scaled, method="encode")
 
   keys = jax.random.split(jax.random.key(args.seed), len(clips.frames))

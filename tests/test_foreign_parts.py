@@ -211,7 +211,7 @@ def test_its_steps_agree_with_the_whole_clip(world):
   np.testing.assert_allclose(logits, whole[:, 3:], atol=1e-5)
 
 
-@tpu_compiler.needed
+@tpu_compiler.required
 def test_its_frames_are_planned(tmp_path, monkeypatch):
   for name in (*aot_compile.ENVIRONMENT, "JAX_ENABLE_COMPILATION_CACHE"):
     monkeypatch.setenv(name, os.environ.get(name, "1"))  # As it was, later.

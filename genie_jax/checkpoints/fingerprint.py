@@ -1,6 +1,7 @@
 """Fingerprints of arrays that do not depend on mesh or process count.
 
-Sums of the raw bits as integers: they wrap, so their order does not matter.
+A fingerprint is a sum of the raw bits as integers. Integer sums wrap around, so
+the order of summation does not matter.
 """
 
 import functools
@@ -23,7 +24,7 @@ def arrays(tree: Any) -> dict[str, str]:
   """Returns path -> 16 hexadecimal digits for each array of a tree.
 
   Args:
-    tree: Arrays of numpy, or of JAX on one mesh, or both.
+    tree: Numpy arrays, or JAX arrays on one mesh, or both.
   """
   flat = {
     param_tree.path_name(path): x
@@ -44,18 +45,18 @@ def arrays(tree: Any) -> dict[str, str]:
 
 
 def part(block: np.ndarray, corner: tuple[int, ...]) -> tuple[int, int]:
-  """Returns what a box of an array adds to the array's fingerprint.
+  """Returns the contribution of a box of an array to its fingerprint.
 
   Args:
-    block: What is in the box.
-    corner: Where in the array its first value lies.
+    block: The values of the box.
+    corner: Index in the array of the box's first value.
   """
   plain, placed = _words(block, np, corner)
   return int(plain), int(placed)
 
 
 def joined(parts: Iterable[tuple[int, int]]) -> str:
-  """Returns an array's fingerprint, as `arrays` has it, of all its boxes."""
+  """Returns an array's fingerprint from the contributions of all its boxes."""
   plain, placed = (
     sum(words) & 0xFFFFFFFF for words in zip(*parts, strict=True)
   )
@@ -64,7 +65,7 @@ def joined(parts: Iterable[tuple[int, int]]) -> str:
 
 @functools.lru_cache
 def _compiled(mesh: Mesh | None):
-  """Returns the jitted sums, whole on every process of a mesh."""
+  """Returns the jitted sums, replicated on all processes of a mesh."""
   layout = None if mesh is None else mesh_lib.replicated(mesh)
   return jax.jit(
     lambda flat: {name: _words(x, jnp) for name, x in flat.items()},
@@ -81,7 +82,7 @@ def _words(
   if x.dtype == np.bool_:
     x = x.astype(np.uint8)
   bits = x.view(_BITS[x.dtype.itemsize]).astype(np.uint32)
-  # Weights differ by position, so that exchanged values are seen too.
+  # Weights differ by position, so that swapped values are detected as well.
   weight = xp.ones((1,) * bits.ndim, np.uint32)
   for axis, size in enumerate(bits.shape):
     shape = [1] * bits.ndim
@@ -89,6 +90,6 @@ def _words(
     first = corner[axis] if corner else 0
     places = xp.arange(first, first + size, dtype=np.uint32)
     weight = weight * _SPREAD + places.reshape(shape)
-  # Odd weights: one flipped bit always changes the sum.
+  # With odd weights one flipped bit always changes the sum.
   weight = weight | np.uint32(1)
   return bits.sum(dtype=np.uint32), (bits * weight).sum(dtype=np.uint32)

@@ -1,16 +1,18 @@
-"""Checkpoints that are whole, checked, and hold all that a run needs.
+"""Saves and restores checkpoints, and verifies that they are complete.
 
-What one holds, and how it is read, is in `reader`.
+The content of a checkpoint, and how it is read, is described in `reader`.
 
-Emergency checkpoints, which hosts of two slices or more keep on their own disks
-so that a lost slice costs a few steps, would go behind `Checkpoints` as well:
-the loop knows `save`, `wait`, `restore` and `close` only. `save` would hand
-each state to Orbax's emergency manager, which writes the rarer ones also to
-the workdir, and `restore` would ask that manager first. Its local copies take
-no data iterator yet (orbax-checkpoint 0.12.8): they hold one tree of arrays,
-and an iterator is written only as rarely as to shared storage. Ours is a few
-numbers of JSON that are equal on all processes, so each host would write the
-note of `save` beside its copy, last, and one without a note would not be whole.
+Emergency checkpoints are not implemented. With them, the hosts of two or more
+slices also save to their own disks, so that only a few steps are lost with a
+slice. They could be added to `Checkpoints` without changing the loop, which
+uses only `save`, `wait`, `restore` and `close`: `save` would pass each state to
+Orbax's emergency manager, which writes fewer of them to the workdir as well,
+and `restore` would ask that manager first. The manager's local copies cannot
+contain a data iterator yet (orbax-checkpoint 0.12.8): they have one tree of
+arrays, and an iterator is written only to shared storage. Our iterator's state
+is a few JSON numbers that are equal on all processes, so each host could write
+the note of `save` next to its local copy, last, and a copy without a note would
+count as incomplete.
 """
 
 from collections.abc import Mapping
@@ -40,10 +42,10 @@ class Checkpoints:
     Args:
       workdir: The run's folder, see `buckets.run_folder`; checkpoints are
         stored in its folder "checkpoints".
-      keep: How many of the newest to keep; 2 or more leave something to fall
-        back to.
-      keep_every: Also keeps for good each checkpoint whose step is a multiple
-        of this; 0 for none.
+      keep: Number of newest checkpoints to keep; with 2 or more a damaged one
+        can be replaced by an earlier one.
+      keep_every: Checkpoints whose step is a multiple of this are never
+        deleted; 0 for none.
     """
     if keep < 1:
       raise errors.UserError(
@@ -51,7 +53,7 @@ class Checkpoints:
       )
     if keep_every < 0:
       raise errors.UserError(
-        f"config.keep_every is {keep_every}; give a number of steps, or 0 "
+        f"config.keep_every is {keep_every}; use a number of steps, or 0 "
         "to keep only the newest."
       )
     self._workdir = workdir
@@ -59,7 +61,7 @@ class Checkpoints:
     self._keep, self._keep_every = keep, keep_every
     self._pending: tuple[int, Any] | None = None
     self._orbax: ocp.training.Checkpointer | None = None
-    # By one process: another may look when it is half done.
+    # Only on process 0; the others wait at the barrier.
     if jax.process_index() == 0 and self._folder.is_dir():
       finished = self.steps()
       for path in sorted(self._folder.iterdir()):
@@ -74,15 +76,15 @@ class Checkpoints:
   def save(
     self, fields: Mapping[str, Any], data: Any, note: Mapping[str, Any]
   ) -> None:
-    """Starts to write a checkpoint of `fields["step"]`, and returns.
+    """Starts writing the checkpoint of `fields["step"]`, and returns.
 
     The arrays are copied before it returns, so they may be donated.
 
     Args:
-      fields: Trees of arrays by name, one of them the scalar "step".
+      fields: Trees of arrays by name, including the scalar "step".
       data: Iterator with `get_state()`. Its state must be JSON and the same
-        on all processes, as one copy is kept, whatever their number.
-      note: JSON to keep beside the arrays, for example the config.
+        on all processes, because only one copy is saved.
+      note: JSON to store next to the arrays, for example the config.
 
     Raises:
       RunFailed: This or the previous checkpoint could not be written.
@@ -104,13 +106,13 @@ class Checkpoints:
       )
     if response is None:
       raise errors.RunFailed(
-        f"Orbax refused a checkpoint of step {step} in {self._folder}; a "
-        "newer step is there, so use another workdir."
+        f"Orbax refused a checkpoint of step {step} in {self._folder}, which "
+        "has a newer step; use another workdir."
       )
     self._pending = step, response
 
   def wait(self) -> None:
-    """Waits until the last checkpoint is whole on disk.
+    """Waits until the last checkpoint is complete on disk.
 
     Raises:
       RunFailed: It could not be written.
@@ -124,17 +126,17 @@ class Checkpoints:
   def restore(
     self, like: Mapping[str, Any], data: Any
   ) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Loads the newest checkpoint that is undamaged.
+    """Loads the newest undamaged checkpoint.
 
-    Damaged ones are moved to the folder "damaged" with a line in the log.
+    Damaged checkpoints are moved to the folder "damaged", and this is logged.
 
     Args:
       like: Abstract trees by name with the layouts to restore to; their mesh
-        need not be the one that wrote.
-      data: Iterator with `set_state()`, set to where the checkpoint was.
+        may differ from that of the checkpoint.
+      data: Iterator with `set_state()`, which is set to the checkpoint's state.
 
     Returns:
-      The trees by name, and the note given to `save`, or None where there is no
+      The trees by name, and the note given to `save`; None if there is no
       checkpoint.
 
     Raises:
@@ -155,7 +157,7 @@ class Checkpoints:
         error = damage
       if hosts.agree(found is not None) and found is not None:
         fields, note = found
-        # Only now: where none can be read, all are left as they are.
+        # Only now: if no checkpoint can be read, none is moved.
         if jax.process_index() == 0:
           for bad in damaged:
             self._set_aside(bad, "is damaged")
@@ -166,7 +168,7 @@ class Checkpoints:
         "Checkpoint of step %d is damaged (%s); falling back to the one "
         "before.",
         step,
-        error or "seen by another process",
+        error or "detected by another process",
       )
       damaged.append(step)
     if steps:
@@ -177,7 +179,7 @@ class Checkpoints:
     return None
 
   def close(self) -> None:
-    """Waits for the last checkpoint and lets Orbax go."""
+    """Waits for the last checkpoint and closes Orbax."""
     try:
       self.wait()
     finally:
@@ -185,10 +187,11 @@ class Checkpoints:
         self._orbax.close()
 
   def _open(self) -> ocp.training.Checkpointer:
-    # Late, as Orbax reads the folder once: damaged steps must be gone by then.
+    # Opened as late as possible: Orbax lists the folder once, and damaged steps
+    # must have been moved by then.
     if self._orbax is None:
       training = ocp.training
-      # Any: Orbax's class does not match its own protocol.
+      # Any, because Orbax's class does not match its own protocol.
       every_step: Any = training.save_decision_policies.FixedIntervalPolicy(1)
       self._orbax = training.Checkpointer(
         self._folder,
@@ -199,7 +202,7 @@ class Checkpoints:
     return self._orbax
 
   def _policy(self) -> Any:
-    """Returns which checkpoints Orbax must not delete."""
+    """Returns the policy for checkpoints that Orbax must not delete."""
     policies = ocp.training.preservation_policies
     newest = policies.LatestN(self._keep)
     if not self._keep_every:
@@ -209,7 +212,7 @@ class Checkpoints:
     )
 
   def _set_aside(self, step: int, why: str) -> None:
-    """Moves a step out of the way, so that it can be written again."""
+    """Moves a checkpoint to "damaged", so that its step can be saved again."""
     target = self._workdir / "damaged" / str(step)
     target.parent.mkdir(parents=True, exist_ok=True)
     number = 0

@@ -1,36 +1,43 @@
-"""Checkpoints as they lie on disk: found, checked and read.
+"""Finds, verifies and reads checkpoints on disk, whole or a piece at a time.
 
-One checkpoint is one Orbax step folder: the arrays of a `TrainState`, and a
-sealed note (its custom metadata) with the config, the state of the data
-iterator, and a fingerprint of every array. Orbax restores flipped bits of
-array data without an error; the fingerprints are what notices.
+A checkpoint is an Orbax step folder: the arrays of a `TrainState`, and a note
+(Orbax's custom metadata) with the config, the state of the data iterator, a
+fingerprint of every array, and a checksum of the note itself. Orbax restores
+array data with flipped bits without an error; the fingerprints detect it.
 """
 
+import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tensorstore
 from absl import logging
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from genie_jax.checkpoints import fingerprint
 from genie_jax.core import errors
-from genie_jax.weights import param_tree
+from genie_jax.weights import lazy_array, param_tree
 
 Tree = Any
 
 FOLDER = "checkpoints"
 STATE = "state"
+GROUP_BYTES = 1 << 25  # Size of a group of small arrays read together.
 _COMMITTED = "commit_success.txt"
+# Number of values summed at once for a fingerprint; several copies of them are
+# in memory.
+_VALUES = 1 << 20
 
 
 class Damaged(ValueError):
-  """A checkpoint's bytes are not those that were written."""
+  """A checkpoint's bytes differ from those that were written."""
 
 
 def valid_steps(workdir: epath.Path) -> list[int]:
@@ -41,7 +48,7 @@ def valid_steps(workdir: epath.Path) -> list[int]:
 def finished_steps(folder: epath.Path) -> list[int]:
   """Returns the steps of the finished checkpoints in a folder, in order.
 
-  Orbax counts any folder with a number for a name, also an empty one.
+  Orbax itself would count any folder whose name is a number, even an empty one.
   """
   if not folder.is_dir():
     return []
@@ -57,16 +64,16 @@ def finished_steps(folder: epath.Path) -> list[int]:
 def load_params(
   workdir: epath.Path, step: int | None = None
 ) -> tuple[Tree, Tree, dict[str, Any]]:
-  """Loads a model without its optimizer, on one process, to host memory.
+  """Loads a model without optimizer state, on one process, to host memory.
 
   Args:
-    workdir: Where `genie train` wrote, see `buckets.run_folder`.
-    step: Which checkpoint; the newest that is undamaged when left out.
+    workdir: A workdir of `genie train`, see `buckets.run_folder`.
+    step: Step of the checkpoint; by default the newest undamaged one.
 
   Returns:
     Parameters and the stage's extra arrays, as nested dicts of numpy arrays
-    (also where the stage keeps `extra` in a class of its own), and the config
-    of the run as a plain dict.
+    (even if the stage's `extra` has its own classes), and the config of the
+    run as a plain dict.
 
   Raises:
     UserError: There is no such checkpoint, or it is damaged.
@@ -80,8 +87,75 @@ def load_params(
   return newest(workdir, step, read)
 
 
+def lazy_params(
+  workdir: epath.Path,
+  step: int | None = None,
+  *,
+  group_bytes: int = GROUP_BYTES,
+) -> tuple[Tree, dict[str, Any]]:
+  """Like `load_params`, for models larger than memory.
+
+  Each read by Orbax takes tens of milliseconds, however small, so small arrays
+  are read in groups. The last group stays in memory, because its arrays are
+  used one after the other. An array larger than a group is read in boxes of
+  whole chunks as stored by TensorStore: a chunk is one device's part of the
+  array when it was saved, and at most 2 GB.
+
+  All arrays are read and checked once by this function, piece by piece, and
+  again when they are used later. In memory is one group, or for a larger array
+  a piece of `lazy_array.PIECE_BYTES` (or one chunk if that is larger), and once
+  or twice as much for decoding it.
+
+  Args:
+    workdir: A workdir of `genie train`, see `buckets.run_folder`.
+    step: Step of the checkpoint; by default the newest undamaged one.
+    group_bytes: Largest size of a group of arrays that are read together.
+
+  Returns:
+    Parameters as nested dicts of `lazy_array.Lazy`, and the run's config.
+
+  Raises:
+    UserError: There is no such checkpoint, or it is damaged.
+  """
+
+  def read(path):
+    note = read_note(path)
+    flat = param_tree.flatten(host_arrays(note, ("params",)))
+    large = {
+      name: like
+      for name, like in flat.items()
+      if _num_bytes(like) > group_bytes
+    }
+    groups = _Groups(
+      path,
+      _in_groups(
+        {name: like for name, like in flat.items() if name not in large},
+        group_bytes,
+      ),
+    )
+    for group in groups.groups:
+      groups.read(group)
+    groups.forget()
+    lazy: dict[str, lazy_array.Lazy] = {
+      name: lazy_array.Deferred(
+        like.shape, like.dtype, functools.partial(groups.get, name)
+      )
+      for name, like in flat.items()
+      if name not in large
+    }
+    for name, like in large.items():
+      chunks = _Chunks(path, name, like)
+      chunks.check(note["fingerprints"][name])
+      lazy[name] = lazy_array.Parted(
+        like.shape, like.dtype, chunks.unit, chunks.get
+      )
+    return param_tree.unflatten(lazy)["params"], note["config"]
+
+  return newest(workdir, step, read)
+
+
 def host_arrays(note: Mapping[str, Any], groups: tuple[str, ...]) -> Tree:
-  """Returns what asks Orbax for these groups of arrays, in host memory."""
+  """Returns a tree with which Orbax loads these groups to host memory."""
   return param_tree.unflatten(
     {
       name: _abstract_array(signature)
@@ -94,12 +168,12 @@ def host_arrays(note: Mapping[str, Any], groups: tuple[str, ...]) -> Tree:
 def newest(
   workdir: epath.Path, step: int | None, read: Callable[[epath.Path], Any]
 ) -> Any:
-  """Returns what `read` finds in the newest checkpoint that is undamaged.
+  """Reads the newest undamaged checkpoint, or that of a given step.
 
   Args:
-    workdir: Where `genie train` wrote, see `buckets.run_folder`.
-    step: Which checkpoint; the newest that is undamaged when left out.
-    read: Given a checkpoint's folder; raises `Damaged`.
+    workdir: A workdir of `genie train`, see `buckets.run_folder`.
+    step: Step of the checkpoint; None for the newest undamaged one.
+    read: Function from a checkpoint's folder to the result; raises `Damaged`.
 
   Raises:
     UserError: There is no such checkpoint, or it is damaged.
@@ -110,7 +184,7 @@ def newest(
     which = "" if step is None else f" of step {step}"
     raise errors.UserError(
       f"{workdir} has no checkpoint{which} (finished steps: "
-      f"{steps or 'none'}); give a workdir that `genie train` wrote."
+      f"{steps or 'none'}); use a workdir that `genie train` wrote."
     )
   for number in reversed(steps) if step is None else [step]:
     path = folder / str(number)
@@ -133,20 +207,21 @@ def newest(
 
 
 def load(path: epath.Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
-  """Loads and checks those arrays of a checkpoint that `like` has."""
+  """Loads and verifies the arrays of a checkpoint that are in `like`."""
   note = read_note(path)
-  # Parameters first: the optimizer's moments only repeat what is wrong there.
+  # Parameters first: their mismatches also appear in the optimizer state.
   for name, wanted in sorted(
     signatures(like).items(), key=lambda item: item[0][:7] != "params/"
   ):
     if note["arrays"].get(name) != wanted:
       raise errors.UserError(
         f"Checkpoint {path} is of another model: it has {name} as "
-        f"{note['arrays'].get(name, 'nothing')}, this config needs {wanted}; "
+        f"{note['arrays'].get(name, 'no array')}, this config needs {wanted}; "
         "use the config that made it, or another workdir."
       )
   context = ocp.Context()
-  context.pytree.loading.partial_load = True  # `like` may lack the optimizer
+  # `like` may have no optimizer state.
+  context.pytree.loading.partial_load = True
   with context, Explain(cannot_read):
     fields = ocp.load_checkpointables(path, {STATE: like})[STATE]
   found = fingerprint.arrays(fields)
@@ -161,7 +236,7 @@ def load(path: epath.Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
 
 
 def read_note(path: epath.Path) -> dict[str, Any]:
-  """Returns the sealed note of a checkpoint."""
+  """Returns the note of a checkpoint, after verifying its checksum."""
   with Explain(cannot_read):
     found: Any = ocp.checkpointables_metadata(path).custom_metadata
     note: dict[str, Any] = dict(found)
@@ -171,13 +246,13 @@ def read_note(path: epath.Path) -> dict[str, Any]:
 
 
 def seal(note: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns a JSON note with a checksum of itself."""
+  """Returns a JSON note with a checksum of its content added."""
   note = json.loads(json.dumps(note, allow_nan=False))
   return {**note, "seal": _checksum(note)}
 
 
 def signatures(tree: Tree) -> dict[str, str]:
-  """Returns path -> for example "float32[64,8]", as a note has it."""
+  """Returns path -> dtype and shape, for example "float32[64,8]"."""
   return {
     param_tree.path_name(path): f"{x.dtype}[{','.join(map(str, x.shape))}]"
     for path, x in jax.tree_util.tree_leaves_with_path(tree)
@@ -190,22 +265,26 @@ def _checksum(note: Mapping[str, Any]) -> str:
 
 
 def _abstract_array(signature: str) -> np.ndarray:
-  """Returns an array that asks Orbax for host memory, itself without any."""
+  """Returns a numpy array, which makes Orbax load to host memory.
+
+  The array itself uses no memory.
+  """
   dtype, shape = signature[:-1].split("[")
   shape = tuple(int(size) for size in shape.split(",") if size)
   return np.broadcast_to(np.zeros((), jnp.dtype(dtype)), shape)
 
 
 def cannot_read(error: Exception) -> Damaged:
-  """Returns what to raise where a checkpoint cannot be read."""
+  """Returns the exception to raise if a checkpoint cannot be read."""
   return Damaged(f"it cannot be read, {one_line(error)}")
 
 
 class Explain:
-  """Context that passes errors of files to a function and raises its result.
+  """Context that passes file errors to a function and raises its result.
 
   Truncated arrays raise a bare Exception, damaged indices ValueError, a full
-  disk one of several: only what tells of the program can be told apart.
+  disk one of several types. So all exceptions count as file errors, except
+  types that indicate an error in the program.
   """
 
   _PASS = (
@@ -231,5 +310,131 @@ class Explain:
 
 
 def one_line(error: Exception) -> str:
-  """Returns an error's kind and the start of its message."""
+  """Returns an error's type and the start of its message."""
   return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _num_bytes(like: Any) -> int:
+  return math.prod(like.shape) * like.dtype.itemsize
+
+
+def _in_groups(flat: dict[str, Any], group_bytes: int) -> list[dict[str, Any]]:
+  groups, room = [], 0
+  for name, like in flat.items():
+    size = _num_bytes(like)
+    if size > room or not groups:
+      groups.append({})
+      room = group_bytes
+    groups[-1][name] = like
+    room -= size
+  return groups
+
+
+class _Groups:
+  """Reads arrays of one checkpoint, and caches the last group."""
+
+  def __init__(self, path: Any, groups: list[dict[str, Any]]):
+    self.groups = groups
+    self._path = path
+    self._owner = {
+      name: number for number, group in enumerate(groups) for name in group
+    }
+    self._last: dict[str, np.ndarray] = {}
+
+  def read(self, group: dict[str, Any]) -> None:
+    self.forget()  # Frees the previous group before reading.
+    fields, _ = load(self._path, param_tree.unflatten(group))
+    self._last = param_tree.flatten(fields)
+
+  def forget(self) -> None:
+    self._last = {}
+
+  def get(self, name: str) -> np.ndarray:
+    if name not in self._last:
+      try:
+        self.read(self.groups[self._owner[name]])
+      except Damaged as damage:
+        raise _changed(self._path, damage) from damage
+    return self._last[name]
+
+
+class _Chunks:
+  """Reads boxes of one array, and checks that they did not change.
+
+  Attributes:
+    unit: Shape of the array's chunks.
+  """
+
+  def __init__(self, path: Any, name: str, like: Any):
+    """Opens an array in a checkpoint's folder, in Orbax's layout."""
+    self._path, self._name = path, name
+    place = str(path / STATE)
+    with Explain(cannot_read):
+      self._array = tensorstore.open(
+        {
+          "driver": "zarr3",
+          "kvstore": {
+            "driver": "ocdbt",
+            "base": f"{place if '://' in place else f'file://{place}'}/",
+            "path": f"{name.replace('/', '.')}/",
+          },
+          # Reads one chunk after the other, so that only one is in memory.
+          "context": {
+            "file_io_concurrency": {"limit": 1},
+            "data_copy_concurrency": {"limit": 1},
+          },
+        },
+        read=True,
+        open=True,
+      ).result()
+    found = self._array.shape, self._array.dtype.numpy_dtype
+    if found != (like.shape, like.dtype):
+      raise Damaged(f"{name} has the wrong shape or type")
+    chunk = self._array.chunk_layout.read_chunk.shape
+    self.unit = tuple(size or 1 for size in chunk or like.shape)
+    self._words: dict[Any, tuple[int, int]] = {}
+
+  def check(self, digits: str) -> None:
+    """Reads all boxes; raises `Damaged` if their fingerprint differs."""
+    like = lazy_array.Parted(
+      self._array.shape, self._array.dtype.numpy_dtype, self.unit, self._read
+    )
+    self._words = {
+      key: words
+      for box, block in lazy_array.each(like)
+      for key, words in _sums(box, block)
+    }
+    if fingerprint.joined(self._words.values()) != digits:
+      raise Damaged(f"the bits of {self._name} have changed")
+
+  def get(self, box: Any) -> np.ndarray:
+    try:
+      block = self._read(box)
+      if any(
+        self._words.get(key, words) != words for key, words in _sums(box, block)
+      ):
+        raise Damaged(f"the bits of {self._name} have changed")
+    except Damaged as damage:
+      raise _changed(self._path, damage) from damage
+    return block
+
+  def _read(self, box: Any) -> np.ndarray:
+    with Explain(cannot_read):
+      return self._array[box].read().result()
+
+
+def _sums(
+  box: lazy_array.Box, block: np.ndarray
+) -> Iterator[tuple[Any, tuple[int, int]]]:
+  """Yields small boxes, and the contribution of each to a fingerprint."""
+  for inner in lazy_array.boxes(block.shape, _VALUES):
+    corner = tuple(
+      outer.start + own.start for outer, own in zip(box, inner, strict=True)
+    )
+    yield (corner, block[inner].shape), fingerprint.part(block[inner], corner)
+
+
+def _changed(path: Any, damage: Damaged) -> errors.UserError:
+  return errors.UserError(
+    f"{path} was damaged while it was read ({damage}); try again."
+  )

@@ -1,17 +1,15 @@
-"""Named parts that a user's own package can add to.
+"""Registries of named parts, to which a user's package can add its own.
 
-A registry maps the names that a config may use to values: stages, models,
-quantizers, frame samplers. A part of the user's own is named in one of two
-ways:
+A registry maps names in configs to values: stages, models, quantizers, frame
+samplers. A user's package adds a part in one of two ways:
 
     registry.register("mine", value)       # then config.GROUP.name = "mine"
     config.GROUP.name = "my_package.parts:value"  # imported when first used
 
-Files that only hold data, such as a world's config.json, may name a part of
-the second kind too, but reading such a file must not run code of its choice.
-So a name from a file is only looked up among the parts that are registered
-already, and in the modules that came with the packages of `load_plugins`,
-which the user chose.
+Data files, such as a world's config.json, may contain names of the second form
+too, but reading a data file must not run arbitrary code. A name from a data
+file is therefore looked up only among the registered parts and in the packages
+that `load_plugins` has imported, which the user has chosen.
 """
 
 import importlib
@@ -23,7 +21,7 @@ from typing import Any, Generic, TypeVar
 
 from genie_jax.core import errors
 
-# Modules, separated by commas, that are imported when a command starts.
+# Environment variable with modules to import, separated by commas.
 PLUGINS = "GENIE_PLUGINS"
 ENTRY_POINTS = "genie_jax.plugins"
 
@@ -47,27 +45,27 @@ class Registry(Generic[Value]):
     where: str,
     check: Callable[[str, Any], None] = lambda name, value: None,
   ):
-    """Makes an empty registry.
+    """Creates an empty registry.
 
     Args:
       kind: See the attributes.
       where: See the attributes.
-      check: `(name, value)`; raises UserError unless the value keeps the
-        protocol of the kind.
+      check: Function of (name, value) that raises UserError unless the value
+        follows the protocol of the kind.
     """
     self.kind, self.where = kind, where
     self._check = check
     self._values: dict[str, Value] = {}
 
   def register(self, name: str, value: Value) -> Value:
-    """Adds a part, and returns it.
+    """Adds a part and returns it.
 
     Args:
-      name: As a config gives it.
+      name: The name of the part in configs.
       value: The part.
 
     Raises:
-      UserError: The name is taken by another part, or the part does not keep
+      UserError: The name belongs to another part, or the part does not follow
         the protocol of its kind.
     """
     if name in self._values and self._values[name] is not value:
@@ -80,23 +78,23 @@ class Registry(Generic[Value]):
     return value
 
   def get(self, name: Any, *, where: str, trusted: bool = False) -> Value:
-    """Returns the part of a name.
+    """Returns the part with a name.
 
     Args:
       name: A registered name, or "module:attribute".
-      where: What gives the name, for the message, for example
+      where: The field that contains the name, for the message, for example
         "config.quantizer.name".
       trusted: Whether "module:attribute" may be imported. Only for names that
         come from the user's own code, command line or config files.
 
     Raises:
-      UserError: There is no such part.
+      UserError: The part does not exist.
     """
     if not isinstance(name, str) or not name:
       raise errors.UserError(f"{where}={name!r} is not the name of a part.")
     if name in self._values:
       return self._values[name]
-    load_plugins()  # Only now: the names that ship need no other package.
+    load_plugins()  # Not earlier, as built-in names need no other package.
     if name in self._values:
       return self._values[name]
     if ":" in name and (trusted or _is_plugin(name.partition(":")[0])):

@@ -1,1 +1,1 @@
-"""Records, manifests and loaders; imports no JAX."""
+"""Records, manifests and loaders; does not import JAX."""

@@ -1,4 +1,4 @@
-"""Checks every byte and record of a folder, and picks frames to look at."""
+"""Verifies every byte and record of a folder, and selects frames to view."""
 
 import itertools
 import pathlib
@@ -11,12 +11,12 @@ from genie_jax.core import errors, files
 from genie_jax.data import manifest as manifest_lib
 from genie_jax.data import shards, sources
 
-# Records read by one call: some 13 MB of frames.
+# Number of records read by one call: about 13 MB of frames.
 _RECORDS_AT_ONCE = 64
 
 
 def describe(manifest: manifest_lib.Manifest) -> str:
-  """Returns what a manifest says as lines for a person."""
+  """Returns a human-readable description of a manifest."""
   fields = manifest.to_dict()
   splits, made_by = fields.pop("splits"), fields.pop("made_by")
   lines = [f"{name}: {value}" for name, value in fields.items()]
@@ -39,15 +39,15 @@ def verify(
   manifest: manifest_lib.Manifest,
   tick: Callable[[int], object] = lambda records: None,
 ) -> None:
-  """Reads everything and compares it with the manifest.
+  """Reads all data of a folder and compares it with the manifest.
 
   Args:
-    manifest: Of a folder that was read.
-    tick: Called with the number of records that were checked since.
+    manifest: The manifest, read from the folder.
+    tick: Called with the number of records checked since the last call.
 
   Raises:
-    UserError: A shard's SHA-256, a record's checksum, shape, place or
-      content differs; the message names the first one.
+    UserError: A shard's SHA-256, or a record's checksum, shape, position or
+      content is wrong; the message names the first error.
   """
   for split, summary in manifest.splits.items():
     if not summary["shards"]:
@@ -79,7 +79,7 @@ def verify(
     for name, value in (("records", records), ("frames", frames)):
       if value != summary[name]:
         raise errors.UserError(
-          f"{manifest.folder}: split {split!r} holds {value} {name}, but "
+          f"{manifest.folder}: split {split!r} has {value} {name}, but "
           f"its manifest says {summary[name]}; write the folder again."
         )
 
@@ -101,13 +101,13 @@ def _clip_places(
   path: pathlib.Path,
   entry: dict[str, Any],
 ) -> list[tuple[int, int, list[bool]]]:
-  """Returns each record's source, start and flags by the episode table."""
+  """Returns each record's source, start and flags from the episode table."""
   size, places = manifest.frames_per_record, []
   run = lambda row: (row[0], row[1])
   for (source, first_record), rows in itertools.groupby(entry["episodes"], run):
     starts = {row[2]: row[3] for row in rows}
     total, frame = 0, 0
-    while frame in starts:  # Episodes must follow on one another.
+    while frame in starts:  # Each episode must begin where another ends.
       total = frame = frame + starts[frame]
     if first_record != len(places) or total != sum(starts.values()):
       raise errors.UserError(
@@ -142,7 +142,7 @@ def _check_clip(
   place: tuple[int, int, list[bool]],
   where: str,
 ) -> int:
-  """Checks one record of frames; returns how many frames it holds."""
+  """Checks one record of frames; returns its number of frames."""
   source, start, flags = place
   _needs(
     where, "source and start", (meta["source"], meta["start"]), (source, start)
@@ -153,7 +153,9 @@ def _check_clip(
   if "first" in arrays:
     found = arrays["first"].tolist()
     if not start:
-      found[0] = True  # A run begins an episode, whatever was cut off before.
+      # A source's first frame begins an episode, even if earlier frames of the
+      # original episode were cut off.
+      found[0] = True
     _needs(where, "episode starts", found, flags)
   if "actions" in arrays:
     _needs(where, "actions", arrays["actions"].shape, (len(flags),))
@@ -166,7 +168,7 @@ def _check_tokens(
   arrays: dict[str, np.ndarray],
   where: str,
 ) -> int:
-  """Checks one token record; returns how many frames it encodes."""
+  """Checks one token record; returns the number of encoded frames."""
   count, grid = manifest.num_frames, manifest.token_grid
   assert count is not None and grid is not None  # Every token folder has both.
   _needs(where, "tokens", arrays["tokens"].shape, (count, *grid))
@@ -207,16 +209,16 @@ def contact_rows(
   rows: int = 8,
   columns: int = 12,
 ) -> dict[str, np.ndarray]:
-  """Returns frames of several sources, to be laid out as a picture.
+  """Returns frames of several sources, for a contact sheet.
 
   Args:
-    manifest: Of a clips or token folder that was read.
-    rows: At most so many sources of each split, evenly spread.
-    columns: At most so many frames of each, evenly spread over a source's
+    manifest: The manifest, read from a clips or token folder.
+    rows: Maximum number of sources of each split, evenly spaced.
+    columns: Maximum number of frames of each source, evenly spaced over its
       first episode (clips) or over a record (tokens).
 
   Returns:
-    Label -> uint8 [t, H, W, 3]; tokens without kept frames are drawn as one
+    Label -> uint8 [t, H, W, 3]; tokens stored without frames are drawn with one
     colour for each code.
   """
   picked = {}

@@ -1,10 +1,10 @@
-"""Batches in an order that a seed fixes, for any number of processes.
+"""Batches in an order determined by a seed, for any number of processes.
 
-A global batch of B rows is the next B of the global order. It is cut into
-equal parts, of which each process reads its own: together they hold the same
-rows in the same order however many there are. A batch depends only on the
-seed and its number, so an iterator's state is one number, and it can be
-restored with another number of processes or workers.
+A global batch of B rows has the next B rows of the global order. It is split
+into equal parts, and each process reads its own parts, so the global batch has
+the same rows in the same order for any number of processes. A batch depends
+only on the seed and its number, so an iterator's state is one number, and it
+can be restored with another number of processes or workers.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from absl import flags
 from genie_jax.core import errors
 from genie_jax.data import sources
 
-# Batches that wait in memory, for each reading thread.
+# Number of batches read ahead, for each reading thread.
 _BATCHES_AHEAD = 2
 
 
 class _LocalBatches:
-  """Batch number i of one process, by number; what Grain reads from."""
+  """Random access to the batches of one process, as a data source for Grain."""
 
   def __init__(
     self,
@@ -43,7 +43,7 @@ class _LocalBatches:
 
   def __getitem__(self, number: int) -> sources.Batch:
     base = (self._skip + number) * self._batch_size
-    order: Any = self._order  # Grain types its elements as optional.
+    order: Any = self._order  # Grain annotates its elements as optional.
     rows = [int(order[base + row]) for row in self._rows]
     if isinstance(self._source, sources.Source):
       return self._source.gather(rows)
@@ -76,7 +76,7 @@ class BatchIterator:
     if shuffle:
       order = order.seed(seed).shuffle()
     self._order = order.repeat() if repeat else order
-    # What must be equal for the batches to go on as they would have.
+    # These must be equal for a restored iterator to give the same batches.
     self._identity = {
       "rows": len(source),
       "batch_size": batch_size,
@@ -113,7 +113,7 @@ class BatchIterator:
     dataset = grain.MapDataset.source(batches).to_iter_dataset(reading)
     if self._num_workers:
       # Grain's workers read absl flags, which fails in a program (or a test)
-      # that has not parsed any.
+      # that has not parsed its flags.
       if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
       dataset = dataset.mp_prefetch(
@@ -126,16 +126,16 @@ class BatchIterator:
   def get_state(self) -> dict[str, Any]:
     """Returns the state as JSON values, equal on all processes.
 
-    Batches that were read ahead but not yet taken do not count.
+    Batches that were read ahead but not yet returned are not counted.
     """
     return {"next_batch": self._next_batch, **self._identity}
 
   def set_state(self, state: dict[str, Any]) -> None:
-    """Goes on behind the batch that was taken last before `get_state`.
+    """Continues after the last batch that was returned before `get_state`.
 
     Raises:
-      UserError: The state is that of other data or of another batch size or
-        order, with which the same batches cannot follow.
+      UserError: The state is from other data, or from another batch size or
+        order, so the same batches cannot follow.
     """
     for name, value in self._identity.items():
       if state.get(name) != value:
@@ -149,7 +149,7 @@ class BatchIterator:
     self._next_batch = state["next_batch"]
 
   def close(self) -> None:
-    """Ends the reading threads and workers; iterating starts them again."""
+    """Stops the reading threads and workers; iterating starts them again."""
     if self._iterator is not None:
       self._iterator.close()
       self._iterator = None
@@ -170,24 +170,26 @@ def make_iterator(
   """Returns an iterator over stacked batches of `source`.
 
   Args:
-    source: `WindowSource`, `TokenSource`, or anything with a length and
-      numbered elements that are dictionaries of arrays.
+    source: `WindowSource`, `TokenSource`, or any sequence of dictionaries of
+      arrays.
     batch_size: Clips in a batch of all processes together; an incomplete
       last batch is dropped.
-    seed: Fixes the order; each epoch has its own.
+    seed: Determines the order, which differs between epochs.
     shuffle: False for the order of the source.
     repeat: False to stop after one epoch.
-    parts: Which parts of a batch this process reads, in order.
-    num_parts: Into how many equal parts a batch is cut.
-    num_workers: Processes that read; 0 is fastest unless decoding is slow.
-    num_threads: Threads that read ahead; 0 reads when asked.
+    parts: Numbers of the parts of a batch that this process reads, in order.
+    num_parts: Number of equal parts into which a batch is split.
+    num_workers: Number of reading processes; 0 is fastest unless decoding is
+      slow.
+    num_threads: Number of threads that read ahead; with 0, batches are read
+      when they are requested.
 
   Returns:
     An iterator over {name: array [batch_size / num_parts * len(parts), ...]},
-    part after part, with `get_state`, `set_state` and `close`.
+    one part after the other, with `get_state`, `set_state` and `close`.
 
   Raises:
-    UserError: The batch cannot be cut into the parts, or one epoch has less
+    UserError: The batch cannot be split into the parts, or one epoch has less
       than a batch.
   """
   if batch_size < 1 or batch_size % num_parts:

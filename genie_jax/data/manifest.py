@@ -1,11 +1,12 @@
 """The description of a clips or token folder: `manifest.json`.
 
-Who reads a folder reads its manifest first, checks it against what the config
-needs, and refuses with both values and the remedy. It is written last, so a
-folder whose writer was killed has none and is not taken for whole.
+A reader of a folder first reads its manifest and checks it against the values
+that the config needs; an error names both values and the remedy. The manifest
+is written last, so a folder whose writer was killed has none, and cannot be
+mistaken for complete.
 
-A folder may be in a bucket. Records can be read from a disk only, so what is
-asked for is copied to this machine first, see `mirror`.
+A folder may be in a bucket. Records can only be read from a disk, so the files
+that are needed are copied to this machine first, see `mirror`.
 """
 
 import dataclasses
@@ -29,36 +30,38 @@ _NUMBER_LIST = re.compile(r"\[\s+(-?\d+(?:,\s+-?\d+)*)\s+\]")
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-  """What a folder holds and what made it.
+  """The content of a folder and its origin.
 
   Attributes:
     kind: "clips" or "tokens".
     name: Short name of the data set.
-    fps: Frames a second at which the world runs.
+    fps: Frames per second at which the world runs.
     frame_shape: (H, W, C) of one frame.
     frames_per_record: Clips: frames in all but a source's last record.
       Tokens: frames of the clip that a record encodes.
     splits: Split -> {"records", "frames", "shards"}; a shard is {"file",
       "sha256", "bytes", "records", "episodes"}, and an episode is [source,
-      first_record, start, length]: the source's frames lie one after another
-      from record `first_record` of the shard on, and the episode is `length`
-      of them from frame `start` on.
-    num_actions: Size of the true action set; None when it is not known.
-    action_aliases: Action -> the action that does exactly the same.
-    made_by: Free: the collector, its seeds and options, licences.
-    token_grid: Tokens only, as all that follows: (h, w).
-    num_codes: Size of the tokenizer's codebook.
-    num_latent_actions: Size of the LAM's codebook; None without a LAM.
-    num_frames: Frames a record encodes.
-    stride: Frames from the start of one record to the next one's.
+      first_record, start, length]: the source's frames are stored one after
+      another, beginning in record `first_record` of the shard, and the episode
+      has `length` of these frames, beginning with frame `start`.
+    num_actions: Size of the true action set; None if it is not known.
+    action_aliases: Action -> another action with exactly the same effect.
+    made_by: Any fields about the origin: the collector, its seeds and options,
+      licences.
+    token_grid: (h, w). This and the following fields up to `lam_fingerprint`
+      are for tokens only.
+    num_codes: Number of codes of the tokenizer.
+    num_latent_actions: Number of codes of the LAM; None without a LAM.
+    num_frames: Number of frames encoded in a record.
+    stride: Frames from the start of one record to the start of the next.
     source_fingerprint: Fingerprint of the clips that were encoded.
     tokenizer_fingerprint: Fingerprint of the tokenizer that encoded them.
-    lam_fingerprint: Fingerprint of the LAM; None without one.
-    folder: Where it was read, for messages and for finding shards; of a
-      folder in a bucket, where its files are copied to. Not part of the
-      fingerprint.
-    address: The folder in a bucket; None for one on a disk. Not part of the
-      fingerprint.
+    lam_fingerprint: Fingerprint of the LAM; None without a LAM.
+    folder: Folder from which the manifest was read, for messages and for
+      finding shards; for a folder in a bucket, the local folder for copies of
+      its files. Not part of the fingerprint.
+    address: Address of a folder in a bucket; None for a folder on a disk. Not
+      part of the fingerprint.
   """
 
   kind: str
@@ -82,7 +85,7 @@ class Manifest:
   address: str | None = None
 
   def to_dict(self) -> dict[str, Any]:
-    """Returns what `manifest.json` holds, less the fingerprint."""
+    """Returns the content of `manifest.json` without the fingerprint."""
     fields = {
       field.name: getattr(self, field.name)
       for field in dataclasses.fields(self)
@@ -96,7 +99,7 @@ class Manifest:
 
   @property
   def fingerprint(self) -> str:
-    """SHA-256 of everything but its place; it covers every shard's bytes."""
+    """SHA-256 of all fields except its location; covers all shards' hashes."""
     return config.fingerprint(self.to_dict())
 
   @classmethod
@@ -104,12 +107,12 @@ class Manifest:
     """Reads `folder`/manifest.json, on a disk or in a bucket.
 
     Raises:
-      UserError: There is no whole manifest of this schema version there.
+      UserError: There is no valid manifest of this schema version.
     """
     path = _path(folder)
     if not exists(folder):
       raise errors.UserError(
-        f"{path} does not exist; give a folder that `genie data` or `genie "
+        f"{path} does not exist; use a folder that `genie data` or `genie "
         "tokenize` has finished, or run that command again to finish it."
       )
     found = files.read_json(path)
@@ -170,10 +173,10 @@ class Manifest:
     files.write_atomic(_path(folder), text + "\n")
 
   def check(self, expected: Mapping[str, Any]) -> None:
-    """Refuses a folder that is not what the config needs.
+    """Checks that the folder has the values that the config needs.
 
     Args:
-      expected: Field -> the value it must have, for example
+      expected: Field -> the required value, for example
         {"kind": "clips", "frame_shape": (64, 64, 3), "fps": 15}.
 
     Raises:
@@ -188,12 +191,12 @@ class Manifest:
       if found != config.to_dict({"_": needed})["_"]:
         raise errors.UserError(
           f"{self._where()} has {name} {found!r}, but {needed!r} is needed; "
-          f"give a folder with {name} {needed!r}, or change the config to "
+          f"use a folder with {name} {needed!r}, or change the config to "
           f"{found!r}."
         )
 
   def _local_folder(self) -> pathlib.Path:
-    """Returns where the files are on this machine.
+    """Returns the folder of the files on this machine.
 
     Raises:
       ValueError: The manifest was not read from a folder.
@@ -210,12 +213,12 @@ class Manifest:
   def shards(self, split: str) -> list[tuple[pathlib.Path, dict[str, Any]]]:
     """Returns the path and the entry of each shard of a split.
 
-    Shards in a bucket are copied to this machine first, but for those that
-    were copied before.
+    Shards in a bucket are first copied to this machine, unless they were copied
+    before.
 
     Raises:
-      UserError: There is no such split, or it is empty, or what is in the
-        bucket is not what the manifest says, or there is no room.
+      UserError: There is no such split, it is empty, a file in the bucket
+        differs from the manifest, or the disk is full.
     """
     entries, folder = self._entries(split), self._local_folder()
     if self.address:
@@ -223,7 +226,7 @@ class Manifest:
     return [(folder / split / entry["file"], entry) for entry in entries]
 
   def model_folder(self, name: str) -> pathlib.Path:
-    """Returns where a token folder keeps a model that made it.
+    """Returns the folder of a model that is stored in a token folder.
 
     A model in a bucket is copied to this machine first.
 
@@ -231,7 +234,7 @@ class Manifest:
       name: "tokenizer" or "lam".
 
     Raises:
-      UserError: It is not in the bucket, or there is no room.
+      UserError: The model is not in the bucket, or the disk is full.
     """
     folder = self._local_folder() / name
     if self.address:
@@ -245,7 +248,7 @@ class Manifest:
       name: "tokenizer" or "lam".
 
     Raises:
-      UserError: Manifests do not name the maker of this kind.
+      UserError: Manifests do not record models with this role.
     """
     found = {
       "tokenizer": self.tokenizer_fingerprint,
@@ -315,7 +318,7 @@ def split_summary(
 
   Args:
     shards: Entries of `shards.ShardWriter`, each with its "episodes".
-    frames: Frames in all of them.
+    frames: Total number of frames.
   """
   return {
     "records": sum(entry["records"] for entry in shards),
@@ -332,10 +335,10 @@ def episodes_of(
   """Returns the episode rows of one source.
 
   Args:
-    source: Its number.
-    first_record: Where its run of records starts in the shard.
-    first: For each of its frames, whether an episode begins there. The run's
-      own first frame always begins one.
+    source: Number of the source.
+    first_record: The source's first record in the shard.
+    first: For each of its frames, whether an episode begins there. The source's
+      first frame always begins an episode.
 
   Returns:
     [[source, first_record, start, length], ...], without gaps.

@@ -1,9 +1,10 @@
-"""Copies on this machine of what a data folder has in a bucket.
+"""Local copies of data folders in a bucket.
 
-The ArrayRecord reader opens files of a disk only. A copy lies in the user's
-cache below the manifest's fingerprint, so data that changes is copied anew,
-and gets its name only when it is whole: several processes of a machine may
-make the same one at once, and one that was killed leaves a `.tmp` behind.
+The ArrayRecord reader can only open files on a disk. Copies are stored in the
+user's cache in a folder named by the manifest's fingerprint, so data that has
+changed is copied again. A file gets its final name only when it is complete, so
+several processes on a machine may copy it at the same time; a process that is
+killed leaves a `.tmp` file.
 """
 
 import contextlib
@@ -23,12 +24,12 @@ from genie_jax.data import shards
 
 # One stream of a bucket is slower than a machine's network.
 _STREAMS = 8
-# What a model's folder may hold; a bucket may list markers beside them.
+# Suffixes of files in a model's folder; a bucket may list other files as well.
 _MODEL_FILES = (".json", ".safetensors")
 
 
 def folder(fingerprint: str) -> pathlib.Path:
-  """Returns where the files of a manifest are copied to."""
+  """Returns the local folder for the files of a manifest."""
   return buckets.cache_folder("data") / fingerprint[:32]
 
 
@@ -38,23 +39,23 @@ def copy_shards(
   split: str,
   entries: Sequence[Mapping[str, Any]],
 ) -> None:
-  """Copies the shards of a split that are not there yet.
+  """Copies the shards of a split that were not copied yet.
 
   Args:
     address: The data folder in the bucket.
-    target: From `folder`.
-    split: Which split.
-    entries: Of the manifest: "file", "bytes" and "sha256" of each shard.
+    target: The local folder, from `folder`.
+    split: Name of the split.
+    entries: The manifest's entries: "file", "bytes" and "sha256" of each shard.
 
   Raises:
-    UserError: A shard is missing or not the one that the manifest describes,
-      the bucket cannot be reached, or there is no room.
+    UserError: A shard is missing or differs from the manifest, the bucket
+      cannot be reached, or the disk is full.
   """
-  # They become paths on this machine.
+  # Names are checked, because they become paths on this machine.
   for name in (entry["file"] for entry in entries):
     if not split.isidentifier() or not shards.SHARD_NAME.fullmatch(name):
       raise errors.UserError(
-        f"{address} has a shard {split}/{name}, which is no name of one; "
+        f"{address} has a shard {split}/{name}, which is not a valid name; "
         "write the folder again."
       )
   missing = [
@@ -81,17 +82,17 @@ def copy_shards(
       _copy(f"{address}/{where}", target / where, entry)
 
     with futures.ThreadPoolExecutor(_STREAMS) as pool:
-      list(pool.map(copy, missing))  # Raises what a copy raised.
+      list(pool.map(copy, missing))  # `list` re-raises errors of `copy`.
 
 
 def copy_folder(address: str, target: pathlib.Path) -> None:
-  """Copies a saved model's folder unless it is there.
+  """Copies a saved model's folder unless it was copied before.
 
-  Who loads it compares its fingerprint with the manifest's.
+  Callers compare the model's fingerprint with that in the manifest.
 
   Raises:
-    UserError: There is none, the bucket cannot be reached, or there is no
-      room.
+    UserError: The folder does not exist, the bucket cannot be reached, or the
+      disk is full.
   """
   if target.is_dir():
     return
@@ -113,7 +114,7 @@ def copy_folder(address: str, target: pathlib.Path) -> None:
     except FileNotFoundError as error:
       raise _missing(address) from error
     except OSError as error:
-      # Someone else was faster; theirs is as good.
+      # Another process has already made an equal copy.
       if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
         raise
     finally:
@@ -155,19 +156,19 @@ def _has_size(path: pathlib.Path, size: int) -> bool:
 
 @contextlib.contextmanager
 def _room(address: str, target: pathlib.Path, size: int) -> Iterator[None]:
-  """Turns a disk that is full, or not ours, into one line."""
+  """Raises a one-line UserError if the disk is full or not writable."""
   parent = next(path for path in target.absolute().parents if path.is_dir())
   free = shutil.disk_usage(parent).free
   if size > free:
     raise errors.UserError(
       f"{address} needs {size / 1e6:.0f} MB and {parent} has "
       f"{free / 1e6:.0f} MB left; free some space, or set XDG_CACHE_HOME to "
-      "a folder elsewhere."
+      "a folder on another disk."
     )
   try:
     yield
   except OSError as error:
     raise errors.UserError(
-      f"{address} cannot be kept in {target} ({error.strerror}); free some "
-      "space, or set XDG_CACHE_HOME to a folder elsewhere."
+      f"{address} cannot be copied to {target} ({error.strerror}); free some "
+      "space, or set XDG_CACHE_HOME to a folder on another disk."
     ) from error

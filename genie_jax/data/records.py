@@ -1,4 +1,4 @@
-"""One record: named arrays and a small description, checked when read.
+"""The record format: named arrays and metadata, with a checksum.
 
 Layout, all numbers little-endian:
 
@@ -8,11 +8,11 @@ Layout, all numbers little-endian:
   header    JSON {"arrays": [[name, dtype, shape], ...], "meta": {...}},
             padded with spaces so that the arrays start on 8 bytes
   arrays    raw bytes of each array in turn, each padded to 8 bytes
-  4 bytes   CRC-32C of all that stands before it
+  4 bytes   CRC-32C of all bytes before it
 
-The checksum comes last so that a reader needs no copy of the record: the
-CRC-32C of any message followed by its own CRC-32C is one constant. There is
-no pickle, so reading a record never runs what is in it.
+The checksum is last so that a reader can verify it without copying the record:
+the CRC-32C of any message followed by its own CRC-32C is a constant. The format
+does not use pickle, so reading a record never executes code.
 """
 
 import json
@@ -31,7 +31,7 @@ _PREFIX = struct.Struct("<4sHHI")
 _CRC = struct.Struct("<I")
 # CRC-32C of a message followed by its own little-endian CRC-32C.
 _CRC_RESIDUE = 0x48674BC7
-# The kinds of number a record may hold: bool, signed, unsigned, float.
+# The kinds of dtypes in a record: bool, signed, unsigned, float.
 _DTYPE_KINDS = "biuf"
 
 
@@ -44,20 +44,20 @@ def pack(arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> bytes:
 
   Args:
     arrays: Named arrays of bools, integers or floats, of any shape. Clips
-      hold "frames" [t, H, W, C] uint8, "actions" [t] int32 (the action taken
+      have "frames" [t, H, W, C] uint8, "actions" [t] int32 (the action taken
       at each frame) and "first" [t] bool (an episode begins at this frame).
-    meta: What JSON can hold; clips and tokens say fps, source and start.
+    meta: JSON values; clips and tokens have fps, source and start.
 
   Raises:
-    ValueError: An array holds objects or text.
+    ValueError: An array contains objects or text.
   """
   table, pieces = [], []
   for name, array in arrays.items():
     array = np.asarray(array, order="C")
     if array.dtype.kind not in _DTYPE_KINDS:
       raise ValueError(
-        f"Array {name!r} has dtype {array.dtype}; records hold bools, "
-        "integers and floats."
+        f"Array {name!r} has dtype {array.dtype}; records can only contain "
+        "bools, integers and floats."
       )
     array = array.astype(array.dtype.newbyteorder("<"), copy=False)
     table.append([name, array.dtype.str, list(array.shape)])
@@ -78,19 +78,18 @@ def unpack(
   record: bytes,
   where: str = "record",
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  """Returns the arrays and the description of one record.
+  """Returns the arrays and the metadata of one record.
 
   Args:
-    record: Bytes that `pack` made.
-    where: Names the record in error messages.
+    record: Bytes from `pack`.
+    where: Name of the record in error messages.
 
   Returns:
-    Read-only arrays that look into `record` without a copy, and the meta
-    dictionary.
+    Read-only arrays that are views of `record`, and the meta dictionary.
 
   Raises:
-    UserError: These bytes are not a record, are of another schema version, or
-      are damaged.
+    UserError: The bytes are not a record, have another schema version, or are
+      damaged.
   """
   if len(record) < _PREFIX.size + _CRC.size or record[:4] != _MAGIC:
     raise errors.UserError(

@@ -165,6 +165,7 @@ class FolderWriter:
     error: BaseException | None,
     trace: types.TracebackType | None,
   ) -> None:
+    assert self._lock is not None  # Taken when the block was entered.
     self._lock.close()
 
   def finish(self) -> manifest_lib.Manifest:

@@ -1,4 +1,4 @@
-"""ArrayRecord files that are whole or absent, and readers that check them."""
+"""Writes ArrayRecord files atomically, and reads them with verification."""
 
 import errno
 import os
@@ -16,13 +16,14 @@ from array_record.python import (
 from genie_jax.core import errors, files
 from genie_jax.data import records
 
-# One record a group: a random read decompresses one record, not a group (13
-# times slower with 16). zstd:3 stores real game frames in a twelfth.
+# One record per group, so that a random read decompresses only that record
+# (with 16 records per group it is 13 times slower). zstd:3 compresses real game
+# frames to a twelfth.
 FRAMES_OPTIONS = "group_size:1,zstd:3"
-# Tokens hardly compress, and read three times faster as they are.
+# Tokens hardly compress, and are read three times faster uncompressed.
 TOKENS_OPTIONS = "group_size:1,uncompressed"
 
-# Without read-ahead: windows are read in random order.
+# Without read-ahead, because windows are read in random order.
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _READER_BUFFER_BYTES = 1 << 15
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -36,13 +37,13 @@ def shard_name(index: int, count: int) -> str:
 
 
 def disk_error(error: RuntimeError, path: files.PathLike) -> OSError:
-  """Returns ArrayRecord's complaint about `path` as an OSError."""
+  """Converts ArrayRecord's error about `path` to an OSError."""
   for code in _DISK_ERRORS:
     if os.strerror(code) in str(error):
       return OSError(
         code,
-        f"{os.strerror(code)} while writing; nothing half-written "
-        "was kept: make room and run the same command again",
+        f"{os.strerror(code)} while writing; incomplete files were removed; "
+        "free some space and run the same command again",
         str(path),
       )
   return OSError(errno.EIO, f"writing failed ({error})", str(path))
@@ -51,11 +52,11 @@ def disk_error(error: RuntimeError, path: files.PathLike) -> OSError:
 class ShardWriter:
   """Writes one ArrayRecord file; used as a context manager.
 
-  The file gets its name only when it is whole and on the disk: a killed or
-  failed writer leaves at most a hidden `*.tmp` file.
+  The file gets its final name only when it is complete and on disk: a writer
+  that was killed or failed leaves at most a hidden `*.tmp` file.
 
   Attributes:
-    entry: After a clean exit, this shard's part of the manifest: "file",
+    entry: After a clean exit, the shard's entry for the manifest: "file",
       "sha256", "bytes" and "records".
   """
 
@@ -97,7 +98,7 @@ class ShardWriter:
       except RuntimeError as failure:
         if kind is None:
           raise disk_error(failure, self._path) from failure
-        return  # What went wrong first is what the user must read.
+        return  # The user must see the first error, not this one.
       if kind is None:
         self._finish()
     finally:
@@ -119,15 +120,15 @@ class ShardWriter:
 
 
 class ShardReader:
-  """Random access to one shard that its manifest describes.
+  """Random access to the records of one shard.
 
   The file is opened at the first read, so that a reader can be sent to a
   worker process.
 
   Args:
     path: The shard.
-    entry: Its part of the manifest: "bytes" and "records" are checked when
-      the file is opened ("sha256" only by `genie data inspect`).
+    entry: The shard's entry in the manifest: "bytes" and "records" are checked
+      when the file is opened ("sha256" only by `genie data inspect`).
   """
 
   def __init__(self, path: files.PathLike, entry: dict[str, Any]):
@@ -143,7 +144,7 @@ class ShardReader:
     return self._records
 
   def check_size(self) -> None:
-    """Compares the file's size with the manifest, which costs next to nothing.
+    """Compares the file's size with the manifest, which is very fast.
 
     Raises:
       UserError: The shard is missing or has another size.
@@ -158,7 +159,7 @@ class ShardReader:
     if size != self._bytes:
       raise errors.UserError(
         f"{self.path} has {size} bytes but its manifest says "
-        f"{self._bytes}: it was cut short or exchanged; copy or write the "
+        f"{self._bytes}: it was cut short or replaced; copy or write the "
         "folder again."
       )
 
@@ -166,7 +167,7 @@ class ShardReader:
     """Opens the file and checks it against the manifest.
 
     Raises:
-      UserError: The shard is missing, cut short, or another file.
+      UserError: The shard is missing, was cut short, or is another file.
     """
     if self._reader is not None:
       return self._reader
@@ -200,7 +201,7 @@ class ShardReader:
       found = reader.read(positions)
     except RuntimeError as error:
       raise errors.UserError(
-        f"{self.path} is damaged in record {positions[0]} or just behind "
+        f"{self.path} is damaged in record {positions[0]} or just after it "
         f"({str(error).splitlines()[0][:120]}); copy or write the folder "
         "again."
       ) from error

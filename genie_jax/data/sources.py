@@ -2,7 +2,7 @@
 
 Shapes:
   T  frames of a window       H W C  rows, columns, channels of a frame
-  h w  token grid             n      rows that are gathered at once
+  h w  token grid             n      elements gathered by one call
 """
 
 import abc
@@ -19,23 +19,23 @@ from genie_jax.data import shards
 
 Batch = dict[str, np.ndarray]
 
-# They lead from frame to frame, so there is one fewer of them than frames.
+# These lead from one frame to the next, so there is one fewer than frames.
 _BETWEEN_FRAMES = ("actions", "latent_actions")
 
 
 class Source(abc.ABC):
-  """A finite list of equal elements, read by number.
+  """A finite sequence of elements with the same form.
 
   Attributes:
-    manifest: Describes the data. Training needs its `fingerprint` alone, 64
-      hexadecimal digits that differ where the data differ.
+    manifest: Describes the data. Training uses only its `fingerprint`, 64
+      hexadecimal digits that differ if the data differ.
   """
 
   manifest: manifest_lib.Manifest
 
   @abc.abstractmethod
   def __len__(self) -> int:
-    """Returns how many elements there are."""
+    """Returns the number of elements."""
 
   def __getitem__(self, index: int) -> Batch:
     return {name: array[0] for name, array in self.gather([index]).items()}
@@ -53,39 +53,40 @@ def _readers(
     shards.ShardReader(path, entry) for path, entry in manifest.shards(split)
   ]
   for reader in readers:
-    reader.check_size()  # A cut copy is found now, not hours into a run.
+    # Detects a truncated copy now, not hours after the start of a run.
+    reader.check_size()
   return readers
 
 
 def _needs_kind(manifest: manifest_lib.Manifest, kind: str, maker: str) -> None:
   if manifest.kind != kind:
     raise errors.UserError(
-      f"{manifest.address or manifest.folder} holds {manifest.kind}, but "
-      f"{kind} are needed; give a folder made by `{maker}`."
+      f"{manifest.address or manifest.folder} has {manifest.kind}, but "
+      f"{kind} are needed; use a folder made by `{maker}`."
     )
 
 
 class WindowSource(Source):
-  """Every window of T frames that lies within one episode.
+  """All windows of T frames that are within one episode.
 
-  A window may start at any frame, so it lies in one record or in adjacent
-  ones; records are short, so that little is decompressed for nothing.
+  A window may start at any frame, so its frames are in one or several adjacent
+  records. Records are short, so that few unneeded frames are decompressed.
 
   Elements: {"frames": uint8 [T, H, W, C], "actions": int32 [T - 1] (action t
   leads from frame t to t + 1), "first": bool [T], "source": int32,
-  "start": int32 (frame of the source at which the window starts)}, of which
-  the first three only when asked for.
+  "start": int32 (frame of the source at which the window starts)}; the first
+  three only if they are in `keys`.
 
   Args:
     folder: A clips folder.
     split: "train", "validation" or "test".
     num_frames: T.
-    stride: Frames from one window's start to the next one's.
-    keys: Which arrays to read.
+    stride: Frames from the start of one window to the start of the next.
+    keys: Names of the arrays to read.
 
   Raises:
-    UserError: No such folder or split, a damaged shard, an array that the
-      clips do not have, or no episode of T frames.
+    UserError: There is no such folder or split, a shard is damaged, the clips
+      do not have an array, or no episode has T frames.
   """
 
   def __init__(
@@ -118,7 +119,7 @@ class WindowSource(Source):
         f"{num_frames} frames; use shorter windows or collect longer "
         "levels."
       )
-    # Windows up to and including each episode.
+    # Number of windows up to and including each episode.
     self._ends = list(
       itertools.accumulate(
         (length - num_frames) // stride + 1 for *_, length in self._episodes
@@ -130,7 +131,7 @@ class WindowSource(Source):
     if unknown:
       raise errors.UserError(
         f"{folder} has no {unknown[0]!r}"
-        f"{errors.closest(unknown[0], arrays)}; its records hold "
+        f"{errors.closest(unknown[0], arrays)}; its records have "
         f"{', '.join(arrays)}."
       )
     self._layout = {
@@ -145,7 +146,7 @@ class WindowSource(Source):
     return self._ends[-1]
 
   def gather(self, indices: Sequence[int] | np.ndarray) -> Batch:
-    """Returns windows stacked: each array as above, behind an axis n."""
+    """Returns stacked windows: the arrays of elements, with a first axis n."""
     out: Batch = {
       name: np.empty((len(indices), *shape), dtype)
       for name, (shape, dtype) in self._layout.items()
@@ -173,7 +174,8 @@ class WindowSource(Source):
     found = self._readers[shard].read(range(record + head, record + tail + 1))
     for number, (arrays, meta) in enumerate(found, start=head):
       self._check(shard, source, number, meta)
-      # The window's frames that lie in this record, from its first to `stop`.
+      # Copies the window's frames in this record, from the record's frame `low`
+      # to the window's frames from `at` on.
       low = max(start - number * size, 0)
       at = number * size + low - start
       for name, (shape, _) in self._layout.items():
@@ -191,31 +193,33 @@ class WindowSource(Source):
     start = number * self._record_frames
     if meta["source"] != source or meta["start"] != start:
       raise errors.UserError(
-        f"{self._readers[shard].path} holds frame {meta['start']} of source "
+        f"{self._readers[shard].path} has frame {meta['start']} of source "
         f"{meta['source']} where its manifest says frame {start} of source "
         f"{source}; `genie data inspect` the folder, then write it again."
       )
 
 
 class TokenSource(Source):
-  """Token records: each is one clip encoded from its own first frame.
+  """Token records; each is a clip that was encoded from its first frame.
 
   Elements: {"tokens": int32 [T, h, w], "latent_actions": int32 [T - 1],
   "actions": int32 [T - 1], "frames": uint8 [T, H, W, C], "source": int32,
-  "start": int32}, of the middle three those that the records hold.
+  "start": int32}; latent actions, actions and frames only if the records have
+  them.
 
   Args:
     folder: A token folder.
     split: "train", "validation" or "test".
-    num_frames: T; None for all frames of a record. A prefix is all that may
-      be taken: the codes of a frame depend on where encoding began.
-    keys: Which arrays to read; None for all of them.
-    merge_aliases: Whether to turn a true action that does exactly the same
-      as another into that one, as the manifest says.
+    num_frames: T, the first frames of each record; None for all. Frames cannot
+      be left out at the start, because the codes of a frame depend on where
+      encoding began.
+    keys: Names of the arrays to read; None for all.
+    merge_aliases: Whether to replace true actions by the action with the same
+      effect, according to the manifest's `action_aliases`.
 
   Raises:
-    UserError: No such folder or split, a damaged shard, records shorter than
-      T, or an array they do not hold.
+    UserError: There is no such folder or split, a shard is damaged, records are
+      shorter than T, or they do not have an array.
   """
 
   def __init__(
@@ -231,20 +235,20 @@ class TokenSource(Source):
     self._readers = _readers(self.manifest, split)
     self._ends = list(itertools.accumulate(len(r) for r in self._readers))
     arrays, _ = self._readers[0].read([0])[0]
-    held = len(arrays["tokens"])
-    self._num_frames = held if num_frames is None else num_frames
-    if not 1 <= self._num_frames <= held:
+    available = len(arrays["tokens"])
+    self._num_frames = available if num_frames is None else num_frames
+    if not 1 <= self._num_frames <= available:
       raise errors.UserError(
-        f"{folder} holds clips of {held} frames, but "
+        f"{folder} has clips of {available} frames, but "
         f"{num_frames} are needed; tokenize again with --num-frames "
-        f"{num_frames}, or set config.data.num_frames to at most {held}."
+        f"{num_frames}, or set config.data.num_frames to at most {available}."
       )
     keys = tuple(arrays) if keys is None else tuple(keys)
     for name in keys:
       if name not in arrays:
         raise errors.UserError(
           f"{folder} has no {name!r}"
-          f"{errors.closest(name, arrays)}; its records hold "
+          f"{errors.closest(name, arrays)}; its records have "
           f"{', '.join(arrays)}; tokenize again with --lam for latent "
           "actions and --keep-frames for frames."
         )
@@ -265,7 +269,7 @@ class TokenSource(Source):
     return self._ends[-1]
 
   def gather(self, indices: Sequence[int] | np.ndarray) -> Batch:
-    """Returns records stacked: each array as above, behind an axis n."""
+    """Returns stacked records: the arrays of elements, with a first axis n."""
     out: Batch = {
       name: np.empty((len(indices), *shape), dtype)
       for name, (shape, dtype) in self._layout.items()

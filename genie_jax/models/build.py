@@ -1,4 +1,4 @@
-"""Builds models from configs, and refuses configs that cannot be built."""
+"""Builds models from configs, and rejects invalid configs."""
 
 import contextlib
 import dataclasses
@@ -31,9 +31,10 @@ _WORLD = (
 _SCALARS = {kind.__name__: kind for kind in (bool, float, int, str)}
 _DTYPES = ("bfloat16", "float32")  # Of activations; weights are float32.
 
-# The groups of a config that describe a model; files keep these of each part.
+# The groups of a config that describe a model; saved parts record them.
 _GROUPS = ("world", "model")
-# No model needs more of anything; products of these stay within 64 bits.
+# Upper bounds that no model needs to exceed. They keep the products of sizes
+# within 64 bits.
 _LARGEST = 1 << 20
 _LARGEST_SIDE = 1 << 13
 
@@ -92,7 +93,7 @@ def lam(config: Config) -> lam_lib.Lam:
 def dynamics(config: Config) -> dynamics_lib.Dynamics:
   """Builds the dynamics model of a config with `world` and `model`.
 
-  `world.num_latent_actions` counts the buttons, latent or true.
+  `world.num_latent_actions` is the number of actions, latent or true.
 
   Raises:
     UserError: A field is missing, unknown or out of range.
@@ -111,23 +112,25 @@ def dynamics(config: Config) -> dynamics_lib.Dynamics:
 
 
 def token_grid(world: Config) -> tuple[int, int]:
-  """Returns (h, w) of a world."""
+  """Returns (h, w), the token grid of a world."""
   return patches.grid(world["height"], world["width"], world["token_patch"])
 
 
 def part_fields(config: Config) -> dict[str, Any]:
-  """Returns those groups of a config that describe one model.
+  """Returns the groups of a config that describe one model.
 
-  These are `world`, `model` and, if it is there, `quantizer`. A training
-  config has them next to others; a saved part's config has these alone.
+  These are `world`, `model` and, if present, `quantizer`. A training config
+  also has other groups; the config of a saved part has only these.
 
   Raises:
-    UserError: One is missing.
+    UserError: A group is missing.
   """
   config = config_lib.to_dict(config)
   for name in _GROUPS:
     if not isinstance(config.get(name), dict):
-      raise errors.UserError(f"config.{name} is missing; it is a group.")
+      raise errors.UserError(
+        f"config.{name} is missing; it must be a group of fields."
+      )
   kept = (*_GROUPS, *(["quantizer"] if "quantizer" in config else []))
   return {name: config[name] for name in kept}
 
@@ -146,8 +149,8 @@ def _read(
   for name in stacks:
     if name not in model:
       raise errors.UserError(
-        f"config.model has no {name!r}; it holds the fields of a "
-        "space-time transformer."
+        f"config.model.{name} is missing; it must be a group with the fields "
+        "of a space-time transformer."
       )
     _check_fields(
       f"config.model.{name}", st_transformer.STTransformer, model[name]
@@ -163,7 +166,7 @@ def _read(
     if model[name]["head_dim"] % 2:
       raise errors.UserError(
         f"config.model.{name}.head_dim={model[name]['head_dim']} is odd; "
-        "rotary positions turn pairs of channels, so make it even."
+        "rotary positions rotate pairs of channels, so make it even."
       )
   return world, model
 
@@ -171,8 +174,8 @@ def _read(
 def _quantizer(config: Config, num_codes: int) -> dict[str, Any] | None:
   if "quantizer" in config["model"]:
     raise errors.UserError(
-      "config.model.quantizer is not a field of a model; set the fields of "
-      "the group config.quantizer."
+      "config.model.quantizer is not a field of the model; set the fields of "
+      "the group config.quantizer instead."
     )
   return quantizers.complete(config.get("quantizer"), num_codes)
 
@@ -187,7 +190,7 @@ def _one_of(fields: Config, name: str, known: tuple[str, ...]) -> None:
 
 
 def make(module: type[Module], fields: Mapping[str, Any]) -> Module:
-  """Makes a module of its dataclass fields.
+  """Makes a module from the values of its dataclass fields.
 
   Raises:
     UserError: A field is unknown, or missing.
@@ -197,7 +200,7 @@ def make(module: type[Module], fields: Mapping[str, Any]) -> Module:
 
 
 def _check_fields(where: str, module: type, fields: Config) -> None:
-  """Raises unless `fields` are a module's: none unknown, none missing."""
+  """Raises UserError if a field of the module is unknown or missing."""
   known = {
     field.name: field
     for field in dataclasses.fields(module)
@@ -205,7 +208,7 @@ def _check_fields(where: str, module: type, fields: Config) -> None:
   }
   for name in sorted(set(fields) - set(known)):
     raise errors.UserError(
-      f"{where}.{name} is no field of {module.__name__}"
+      f"{where}.{name} is not a field of {module.__name__}"
       f"{errors.closest(name, known)}; its fields are {', '.join(known)}."
     )
   for name, field in known.items():
@@ -223,21 +226,22 @@ def check_types(
   stacks: tuple[str, ...],
   codes: str | None,
 ) -> None:
-  """Raises unless the fields of a part have the types they should.
+  """Checks the types and sizes of the fields of a saved part.
 
-  Which fields there are is checked where the model is built.
+  Unknown and missing fields are reported when the model is built.
 
   Args:
     where: The file, for the message.
     name: The part's role.
-    fields: {"world", "model"[, "quantizer"]}, straight from JSON.
+    fields: {"world", "model"[, "quantizer"]}, as read from JSON.
     module: The model's class.
-    stacks: Its fields that are those of a space-time transformer.
-    codes: The field of `world` that counts the model's codes; None where it
-      has no quantizer.
+    stacks: The fields of the model that are groups of fields of a space-time
+      transformer.
+    codes: The field of `world` that is the model's number of codes; None for
+      a model without a quantizer.
 
   Raises:
-    UserError: A field is of the wrong type or absurdly large.
+    UserError: A field has the wrong type or is too large.
   """
   if not isinstance(fields, dict):
     raise errors.UserError(
@@ -281,7 +285,7 @@ def check_types(
 def unrolled(
   fields: Mapping[str, Any], stacks: tuple[str, ...]
 ) -> dict[str, Any]:
-  """Returns fields whose stacks trace one layer, whatever their depth."""
+  """Returns fields with `unroll=1`, so that tracing is fast at any depth."""
   model = {
     key: {**value, "unroll": 1} if key in stacks else value
     for key, value in fields["model"].items()
@@ -291,7 +295,7 @@ def unrolled(
 
 @contextlib.contextmanager
 def building(where: str, name: str) -> Iterator[None]:
-  """Turns what a model says of impossible sizes into one line."""
+  """Raises a one-line UserError in place of a model's errors about sizes."""
   try:
     yield
   except errors.UserError:
@@ -304,7 +308,7 @@ def building(where: str, name: str) -> Iterator[None]:
     ValueError,
   ) as error:
     raise errors.UserError(
-      f"{where}: no {name} can be built of its fields "
+      f"{where}: the {name} cannot be built from its fields "
       f"({' '.join(str(error).split())[:120]}); export it again."
     ) from error
 
@@ -314,7 +318,7 @@ def _check_values(where: str, module: type, fields: Mapping[str, Any]) -> None:
     if field.name not in fields or field.name in ("parent", "name"):
       continue
     value, kind = fields[field.name], field.type
-    # A module with postponed annotations has them as strings.
+    # In a module with postponed annotations, types are strings.
     kind = _SCALARS.get(str(kind), kind)
     if kind is int:
       least = 0 if field.default == 0 else 1
@@ -324,18 +328,18 @@ def _check_values(where: str, module: type, fields: Mapping[str, Any]) -> None:
     elif kind in (str, bool):
       good = type(value) is kind
     else:
-      good = True  # Stacks, which the caller looks into.
+      good = True  # Stacks, which the caller checks.
     if field.name == "dtype":
       good = type(value) is str
     if not good:
       raise errors.UserError(
-        f"{where}.{field.name}={value!r:.40} is out of range or of another "
+        f"{where}.{field.name}={value!r:.40} is out of range or of the wrong "
         "type; export it again."
       )
 
 
 def _refuse(where: str, name: str, value: Any) -> None:
   raise errors.UserError(
-    f"{where}: parts.{name}={value!r:.40} is out of range or of another "
+    f"{where}: parts.{name}={value!r:.40} is out of range or of the wrong "
     "type; export it again."
   )

@@ -1,14 +1,14 @@
 """Dynamics: MaskGIT over the tokens of the next frame (Genie, section 2.1).
 
-Frame t's own, partly hidden tokens stand at position t together with the
-action that leads to it, and are predicted in place. The paper's text has
-inputs 1..T-1 and outputs 2..T, but its sampler feeds the tokens already drawn
-of frame t back in, so this is what it must do. Frames before t then never
-depend on frame t or on its action.
+The input at position t is frame t itself, partly hidden, and the action that
+leads to it; the output at position t predicts the hidden tokens of frame t.
+The paper's text has inputs 1..T-1 and outputs 2..T, but its sampler feeds the
+tokens of frame t that are already drawn back in, which requires frame t as an
+input. Predictions for frames before t do not depend on frame t or its action.
 
 Shapes:
-  h, w  token grid; N = h * w       V  codes
-  A     latent actions              Tc frames in a cache
+  h, w  token grid; N = h * w       V   codes
+  A     latent actions              Tc  frames in a cache
 """
 
 from typing import Any
@@ -30,11 +30,12 @@ class Dynamics(nn.Module):
     num_codes: V.
     num_latent_actions: A (or the number of true actions).
     transformer: Fields of the `STTransformer`.
-    actions_enter: "add" for additive embeddings (the paper's choice) or
-      "prepend" for a token of its own beside the frame's.
-    last_frame: Whether position t also gets the tokens of frame t - 1, which
-      are the inputs of the paper's text. Attention in time finds them too,
-      but only after a layer and after many steps of training.
+    actions_enter: "add" adds the action's embedding to each token (the paper's
+      choice); "prepend" makes it an additional token of the frame.
+    last_frame: Whether the embeddings of the tokens of frame t - 1 are added
+      at position t, which are the inputs in the paper's text. Attention in
+      time can also read them, but only in later layers and after many steps
+      of training.
   """
 
   grid: tuple[int, int]
@@ -44,7 +45,8 @@ class Dynamics(nn.Module):
   actions_enter: str = "add"
   last_frame: bool = False
 
-  # Besides those of the stack, kernels that every call casts to its dtype.
+  # Kernels, in addition to those of the stack, that each call casts to the
+  # stack's dtype.
   kernels_in_dtype = ("to_logits",)
 
   def setup(self):
@@ -60,7 +62,8 @@ class Dynamics(nn.Module):
       "token_embedding", self.num_codes, ("vocab", "embed"), 1.0
     )
     self.hidden_token = table("hidden_token", 1, (None, "embed"), 1.0)
-    # One row more: the first frame of a window has no incoming action.
+    # The last row is for the first frame of a window, which has no incoming
+    # action.
     self.action_embedding = table(
       "action_embedding", self.num_latent_actions + 1, ("table", "embed"), 1.0
     )
@@ -79,13 +82,13 @@ class Dynamics(nn.Module):
 
   @property
   def no_action(self) -> int:
-    """The index that stands for no incoming action."""
+    """The index that means "no incoming action"."""
     return self.num_latent_actions
 
   def __call__(
     self, tokens: jax.Array, latent_actions: jax.Array, hidden: jax.Array
   ) -> jax.Array:
-    """Scores every code at every place.
+    """Returns logits for every code at every position of the grid.
 
     Args:
       tokens: int32 [B, T, h, w]; ignored where hidden.
@@ -112,21 +115,21 @@ class Dynamics(nn.Module):
     position: jax.Array | int,
     last: jax.Array | None = None,
   ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """Scores frames that follow those in a cache.
+    """Returns logits for frames that follow those in a cache.
 
     Args:
       tokens: int32 [B, T, h, w], usually T = 1.
       incoming: int32 [B, T], the action that leads to each frame, or
         `no_action`.
       hidden: bool [B, T, h, w].
-      cache: Keys and values of the frames before.
-      position: int32 scalar, the number of the first of these frames.
-      last: int32 [B, h, w], the tokens of the frame before them; None when
-        the first of them is the first of its window. Only used by a model
+      cache: Keys and values of the previous frames.
+      position: int32 scalar, the frame number of tokens[:, 0].
+      last: int32 [B, h, w], the tokens of the frame before tokens[:, 0]; None
+        if tokens[:, 0] is the first frame of its window. Only used by a model
         with `last_frame`.
 
     Returns:
-      Logits float32 [B, T, h, w, V], and these frames' keys and values.
+      Logits float32 [B, T, h, w, V], and the keys and values of the T frames.
     """
     return self._run(tokens, incoming, hidden, cache, position, last)
 
@@ -142,8 +145,8 @@ class Dynamics(nn.Module):
   def _run(self, tokens, incoming, hidden, cache, position, last):
     b, t = tokens.shape[:2]
     flat = tokens.reshape(b, t, -1)  # [B, T, N]
-    # Gathered first: rows of a split table are looked up by copying it, or
-    # what was looked up, from device to device.
+    # Tables are gathered before the lookup: from a split table the partitioner
+    # would copy either the table or the results from device to device.
     whole = lambda table: rules.constrain(table, (None, None))
     embed = lambda z: jnp.take(whole(self.token_embedding), z, axis=0)
     x = jnp.where(
@@ -164,10 +167,10 @@ class Dynamics(nn.Module):
     return logits.reshape(b, t, *self.grid, self.num_codes), own
 
   def _embed_last(self, embed, flat, last):
-    """Returns embeddings of the frames before, zero where there is none.
+    """Returns each position's embedding of the frame before, or zero.
 
-    Hidden tokens of a frame before are shown here: every frame before is
-    drawn and known when a frame is played.
+    The frame before is used without its mask, because when a frame is played
+    all tokens of the frame before are known.
     """
     if last is None:
       first = jnp.zeros_like(embed(flat[:, :1]))

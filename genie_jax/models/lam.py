@@ -1,4 +1,4 @@
-"""Latent action model: buttons from video alone (Genie, section 2.1).
+"""Latent action model: learns actions from video alone (Genie, section 2.1).
 
 Shapes:
   N  patches in one frame       E  width of a code
@@ -20,12 +20,12 @@ _EDGE = 0.02  # Keeps the logit of black and white pixels finite.
 
 @flax.struct.dataclass
 class Prediction:
-  """Next frames predicted through the bottleneck of one action a frame.
+  """Next frames, predicted through the bottleneck of one action per frame.
 
   Attributes:
     frames: float32 [B, T-1, H, W, C], predictions of frames 2..T.
-    targets: float32 [B, T-1, H, W, C], what they should be (shrunk like
-      the input when the model sees a coarser picture).
+    targets: float32 [B, T-1, H, W, C], the true frames 2..T, shrunk like the
+      input if `shrink` is not 1.
     latent_actions: int32 [B, T-1].
     quantized: The quantizer's losses and inputs.
   """
@@ -37,29 +37,30 @@ class Prediction:
 
 
 class Lam(nn.Module):
-  """Infers which action led from each frame to the next.
+  """Infers the action that led from each frame to the next.
 
-  The encoder reads frames 1..t+1 and quantises one learned token a frame; the
-  decoder sees only frames 1..t and the actions, so all that is new in frame
-  t+1 must pass through the action.
+  The encoder reads frames 1..t+1 and quantises one learned token per frame. The
+  decoder sees only frames 1..t and the actions, so all information about what
+  is new in frame t+1 must pass through the action.
 
   Attributes:
     height: H.
     width: W.
     channels: C.
-    patch: Side of a patch, in pixels of the shrunk picture.
-    shrink: Factor by which the picture is made coarser first; 1 for none.
+    patch: Side of a patch, in pixels of the shrunk frame.
+    shrink: Factor by which frames are downsampled first; 1 for none.
     num_latent_actions: A.
-    code_dim: E, for quantizers that leave it open.
+    code_dim: E, for quantizers that do not determine it themselves.
     encoder: Fields of the encoder's `STTransformer`.
-    decoder: Fields of the decoder's; its `window` hides history: with 1 the
-      decoder sees only frame t, and the action must carry the motion.
-    unit_norm: Whether codes have length 1, likewise.
-    actions_enter: "add" for additive embeddings (the paper's choice) or
-      "prepend" for a token of its own beside the patches.
+    decoder: Fields of the decoder's `STTransformer`. A small `window` hides
+      the history: with 1 the decoder sees only frame t, and the action must
+      encode the motion.
+    unit_norm: Whether codes have length 1, for the same quantizers.
+    actions_enter: "add" adds the action's embedding to each patch (the paper's
+      choice); "prepend" makes it an additional token of the frame.
     predict: "change" adds the decoder's output to the logits of frame t, so
-      that the untrained model already copies; "frame" is the paper's.
-    quantizer: What `quantizers.complete` returned; None for the default.
+      that the untrained model copies frame t; "frame" is the paper's choice.
+    quantizer: Fields from `quantizers.complete`; None for the default.
   """
 
   height: int
@@ -124,7 +125,7 @@ class Lam(nn.Module):
 
   @nn.nowrap
   def make_quantizer(self) -> quantizers.Quantizer:
-    """Returns the model's quantizer, for example to train with."""
+    """Returns the model's quantizer, for example for training."""
     return quantizers.build(
       self.quantizer,
       num_codes=self.num_latent_actions,
@@ -149,7 +150,7 @@ class Lam(nn.Module):
     return self.codes(self._encode(patches.shrink(frames, self.shrink))).codes
 
   def decode(self, frames: jax.Array, latent_actions: jax.Array) -> jax.Array:
-    """Predicts each frame's successor under an action.
+    """Predicts the frame that follows each frame after an action.
 
     Args:
       frames: float [B, T, H, W, C] in [0, 1].

@@ -1,12 +1,12 @@
-"""What sampling needs of the models of a world, whoever wrote them.
+"""The interfaces of tokenizer and dynamics models that sampling relies on.
 
-The player, rollouts, evaluation and plans call models by the methods below and
-by nothing else, so a world may be made of models that share no code with those
-of this package. Every model is a `flax.linen.Module`: its parameters come from
+The player, rollouts, evaluation and plans call models only through the methods
+below, so the models of a world need not share any code with those of this
+package. Every model is a `flax.linen.Module`: its parameters are created by
 `init`, boxed with the names of their logical axes
 (`flax.linen.with_logical_partitioning`, see `sharding.rules`), its methods are
-called by `apply`, and its fields have a hash once dicts and lists among them
-are frozen (see `sampling.prepare.hashable`).
+called with `apply`, and its fields are hashable once dicts and lists among
+them are frozen (see `sampling.prepare.hashable`).
 
 Shapes:
   B  clips in the batch         h, w  token grid
@@ -21,42 +21,42 @@ from genie_jax.core import errors, registry
 
 
 class Cache(Protocol):
-  """What a model keeps of the frames before the one that it is given.
+  """A model's state about earlier frames, for example their keys and values.
 
-  A pytree of arrays (for example a `flax.struct.dataclass`) whose shapes and
-  dtypes no method changes, so that it can be carried through `jax.lax.scan`
-  and `jax.lax.cond`. It has room for a fixed number of frames, its slots.
-  Frames are numbered from 0, the first of the window; frame t overwrites
-  frame t - slots.
+  A pytree of arrays (for example a `flax.struct.dataclass`). Its methods keep
+  shapes and dtypes, so that it can be carried through `jax.lax.scan` and
+  `jax.lax.cond`. It has a fixed number of slots, one for each frame. Frames
+  are numbered from 0, the first of the window; frame t overwrites frame
+  t - slots.
 
-  `nn.st_transformer.Cache` is the one of the models of this package.
+  The models of this package use `nn.st_transformer.Cache`.
   """
 
   def write(self, own: Any, position: jax.Array | int) -> "Cache":
-    """Returns a cache that also holds these frames.
+    """Returns a cache with T more frames.
 
     Args:
-      own: What a model's step returned for T frames, T at least 1 and perhaps
-        more than there are slots; then the last ones are kept.
-      position: int32 scalar, the number of the first of them.
+      own: The second result of a model's step for T >= 1 frames. If T is
+        larger than the number of slots, the last frames are kept.
+      position: int32 scalar, the frame number of the first of the T frames.
     """
     ...
 
   def before(self, position: jax.Array) -> "Cache":
-    """Returns a cache in which only frames with smaller numbers count.
+    """Returns a cache in which frames from `position` on are marked empty.
 
     Args:
-      position: int32 scalar.
+      position: int32 scalar, a frame number.
     """
     ...
 
   def renumbered(self, shift: int) -> "Cache":
-    """Returns a cache of the same frames with other numbers.
+    """Returns a cache of the same frames, renumbered.
 
     Args:
-      shift: Subtracted from every number; a multiple of the slots. A later
-        step at `position - shift` must give what one at `position` would have
-        given with this cache.
+      shift: Subtracted from every frame number; a multiple of the number of
+        slots. A step at `position - shift` with the new cache must return the
+        same as a step at `position` with this cache.
     """
     ...
 
@@ -64,18 +64,18 @@ class Cache(Protocol):
 class DynamicsModel(Protocol):
   """A model that scores the tokens of frames, given the frames before.
 
-  Frame t's own tokens, known or hidden, are an input at position t and are
-  scored in place, together with the action that leads to frame t. The scores
-  of frame t depend on frames 0 to t and on the actions that lead to them, and
-  on nothing later (causality): what was kept of a finished frame stays right
-  when more frames follow.
+  The inputs at position t are the tokens of frame t, known or hidden, and the
+  action that leads to frame t; the outputs at position t are the scores of
+  these tokens. The scores of frame t depend only on frames 0 to t and the
+  actions that lead to them (causality), so the cache entry of a finished
+  frame stays valid when more frames follow.
 
-  `models.dynamics.Dynamics` is the one of this package.
+  The model of this package is `models.dynamics.Dynamics`.
 
   Attributes:
     grid: (h, w).
-    no_action: The number that stands for "no action leads to this frame",
-      which is so for the first frame of a window.
+    no_action: The number that means "no action leads to this frame", used for
+      the first frame of a window.
     kernels_in_dtype: Optional, see `sampling.prepare.for_play`.
   """
 
@@ -89,10 +89,10 @@ class DynamicsModel(Protocol):
   def __call__(
     self, tokens: jax.Array, latent_actions: jax.Array, hidden: jax.Array
   ) -> jax.Array:
-    """Scores every code at every place; what the stages train.
+    """Returns logits for every code at every position; used in training.
 
     Args:
-      tokens: int32 [B, T, h, w]; values at hidden places are ignored.
+      tokens: int32 [B, T, h, w]; ignored where hidden.
       latent_actions: int32 [B, T-1]; action t leads from frame t to t + 1.
       hidden: bool [B, T, h, w], True where the model must predict.
 
@@ -110,26 +110,26 @@ class DynamicsModel(Protocol):
     position: jax.Array | int,
     last: jax.Array | None = None,
   ) -> tuple[jax.Array, Any]:
-    """Scores frames that follow those in a cache; what sampling calls.
+    """Returns logits for frames that follow those in a cache; for sampling.
 
-    Gives the logits that `__call__` gives for the same frames when all those
-    before are in the cache.
+    The logits equal those of `__call__` for the same frames if all previous
+    frames are in the cache.
 
     Args:
       tokens: int32 [B, T, h, w], usually T = 1.
       incoming: int32 [B, T], the action that leads to each frame, or
         `no_action`.
       hidden: bool [B, T, h, w].
-      cache: Of the frames before, as `empty_cache` and `Cache.write` made it;
-        None when the first of these frames is the first of its window.
-      position: int32 scalar, the number of the first of these frames.
-      last: int32 [B, h, w], the tokens of the frame before them; None when
-        there is none.
+      cache: Cache of the previous frames, made by `empty_cache` and
+        `Cache.write`; None if tokens[:, 0] is the first frame of its window.
+      position: int32 scalar, the frame number of tokens[:, 0].
+      last: int32 [B, h, w], the tokens of the frame before tokens[:, 0]; None
+        if there is no such frame.
 
     Returns:
-      Logits [B, T, h, w, V], and what is to be kept of these frames, a pytree
-      for `Cache.write`. Only what frames without hidden tokens leave is ever
-      written.
+      Logits [B, T, h, w, V], and a pytree for `Cache.write` with the state to
+      keep for these frames. It is written only for frames without hidden
+      tokens.
     """
     ...
 
@@ -138,7 +138,7 @@ class DynamicsModel(Protocol):
 
     Args:
       num_clips: B.
-      slots: Frames that it has room for.
+      slots: The number of frames that the cache can hold.
     """
     ...
 
@@ -146,7 +146,7 @@ class DynamicsModel(Protocol):
 class TokenizerModel(Protocol):
   """A model that turns frames into tokens and back, causal in time.
 
-  `models.tokenizer.Tokenizer` is the one of this package.
+  The model of this package is `models.tokenizer.Tokenizer`.
   """
 
   def encode(self, frames: jax.Array) -> jax.Array:
@@ -168,17 +168,17 @@ class TokenizerModel(Protocol):
 
     Args:
       tokens: int32 [B, T, h, w], usually T = 1.
-      cache: Of the frames before; None for the first of a window, and always
-        for a tokenizer that was trained on single frames.
-      position: int32 scalar, the number of the first of these frames.
+      cache: Cache of the previous frames; None for the first frame of a
+        window, and always None for a tokenizer trained on single frames.
+      position: int32 scalar, the frame number of tokens[:, 0].
 
     Returns:
-      Frames float32 [B, T, H, W, C], and what is to be kept of them.
+      Frames float32 [B, T, H, W, C], and a pytree for `Cache.write`.
     """
     ...
 
   def empty_cache(self, num_clips: int, slots: int) -> Cache:
-    """As `DynamicsModel.empty_cache`, for `decode_step`."""
+    """Like `DynamicsModel.empty_cache`, for `decode_step`."""
     ...
 
 
@@ -202,7 +202,7 @@ _ATTRIBUTES = {
 
 
 def check(role: str, model: Any) -> None:
-  """Raises UserError unless a model has what its role in a world needs.
+  """Raises UserError if a model lacks a method or attribute of its role.
 
   Args:
     role: "tokenizer" or "dynamics".

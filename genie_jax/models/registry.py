@@ -1,10 +1,10 @@
-"""Models by name.
+"""The registry of models.
 
 A part of a world has a role: "tokenizer", "lam", "dynamics", or one that a
-stage of the user's own trains. The model that plays the role is named by the
-field `name` of a config's group `model`: a registered name, or
-"module:attribute" for a `ModelType` of the user's own. Without that field the
-model is the one registered under the name of the role.
+user-defined stage trains. The field `name` of a config's group `model` names
+the model for the role: a registered name, or "module:attribute" for a
+user-defined `ModelType`. If the field is missing, the model is the one
+registered under the name of the role.
 """
 
 import dataclasses
@@ -34,16 +34,17 @@ class ModelType:
   Attributes:
     module: The class of the models. Fields that are read from a file are
       checked against the types of its dataclass fields.
-    build: `config -> module`, given the groups that `build.part_fields` keeps
-      of a config, as plain dicts, without `model.name`. `build.make` checks
-      the fields against those of the class and makes the module.
-    inputs: `world -> shapes`, the inputs with which `module.init` is traced
-      to learn the shapes of the parameters.
-    stacks: Those fields of `module` that are the fields of an
+    build: `config -> module`, given the groups of a config that
+      `build.part_fields` returns, as plain dicts, without `model.name`.
+      `build.make` checks the fields against those of the class and makes the
+      module.
+    inputs: `world -> shapes`, the shapes of the inputs with which
+      `module.init` is traced to find the shapes of the parameters.
+    stacks: The fields of `module` that are groups of fields of an
       `st_transformer.STTransformer`.
-    codes: The field of `world` that counts the codes of the model's
+    codes: The field of `world` that is the number of codes of the model's
       quantizer, which `config.quantizer` describes; None for a model without
-      one.
+      a quantizer.
   """
 
   module: type[nn.Module]
@@ -104,17 +105,18 @@ def model_type(
   trusted: bool = False,
   where: str = "config.model.name",
 ) -> ModelType:
-  """Returns the model that plays a role.
+  """Returns the model type for a role.
 
   Args:
-    role: For example "tokenizer"; names the model where the config does not.
+    role: For example "tokenizer"; also the name of the model if the config
+      has none.
     config: A config with a group `model`.
     trusted: Whether a name "module:attribute" may be imported: True only for
       a config file or values from the user's own code, see `core.registry`.
     where: Where the name is given, for the message.
 
   Raises:
-    UserError: There is no model of that name.
+    UserError: There is no model with this name.
   """
   model = config.get("model") if isinstance(config, Mapping) else None
   name = model.get("name") if isinstance(model, Mapping) else None
@@ -124,7 +126,7 @@ def model_type(
 
 
 def build(role: str, config: Config, *, trusted: bool = False) -> Any:
-  """Returns the model of a config, a `flax.linen.Module`.
+  """Builds the model of a config, a `flax.linen.Module`.
 
   Args:
     role: For example "tokenizer".
@@ -145,16 +147,16 @@ def build(role: str, config: Config, *, trusted: bool = False) -> Any:
   if not isinstance(module, found.module):
     raise errors.UserError(
       f"The ModelType of the {role} has module={found.module.__name__}, but "
-      f"its build returned a {type(module).__name__}; let both be the same."
+      f"its build returned a {type(module).__name__}; make them the same."
     )
   return module
 
 
 def recorded(role: str, config: Config) -> dict[str, Any]:
-  """Returns what files keep of the config of a model that was built.
+  """Returns the groups of a model's config that are saved with the model.
 
-  These are the groups `world` and `model`, and for a quantizer other than the
-  default the group `quantizer`, with all its fields.
+  These are `world` and `model`, and for a quantizer other than the default
+  also `quantizer`, with all its fields.
 
   Args:
     role: For example "tokenizer".
@@ -170,13 +172,13 @@ def recorded(role: str, config: Config) -> dict[str, Any]:
 
 
 def _frames(world: Mapping[str, Any]) -> Inputs:
-  """Returns a clip of two frames."""
+  """Returns the shape of a clip of two frames."""
   shape = (1, 2, world["height"], world["width"], world["channels"])
   return (jax.ShapeDtypeStruct(shape, np.float32),)
 
 
 def _tokens(world: Mapping[str, Any]) -> Inputs:
-  """Returns the tokens, action and hidden places of two frames."""
+  """Returns the shapes of tokens, action and mask of two frames."""
   grid = (1, 2, *build_lib.token_grid(world))
   return (
     jax.ShapeDtypeStruct(grid, np.int32),

@@ -1,10 +1,11 @@
-"""Models on disk without training state: config.json and safetensors.
+"""Saves and loads models without training state: config.json and safetensors.
 
-The weight core of a world folder. `config.json` holds {"format_version",
-"dtype", "parts": {name: {"world", "model"}}}; a part has a group "quantizer" as
-well where that is not the default. Tensor names are "<part>/<path>", a path
-joining the parameter tree's keys with "/". A matrix kept as 8-bit integers is
-two tensors, "<part>/<path>.values" and "<part>/<path>.scales".
+A world folder stores its models this way. `config.json` has the fields
+{"format_version", "dtype", "parts": {name: {"world", "model"}}}; a part also
+has a group "quantizer" if its quantizer is not the default. Tensors are named
+"<part>/<path>", where the path joins the keys of the parameter tree with "/". A
+matrix stored as 8-bit integers has two tensors, "<part>/<path>.values" and
+"<part>/<path>.scales".
 """
 
 import dataclasses
@@ -39,9 +40,9 @@ class Part:
   Attributes:
     module: The model, a `flax.linen.Module`, for example a Tokenizer; its
       methods are those of its role (`models.protocols`).
-    config: {"world": ..., "model": ...} that built it, and "quantizer" if it
-      has another than the default.
-    params: Nested dict of arrays: float32 unless asked for otherwise.
+    config: {"world": ..., "model": ...} from which the model was built, and
+      "quantizer" if it is not the default.
+    params: Nested dict of arrays; float32 unless loaded differently.
   """
 
   module: Any
@@ -51,13 +52,13 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-  """A folder of models.
+  """The models of a folder.
 
   Attributes:
     parts: Name -> model.
     config: The whole config.json.
-    fingerprint: SHA-256 of the configs and the stored weights; empty when it
-      was not asked for.
+    fingerprint: SHA-256 of the configs and the stored weights; empty if it
+      was not requested.
   """
 
   parts: dict[str, Part]
@@ -72,17 +73,17 @@ def part(
   *,
   trusted: bool = False,
 ) -> Part:
-  """Returns a part from those groups of a training config that describe it.
+  """Builds a part from a config and its parameters.
 
   Args:
     name: The part's role, for example "tokenizer".
-    config: A training config, or a saved part's.
+    config: A training config, or the config of a saved part.
     params: The parameters.
     trusted: Whether the config may name a model to be imported, see
       `models.registry`.
 
   Raises:
-    UserError: There is no such model, or its fields do not make sense.
+    UserError: There is no such model, or its fields are invalid.
   """
   module = registry.build(name, config, trusted=trusted)
   return Part(module, registry.recorded(name, config), params)
@@ -96,20 +97,21 @@ def save(
   extra: Mapping[str, Any] | None = None,
   shard_bytes: int = tensor_files.SHARD_BYTES,
 ) -> str:
-  """Writes models to a folder, a piece of one parameter in memory at a time.
+  """Writes models to a folder, with one piece of a parameter in memory.
 
   Args:
-    folder: Made when missing.
+    folder: Created if missing.
     parts: Role -> model, for example "tokenizer", "lam" and "dynamics".
-      Parameters may be lazy (see `lazy_array`); each read is then a piece of
-      `lazy_array.PIECE_BYTES`, or one unit of the parameter if that is larger.
+      Parameters may be lazy (see `lazy_array`); they are then read in pieces
+      of `lazy_array.PIECE_BYTES`, or of one unit of the parameter if that is
+      larger.
     dtype: "float32" or "bfloat16" for all tensors, or "int8" for the matrices
       of transformer layers and bfloat16 for the rest.
-    extra: More JSON fields for config.json.
-    shard_bytes: Most bytes of tensors in one file.
+    extra: Additional JSON fields for config.json.
+    shard_bytes: Largest size of the tensors in one file, in bytes.
 
   Returns:
-    The fingerprint, as `load` computes it.
+    The fingerprint, the same as `load` returns.
   """
   folder = pathlib.Path(folder)
   config = dict(
@@ -134,13 +136,14 @@ def load(
   place: placement.Place | None = None,
   fingerprint: bool = True,
 ) -> Saved:
-  """Reads what `save` wrote.
+  """Reads the models that `save` wrote.
 
   Args:
-    folder: Where.
-    place: Where each parameter goes, see `placement`; host memory as float32
-      when left out.
-    fingerprint: Whether to compute it, which reads all weights once more.
+    folder: The folder.
+    place: Where to put each parameter, see `placement`; by default host
+      memory, as float32.
+    fingerprint: Whether to compute the fingerprint, which reads all weights a
+      second time.
 
   Raises:
     UserError: A file is missing or damaged, the format is newer than this
@@ -172,7 +175,8 @@ def read_config(folder: files.PathLike) -> dict[str, Any]:
   """Returns the config.json of saved models.
 
   Raises:
-    UserError: It is missing, of another version or of another program.
+    UserError: The file is missing, has another format version, or was not
+      written by this program.
   """
   folder = pathlib.Path(folder)
   config = files.read_json(folder / "config.json")
@@ -192,13 +196,14 @@ def read_config(folder: files.PathLike) -> dict[str, Any]:
   ):
     raise errors.UserError(
       f"{folder}/config.json: dtype={config.get('dtype')!r} is unknown; a "
-      f"saved model's is one of {', '.join(placement.DTYPES)}."
+      f"saved model has one of {', '.join(placement.DTYPES)}; export the "
+      "model again."
     )
   return config
 
 
 def abstract_params(name: str, fields: Mapping[str, Any]) -> Any:
-  """Returns the shapes of a part's parameters, with no memory taken.
+  """Returns the shapes of a part's parameters, without allocating them.
 
   Args:
     name: The part's role, for example "tokenizer".
@@ -214,13 +219,13 @@ def abstract_params(name: str, fields: Mapping[str, Any]) -> Any:
 
 
 def fingerprint(parts: Mapping[str, Part]) -> str:
-  """Returns the fingerprint of models as `save` in float32 would."""
+  """Returns the fingerprint that `save` would return for float32."""
   config = {"parts": {name: part.config for name, part in parts.items()}}
   return _fingerprint(config, _to_store(parts, "float32"))
 
 
 def num_bytes(parts: Mapping[str, Part], dtype: str) -> int:
-  """Returns how many bytes of tensors `save` would write."""
+  """Returns the size in bytes of the tensors that `save` would write."""
   return sum(tensor.nbytes for tensor in _to_store(parts, dtype).values())
 
 
@@ -232,7 +237,7 @@ def _to_host(path, leaf, axes):
 def _to_store(
   parts: Mapping[str, Part], dtype: str
 ) -> dict[str, lazy_array.Lazy]:
-  """Returns all tensors to be written, none of them in memory yet."""
+  """Returns all tensors to write, as lazy arrays that are not read yet."""
   found = {}
   for name, model in parts.items():
     for path, leaf in param_tree.flatten(dict(model.params)).items():
@@ -252,7 +257,7 @@ def _by_part(
   config: Mapping[str, Any],
   stored: Mapping[str, tensor_files.Stored],
 ) -> dict[str, dict[str, Any]]:
-  """Returns part -> path -> tensor, or `Int8` of two."""
+  """Returns part -> path -> tensor, or `Int8` for a pair of tensors."""
   parts: dict[str, dict[str, Any]] = {name: {} for name in config["parts"]}
   for name, tensor in stored.items():
     owner, _, path = name.partition("/")
@@ -265,7 +270,7 @@ def _by_part(
       if values is not None and scales is not None:
         path, leaf = base, int8.Int8(values, scales)
       else:
-        leaf = tensor  # Refused by its name below.
+        leaf = tensor  # `_check` rejects it as an unknown tensor.
     else:
       leaf = tensor
     if owner not in parts:
@@ -286,7 +291,7 @@ def _by_part(
 def _check(
   folder: pathlib.Path, name: str, fields: Any, found: Mapping[str, Any]
 ) -> tuple[nn.Module, dict[str, tuple[str | None, ...]]]:
-  """Returns the module and its parameters' logical axes, if all fit."""
+  """Checks a part; returns its module and its parameters' logical axes."""
   where = f"{folder}/config.json"
   found_type = registry.model_type(
     name, fields, where=f"{where}: parts.{name}.model.name"
@@ -339,7 +344,7 @@ def _axes(leaf: Any) -> tuple[str | None, ...]:
 
 
 def _fingerprint(config: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
-  """Returns what `param_tree.fingerprint` does, reading piece by piece."""
+  """Computes `param_tree.fingerprint`, reading tensors piece by piece."""
   digest = hashlib.sha256()
   for name in sorted(stored, key=tensor_files.order):
     tensor = stored[name]

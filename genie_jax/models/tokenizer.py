@@ -25,11 +25,11 @@ from genie_jax.nn import (
 
 @flax.struct.dataclass
 class Reconstruction:
-  """Frames after a round trip through tokens.
+  """Frames that were encoded to tokens and decoded again.
 
   Attributes:
-    frames: float32 [B, T, H, W, C] in [0, 1]; with a linear output they
-      may lie outside, where the loss still pulls on them.
+    frames: float32 [B, T, H, W, C] in [0, 1]; with a linear output values may
+      be outside, where the loss still has a gradient.
     tokens: int32 [B, T, h, w].
     quantized: The quantizer's losses and inputs.
   """
@@ -42,30 +42,31 @@ class Reconstruction:
 class Tokenizer(nn.Module):
   """Turns frames into a grid of codes and back.
 
-  Both halves are causal in time: the code of frame t depends on frames up to
-  t (ST-ViViT), so it also depends on where the clip began.
+  Encoder and decoder are causal in time: the codes of frame t depend on frames
+  up to t (ST-ViViT), and therefore on where the clip begins.
 
   Attributes:
     height: H.
     width: W.
     channels: C.
-    patch: Side of a token's square in pixels.
+    patch: Side of the square of pixels that a token stands for.
     num_codes: V.
-    code_dim: E, for quantizers that leave it open.
+    code_dim: E, for quantizers that do not determine it themselves.
     encoder: Fields of the encoder's `STTransformer`.
-    decoder: Fields of the decoder's.
-    unit_norm: Whether codes have length 1, likewise.
-    start: "random", or "cosine": embedding and output start as a cosine
-      transform of the patches of which codes keep the coarsest parts, so that
-      the untrained model already is a transform codec. With stacks that start
-      as the identity (`residual_scale=0, final_norm=False`) short runs are
-      spared the first thousand steps. Differs from the paper, which does not
-      state how it starts.
-    output: "sigmoid", the paper's, or "linear": pixels are (1 + x) / 2, cut
-      to [0, 1] where tokens are decoded. With a cosine start it makes the
-      untrained model an exact transform codec; a sigmoid alone costs it a
-      decibel.
-    quantizer: What `quantizers.complete` returned; None for the default.
+    decoder: Fields of the decoder's `STTransformer`.
+    unit_norm: Whether codes have length 1, for the same quantizers.
+    start: Initialisation, "random" or "cosine". With "cosine", embedding and
+      output are initialised as a cosine transform of patches, and codes encode
+      its coarsest coefficients, so that the untrained model already is a
+      transform codec. If the stacks also start as the identity
+      (`residual_scale=0, final_norm=False`), this saves short runs their first
+      thousand steps. Differs from the paper, which does not state its
+      initialisation.
+    output: "sigmoid", the paper's choice, or "linear": pixels are
+      (1 + x) / 2, clipped to [0, 1] when tokens are decoded. With a cosine
+      start the linear output makes the untrained model an exact transform
+      codec; with a sigmoid it is a decibel worse.
+    quantizer: Fields from `quantizers.complete`; None for the default.
   """
 
   height: int
@@ -131,7 +132,7 @@ class Tokenizer(nn.Module):
 
   @nn.nowrap
   def make_quantizer(self) -> quantizers.Quantizer:
-    """Returns the model's quantizer, for example to train with."""
+    """Returns the model's quantizer, for example for training."""
     return quantizers.build(
       self.quantizer,
       num_codes=self.num_codes,
@@ -141,14 +142,15 @@ class Tokenizer(nn.Module):
 
   @nn.nowrap
   def _cosine(self, part: str, code_dim: int, bounded: bool) -> np.ndarray:
-    """Returns the kernel of one of the four maps of the cosine start.
+    """Returns the initial kernel of one of the four projections.
 
     Args:
-      part: Which.
+      part: Name of the projection.
       code_dim: Width of a code's vector.
-      bounded: Whether its entries lie between -1 and 1: then coefficients are
-        divided by the patch's side, which makes the first of them the mean of
-        a patch of pixels between -1 and 1, but for a colour's factor.
+      bounded: Whether the vector's entries are between -1 and 1. If so,
+        coefficients are divided by the patch's side. This makes the first
+        coefficient the mean of a patch of pixels between -1 and 1, up to a
+        factor from the colour transform.
     """
     basis = dct.cosine_basis(self.patch, self.channels)
     width = dict(
@@ -194,11 +196,11 @@ class Tokenizer(nn.Module):
 
     Args:
       tokens: int32 [B, T, h, w], usually T = 1.
-      cache: Keys and values of the decoder for the frames before.
-      position: int32 scalar, the number of the first of these frames.
+      cache: Keys and values of the decoder for the previous frames.
+      position: int32 scalar, the frame number of tokens[:, 0].
 
     Returns:
-      Frames float32 [B, T, H, W, C], and these frames' keys and values.
+      Frames float32 [B, T, H, W, C], and the keys and values of these frames.
     """
     b, t = tokens.shape[:2]
     frames, own = self._decode(
@@ -208,7 +210,7 @@ class Tokenizer(nn.Module):
 
   @nn.nowrap
   def empty_cache(self, num_clips: int, slots: int) -> st_transformer.Cache:
-    """Returns an empty cache for the decoder, as that of `Dynamics`."""
+    """Returns an empty cache for `slots` frames in the decoder."""
     h, w = patches.grid(self.height, self.width, self.patch)
     return st_transformer.empty_cache(self.decoder, num_clips, h * w, slots)
 
@@ -221,7 +223,7 @@ class Tokenizer(nn.Module):
   def _decode(
     self, vectors: jax.Array, cache: Any = None, position: Any = 0
   ) -> tuple[jax.Array, Any]:
-    """Returns frames, and the decoder's keys and values of them."""
+    """Returns frames, and the decoder's keys and values for them."""
     x = self.decoder_position(self.from_code(vectors))
     x, own = self.decoder_stack(x, cache, position)
     pixels = self.to_pixels(x)  # [B, T, N, P]

@@ -1,4 +1,7 @@
-"""Attention over the tokens of a frame, or over the frames of a place.
+"""Attention over the tokens of a frame, or over frames at one position.
+
+"Space" is attention among the tokens of one frame. "Time" is attention among
+the tokens at one place, a position in the token grid, in successive frames.
 
 Shapes:
   L  attended length            H  attention heads
@@ -19,20 +22,24 @@ from genie_jax.core import chips
 from genie_jax.nn import fused, initializers, norms, splash
 from genie_jax.sharding import rules
 
-# Wavelengths of the rotary pairs run from 2 pi to about this many frames; a
-# window has 16, so the usual 10,000 would leave most pairs nearly still.
+# Wavelengths of the rotary pairs range from 2 pi to 2 pi times about this many
+# frames. A window has 16 frames, so with the usual base of 10,000 most pairs
+# would hardly rotate.
 _ROTARY_BASE = 100.0
 
-# Large enough to vanish after the softmax, small enough to stay finite.
+# The score of masked pairs: its softmax weight is 0, and it stays finite.
 _MASKED = -1e30
 
 
-# What attention is computed by: "auto" takes the kernels of the chip, "plain"
-# none, "interpreted" those of a TPU on any device, slowly, for tests.
+# How attention is computed. "auto": with the fused kernels of the chip;
+# "plain": without fused kernels; "interpreted": with the TPU kernels on any
+# device, slowly, for tests.
 IMPLEMENTATIONS = ("auto", "plain", "interpreted")
 
-# Shorter sequences than this are not worth a fused kernel on a GPU.
+# On a GPU a fused kernel does not pay off for shorter sequences.
 _CUDNN_MIN_TOKENS = 128
+
+# Logical axes of arrays that are split among chips by frame, or by place.
 _BY_FRAME = ("act_batch", "act_time", None, "act_heads", None)
 _BY_PLACE = ("act_batch", None, "act_space", "act_heads")
 
@@ -44,17 +51,17 @@ def space_attention(
   num_valid: int | None = None,
   implementation: str = "auto",
 ) -> jax.Array:
-  """Softmax attention of all tokens of a frame to one another.
+  """Softmax attention among all tokens of a frame.
 
-  Scores of 920 tokens and 36 heads take 2 GB a clip, so chips with fused
-  kernels never write them: splash attention on a TPU (where `fused_attention`
-  does not fit), cuDNN on a GPU.
+  The scores of 920 tokens and 36 heads take 2 GB per clip. Fused kernels do
+  not write scores to memory, so they are used where the chip has them: splash
+  attention on a TPU (where `fused_attention` does not fit), cuDNN on a GPU.
 
   Args:
     query: [B, T, N, H, K].
     key: [B, T, N, H, K].
     value: [B, T, N, H, K].
-    num_valid: Tokens that may be seen, the first ones; None for all.
+    num_valid: Only the first `num_valid` tokens are attended to; None for all.
     implementation: A name in IMPLEMENTATIONS.
 
   Returns:
@@ -84,7 +91,8 @@ def space_attention(
       (_BY_FRAME,) * 3,
       _BY_FRAME,
     )(query, key, value)
-  # Left to itself the partitioner gathers all frames in the backward pass.
+  # Without `per_device`, XLA's partitioner would gather all frames in the
+  # backward pass.
   return rules.per_device(
     functools.partial(plain_space_attention, num_valid=num_valid),
     (_BY_FRAME,) * 3,
@@ -93,7 +101,7 @@ def space_attention(
 
 
 def _platform(implementation: str) -> str:
-  """Returns what to choose a kernel for: "tpu", "gpu" or "cpu"."""
+  """Returns the platform to choose kernels for: "tpu", "gpu" or "cpu"."""
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(
       f"attention={implementation!r} is unknown; use one of "
@@ -127,7 +135,7 @@ def plain_space_attention(
   value: jax.Array,
   num_valid: int | None = None,
 ) -> jax.Array:
-  """The same as `space_attention` with its scores in memory, in float32."""
+  """Computes `space_attention` with all scores in memory, in float32."""
   scores = jnp.einsum(
     "...qhk,...lhk->...hql", query, key, preferred_element_type=jnp.float32
   )  # [..., H, N, N]
@@ -144,9 +152,9 @@ def time_attention(
   value: jax.Array,
   attention_mask: jax.Array,
 ) -> jax.Array:
-  """Softmax attention over frames, at each place by itself.
+  """Softmax attention over frames, separately at each place.
 
-  Frames stay on their axis: the callers' arrays need no transpose.
+  The frame axis stays where it is, so callers need not transpose arrays.
 
   Args:
     query: [B, Tq, N, H, K].
@@ -174,31 +182,31 @@ def fused_attention(
   positions: jax.Array | None,
   options: fused.Options,
 ) -> jax.Array:
-  """Norm, rotation and attention in one kernel; see `fused`.
+  """Computes norm, rotary embedding and attention in one kernel; see `fused`.
 
   Args:
-    query: [B, T, N, C], as projected.
+    query: [B, T, N, C], the output of the projection, not yet normalised.
     key: [B, T, N, C].
     value: [B, T, N, C].
     scales: float32 [2, K], of the norms of queries and keys.
-    positions: [T] frame numbers; None in space.
-    options: With the number of heads of all devices together.
+    positions: [T] frame numbers; None for attention in space.
+    options: Kernel options; `num_heads` is the total over all devices.
 
   Returns:
     [B, T, N, C].
   """
   head_dim = scales.shape[-1]
   if positions is None:
-    axes, turns = _BY_FRAME[:4], jnp.zeros((2, 1, 1, head_dim), jnp.float32)
+    axes, rotary = _BY_FRAME[:4], jnp.zeros((2, 1, 1, head_dim), jnp.float32)
   else:
-    axes, turns = _BY_PLACE[:4], fused.tables(*_angles(positions, head_dim))
+    axes, rotary = _BY_PLACE[:4], fused.tables(*_angles(positions, head_dim))
   local = dataclasses.replace(
     options, num_heads=options.num_heads // rules.ways("act_heads")
   )
   attend = functools.partial(fused.attend, local)
   whole = ((None,) * 2, (None,) * 4)
   return rules.per_device(attend, (axes,) * 3 + whole, axes)(
-    query, key, value, scales, turns
+    query, key, value, scales, rotary
   )
 
 
@@ -211,11 +219,12 @@ def _angles(positions: jax.Array, head_dim: int) -> tuple[jax.Array, jax.Array]:
 
 
 def rotate(x: jax.Array, positions: jax.Array) -> jax.Array:
-  """Turns pairs of channels by an angle proportional to the position.
+  """Rotates pairs of channels by an angle proportional to the position.
 
-  Scores then depend on the distance of two frames and not on where the window
-  begins (RoPE, arXiv:2104.09864), so a window can slide over a rollout and
-  kept keys stay valid; a table of learned positions could do neither.
+  With rotary embeddings (RoPE, arXiv:2104.09864) scores depend only on the
+  distance between two frames, not on where the window begins. The window can
+  therefore slide over a rollout while cached keys stay valid, which a table of
+  learned positions would not allow.
 
   Args:
     x: [B, L, N, H, K] with K even.
@@ -226,21 +235,22 @@ def rotate(x: jax.Array, positions: jax.Array) -> jax.Array:
   """
   cos, sin = (table[:, None, None] for table in _angles(positions, x.shape[-1]))
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  turned = jnp.concatenate(
+  rotated = jnp.concatenate(
     [first * cos - second * sin, second * cos + first * sin], axis=-1
   )
-  return turned.astype(x.dtype)
+  return rotated.astype(x.dtype)
 
 
 def causal_mask(
   queries: jax.Array, keys: jax.Array, window: int = 0
 ) -> jax.Array:
-  """Allows a query to see keys at its own position and before.
+  """Lets a query attend to keys at its own position and before.
 
   Args:
     queries: [Lq] positions.
-    keys: [Lk] positions; a negative one is never seen.
-    window: How many positions are seen, the query's own included; 0 for all.
+    keys: [Lk] positions; keys at negative positions are masked.
+    window: Number of positions attended to, including the query's own; 0 for
+      all.
 
   Returns:
     bool [Lq, Lk].
@@ -253,7 +263,7 @@ def causal_mask(
 
 
 class Attention(nn.Module):
-  """Multi-head self-attention, in space (all to all) or in time (causal).
+  """Multi-head self-attention in space (bidirectional) or in time (causal).
 
   Queries and keys are normalised (QK norm; Genie, section 2.1, for the
   dynamics model) so that scores stay bounded in bfloat16.
@@ -261,8 +271,10 @@ class Attention(nn.Module):
   Attributes:
     num_heads: H.
     head_dim: K.
-    causal: True for attention in time: causal, with rotary positions.
-    window: Frames seen in time, the own one included; 0 for all.
+    causal: True for attention in time, which is causal and uses rotary
+      positions; False for attention in space.
+    window: Number of frames attended to in time, including the query's own; 0
+      for all.
     output_scale: Factor on the standard deviation of the output projection.
     implementation: A name in IMPLEMENTATIONS.
     dtype: Dtype of the activations.
@@ -285,18 +297,19 @@ class Attention(nn.Module):
     cached_positions: jax.Array | None = None,
     num_valid: int | None = None,
   ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
-    """Attends from x to itself and, in time, to the cache before it.
+    """Attends from x to itself and, in time, to the cached earlier frames.
 
     Args:
       x: [B, T, N, D].
-      positions: [T] frame numbers; in time only.
+      positions: [T] frame numbers; used in time only.
       cache: Keys and values of earlier frames, each [B, Tc, N, H, K].
       cached_positions: [Tc] frame numbers of the cache; negative where empty.
-      num_valid: Tokens of a frame that may be seen; in space only.
+      num_valid: Only the first `num_valid` tokens of a frame are attended to;
+        used in space only.
 
     Returns:
-      [B, T, N, D], and in time this call's own keys and values
-      [B, T, N, H, K] for a cache (None in space).
+      The output [B, T, N, D]. In time also the keys and values of x, each
+      [B, T, N, H, K], to be written to a cache; None in space.
     """
     shape = (self.num_heads, self.head_dim)
     fuses = (
@@ -328,7 +341,8 @@ class Attention(nn.Module):
       mixed = self._fused(qkv, scales, positions, num_valid)
       own = None
       if self.causal:
-        # Normalised and turned once more, for a cache: dead code in training.
+        # Keys for a cache, computed again outside the kernel. In training
+        # they are unused, and the compiler removes this code.
         heads = [part.reshape(*part.shape[:-1], *shape) for part in qkv]
         _, key, value = self._prepare(heads, scales, positions)
         own = (key, value)
@@ -345,17 +359,17 @@ class Attention(nn.Module):
           query, key, value, num_valid, self.implementation
         )
       else:
-        assert positions is not None  # Attention in time needs them.
-        keys_at = positions
+        assert positions is not None  # Attention in time needs positions.
+        key_positions = positions
         if cache is not None:
           assert cached_positions is not None
           key = jnp.concatenate([cache[0], key], axis=1)
           value = jnp.concatenate([cache[1], value], axis=1)
-          keys_at = jnp.concatenate([cached_positions, positions])
+          key_positions = jnp.concatenate([cached_positions, positions])
         by_place = (*_BY_PLACE, None)
         mixed = rules.per_device(
           time_attention, (by_place,) * 3 + ((None, None),), by_place
-        )(query, key, value, causal_mask(positions, keys_at, self.window))
+        )(query, key, value, causal_mask(positions, key_positions, self.window))
     mixed = ad_checkpoint.checkpoint_name(mixed, "attention")
     out = initializers.Projection(
       (x.shape[-1],),
@@ -369,7 +383,7 @@ class Attention(nn.Module):
     return out, own
 
   def _prepare(self, heads, scales, positions):
-    """Normalises queries and keys and, in time, turns them."""
+    """Normalises queries and keys and, in time, rotary them."""
     query, key, value = heads
     query, key = (
       norms.normalise(part, scale, self.dtype)
@@ -380,7 +394,7 @@ class Attention(nn.Module):
     return query, key, value
 
   def _fused(self, qkv, scales, positions, num_valid):
-    """Returns [B, T, N, H, K] by the kernel that also normalises."""
+    """Returns [B, T, N, H, K], computed by the fused kernel."""
     options = fused.Options(
       num_heads=self.num_heads,
       in_time=self.causal,

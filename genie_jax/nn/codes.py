@@ -1,4 +1,4 @@
-"""What a quantizer is: the class that every quantizer derives from.
+"""The base class of all quantizers.
 
 Shapes:
   V  codes                      E  width of a code's vector
@@ -17,14 +17,14 @@ from genie_jax.core import errors
 
 @flax.struct.dataclass
 class Quantized:
-  """What quantising a batch of vectors gives.
+  """The result of quantising a batch of vectors.
 
   Attributes:
     vectors: float32 [..., E], the vectors of the chosen codes; their gradient
-      goes to the input (straight-through, arXiv:1711.00937).
-    codes: int32 [...], which code was chosen.
-    inputs: float32 [..., E], what was compared with the codes, after the
-      quantizer's normalisation.
+      is passed to the input (straight-through, arXiv:1711.00937).
+    codes: int32 [...], the chosen codes.
+    inputs: float32 [..., E], the input vectors as compared with the codes,
+      that is after the quantizer's normalisation.
     losses: Name -> float32 [...], for each name in `Quantizer.LOSSES`.
   """
 
@@ -38,15 +38,15 @@ class Quantizer(nn.Module):
   """Turns vectors into codes, and codes into vectors.
 
   A subclass has the attributes `num_codes` and `code_dim`, as fields or as
-  properties, and defines `build`, `__call__` and `lookup`. What it trains
-  with has defaults here: a running use of the codes, which is reported and
-  changes nothing. Models keep their quantizer under the name `codes`, so its
-  parameters are `codes/<name>`.
+  properties, and defines `build`, `__call__` and `lookup`. The methods for
+  training have defaults: they keep a running average of how often each code
+  is used, which is only reported. Models name their quantizer `codes`, so the
+  paths of its parameters are `codes/<name>`.
 
   Attributes:
     FIELDS: Names of the fields of `config.quantizer` that the quantizer
-      takes, in addition to `name`. Their values are those of JSON, with
-      tuples in place of lists.
+      takes, in addition to `name`. Their values are JSON values, with tuples
+      in place of lists.
     LOSSES: Names of its losses; each needs a scale in `config.loss`.
     BOUNDED: Whether all entries of all vectors are between -1 and 1.
   """
@@ -61,25 +61,25 @@ class Quantizer(nn.Module):
   def complete(
     cls, num_codes: int, fields: Mapping[str, Any], where: str
   ) -> dict[str, Any]:
-    """Checks fields, and decides those that were left open.
+    """Checks the given fields, and fills in those that are missing.
 
     Args:
       num_codes: V.
-      fields: Those of `config.quantizer` that were given; each is in FIELDS.
-      where: What they are called, for messages, "config.quantizer" for one.
+      fields: The given fields of `config.quantizer`; each name is in FIELDS.
+      where: Name of the group for messages, for example "config.quantizer".
 
     Returns:
       All fields, as saved models record them.
 
     Raises:
-      UserError: A value is of another type, or out of range.
+      UserError: A value has the wrong type, or is out of range.
     """
     del num_codes, where
     return dict(fields)
 
   # build(cls, num_codes, fields) -> Quantizer, __call__(self, x) -> Quantized
-  # and lookup(self, codes) -> vectors have no default; `quantizers` says what
-  # they do.
+  # and lookup(self, codes) -> vectors have no default; the docstring of the
+  # module `quantizers` describes them.
 
   def vectors(self) -> jax.Array:
     """Returns the vector of every code, float32 [V, E]."""
@@ -100,12 +100,12 @@ class Quantizer(nn.Module):
 
   @classmethod
   def check_training(cls, config: Any) -> None:
-    """Raises UserError unless `config.codebook` makes sense."""
+    """Raises UserError if a field of `config.codebook` is invalid."""
     check_decay(config, "share_decay")
 
   @nn.nowrap
   def fresh(self) -> Any:
-    """Returns the state of training before the first batch."""
+    """Returns the training state before the first batch."""
     return Usage.fresh(self.num_codes)
 
   @nn.nowrap
@@ -115,7 +115,7 @@ class Quantizer(nn.Module):
     """Returns the state after a batch, and arrays for `after_update`.
 
     Args:
-      state: The state before.
+      state: The state before the batch.
       quantized: The batch's quantisation.
       rng: Key.
       config: `config.codebook`.
@@ -127,10 +127,10 @@ class Quantizer(nn.Module):
   def after_update(
     self, params: Any, state: Any, aux: Any, config: Any
   ) -> tuple[Any, Any]:
-    """Returns parameters and state after the optimizer's update.
+    """Adjusts parameters and state after each optimizer update.
 
     Args:
-      params: The quantizer's own; an empty dict if it has none.
+      params: The quantizer's parameters; an empty dict if it has none.
       state: From `update`.
       aux: The arrays from `update`, of the last microbatch.
       config: `config.codebook`.
@@ -140,17 +140,17 @@ class Quantizer(nn.Module):
 
   @nn.nowrap
   def metrics(self, state: Any) -> dict[str, jax.Array]:
-    """Returns what is reported; each array is averaged over its entries."""
+    """Returns the metrics to report, each averaged over its entries."""
     return use_metrics(state.share)
 
 
 @flax.struct.dataclass
 class Usage:
-  """Running use of each code; checkpointed, but not optimized.
+  """Running average of each code's use; checkpointed, but not optimized.
 
   Attributes:
     share: float32 [V], a moving average of each code's share of the vectors.
-    age: float32 scalar, batches seen.
+    age: float32 scalar, number of batches seen.
   """
 
   share: jax.Array
@@ -158,11 +158,11 @@ class Usage:
 
   @classmethod
   def fresh(cls, num_codes: int) -> "Usage":
-    """Returns the use of codes none of which has been chosen."""
+    """Returns the state in which no code has been chosen yet."""
     return cls(jnp.zeros((num_codes,), jnp.float32), jnp.zeros((), jnp.float32))
 
   def update(self, codes: jax.Array, decay: float) -> "Usage":
-    """Mixes in the codes of one batch, int32 [...]."""
+    """Updates the average with the codes of one batch, int32 [...]."""
     rate = young_decay(self.age, decay)
     share = counts(codes, self.share.shape[0]) / codes.size
     return Usage(rate * self.share + (1 - rate) * share, self.age + 1)
@@ -174,24 +174,26 @@ def counts(codes: jax.Array, num_codes: int) -> jax.Array:
 
 
 def young_decay(age: jax.Array, decay: float) -> jax.Array:
-  """Returns the decay of an average that is short at first, and long later.
+  """Returns a moving average's decay, which grows with the batches seen.
+
+  The first averages are over few batches, so that they start near the data.
 
   Args:
-    age: float32 scalar, batches seen.
-    decay: Of the average after some hundred batches.
+    age: float32 scalar, number of batches seen.
+    decay: The final value, reached after some hundred batches.
   """
   return jnp.minimum(decay, (1 + age) / (10 + age))
 
 
 def perplexity(share: jax.Array) -> jax.Array:
-  """Returns exp(entropy) of shares [V]: V when all codes are used alike."""
+  """Returns exp(entropy) of shares [V]: V if all codes are used equally."""
   share = share / jnp.maximum(share.sum(), 1e-12)
   return jnp.exp(-jnp.sum(share * jnp.log(share + 1e-12)))
 
 
 def use_metrics(share: jax.Array) -> dict[str, jax.Array]:
   """Returns which codes are in use, bool [V], and their perplexity."""
-  # A code used a tenth as often as an even share counts as used.
+  # A code counts as used if its share is above a tenth of an even share.
   used = share > 0.1 / share.size
   return {"code_usage": used, "code_perplexity": perplexity(share)}
 

@@ -1,7 +1,7 @@
-"""Model FLOPs: of a space-time transformer by hand, of others by their trace.
+"""Model FLOPs: a formula for space-time transformers, a trace for others.
 
-A multiply-add counts as two. Only what the model needs is counted: no
-recomputation, and the causal half of attention in time.
+A multiply-add counts as two FLOPs. Only the FLOPs that the model itself needs
+are counted: no recomputation, and only the causal half of attention in time.
 """
 
 import math
@@ -35,14 +35,14 @@ def linear(inputs: int, outputs: int, count: int) -> float:
 
 
 def traced(function: Callable[..., Any], *inputs: Any) -> float:
-  """Returns the FLOPs of the products that a function computes.
+  """Returns the FLOPs of a function's matrix products and convolutions.
 
-  Matrix products and convolutions, those of a `jax.lax.scan` as often as it
-  runs; of a `while_loop`, whose length the trace does not say, once.
+  The body of a `jax.lax.scan` is counted once per iteration. The body of a
+  `while_loop` is counted once, because the trace does not contain its length.
 
   Args:
-    function: For example the forward pass of a model of other layers.
-    *inputs: Arrays, or `jax.ShapeDtypeStruct`s; nothing is computed.
+    function: For example the forward pass of a model.
+    *inputs: Arrays or `jax.ShapeDtypeStruct`s; the function is only traced.
   """
   return _of_jaxpr(jax.make_jaxpr(function)(*inputs).jaxpr)
 

@@ -1,9 +1,9 @@
 """Finite scalar quantisation: rounding in place of a table of codes.
 
 FSQ (Mentzer et al., arXiv:2309.15505). Each entry of a vector is squashed into
-a range with a few whole numbers in it and rounded. The codes are all the
-combinations, so nothing is learnt here, no loss is needed, and no code can
-die.
+a range that contains a few whole numbers, and rounded. Each combination of
+rounded entries is a code, so the quantizer has no parameters, needs no loss,
+and has no codes that could stop being used.
 
 Shapes:
   V  codes, prod(levels)        E  entries of a vector, len(levels)
@@ -32,11 +32,12 @@ class FSQ(codes_lib.Quantizer):
   0, the middle of a level. Two levels have no middle one: there s = 0, and
   x = 0 is the border between them.
 
-  A code is the number whose digits, in the base of their level, are the
-  levels from the lowest on; the first entry's counts least.
+  A code is a number in a mixed radix: digit i is the index of entry i's level,
+  counted from the lowest level, in base levels[i]. The first entry is the
+  least significant digit.
 
   Attributes:
-    levels: How many levels each entry has.
+    levels: The number of levels of each entry.
   """
 
   FIELDS: ClassVar[tuple[str, ...]] = ("levels",)
@@ -48,7 +49,7 @@ class FSQ(codes_lib.Quantizer):
   def complete(
     cls, num_codes: int, fields: Mapping[str, Any], where: str
   ) -> dict[str, Any]:
-    """Returns the levels that were given, or those of `levels.choose`."""
+    """Returns the given levels, or those of `levels.choose`."""
     given = fields.get("levels", levels_lib.choose(num_codes))
     levels = levels_lib.check(given, num_codes, f"{where}.levels")
     return {"levels": levels}
@@ -84,37 +85,38 @@ class FSQ(codes_lib.Quantizer):
     levels = np.array(self.levels)
     half, even = (levels - 1) / 2, levels % 2 == 0
     moved = np.where(even, 0.5, 0.0)
-    # Not for two levels, where half = moved and the shift would be infinite.
+    # No shift for two levels, where half = moved and it would be infinite.
     shift = np.arctanh(np.where(levels > 2, moved / half, 0.0))
     x = x.astype(jnp.float32) + np.float32(shift)
     x = jnp.tanh(x) * np.float32(half) - np.float32(moved)
     rounded = jax.lax.stop_gradient(jnp.round(x))
-    digits = rounded.astype(jnp.int32) + self._lowest()
+    digits = rounded.astype(jnp.int32) + self._offsets()
     return codes_lib.Quantized(
-      vectors=(x + jax.lax.stop_gradient(rounded - x)) * self._step(),
-      codes=(digits * self._place()).sum(-1, dtype=jnp.int32),
-      inputs=x * self._step(),
+      vectors=(x + jax.lax.stop_gradient(rounded - x)) * self._spacing(),
+      codes=(digits * self._place_values()).sum(-1, dtype=jnp.int32),
+      inputs=x * self._spacing(),
       losses={},
     )
 
   def lookup(self, codes: jax.Array) -> jax.Array:
     """Returns the vectors [..., E] of codes: int32 [...]."""
     levels = np.array(self.levels, np.int32)
-    digits = codes[..., None] // self._place() % levels
-    return (digits - self._lowest()).astype(jnp.float32) * self._step()
+    digits = codes[..., None] // self._place_values() % levels
+    return (digits - self._offsets()).astype(jnp.float32) * self._spacing()
 
-  def _lowest(self) -> np.ndarray:
-    """Returns by how much digits exceed whole numbers around 0, [E]."""
+  def _offsets(self) -> np.ndarray:
+    """Returns digit minus rounded value for each entry, int32 [E]."""
     return np.array(self.levels, np.int32) // 2
 
-  def _place(self) -> np.ndarray:
-    """Returns what each digit counts in a code, int32 [E]."""
+  def _place_values(self) -> np.ndarray:
+    """Returns the place value of each digit in a code, int32 [E]."""
     return np.cumprod([1, *self.levels[:-1]]).astype(np.int32)
 
-  def _step(self) -> np.ndarray:
-    """Returns the distance of two levels, float32 [E].
+  def _spacing(self) -> np.ndarray:
+    """Returns the distance between adjacent levels of each entry, float32 [E].
 
-    A factor rather than a division: compilers replace divisions by a
-    constant, and the vectors must be the same in every program.
+    Callers multiply by it rather than divide by its inverse: compilers may
+    replace a division by a constant with a multiplication, and the vectors
+    must be the same in every program.
     """
     return (1 / (np.array(self.levels) // 2)).astype(np.float32)

@@ -1,18 +1,20 @@
 """Attention of one head over a block of rows, as one TPU kernel.
 
-In space the rows are the N tokens of a frame. In time they are the T frames
-of P neighbouring places, read as they lie: scores among all T * P rows are
-one matrix product of which the mask keeps pairs of the same place. That is P
-times too many scores, on a matrix unit of 128 x 128 that 16 frames alone
-would leave idle, and no array is transposed on the way.
+In space the rows are the N tokens of a frame. In time the rows are the T
+frames of P neighbouring places (positions in the token grid), in their order
+in memory, so that no array is transposed. One matrix product computes the
+scores among all T * P rows, and the mask keeps the pairs at the same place.
+This computes P times as many scores as needed, but the scores of 16 frames
+alone would leave most of a 128 x 128 matrix unit idle.
 
-Queries and keys are normalised (and in time turned) inside: as operations of
-their own they read and write each array several times. Scores never leave the
-chip's fast memory, and the backward kernel computes them again.
+The kernel also normalises queries and keys and, in time, applies rotary
+embeddings: as separate operations these would read and write each array
+several times. Scores never leave the chip's fast memory (VMEM); the backward
+kernel computes them again.
 
-The lanes of a register are 128. Narrower heads share a block: each head sees
-the others' channels as zeros, in products that would have filled up with
-zeros anyway.
+A vector register has 128 lanes, so heads narrower than that share a block. For
+each head the channels of the other heads are set to zero. This adds no work,
+since the matrix products of a single head would be padded to 128 lanes.
 
 Shapes:
   P  places in a block            C  channels of all heads, H * K
@@ -31,11 +33,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 # Rows of a bfloat16 tile: a block of places is a whole tile of each frame, so
-# merging the two axes moves nothing.
+# merging the two axes moves no data.
 PLACES = 16
 LANES = 128
-# Scores of so many rows, their gradients and what is in flight fit into half
-# of the fast memory of the chips that the kernel is for (v5p, v5e, v6e).
+# The scores of this many rows, their gradients and the blocks being copied fit
+# into half of the VMEM of the supported chips (v5p, v5e, v6e).
 MAX_ROWS = 1024
 _VMEM_BYTES = 48 * 2**20
 
@@ -44,13 +46,15 @@ _MASKED = -1e30
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What is fixed when the kernel is compiled.
+  """Options that are fixed when the kernel is compiled.
 
   Attributes:
-    num_heads: H, on this device.
+    num_heads: H on this device.
     in_time: Whether rows are frames (causal) or the tokens of a frame.
-    window: Frames seen, the own one included; 0 for all. In time only.
-    num_valid: Tokens that may be seen, the first ones; 0 for all. In space.
+    window: Number of frames attended to, including the query's own; 0 for
+      all. In time only.
+    num_valid: Only the first `num_valid` tokens are attended to; 0 for all. In
+      space only.
     epsilon: Added to the mean square of queries and keys.
     interpret: Whether to run as plain JAX, for tests on a CPU.
   """
@@ -70,12 +74,12 @@ def fits(
   head_dim: int,
   in_time: bool,
 ) -> bool:
-  """Returns whether the kernel takes arrays of this size.
+  """Returns whether the kernel supports arrays of this size.
 
   Args:
     num_frames: T.
     num_tokens: N.
-    num_heads: H, on one device.
+    num_heads: H on one device.
     head_dim: K.
     in_time: Whether attention is over frames or within one.
   """
@@ -89,20 +93,20 @@ def fits(
 
 
 def heads_together(head_dim: int) -> int:
-  """Returns G, how many heads of this width share a block."""
+  """Returns G, the number of heads of this width that share a block."""
   return max(1, LANES // head_dim)
 
 
 def tables(cos: jax.Array, sin: jax.Array) -> jax.Array:
-  """Lays rotary angles out for `attend`.
+  """Arranges the cosines and sines of rotary angles for `attend`.
 
   Args:
     cos: float32 [T, K / 2].
     sin: float32 [T, K / 2].
 
   Returns:
-    float32 [2, T, P, K]: what multiplies a row, and what multiplies the row
-    with the halves of each head exchanged.
+    float32 [2, T, P, K]: the factors of a row, and the factors of the row
+    with the two halves of each head swapped.
   """
   both = jnp.stack(
     [
@@ -120,26 +124,26 @@ def attend(
   key: jax.Array,
   value: jax.Array,
   scales: jax.Array,
-  turns: jax.Array,
+  rotary: jax.Array,
 ) -> jax.Array:
   """Softmax attention of normalised queries and keys.
 
   Args:
     options: See `Options`.
-    query: [B, T, N, C], float32 or bfloat16, as projected.
+    query: [B, T, N, C], float32 or bfloat16, the output of the projection.
     key: [B, T, N, C].
     value: [B, T, N, C].
     scales: float32 [2, K], of the norms of queries and keys.
-    turns: float32 [2, T, P, K] from `tables`; not read in space. It gets no
-      gradient.
+    rotary: float32 [2, T, P, K] from `tables`; not read in space. Its gradient
+      is zero.
 
   Returns:
-    [B, T, N, C] in the dtype of `value`; scores are float32.
+    [B, T, N, C] in the dtype of `value`; scores are computed in float32.
   """
-  return _attend_forward(options, query, key, value, scales, turns)[0]
+  return _attend_forward(options, query, key, value, scales, rotary)[0]
 
 
-def _attend_forward(options, query, key, value, scales, turns):
+def _attend_forward(options, query, key, value, scales, rotary):
   chex.assert_rank(query, 4)
   chex.assert_equal_shape([query, key, value])
   (out,) = _call(
@@ -148,34 +152,34 @@ def _attend_forward(options, query, key, value, scales, turns):
     "forward",
     (query, key, value),
     scales,
-    turns,
+    rotary,
     1,
     False,
   )
-  return out, (query, key, value, scales, turns)
+  return out, (query, key, value, scales, rotary)
 
 
 def _attend_backward(options, saved, cotangent):
-  *inputs, scales, turns = saved
+  *inputs, scales, rotary = saved
   *grads, scales_grad = _call(
     options,
     _backward_kernel,
     "backward",
     (*inputs, cotangent),
     scales,
-    turns,
+    rotary,
     3,
     True,
   )
   scales_grad = scales_grad.sum((0, 1, 2))  # [2, L]
   scales_grad = scales_grad.reshape(2, -1, scales.shape[-1]).sum(1)
-  return (*grads, scales_grad, jnp.zeros_like(turns))
+  return (*grads, scales_grad, jnp.zeros_like(rotary))
 
 
 attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _call(options, kernel, name, arrays, scales, turns, outputs, sums):
+def _call(options, kernel, name, arrays, scales, rotary, outputs, sums):
   """Runs a kernel on every block of rows of every head."""
   b, t, n, c = arrays[0].shape
   together = heads_together(c // options.num_heads)
@@ -192,13 +196,14 @@ def _call(options, kernel, name, arrays, scales, turns, outputs, sums):
       (1, 1, n, channels), lambda i, frame, head: (i, frame, 0, head)
     )
   whole = lambda x: pl.BlockSpec(x.shape, lambda *_: (0,) * x.ndim)
-  small = (scales, turns) if options.in_time else (scales,)
-  # Heads of a block have the same scales and angles.
+  small = (scales, rotary) if options.in_time else (scales,)
+  # All heads of a block have the same scales and angles.
   small = [jnp.concatenate([x] * together, axis=-1) for x in small]
   out_specs = [block] * outputs
   out_shape = [jax.ShapeDtypeStruct(arrays[0].shape, arrays[0].dtype)] * outputs
   if sums:
-    # Each block's own share of the scales' gradients: blocks run in any order.
+    # Each block writes its own partial gradient of the scales, because blocks
+    # run in any order.
     out_specs.append(
       pl.BlockSpec(
         (1, 1, 1, 2, channels), lambda i, j, head: (i, j, head, 0, 0)
@@ -221,11 +226,11 @@ def _call(options, kernel, name, arrays, scales, turns, outputs, sums):
   )(*arrays, *small)
 
 
-def _rows(options, num_tokens, ref):
-  """Returns a block as [R, K], frames first; zero beyond the last place.
+def _load_rows(options, num_tokens, ref):
+  """Returns a block as [R, K], frames first, with zeros in padded rows.
 
-  What lies beyond is undefined: it could be NaN, which a weight of zero does
-  not undo.
+  The memory of rows beyond the last place is undefined: it may contain NaN,
+  and NaN times an attention weight of zero is still NaN.
   """
   block = ref[0]
   if options.in_time and num_tokens % PLACES:
@@ -236,8 +241,8 @@ def _rows(options, num_tokens, ref):
   return block.reshape(-1, block.shape[-1])
 
 
-def _lanes(x, head_dim, head):
-  """Returns x with zeros in the channels of other heads."""
+def _keep_head(x, head_dim, head):
+  """Returns x with the channels of all other heads set to zero."""
   if head_dim == x.shape[-1]:
     return x
   lane = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
@@ -245,14 +250,18 @@ def _lanes(x, head_dim, head):
 
 
 def _mean(x, head_dim):
-  """Returns the mean over each head's channels, as wide as x or of width 1."""
+  """Returns the mean over each head's channels.
+
+  Its last axis has the width of x, or width 1 if x has one head.
+  """
   channels = x.shape[-1]
   if head_dim == channels:
     return jnp.mean(x, axis=-1, keepdims=True)
   return sum(
-    _lanes(
+    _keep_head(
       jnp.broadcast_to(
-        jnp.sum(_lanes(x, head_dim, head), axis=-1, keepdims=True) / head_dim,
+        jnp.sum(_keep_head(x, head_dim, head), axis=-1, keepdims=True)
+        / head_dim,
         x.shape,
       ),
       head_dim,
@@ -262,8 +271,8 @@ def _mean(x, head_dim):
   )
 
 
-def _exchange(x, head_dim):
-  """Returns x with the halves of each head exchanged."""
+def _swap_halves(x, head_dim):
+  """Returns x with the two halves of each head's channels swapped."""
   half, channels = head_dim // 2, x.shape[-1]
   after = pltpu.roll(x, half, 1)
   if head_dim == channels:
@@ -273,33 +282,33 @@ def _exchange(x, head_dim):
   return jnp.where(lane % head_dim < half, before, after)
 
 
-def _turn(x, turns, head_dim):
-  """Turns pairs of channels; `turns` is None in space."""
-  if turns is None:
+def _rotate(x, rotary, head_dim):
+  """Applies the rotary embedding; `rotary` is None in space."""
+  if rotary is None:
     return x
-  return x * turns[0] + _exchange(x, head_dim) * turns[1]
+  return x * rotary[0] + _swap_halves(x, head_dim) * rotary[1]
 
 
-def _turn_back(grad, turns, head_dim):
-  """Returns the gradient of what `_turn` took."""
-  if turns is None:
+def _rotate_backward(grad, rotary, head_dim):
+  """Returns the gradient with respect to the input of `_rotate`."""
+  if rotary is None:
     return grad
-  return grad * turns[0] + _exchange(grad * turns[1], head_dim)
+  return grad * rotary[0] + _swap_halves(grad * rotary[1], head_dim)
 
 
-def _normal(options, x, head_dim):
-  """Returns rows of root mean square 1, and what they were multiplied by."""
+def _normalise(options, x, head_dim):
+  """Returns rows scaled to root mean square 1, and the factors used."""
   x = x.astype(jnp.float32)
   factor = jax.lax.rsqrt(_mean(x * x, head_dim) + options.epsilon)
   return x * factor, factor
 
 
-def _normal_back(normal, factor, grad, head_dim):
-  """Returns the gradient of what `_normal` took."""
+def _normalise_backward(normal, factor, grad, head_dim):
+  """Returns the gradient with respect to the input of `_normalise`."""
   return factor * (grad - normal * _mean(grad * normal, head_dim))
 
 
-def _product(a, b, contract_a, contract_b):
+def _matmul(a, b, contract_a, contract_b):
   return jax.lax.dot_general(
     a,
     b,
@@ -309,12 +318,12 @@ def _product(a, b, contract_a, contract_b):
 
 
 def _weights(options, query, key):
-  """Returns softmax weights, float32 [R, R], of scaled queries."""
-  scores = _product(query, key, 1, 1)
+  """Returns softmax weights, float32 [R, R]; queries are already scaled."""
+  scores = _matmul(query, key, 1, 1)
   row = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
   column = jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
   if options.in_time:
-    distance = row - column  # A multiple of P exactly at the same place.
+    distance = row - column  # A multiple of P if and only if places are equal.
     seen = (distance >= 0) & (distance % PLACES == 0)
     if options.window:
       seen &= distance < options.window * PLACES
@@ -325,26 +334,32 @@ def _weights(options, query, key):
   return weights / weights.sum(-1, keepdims=True)
 
 
-def _prepare(options, num_tokens, head_dim, refs, scales_ref, turns_ref):
-  """Returns the rows of each array, normalised queries and keys, and turns."""
-  turns = None
-  if turns_ref is not None:
-    turns = turns_ref[...].reshape(2, -1, turns_ref.shape[-1])
-  rows = [_rows(options, num_tokens, ref) for ref in refs]
-  normal = [_normal(options, x, head_dim) for x in rows[:2]]
-  # Queries carry the factor of the scores.
+def _prepare(options, num_tokens, head_dim, refs, scales_ref, rotary_ref):
+  """Loads a block, and normalises and rotates its queries and keys.
+
+  Returns:
+    The rows of each array; for queries and keys, the normalised rows with
+    their factors, and the scaled and rotated rows; the rotary table (None in
+    space); the factors of queries and keys.
+  """
+  rotary = None
+  if rotary_ref is not None:
+    rotary = rotary_ref[...].reshape(2, -1, rotary_ref.shape[-1])
+  rows = [_load_rows(options, num_tokens, ref) for ref in refs]
+  normal = [_normalise(options, x, head_dim) for x in rows[:2]]
+  # The factor of the scores is applied to the queries.
   factors = (head_dim**-0.5, 1.0)
-  turned = [
-    _turn(x * (scales_ref[i : i + 1] * factors[i]), turns, head_dim).astype(
+  rotated = [
+    _rotate(x * (scales_ref[i : i + 1] * factors[i]), rotary, head_dim).astype(
       rows[i].dtype
     )
     for i, (x, _) in enumerate(normal)
   ]
-  return rows, normal, turned, turns, factors
+  return rows, normal, rotated, rotary, factors
 
 
 def _split(options, refs, inputs):
-  """Returns references of arrays, scales, turns (or None) and results."""
+  """Splits references into arrays, scales, rotary table (or None), outputs."""
   arrays, rest = refs[:inputs], refs[inputs:]
   if options.in_time:
     return arrays, rest[0], rest[1], rest[2:]
@@ -352,42 +367,44 @@ def _split(options, refs, inputs):
 
 
 def _forward_kernel(options, num_tokens, head_dim, *refs):
-  arrays, scales_ref, turns_ref, (out_ref,) = _split(options, refs, 3)
+  arrays, scales_ref, rotary_ref, (out_ref,) = _split(options, refs, 3)
   rows, _, (query, key), _, _ = _prepare(
-    options, num_tokens, head_dim, arrays, scales_ref, turns_ref
+    options, num_tokens, head_dim, arrays, scales_ref, rotary_ref
   )
   value = rows[2]
   out: Any = 0.0
   for head in range(value.shape[-1] // head_dim):
-    weights = _weights(options, _lanes(query, head_dim, head), key)
-    mixed = _product(weights.astype(value.dtype), value, 1, 0)
-    out += _lanes(mixed, head_dim, head)
+    weights = _weights(options, _keep_head(query, head_dim, head), key)
+    mixed = _matmul(weights.astype(value.dtype), value, 1, 0)
+    out += _keep_head(mixed, head_dim, head)
   out_ref[0] = out.astype(out_ref.dtype).reshape(out_ref.shape[1:])
 
 
 def _backward_kernel(options, num_tokens, head_dim, *refs):
-  arrays, scales_ref, turns_ref, outs = _split(options, refs, 4)
-  rows, normal, turned, turns, factors = _prepare(
-    options, num_tokens, head_dim, arrays, scales_ref, turns_ref
+  arrays, scales_ref, rotary_ref, outs = _split(options, refs, 4)
+  rows, normal, rotated, rotary, factors = _prepare(
+    options, num_tokens, head_dim, arrays, scales_ref, rotary_ref
   )
-  (query, key), (_, _, value, cotangent) = turned, rows
+  (query, key), (_, _, value, cotangent) = rotated, rows
   query_grad: Any = 0.0
   key_grad: Any = 0.0
   value_grad: Any = 0.0
   for head in range(value.shape[-1] // head_dim):
-    only = lambda x: _lanes(x, head_dim, head)  # noqa: B023
+    only = lambda x: _keep_head(x, head_dim, head)  # noqa: B023
     weights = _weights(options, only(query), key)
-    value_grad += _product(weights.astype(value.dtype), only(cotangent), 0, 0)
-    weights_grad = _product(only(cotangent), value, 1, 1)
+    value_grad += _matmul(weights.astype(value.dtype), only(cotangent), 0, 0)
+    weights_grad = _matmul(only(cotangent), value, 1, 1)
     mean = jnp.sum(weights_grad * weights, axis=-1, keepdims=True)
     scores_grad = (weights * (weights_grad - mean)).astype(query.dtype)
-    query_grad += only(_product(scores_grad, key, 1, 0))
-    key_grad += _product(scores_grad, only(query), 0, 0)
+    query_grad += only(_matmul(scores_grad, key, 1, 0))
+    key_grad += _matmul(scores_grad, only(query), 0, 0)
   grads, sums = [query_grad, key_grad], []
   for i, (x, factor) in enumerate(normal):
-    grad = _turn_back(grads[i], turns, head_dim) * factors[i]
+    grad = _rotate_backward(grads[i], rotary, head_dim) * factors[i]
     sums.append(jnp.sum(grad * x, axis=0, keepdims=True))
-    grads[i] = _normal_back(x, factor, grad * scales_ref[i : i + 1], head_dim)
+    grads[i] = _normalise_backward(
+      x, factor, grad * scales_ref[i : i + 1], head_dim
+    )
   for ref, grad in zip(outs[:3], (*grads, value_grad), strict=True):
     ref[0] = grad.astype(ref.dtype).reshape(ref.shape[1:])
   outs[3][0, 0, 0] = jnp.concatenate(sums, axis=0)

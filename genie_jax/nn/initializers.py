@@ -1,4 +1,4 @@
-"""Parameters with logical axis names, and the projection all layers use."""
+"""Parameters with logical axis names, and the projection used by all layers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,26 +14,26 @@ from genie_jax.sharding import rules
 def labelled(
   init: nn.initializers.Initializer, axes: Sequence[str | None]
 ) -> nn.initializers.Initializer:
-  """Returns `init` whose array carries logical axis names."""
+  """Returns an initialiser like `init` that also sets logical axis names."""
   return nn.with_logical_partitioning(init, tuple(axes))
 
 
 class Projection(nn.Module):
-  """A linear map of the last axes, as one einsum with a named kernel.
+  """A linear map of the last axes, whose kernel has logical axis names.
 
   Attributes:
     shape: Shape of the output axes.
     axes: Logical names of the output axes.
-    inputs: How many of the last axes of the input are contracted.
+    inputs: The number of trailing axes of the input that are contracted.
     input_axes: Logical names of the contracted axes.
-    scale: Factor on the standard deviation of the fan-in initialiser; 0 makes
-      the layer start as zero.
+    scale: Factor on the standard deviation of the fan-in initialiser; with 0
+      the untrained layer outputs zeros.
     bias: Whether to add a bias.
-    apart: Whether to return one array for each entry of the first output
-      axis, with the other output axes merged. One product that is cut up
-      afterwards writes everything twice.
-    start: Hashable function of no arguments that returns the kernel to start
-      from, in place of a random one.
+    apart: Whether to return a list with one array for each entry of the first
+      output axis, with the other output axes merged. Splitting one large
+      product afterwards would write every value twice.
+    start: Hashable function without arguments that returns the initial kernel,
+      in place of a random one.
     dtype: Dtype of the product.
   """
 
@@ -49,7 +49,7 @@ class Projection(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> Any:
-    """Maps x: [..., *inputs] to an array [..., *shape], or a list of parts."""
+    """Maps x: [..., *inputs] to [..., *shape], or to a list if `apart`."""
     contracted = x.shape[-self.inputs :]
     deviation = self.scale / np.sqrt(np.prod(contracted))
     init = (
@@ -71,8 +71,8 @@ class Projection(nn.Module):
     x = x.astype(self.dtype)
     kernel = kernel.astype(self.dtype)
     if not any(self.input_axes) or not any(self.axes):
-      # To or from pixels or codes. Layers in a stack are left alone: there the
-      # partitioner gathers a few weights at once.
+      # Projections to or from pixels or codes. Kernels of stacked layers are
+      # not gathered here: the partitioner gathers them a few at a time.
       kernel = rules.gather(kernel, (*self.input_axes, *self.axes))
     if self.apart:
       parts = jnp.moveaxis(kernel, self.inputs, 0)  # [parts, *inputs, ...]
@@ -83,7 +83,7 @@ class Projection(nn.Module):
     if rules.is_split():
       y = jnp.tensordot(x, kernel, self.inputs)
     else:
-      # One flat matrix product: on a CPU the gradient of the general one is
+      # One product of two matrices: on a CPU the gradient of `tensordot` is
       # 2.5 times slower. Split axes cannot be merged without moving data.
       rows = x.reshape(np.prod(lead, dtype=int), -1)
       y = (rows @ kernel.reshape(rows.shape[-1], -1)).reshape(

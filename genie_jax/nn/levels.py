@@ -1,8 +1,7 @@
 """The levels of a finite scalar quantizer, in plain Python.
 
-A vector has one entry for each number of `levels`, and an entry takes as many
-values as its number says, so there are prod(levels) codes. Shared by the
-models in JAX and in PyTorch.
+A vector has len(levels) entries, and entry i takes levels[i] values, so there
+are prod(levels) codes. Shared by the models in JAX and in PyTorch.
 """
 
 import functools
@@ -11,22 +10,23 @@ from typing import Any
 
 from genie_jax.core import errors
 
-# Fewer values an entry cost quality in the paper (arXiv:2309.15505, section
-# 4), which uses at least so many.
+# The paper (arXiv:2309.15505, section 4) found that fewer levels per entry
+# reduce quality, and uses at least 5.
 LEAST = 5
 _LARGEST = 1 << 20
 
 
 def choose(num_codes: int) -> tuple[int, ...]:
-  """Returns the levels that are taken where a config states none.
+  """Returns the levels to use where a config has none.
 
-  As many entries as possible, each with at least LEAST levels; of several
-  such choices the one whose largest number is smallest; largest first. 1024
-  codes give (16, 8, 8), 64 give (8, 8), and 6 give (6,): where there is no
-  such product, one entry takes all.
+  It chooses as many entries as possible, each with at least LEAST levels; of
+  several such choices, the one whose largest number is smallest. Levels are
+  sorted from largest to smallest. 1024 codes give (16, 8, 8), and 64 give
+  (8, 8). Where no such product exists, as for 6 codes, there is one entry:
+  (6,).
 
   Args:
-    num_codes: What the levels multiply to.
+    num_codes: The product of the levels.
   """
 
   @functools.cache
@@ -45,22 +45,22 @@ def choose(num_codes: int) -> tuple[int, ...]:
 
 
 def check(levels: Any, num_codes: int, where: str) -> tuple[int, ...]:
-  """Returns levels as a tuple, if they are such.
+  """Checks levels and returns them as a tuple.
 
   Args:
-    levels: What was given.
-    num_codes: What they must multiply to.
-    where: The field, for messages.
+    levels: The given value.
+    num_codes: The product that the levels must have.
+    where: Name of the field, for messages.
 
   Raises:
-    UserError: They are not whole numbers above 1, or have another product.
+    UserError: They are not whole numbers above 1, or their product differs.
   """
   if num_codes < 2:
     raise errors.UserError(
       f"{where}: finite scalar quantisation needs at least 2 codes, and the "
-      f"model has {num_codes}; give it more, or use another quantizer."
+      f"model has {num_codes}; use more codes, or another quantizer."
     )
-  advice = f"use {where}={choose(num_codes)}, or leave it empty for that."
+  advice = f"use {where}={choose(num_codes)}, the default, or leave it empty."
   whole = isinstance(levels, list | tuple) and all(
     type(level) is int and 1 < level <= _LARGEST for level in levels
   )
@@ -69,7 +69,7 @@ def check(levels: Any, num_codes: int, where: str) -> tuple[int, ...]:
       f"{where}={levels!r:.60} must be whole numbers from 2 to {_LARGEST}; "
       f"{advice}"
     )
-  # Longer lists multiply to more than any number of codes.
+  # The product of a longer list exceeds any number of codes.
   product = math.prod(levels[:64])
   if product != num_codes or len(levels) > 64:
     raise errors.UserError(

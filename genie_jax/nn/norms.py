@@ -12,7 +12,7 @@ EPSILON = 1e-6
 
 
 class Scale(nn.Module):
-  """The factors of a norm, for those who normalise themselves."""
+  """The learned scale of a norm, for callers that normalise themselves."""
 
   @nn.compact
   def __call__(self, width: int) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Frames to flattened patches and back.
+"""Converts frames to flattened patches and back.
 
 Shapes:
   h, w  patches down and across, the height rounded up to whole patches
@@ -12,17 +12,20 @@ import numpy as np
 
 
 def grid(height: int, width: int, patch: int) -> tuple[int, int]:
-  """Returns (h, w), the patches that cover a frame; 90 x 160 by 4: 23 x 40."""
+  """Returns (h, w), the number of patches down and across a frame.
+
+  For example, patches of 4 pixels cover a frame of 90 x 160 with 23 x 40.
+  """
   return -(-height // patch), -(-width // patch)
 
 
 def patchify(frames: jax.Array, patch: int) -> jax.Array:
   """Cuts frames into patches.
 
-  Frames whose sides are no multiple of the patch are extended by repeating
-  their last row or column (Genie pads 90 rows to 92; what it pads with is not
-  stated; repeated rows keep the statistics of a patch natural). `unpatchify`
-  crops them, so they enter no loss.
+  Frames whose sides are not multiples of the patch are padded by repeating
+  their last row or column. Genie pads 90 rows to 92 and does not state with
+  which values; repeated rows keep the statistics of a patch natural.
+  `unpatchify` crops the padding, so it does not enter any loss.
 
   Args:
     frames: [B, T, H, W, C].
@@ -46,7 +49,7 @@ def patchify(frames: jax.Array, patch: int) -> jax.Array:
 def unpatchify(
   patches: jax.Array, height: int, width: int, patch: int
 ) -> jax.Array:
-  """Joins patches to frames and crops what `patchify` padded.
+  """Joins patches to frames, and crops the padding that `patchify` added.
 
   Args:
     patches: [B, T, h * w, P].

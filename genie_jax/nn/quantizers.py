@@ -1,21 +1,22 @@
-"""Quantizers by name: what `config.quantizer` chooses from.
+"""The registry of quantizers: the names that `config.quantizer` can have.
 
   vq    a learned table of codes (nn/vq.py); its width and norm are
         config.model.code_dim and config.model.unit_norm
-  fsq   finite scalar quantisation (nn/fsq.py); `levels` of each entry
+  fsq   finite scalar quantisation (nn/fsq.py); `levels` sets the number of
+        levels of each entry
 
 A quantizer is a class derived from `Quantizer` that defines
 
-  build(num_codes, fields) -> Quantizer    a classmethod; `fields` are what
-      `complete` returned, and `code_dim` and `unit_norm` of config.model,
-      which a quantizer of its own width has no use for
+  build(num_codes, fields) -> Quantizer    a classmethod; `fields` has the
+      fields that `complete` returned, and `code_dim` and `unit_norm` of
+      config.model, which a quantizer may ignore if it sets its own width
   __call__(x) -> Quantized                 x: float [..., E]
   lookup(codes) -> float32 [..., E]        codes: int32 [...]
 
-and the attributes `num_codes` and `code_dim`; `Quantizer` says what it may
-change in addition, such as losses and what it learns from a batch. It is
-`register`ed, or named "module:attribute" in a config. docs/quantizers.md has
-an example.
+and the attributes `num_codes` and `code_dim`. It may also override other
+methods of `Quantizer`, for example to add losses or to learn from each batch.
+Add it with `register`, or name it as "module:attribute" in a config.
+docs/quantizers.md has an example.
 """
 
 from collections.abc import Mapping
@@ -72,17 +73,17 @@ def complete(
 
   Args:
     group: `name` and the quantizer's fields; empty lists count as not given.
-      None in configs and models from before there were several, which have
-      the default.
+      None means the default quantizer, as in configs and models that were
+      written before there were several quantizers.
     num_codes: V.
-    where: What the group is called, for messages.
+    where: Name of the group, for messages.
 
   Returns:
-    `name` and all fields, with lists as tuples; None for the default, of
-    which saved models record nothing.
+    `name` and all fields, with lists as tuples; None for the default
+    quantizer, which saved models do not record.
 
   Raises:
-    UserError: No such quantizer or field, or a value is out of range.
+    UserError: There is no such quantizer or field, or a value is invalid.
   """
   if group is None:
     return None
@@ -113,14 +114,14 @@ def complete(
 
 
 def of(name: Any, trusted: bool = False) -> type[Quantizer]:
-  """Returns the quantizer of a name.
+  """Returns the quantizer class with this name.
 
   Args:
     name: As in `config.quantizer.name`.
     trusted: Whether "module:attribute" may be imported.
 
   Raises:
-    UserError: There is none of this name.
+    UserError: There is no quantizer with this name.
   """
   return _REGISTRY.get(name, where="config.quantizer.name", trusted=trusted)
 
@@ -141,5 +142,5 @@ def build(
     unit_norm: `config.model.unit_norm`.
   """
   fields = {"code_dim": code_dim, "unit_norm": unit_norm, **(completed or {})}
-  found: Any = of(fields.pop("name", DEFAULT))  # Of a class with `build`.
+  found: Any = of(fields.pop("name", DEFAULT))  # Any: the base has no `build`.
   return found.build(num_codes, fields)

@@ -1,7 +1,7 @@
-"""Attention within a frame on a TPU, without scores in memory.
+"""Attention within a frame on a TPU, without writing scores to memory.
 
-Wraps the splash kernel that comes with JAX: 920 tokens are padded to whole
-blocks, and the added keys are masked by their segment.
+Wraps the splash kernel that is part of JAX: tokens are padded to whole blocks,
+and padded keys are masked by their segment ids.
 
 Shapes:
   F  frames of all clips        M  N padded to a multiple of the block
@@ -16,15 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention
 
-# Below this many tokens the scores of a frame are so small that XLA's plain
-# attention reads less than the padded kernel.
+# With fewer tokens the scores of a frame are so small that XLA's plain
+# attention reads less memory than the padded kernel.
 MIN_TOKENS = 256
-_ALIGN = 128  # Lanes: blocks of keys are multiples of it.
-_LARGEST = 1024  # A block of float32 scores of this side takes 4 MiB.
+_LANES = 128  # Blocks of keys are multiples of a register's lanes.
+_MAX_BLOCK = 1024  # Float32 scores of a block of this side take 4 MiB.
 
 
 def fits(num_tokens: int, head_dim: int) -> bool:
-  """Returns whether the kernel can and should attend over these tokens."""
+  """Returns whether the kernel supports this size and is worth using for it."""
   return num_tokens >= MIN_TOKENS and head_dim % 64 == 0
 
 
@@ -36,15 +36,15 @@ def attend(
   checkpoint_name: str | None = None,
   interpret: bool = False,
 ) -> jax.Array:
-  """Softmax attention of all tokens of a frame to one another.
+  """Softmax attention among all tokens of a frame.
 
   Args:
     query: [B, T, N, H, K], not yet scaled.
     key: [B, T, N, H, K].
     value: [B, T, N, H, K].
-    num_valid: Tokens that may be seen, the first ones; None for all.
-    checkpoint_name: Name under which a remat policy may save what the
-      backward pass needs of the forward one.
+    num_valid: Only the first `num_valid` tokens are attended to; None for all.
+    checkpoint_name: Name under which a remat policy may save the residuals
+      for the backward pass.
     interpret: Whether to run the kernel as plain JAX, for tests on a CPU.
 
   Returns:
@@ -54,7 +54,8 @@ def attend(
   b, t, n, h, k = query.shape
   num_valid = n if num_valid is None else num_valid
   block, padded = _blocks(n)
-  # The kernel scales nothing. Scaling here is fused with the norm before it.
+  # The kernel does not scale scores. Scaling queries here is fused with the
+  # norm before it.
   query = query * jnp.asarray(k**-0.5, query.dtype)
 
   def arrange(x):
@@ -62,7 +63,7 @@ def attend(
     return jnp.pad(x, ((0, 0), (0, 0), (0, padded - n), (0, 0)))
 
   seen = np.arange(padded) < num_valid
-  # Added queries see something too: a softmax over nothing is NaN.
+  # Padded queries also attend to valid keys: a softmax over no keys is NaN.
   segments = splash_attention.SegmentIds(
     q=jnp.ones((padded,), jnp.int32), kv=jnp.asarray(seen, jnp.int32)
   )
@@ -75,14 +76,14 @@ def attend(
 
 
 def _blocks(num_tokens: int) -> tuple[int, int]:
-  """Returns the side of a block and the padded number of tokens.
+  """Returns the block size and the padded number of tokens.
 
-  The least padding wins, then the largest block.
+  It chooses the least padding, and of equals the largest block.
   """
   choices = []
-  for count in range(1, 1 + -(-num_tokens // _ALIGN)):
-    block = -(-num_tokens // (count * _ALIGN)) * _ALIGN
-    if block <= _LARGEST:
+  for count in range(1, 1 + -(-num_tokens // _LANES)):
+    block = -(-num_tokens // (count * _LANES)) * _LANES
+    if block <= _MAX_BLOCK:
       choices.append((count * block, count, block))
   padded, _, block = min(choices)
   return block, padded
@@ -102,8 +103,8 @@ def _kernel(num_heads, num_tokens, block, checkpoint_name, interpret):
     block_kv_dkv_compute=block,
     use_fused_bwd_kernel=True,
   )
-  # Its tables are constants: made while a function is traced they must not
-  # become values of that trace, since the next trace gets the same kernel.
+  # The kernel contains constant tables. Because the kernel is cached, tables
+  # created while a function is traced must not become values of that trace.
   with jax.ensure_compile_time_eval():
     return splash_attention.make_splash_mha(
       mask,

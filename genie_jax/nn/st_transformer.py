@@ -26,14 +26,14 @@ REMAT_POLICIES = {
   "full": jax.checkpoint_policies.nothing_saveable,
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   "attention": jax.checkpoint_policies.save_only_these_names("attention"),
-  # Every product but the logits: nothing large is computed again.
+  # Saves every product except the logits: nothing large is recomputed.
   "products": jax.checkpoint_policies.save_only_these_names(
     "qkv", "attention", "stream", "mlp_hidden"
   ),
   "attention_mlp": jax.checkpoint_policies.save_only_these_names(
     "attention", "mlp_hidden"
   ),
-  # As "attention", kept in the host's memory until the backward pass.
+  # Like "attention", but saved in host memory until the backward pass.
   "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
     names_which_can_be_saved=[],
     names_which_can_be_offloaded=["attention"],
@@ -42,19 +42,22 @@ REMAT_POLICIES = {
   ),
 }
 
+# Logical axes of activations that are split among chips by frame, or by place
+# (position in the token grid).
 _BY_FRAME = ("act_batch", "act_time", None, "act_embed")
 _BY_PLACE = ("act_batch", None, "act_space", "act_embed")
 
 
-# Rows of a TPU's tile. A part of a frame that is no multiple would be copied
-# wherever frames and places are merged for a product.
-_ROWS = 8
+# Rows of a TPU tile. If the tokens of a frame on one chip were not a multiple,
+# they would be copied wherever frames and tokens are merged for a product.
+_TILE_ROWS = 8
 
 
 def _pin(x, *layouts):
-  """Returns x with one layout after the other, where frames are split.
+  """Constrains x to one layout after the other, if frames are split.
 
-  Elsewhere they are all the same, and the compiler fuses better unasked.
+  Without a split all layouts are the same, and constraints would only prevent
+  the compiler from fusing.
   """
   if rules.ways("act_time") > 1:
     for layout in layouts:
@@ -79,11 +82,11 @@ class Cache:
   def write(
     self, own: tuple[jax.Array, jax.Array], position: jax.Array | int
   ) -> "Cache":
-    """Returns a cache that also holds these frames, frame t in slot t mod Tc.
+    """Returns a cache with these frames added, frame t in slot t mod Tc.
 
     Args:
       own: Keys and values [Y, B, T, N, H, K]; the last Tc frames are kept.
-      position: int32 scalar, the number of the first of them.
+      position: int32 scalar, the frame number of the first of the T frames.
     """
     count, slots = own[0].shape[2], self.positions.shape[0]
     if count == 1:
@@ -93,7 +96,8 @@ class Cache:
       )
       at = self.positions.at[slot].set(position)
     else:
-      # The newest of these frames that belongs in each slot, if there is one.
+      # For each slot the newest of the frames that belongs in it; negative if
+      # there is none.
       newest = position + count - 1
       frame = count - 1 - (newest - np.arange(slots)) % slots
       written = frame >= 0
@@ -109,16 +113,16 @@ class Cache:
     )
 
   def before(self, position: jax.Array) -> "Cache":
-    """Returns a cache in which only frames with smaller numbers count."""
+    """Returns a cache in which frames from `position` on are marked empty."""
     return dataclasses.replace(
       self, positions=jnp.where(self.positions < position, self.positions, -1)
     )
 
   def renumbered(self, shift: int) -> "Cache":
-    """Returns a cache of the same frames with numbers lower by `shift`.
+    """Returns a cache whose frame numbers are reduced by `shift`.
 
-    Scores depend on distances alone, so all positions may move together if
-    the keys are turned by as much.
+    Scores depend only on distances between frames, so all positions can be
+    shifted if the keys are rotated accordingly.
     """
     turns = jnp.full(self.positions.shape, -shift)
     rotate = lambda key: attention.rotate(key, turns)
@@ -136,8 +140,8 @@ class STBlock(nn.Module):
   the post-spatial MLP to spend those parameters elsewhere.
 
   Attributes:
-    num_valid: How many of the N tokens of a frame are real, the first ones;
-      None for all. For the others see `STTransformer`.
+    num_valid: The first `num_valid` of the N tokens of a frame are real, the
+      others are padding that `STTransformer` added; None if all are real.
   """
 
   num_heads: int
@@ -162,7 +166,8 @@ class STBlock(nn.Module):
       cached_positions: int32 [Tc] frame numbers of the cache, or None.
 
     Returns:
-      x in the same shape and dtype, and its keys and values in time.
+      x in the same shape and dtype, and its keys and values of attention in
+      time.
     """
     chex.assert_rank(x, 4)
     norm = lambda name: norms.RMSNorm(dtype=self.dtype, name=name)
@@ -177,10 +182,12 @@ class STBlock(nn.Module):
       name=name,
     )
 
-    # Frames are split among chips for attention in space, places for
-    # attention in time: one all-to-all each way. Both sides of an exchange
-    # are said, or each part of a sum is moved by itself; and it ends a layer,
-    # so that what the backward pass keeps of it has been moved already.
+    # Activations are split among chips by frame for attention in space, and by
+    # place for attention in time: one all-to-all each way. The layouts before
+    # and after each exchange are both constrained, because otherwise the
+    # partitioner would move each term of a sum separately. The second exchange
+    # is at the end of a layer, so that the activations saved for the backward
+    # pass are saved after it.
     x = rules.constrain(x, _BY_FRAME)
     mixed, _ = attend(False, "space")(
       norm("space_norm")(x), num_valid=self.num_valid
@@ -217,10 +224,10 @@ class STBlock(nn.Module):
 
 
 class STTransformer(nn.Module):
-  """A stack of space-time blocks with a norm at its end.
+  """A stack of space-time blocks, followed by a norm.
 
   Layers are scanned, so that compile time does not grow with depth, and
-  recomputed in the backward pass as `remat` says.
+  recomputed in the backward pass according to `remat`.
 
   Attributes:
     num_layers: Y.
@@ -228,16 +235,19 @@ class STTransformer(nn.Module):
     num_heads: H.
     head_dim: K.
     mlp_dim: Width of the MLP's hidden layer.
-    window: Frames that attention in time may see, the own one included; 0
-      for all.
-    final_norm: Whether the stack ends in a norm; without one its linear path
-      keeps the size of its input.
-    residual_scale: Factor on the initial size of what each layer adds to the
-      stream; 0 makes the untrained stack the identity (but for the norm).
-    remat: A name in REMAT_POLICIES: what the backward pass finds saved.
-    attention: "auto" for the kernels of the chip, "plain" for none.
-    unroll: Layers in one turn of the scan's loop; all of them makes a small
-      model faster on a CPU (a quarter of a training step was seen).
+    window: Number of frames that attention in time can see, including the
+      query's own; 0 for all.
+    final_norm: Whether the stack ends in a norm; without it the residual
+      stream keeps the magnitude of its input.
+    residual_scale: Factor on the initial magnitude of what each layer adds to
+      the residual stream; with 0 the untrained stack is the identity (apart
+      from the norm).
+    remat: A name in REMAT_POLICIES: which activations are saved for the
+      backward pass.
+    attention: A name in `attention.IMPLEMENTATIONS`.
+    unroll: Number of layers per iteration of the scan's loop. Unrolling all
+      layers makes a small model faster on a CPU (by up to a quarter of a
+      training step in our measurements).
     dtype: Name of the dtype of the activations.
   """
 
@@ -262,12 +272,13 @@ class STTransformer(nn.Module):
 
     Args:
       x: [B, T, N, D].
-      cache: Frames before x that attention in time also sees.
+      cache: Keys and values of earlier frames, which attention in time also
+        sees.
       first: int32 scalar, the frame number of x[:, 0].
 
     Returns:
-      [B, T, N, D], and the keys and values in time of x,
-      each [Y, B, T, N, H, K] (dead code unless someone uses them).
+      [B, T, N, D], and the keys and values of x for attention in time, each
+      [Y, B, T, N, H, K] (the compiler removes them if they are not used).
     """
     dtype = jnp.dtype(self.dtype)
     block = STBlock
@@ -276,10 +287,13 @@ class STTransformer(nn.Module):
         block, policy=REMAT_POLICIES[self.remat], prevent_cse=False
       )
     frames, tokens = x.shape[1:3]
-    # Sizes that the frame axis does not divide are filled up: frames at the
-    # end, which causality hides, and tokens, which attention in space masks.
+    # Sizes that are not divisible by the mesh's frame axis are padded: with
+    # frames at the end, which the causal mask hides, and with tokens, which
+    # attention in space masks.
     share = rules.ways("act_time")
-    unit = share * _ROWS if share > 1 and rules.platform() == "tpu" else share
+    unit = (
+      share * _TILE_ROWS if share > 1 and rules.platform() == "tpu" else share
+    )
     x = jnp.pad(x, ((0, 0), (0, -frames % share), (0, -tokens % unit), (0, 0)))
     num_valid = None if x.shape[2] == tokens else tokens
     in_axes: Any = (0, nn.broadcast, nn.broadcast)
@@ -296,7 +310,8 @@ class STTransformer(nn.Module):
       self.head_dim,
       self.mlp_dim,
       self.window,
-      # Three sums a layer enter the stream; their variance stays 1.
+      # Each layer adds three terms to the residual stream; this scale keeps
+      # the variance of all of them together at 1.
       self.residual_scale * (3 * self.num_layers) ** -0.5,
       self.attention,
       num_valid,
@@ -317,13 +332,13 @@ class STTransformer(nn.Module):
 def empty_cache(
   fields: Any, num_clips: int, num_tokens: int, slots: int
 ) -> Cache:
-  """Returns a cache with room for frames, all slots empty.
+  """Returns a cache in which all slots are empty.
 
   Args:
     fields: The fields of the `STTransformer` that will fill it.
     num_clips: B.
     num_tokens: N.
-    slots: Tc, how many frames it holds.
+    slots: Tc, the number of frames that it can hold.
   """
   shape = (
     fields["num_layers"],
@@ -344,9 +359,9 @@ def empty_cache(
 class GridPosition(nn.Module):
   """Adds a learned vector for the row and one for the column of each token.
 
-  They start at zero: noise here would drown patches that differ by little.
-  Frames never change size within a world, so places need not be relative as
-  frames do.
+  The vectors start at zero: random values would be larger than the
+  differences between similar patches. The positions are absolute, not relative
+  as those of frames, because the frame size of a world is fixed.
   """
 
   grid: tuple[int, int]

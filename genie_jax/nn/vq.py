@@ -1,4 +1,4 @@
-"""Vector quantisation with straight-through gradients and no dead codes.
+"""Vector quantisation with straight-through gradients and code restarts.
 
 Shapes:
   M  vectors in a batch         V  codes
@@ -18,16 +18,16 @@ from genie_jax.core import errors
 from genie_jax.nn import codes as codes_lib
 from genie_jax.nn import flops, initializers
 
-# How a codebook learns: by the gradient of its loss (the paper's plain
-# VQ-VAE), or as the moving average of the inputs that chose each code.
+# How a codebook learns: by gradient descent on its loss (the VQ-VAE that the
+# paper uses), or as the moving average of the inputs that chose each code.
 _UPDATES = ("gradient", "average")
 
 
 class Codebook(codes_lib.Quantizer):
   """A table of vectors, looked up by nearest neighbour.
 
-  With `unit_norm`, inputs and codes live on a sphere, where no code can be
-  left behind by the growth of the inputs (arXiv:2110.04627).
+  With `unit_norm`, inputs and codes are on the unit sphere, so codes stay in
+  use even if the inputs grow in magnitude (arXiv:2110.04627).
 
   Its losses are squared distances of an input to its code: "codebook" has a
   gradient for the code, "commitment" for the input (arXiv:1711.00937,
@@ -63,8 +63,8 @@ class Codebook(codes_lib.Quantizer):
   def __call__(self, x: jax.Array) -> codes_lib.Quantized:
     """Quantises x: [..., E], any float dtype; arithmetic is float32."""
     chex.assert_axis_dimension(x, -1, self.code_dim)
-    x = self._normal(x.astype(jnp.float32))
-    table = self._normal(self.codebook)
+    x = self._normalise(x.astype(jnp.float32))
+    table = self._normalise(self.codebook)
     # The nearest code in Euclidean distance; |x|^2 is the same for all.
     affinity = x @ table.T - 0.5 * jnp.sum(table * table, axis=-1)
     codes = jax.lax.stop_gradient(affinity).argmax(-1).astype(jnp.int32)
@@ -82,7 +82,7 @@ class Codebook(codes_lib.Quantizer):
 
   def lookup(self, codes: jax.Array) -> jax.Array:
     """Returns the vectors [..., E] of codes: int32 [...]."""
-    return jnp.take(self._normal(self.codebook), codes, axis=0)
+    return jnp.take(self._normalise(self.codebook), codes, axis=0)
 
   def vectors(self) -> jax.Array:
     """Returns the table as it is stored, float32 [V, E]."""
@@ -100,7 +100,7 @@ class Codebook(codes_lib.Quantizer):
 
   @classmethod
   def check_training(cls, config: Any) -> None:
-    """Raises UserError unless `config.codebook` makes sense."""
+    """Raises UserError if a field of `config.codebook` is invalid."""
     if config.learn_by not in _UPDATES:
       raise errors.UserError(
         f"config.codebook.learn_by={config.learn_by!r} is unknown"
@@ -126,11 +126,11 @@ class Codebook(codes_lib.Quantizer):
     """Returns statistics after a batch, and inputs that may replace codes.
 
     Args:
-      state: The running use.
+      state: The statistics before the batch.
       quantized: The batch's quantisation.
       rng: Key for drawing the replacements.
-      config: `config.codebook`: `share_decay` of the running use and
-        `centre_decay` of the centres.
+      config: `config.codebook`; its `share_decay` is the decay of the shares,
+        its `centre_decay` that of the centres.
     """
     state = state.update(quantized, config.share_decay, config.centre_decay)
     return state, candidates(quantized, rng, self.num_codes)
@@ -143,14 +143,14 @@ class Codebook(codes_lib.Quantizer):
     aux: jax.Array,
     config: Any,
   ) -> tuple[Any, "CodeStatistics"]:
-    """Moves the codes: to their centres if asked for, dead ones to inputs.
+    """Moves codes to their centres if configured, and revives dead ones.
 
     Args:
       params: {"codebook": float32 [V, E]}.
-      state: The running use.
-      aux: The replacements, float32 [V, E].
-      config: `config.codebook`: `learn_by` "gradient" or "average", and
-        `dead_below`, the part of an even share below which a code is dead.
+      state: The statistics.
+      aux: Inputs that may replace dead codes, float32 [V, E].
+      config: `config.codebook`: `learn_by` is "gradient" or "average"; a code
+        whose share is below `dead_below` times an even share is dead.
     """
     codebook = params["codebook"]
     if config.learn_by == "average":
@@ -158,7 +158,7 @@ class Codebook(codes_lib.Quantizer):
     codebook, state = revive(codebook, state, aux, config.dead_below)
     return {"codebook": codebook}, state
 
-  def _normal(self, x: jax.Array) -> jax.Array:
+  def _normalise(self, x: jax.Array) -> jax.Array:
     if not self.unit_norm:
       return x
     return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
@@ -166,14 +166,14 @@ class Codebook(codes_lib.Quantizer):
 
 @flax.struct.dataclass
 class CodeStatistics:
-  """Running use and centre of each code; checkpointed, but not optimized.
+  """Running share and centre of each code; checkpointed, but not optimized.
 
   Attributes:
     share: float32 [V], a moving average of each code's share of the vectors.
     mass: float32 [V], a moving average of how many inputs chose each code.
-    total: float32 [V, E], the same of their sum; total / mass is the centre
-      of a code's inputs.
-    age: float32 scalar, batches seen.
+    total: float32 [V, E], a moving average of the sum of these inputs;
+      total / mass is the centre of a code's inputs.
+    age: float32 scalar, number of batches seen.
   """
 
   share: jax.Array
@@ -185,8 +185,8 @@ class CodeStatistics:
   def fresh(cls, num_codes: int, code_dim: int) -> "CodeStatistics":
     """Returns statistics in which no code has been used.
 
-    The first batch then finds nearly all codes dead, and `revive` seeds the
-    codebook with its inputs.
+    In the first batch nearly all codes are therefore dead, and `revive`
+    replaces them with inputs of that batch.
     """
     zeros = jnp.zeros((num_codes,), jnp.float32)
     return cls(
@@ -199,16 +199,17 @@ class CodeStatistics:
   def update(
     self, quantized: codes_lib.Quantized, decay: float, centre_decay: float
   ) -> "CodeStatistics":
-    """Mixes in one batch.
+    """Updates the averages with one batch.
 
-    Averages are short at first, so that codes that the first batch seeded
-    badly move on quickly, and long later: a rare code is not a dead one, and
-    the centre of few inputs is a noisy one.
+    Averages are over few batches at first, so that codes that were initialised
+    badly from the first batch are replaced quickly. Later they are over many
+    batches, because a rare code is not dead, and the centre of few inputs is
+    noisy.
 
     Args:
       quantized: The batch's quantisation.
-      decay: Of the shares, after some hundred batches.
-      centre_decay: Of the masses and sums, likewise.
+      decay: Decay of the shares after some hundred batches.
+      centre_decay: Decay of masses and sums after some hundred batches.
     """
     use_rate = codes_lib.young_decay(self.age, decay)
     centre_rate = codes_lib.young_decay(self.age, centre_decay)
@@ -229,10 +230,10 @@ class CodeStatistics:
     )
 
   def centres(self, codebook: jax.Array) -> jax.Array:
-    """Returns where the inputs of each code lie, or the code if it has none.
+    """Returns the centre of each code's inputs, or the code if it has none.
 
     Args:
-      codebook: float32 [V, E], the codes as they are.
+      codebook: float32 [V, E], the current codes.
     """
     mass = self.mass[:, None]
     return jnp.where(
@@ -243,19 +244,19 @@ class CodeStatistics:
 def candidates(
   quantized: codes_lib.Quantized, rng: jax.Array, count: int
 ) -> jax.Array:
-  """Draws inputs of the batch on which dead codes may be put.
+  """Draws inputs of the batch that may replace dead codes.
 
-  An input is drawn with a chance in proportion to its squared distance from
-  its code, as k-means++ seeds its centres. Even draws would put most dead
-  codes among the many inputs that are alike and already well served.
+  The probability of an input is proportional to its squared distance from its
+  code, as in k-means++. Uniform draws would put most dead codes near the many
+  similar inputs that already have a close code.
 
   Args:
-    quantized: The batch's quantisation, M vectors in all.
+    quantized: The batch's quantisation, of M vectors.
     rng: Key.
     count: R.
 
   Returns:
-    float32 [R, E]; distinct inputs as long as R is at most M.
+    float32 [R, E]; the inputs are distinct if R is at most M.
   """
   inputs = jax.lax.stop_gradient(quantized.inputs)
   inputs = inputs.reshape(-1, inputs.shape[-1])
@@ -265,7 +266,8 @@ def candidates(
   if count > inputs.shape[0]:
     drawn = jax.random.categorical(rng, log_chance, shape=(count,))
   else:
-    # The largest of log chance + Gumbel noise are draws without replacement.
+    # The R largest values of log probability + Gumbel noise are draws without
+    # replacement.
     noisy = log_chance + jax.random.gumbel(rng, log_chance.shape)
     drawn = jax.lax.top_k(noisy, count)[1]
   return inputs[drawn]
@@ -277,21 +279,22 @@ def revive(
   replacements: jax.Array,
   threshold: Any,
 ) -> tuple[jax.Array, CodeStatistics]:
-  """Moves dead codes to where inputs are.
+  """Replaces dead codes with inputs of the current batch.
 
-  A code that no input chooses gets no gradient and stays dead for good; it is
-  put on an input of the current batch instead (random restarts, section 3 of
-  arXiv:2005.00341). The paper does not say how Genie kept its codes alive.
+  A code that no input chooses gets no gradient and would stay dead, so it is
+  set to an input of the current batch (random restarts, section 3 of
+  arXiv:2005.00341). The Genie paper does not say how it avoids dead codes.
 
   Args:
     codebook: float32 [V, E].
-    statistics: Running use.
+    statistics: Running share and centre of each code.
     replacements: [R, E] with R >= V, inputs of the current batch.
-    threshold: Codes used less than this part of an even share are dead.
+    threshold: Codes whose share is less than this times an even share are
+      dead.
 
   Returns:
     The new codebook, and statistics in which a revived code has an even
-    share, so that it gets time to prove itself.
+    share, so that it is not replaced again before inputs can choose it.
   """
   even = 1.0 / codebook.shape[0]
   dead = statistics.share < threshold * even

@@ -1,4 +1,4 @@
-"""Tokens of a rollout to frames, by a decoder with a sliding window.
+"""Decodes the tokens of a rollout to frames with a sliding window.
 
 Shapes:
   W  frames in the decoder's window
@@ -25,15 +25,15 @@ def decode(
 ) -> jax.Array:
   """Decodes clips that may be longer than those the decoder was trained on.
 
-  The first W frames are decoded at once, each later frame together with the
-  W - 1 before it, so that every frame is seen with as much history as in
-  training and no more.
+  The first W frames are decoded at once, and each later frame together with
+  the W - 1 frames before it, so that no frame has more history than in
+  training.
 
   Args:
     tokenizer: The tokenizer.
     params: Its parameters.
     tokens: int32 [B, T, h, w], any T.
-    window: W, the frames that the tokenizer was trained on.
+    window: W, the clip length that the tokenizer was trained on.
 
   Returns:
     float32 [B, T, H, W, C] in [0, 1].

@@ -1,7 +1,8 @@
-"""MaskGIT: a frame's tokens drawn in a few parallel refinement steps.
+"""MaskGIT: samples a frame's tokens in a few parallel refinement steps.
 
-Chang et al. 2022, section 3.2; Genie, section 2 and appendix F. Nothing here
-knows a model: it needs a function from a half-drawn frame to logits.
+Chang et al. 2022, section 3.2; Genie, section 2 and appendix F. This module
+does not depend on a model, only on a function from a partly drawn frame to
+logits.
 
 Shapes:
   N  tokens in one frame (h * w)    R  refinement steps
@@ -26,20 +27,20 @@ ORDERS = ("random", "confidence")
 class MaskGIT:
   """The frame sampler of the paper; see `samplers.FrameSampler`.
 
-  The two temperatures are array leaves: changing them recompiles nothing.
+  The two temperatures are array leaves, so changing them does not recompile.
 
   Attributes:
-    refinements: MaskGIT steps a frame.
+    refinements: MaskGIT steps per frame.
     schedule: One of `schedule.SCHEDULES`.
-    order: "random" reveals positions in random order; "confidence" reveals
-      those whose drawn token the model finds most likely.
-    temperature: Divides the logits before a token is drawn; 0 takes the most
+    order: "random" reveals positions in random order; "confidence" first
+      reveals those whose drawn token has the highest probability.
+    temperature: Divides the logits before a token is drawn; 0 draws the most
       likely token.
-    choice_temperature: Scale of the Gumbel noise on the confidences, falling
-      linearly to 0 at the last step; only with order "confidence".
-    top_k: Only the so many most likely tokens are drawn; 0 for all.
-    top_p: Only the most likely tokens that together have this probability, at
-      the temperature, are drawn; 1 for all.
+    choice_temperature: Scale of the Gumbel noise added to the confidences,
+      decreasing linearly to 0 at the last step; only with order "confidence".
+    top_k: Sample only from the k most likely tokens; 0 for all.
+    top_p: Sample only from the smallest set of most likely tokens whose total
+      probability, at the temperature, is at least p; 1 for all.
   """
 
   refinements: int = flax.struct.field(pytree_node=False, default=25)
@@ -52,13 +53,13 @@ class MaskGIT:
 
   @classmethod
   def from_config(cls, fields: Mapping[str, Any]) -> "MaskGIT":
-    """Returns the sampler of a config's `sampling` group, checked.
+    """Checks a config's `sampling` group and returns its sampler.
 
     Args:
       fields: Any of the attributes.
 
     Raises:
-      UserError: An unknown field, or a value out of range.
+      UserError: A field is unknown, or a value is out of range.
     """
     errors.check_fields("sampling", fields, cls.__dataclass_fields__)
     made = cls(**dict(fields))
@@ -99,7 +100,7 @@ class MaskGIT:
     return {name: plain(value) for name, value in vars(self).items()}
 
   def num_passes(self, num_tokens: int) -> int:
-    """Returns how many refinements a frame of so many tokens takes."""
+    """Returns the number of refinements of a frame with `num_tokens` tokens."""
     return min(self.refinements, num_tokens)
 
   def draw(
@@ -108,17 +109,17 @@ class MaskGIT:
     grid: tuple[int, int],
     keys: jax.Array,
   ) -> jax.Array:
-    """Draws one frame of each clip, all tokens hidden at first.
+    """Draws one frame of each clip, starting with all tokens hidden.
 
-    Each clip's noise comes from its own key alone, so a draw does not depend
-    on what else is in the batch, and two draws with the same key differ only
-    by what `score` says.
+    Each clip's noise depends only on its own key, so a draw does not depend
+    on other clips in the batch, and two draws with the same key differ only
+    if their logits differ.
 
     Args:
       score: Called in each refinement step with int32 tokens and bool hidden,
         both [B, h, w]; returns logits [B, h, w, V].
       grid: (h, w).
-      keys: One random key a clip, [B].
+      keys: One random key for each clip, [B].
 
     Returns:
       int32 [B, h, w].
@@ -137,10 +138,10 @@ class MaskGIT:
     vocab = jax.eval_shape(logits_at, blank, all_hidden).shape[-1]
     order_keys = _fold(keys, 0)
     if self.order == "random":
-      # A position's draw counts only in the step that reveals it, and that
-      # step does not depend on the draw: one set of noise serves the whole
-      # frame. By confidence, a draw thrown away must be followed by a fresh
-      # one.
+      # A position's draw is used only in the step that reveals it, and which
+      # step that is does not depend on the draw. So the same noise can be used
+      # in all steps. With order "confidence", a rejected draw must be followed
+      # by an independent one.
       frame_noise = _gumbel(_fold(keys, 1), (num_tokens, vocab))
       frame_order = jax.vmap(
         lambda key: jax.random.uniform(key, (num_tokens,))
@@ -190,17 +191,17 @@ def refine(
   order_noise: jax.Array,
   sampling: MaskGIT,
 ) -> tuple[jax.Array, jax.Array]:
-  """Runs one refinement step on one frame of each clip, given its noise.
+  """Runs one refinement step on one frame of each clip, with the given noise.
 
-  A token is drawn for every hidden position; those with the highest scores are
-  kept for good, the others are hidden again.
+  A token is drawn for every hidden position. Those with the highest scores are
+  revealed for good; the others are hidden again.
 
   Args:
     logits: float32 [B, N, V] given the frame so far.
     tokens: int32 [B, N]; values at hidden positions are ignored.
     hidden: bool [B, N].
-    num_hidden: int32 scalar, how many positions stay hidden, below the
-      present number.
+    num_hidden: int32 scalar, number of positions that stay hidden; less than
+      the current number.
     token_noise: float32 [B, N, V], Gumbel noise.
     order_noise: float32 [B, N], the score with order "random"; added to the
       log probability of the drawn token with order "confidence".
@@ -221,7 +222,7 @@ def refine(
     log_probs = jax.nn.log_softmax(logits, -1)
     score += jnp.take_along_axis(log_probs, drawn[..., None], -1)[..., 0]
   score = jnp.where(hidden, score, jnp.inf)
-  # Ranks by two stable sorts: ties never change how many are revealed.
+  # Ranks from two stable sorts: ties do not change how many are revealed.
   rank = jnp.argsort(jnp.argsort(score, axis=-1), axis=-1)
   still_hidden = rank < num_hidden
   tokens = jnp.where(hidden & ~still_hidden, drawn.astype(tokens.dtype), tokens)
@@ -229,11 +230,11 @@ def refine(
 
 
 def _likely(logits: jax.Array, sampling: MaskGIT) -> jax.Array:
-  """Returns logits [..., V] with those that must not be drawn at -inf."""
+  """Returns logits [..., V], -inf for tokens that top-k or top-p exclude."""
   if 0 < sampling.top_k < logits.shape[-1]:
     logits = _highest(logits, jnp.ones_like(logits), sampling.top_k)
   if sampling.top_p < 1:
-    # At temperature 0 the most likely token is left, which is right as well.
+    # At temperature 0 only the most likely token is left, as it should be.
     shares = jax.nn.softmax(
       logits / jnp.maximum(sampling.temperature, 1e-6), axis=-1
     )
@@ -242,18 +243,19 @@ def _likely(logits: jax.Array, sampling: MaskGIT) -> jax.Array:
 
 
 def _highest(logits: jax.Array, weights: jax.Array, amount: float) -> jax.Array:
-  """Returns logits, -inf but for the highest that weigh `amount` together.
+  """Keeps the highest logits whose weights sum to `amount`; others get -inf.
 
-  The least of them is found by bisection: 32 sums over V, where a sort of V
-  takes forty times as long on a CPU. Equal logits stay or go together.
+  The smallest kept logit is found by bisection with 32 sums over V; sorting V
+  values takes forty times as long on a CPU. Equal logits are all kept or all
+  excluded.
 
   Args:
     logits: float32 [..., V].
     weights: float32 [..., V], not negative.
-    amount: If all weigh less (by rounding), all stay.
+    amount: If the sum of all weights is less (by rounding), all are kept.
   """
-  # The bits of a float, read as an integer, sort as it does if it is positive
-  # and the other way about if it is negative.
+  # The bits of positive floats, read as integers, have the same order as the
+  # floats; those of negative floats have the reverse order.
   bits = jax.lax.bitcast_convert_type(logits, jnp.int32)
   order = jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 

@@ -1,16 +1,16 @@
-"""One player's world: an action in, a frame out, in one static-shape program.
+"""Plays a world for one player: a static-shape program from action to frame.
 
-Frames before the one being drawn depend neither on it nor on its action, so
-their keys and values in time are kept and each refinement runs over one frame.
-A finished frame is passed once more with its final tokens, which then never
-change; the decoder, causal in time as well, keeps its own keys and values.
-Both caches are rings of W - 1 slots: rotary positions are relative, so a slot
-can be filled anew at any position. What a cache is made of is the model's own
-affair (`models.protocols`), and how a frame is drawn is the frame sampler's
-(`sampling.samplers`).
+Earlier frames depend neither on the frame being drawn nor on its action, so
+their keys and values of attention in time are cached, and each refinement runs
+over one frame. A finished frame is passed through the model once more with its
+final tokens, and its cache entry then never changes. The decoder is causal in
+time as well and has its own cache. Both caches are ring buffers of W - 1
+slots: rotary positions are relative, so a slot can be overwritten at any
+position. The model defines the content of its cache (`models.protocols`), and
+the frame sampler defines how a frame is drawn (`sampling.samplers`).
 
-Everything is pure and without host work: `reset` and `step` run under `jit`,
-`vmap` and `scan`. Whoever compiles `step` may donate the state.
+All functions are pure and do no work on the host: `reset` and `step` run under
+`jit`, `vmap` and `scan`. A caller that compiles `step` may donate the state.
 
 Shapes:
   W  frames in the window       P  prompt frames, at most W
@@ -26,6 +26,7 @@ import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax import core
 
 from genie_jax.models import protocols
 from genie_jax.sampling import prepare, ring_cache, samplers
@@ -36,14 +37,14 @@ from genie_jax.weights import int8
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-  """What a player runs; hashable, so a static argument of `jax.jit`.
+  """The models of a player; hashable, so it can be a static jit argument.
 
   Attributes:
     tokenizer: The tokenizer.
     dynamics: The dynamics model.
-    window: W, frames that the dynamics model was trained on, at least 2.
-    decoder_window: Frames that the tokenizer was trained on.
-    slide: What happens when the window is full.
+    window: W, clip length that the dynamics model was trained on, at least 2.
+    decoder_window: Clip length that the tokenizer was trained on.
+    slide: How a full window makes room.
   """
 
   tokenizer: protocols.TokenizerModel
@@ -58,13 +59,14 @@ class Models:
       object.__setattr__(self, name, prepare.hashable(getattr(self, name)))
     if self.window < 2:
       raise ValueError(
-        f"window={self.window}; a frame needs one before it, so 2."
+        f"window={self.window}; it must be at least 2, because a frame is "
+        "predicted from the one before."
       )
     self.slide.check(self.window)
 
   @property
   def history(self) -> int:
-    """M, how many of the last frames' tokens a state keeps."""
+    """M, the number of last frames whose tokens a state contains."""
     return max(self.window, self.decoder_window)
 
   def score(
@@ -84,14 +86,14 @@ class Models:
       tokens: int32 [T, h, w].
       incoming: int32 [T].
       hidden: bool [T, h, w].
-      cache: Of the frames before.
-      position: Of the first frame.
-      last: int32 [h, w], the frame before it, or None.
+      cache: Cache of the previous frames.
+      position: Position of the first frame.
+      last: int32 [h, w], the frame before the first one, or None.
 
     Returns:
-      Logits float32 [T, h, w, V], and what is kept of these frames.
+      Logits float32 [T, h, w, V], and the T frames' state for a cache.
     """
-    logits, own = _suited(self.dynamics, len(tokens)).apply(
+    logits, own = _for_frames(self.dynamics, len(tokens)).apply(
       {"params": params["dynamics"]},
       tokens[None],
       incoming[None],
@@ -110,8 +112,8 @@ class Models:
     cache: protocols.Cache | None,
     position: jax.Array | int,
   ) -> tuple[jax.Array, Any]:
-    """Returns uint8 frames [T, H, W, C] of tokens, and what is kept."""
-    frames, own = _suited(self.tokenizer, len(tokens)).apply(
+    """Decodes uint8 frames [T, H, W, C]; also returns state for a cache."""
+    frames, own = _for_frames(self.tokenizer, len(tokens)).apply(
       {"params": params["tokenizer"]},
       tokens[None],
       cache,
@@ -122,35 +124,35 @@ class Models:
 
   def encode(self, params: Any, frames: jax.Array) -> jax.Array:
     """Returns tokens int32 [T, h, w] of frames uint8 [T, H, W, C]."""
-    return _suited(self.tokenizer, len(frames)).apply(
+    return _for_frames(self.tokenizer, len(frames)).apply(
       {"params": params["tokenizer"]},
       frames[None].astype(jnp.float32) / 255,
       method="encode",
     )[0]
 
 
-def _suited(module: Any, num_frames: int) -> Any:
+def _for_frames(module: Any, num_frames: int) -> Any:
   return module if num_frames == 1 else prepare.rolled(module)
 
 
 @flax.struct.dataclass
 class State:
-  """One player between two frames.
+  """The state of one player between two frames.
 
   Attributes:
     key: Random key; the noise of frame t is `fold_in(key, t)`.
-    number: int32 scalar, frames there are since the prompt's first.
-    position: int32 scalar, place of the newest frame in the cache's count.
+    number: int32 scalar, number of frames since and including the prompt.
+    position: int32 scalar, position of the newest frame in the cache.
     tokens: int32 [M, h, w], the last frames, newest last; zeros before the
       prompt.
-    incoming: int32 [M], the action that led to each of them.
-    cache: What the dynamics model keeps of the frames before, of one clip.
-    decoder_position: int32 scalar, as `position`, of the decoder.
-    decoder_cache: The same of the decoder; None for a tokenizer that sees one
-      frame.
+    incoming: int32 [M], the action that led to each of these frames.
+    cache: The dynamics model's cache of the previous frames, for one clip.
+    decoder_position: int32 scalar, position of the newest frame in the
+      decoder's cache.
+    decoder_cache: The decoder's cache; None for a tokenizer that was trained
+      on single frames.
     frame: uint8 [H, W, C], the newest frame.
-    frames: uint8 [W - 1, H, W, C], the last frames, kept for "re-encode"
-      only.
+    frames: uint8 [W - 1, H, W, C], the last frames; only for "re-encode".
   """
 
   key: jax.Array
@@ -168,7 +170,7 @@ class State:
     # Never raises: trees of other things than arrays are states as well.
     shape = getattr(self.frame, "shape", ())
     number = self.number
-    if isinstance(number, jax.core.Tracer):
+    if isinstance(number, core.Tracer):
       which = "being traced"
     elif not isinstance(number, jax.Array) or number.shape:
       which = "of several players or of other leaves"
@@ -194,7 +196,7 @@ def reset(
       `int8.Int8`.
     tokens: int32 [P, h, w].
     latent_actions: int32 [P - 1]; action t leads from frame t to t + 1.
-    key: Of all noise to come.
+    key: Key for the noise of all later frames.
   """
   chex.assert_rank([tokens, latent_actions], [3, 1])
   prompt = tokens.shape[0]
@@ -202,7 +204,7 @@ def reset(
   if prompt > models.window:
     raise ValueError(
       f"A prompt of {prompt} frames does not fit a window of "
-      f"{models.window}; give its last ones."
+      f"{models.window}; use its last {models.window} frames."
     )
   params = int8.dequantize(params)
   tokens = tokens.astype(jnp.int32)
@@ -212,7 +214,7 @@ def reset(
     constant_values=models.dynamics.no_action,
   )
   missing = models.history - prompt
-  frames, decoder_cache, decoder_position = _decode_afresh(
+  frames, decoder_cache, decoder_position = _decode_new_window(
     models, params, tokens
   )
   return State(
@@ -245,12 +247,12 @@ def step(
   Args:
     models: The models.
     params: As in `reset`.
-    state: The player.
+    state: The player's state.
     action: int32 scalar in [0, A).
-    sampling: How to draw.
+    sampling: The frame sampler.
 
   Returns:
-    The player after the frame, and the frame, uint8 [H, W, C].
+    The state after the frame, and the frame, uint8 [H, W, C].
   """
   params = int8.dequantize(params)
   state = _make_room(models, params, state)
@@ -266,19 +268,19 @@ def step_many(
 ) -> tuple[list[State], jax.Array]:
   """Draws a frame for each of several players at once.
 
-  The players may be at different places of their windows: those that must
-  slide do so one after the other, and nobody pays for it in the frames in
-  which nobody does.
+  The players may be at different positions in their windows. If any window is
+  full, the players make room one after the other; if none is, this costs
+  nothing.
 
   Args:
     models: The models.
     params: As in `reset`.
-    states: S players.
+    states: The states of S players.
     actions: int32 [S].
-    sampling: How to draw.
+    sampling: The frame sampler.
 
   Returns:
-    The players after it, and their frames, uint8 [S, H, W, C].
+    The states after the frame, and the frames, uint8 [S, H, W, C].
   """
   drawn, frames = step_stacked(models, params, stack(states), actions, sampling)
   return unstack(drawn, len(states)), frames
@@ -291,7 +293,7 @@ def step_stacked(
   actions: jax.Array,
   sampling: samplers.FrameSampler,
 ) -> tuple[State, jax.Array]:
-  """As `step_many`, of players in one state (see `stack`), any number."""
+  """Like `step_many`, for any number of players in one state, see `stack`."""
   params = int8.dequantize(params)
   make_room = functools.partial(_make_room, models, params)
   if models.slide.mode == "rolling":
@@ -316,15 +318,15 @@ def next_logits(
   tokens: jax.Array,
   hidden: jax.Array,
 ) -> jax.Array:
-  """Scores the next frame's tokens, as one pass inside `step` does.
+  """Returns the next frame's logits, as computed by one pass inside `step`.
 
   Args:
     models: The models.
     params: As in `reset`.
-    state: The player.
+    state: The player's state.
     action: int32 scalar that leads to the frame.
-    tokens: int32 [h, w], what is known of the frame.
-    hidden: bool [h, w], where nothing is.
+    tokens: int32 [h, w], the known tokens of the frame.
+    hidden: bool [h, w], True where the token is not known.
 
   Returns:
     float32 [h, w, V].
@@ -343,7 +345,7 @@ def next_logits(
 
 
 def stack(states: Sequence[State]) -> State:
-  """Returns players as one state whose leaves have a first axis [S, ...]."""
+  """Stacks states into one whose leaves have a new first axis [S, ...]."""
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
 
 
@@ -355,14 +357,14 @@ def unstack(stacked: State, count: int) -> list[State]:
 
 
 def _draw(models, params, state, action, sampling):
-  """Draws, remembers and decodes one frame; there is room for it."""
+  """Draws, caches and decodes one frame; the window must have room for it."""
   position = state.position + 1
   run = functools.partial(models.score, params)
   incoming = jnp.asarray(action, jnp.int32)[None]
   last = state.tokens[-1]
 
   def score(tokens, hidden):
-    # The only clip's tokens [1, h, w] are also those of its only frame.
+    # [1, h, w] is both one clip [B, h, w] and one frame [T, h, w].
     return run(tokens, incoming, hidden, state.cache, position, last)[0]
 
   tokens = sampling.draw(
@@ -380,7 +382,7 @@ def _draw(models, params, state, action, sampling):
   if models.slide.mode == "rolling":
     cache = remember(state.cache)
   else:
-    # A window that is full now is computed anew before the next frame.
+    # If the window is now full, its cache is recomputed before the next frame.
     cache = manual.cond(
       position < models.window - 1, remember, lambda cache: cache, state.cache
     )
@@ -395,9 +397,9 @@ def _draw(models, params, state, action, sampling):
 
 
 def _make_room(models, params, state):
-  """Drops frames from a full window."""
+  """Drops frames from the window if it is full."""
   if models.slide.mode == "rolling":
-    position, cache = ring_cache.turn_back(
+    position, cache = ring_cache.rebase(
       state.position, state.cache, models.window - 1
     )
     return state.replace(position=position, cache=cache)
@@ -421,8 +423,8 @@ def _make_room(models, params, state):
     state = exact(
       state.replace(tokens=jnp.concatenate([state.tokens[:-kept], tokens]))
     )
-    # Shown frames stay as they were shown; the next one sees these.
-    _, cache, position = _decode_afresh(models, params, tokens)
+    # Frames that were shown do not change; the next frame sees these tokens.
+    _, cache, position = _decode_new_window(models, params, tokens)
     return state.replace(decoder_cache=cache, decoder_position=position)
 
   slid = exact if models.slide.mode == "exact" else encode_again
@@ -441,17 +443,18 @@ def _show(models, params, state):
   def slide_over(cache, position):
     del position
     drop = min(models.slide.drop, window - 1)
-    shown, fresh, position = _decode_afresh(
+    shown, fresh, position = _decode_new_window(
       models, params, state.tokens[-(window - drop + 1) :]
     )
-    # Dropping one at a time, the window is full for good.
+    # If one frame is dropped at a time, the window stays full and its cache is
+    # not used again.
     return shown[-1], cache if drop == 1 else fresh, position
 
   cache, position = state.decoder_cache, state.decoder_position
   if cache is None:
     shown = run(state.tokens[-1:], None, 0)[0][0]
   elif models.slide.mode == "rolling":
-    position, cache = ring_cache.turn_back(position, cache, window - 1)
+    position, cache = ring_cache.rebase(position, cache, window - 1)
     shown, cache, position = grow(cache, position)
   else:
     shown, cache, position = manual.cond(
@@ -465,11 +468,12 @@ def _show(models, params, state):
   ), shown
 
 
-def _decode_afresh(models, params, tokens):
-  """Decodes frames as the first of a window.
+def _decode_new_window(models, params, tokens):
+  """Decodes frames as the first frames of a new window.
 
   Returns:
-    uint8 frames [T, H, W, C], the decoder's cache, and its position.
+    uint8 frames [T, H, W, C], the decoder's cache, and the position of the
+    last frame.
   """
   tokens = tokens[-models.decoder_window :]
   shown, own = models.show(params, tokens, None, 0)
@@ -493,7 +497,7 @@ def _append(history: jax.Array, newest: jax.Array) -> jax.Array:
 
 
 def _last(frames: jax.Array, count: int) -> jax.Array:
-  """Returns the last `count` frames, with zeros before them if need be."""
+  """Returns the last `count` frames, padded with zeros at the start."""
   frames = frames[-count:]
   missing = count - len(frames)
   return jnp.pad(frames, ((missing, 0), *((0, 0),) * (frames.ndim - 1)))

@@ -1,4 +1,4 @@
-"""Models and weights made ready for playing: cast once, nothing recomputed."""
+"""Prepares models and weights for playing: casts once, disables remat."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,47 +15,47 @@ from genie_jax.weights import int8
 _STACK_FIELDS = {
   field.name for field in dataclasses.fields(st_transformer.STTransformer)
 } - {"parent", "name"}
-_LAYERS = "layers"  # What an `STTransformer` calls its parameters.
+_LAYERS = "layers"  # Name of the parameters of an `STTransformer`.
 
 
 def default_dtype() -> str:
-  """Returns the dtype of products on this machine's default device.
+  """Returns the dtype for matrix products on the default device.
 
   Accelerators are twice as fast in bfloat16 and read half the bytes; a CPU
-  emulates its products and is slower than in float32.
+  emulates bfloat16 and is faster in float32.
   """
   return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 def rolled(module: nn.Module) -> nn.Module:
-  """Returns the model with one layer in a turn of the loop over layers.
+  """Returns the model without unrolling of the loop over layers.
 
-  For passes over many frames, where unrolled layers win nothing and take five
-  times as long to compile. A model without such a loop comes back as it is.
+  For passes over many frames, where unrolling is not faster and takes five
+  times as long to compile. A model without such a loop is returned unchanged.
   """
   return _with_stacks(module, unroll=1)
 
 
 def for_play(
   module: nn.Module, params: Any, dtype: str | None = None
-) -> tuple[nn.Module, Any]:
-  """Returns a model and its weights as a player runs them.
+) -> tuple[Any, Any]:
+  """Returns a model and its weights in the form in which a player runs them.
 
-  A model that is made of other layers than `STTransformer`s is played as it
-  is, in its own dtypes.
+  A model without `STTransformer` fields is played unchanged, in its own
+  dtypes.
 
   Args:
-    module: A model. Its `kernels_in_dtype`, if it has any, names the maps
-      outside its stacks whose kernels it casts to the stacks' dtype in every
-      call.
+    module: A model. Its optional attribute `kernels_in_dtype` names the
+      projections outside its stacks whose kernels it casts to the stacks'
+      dtype in every call.
     params: Its parameters.
-    dtype: Of activations, "float32" or "bfloat16"; `default_dtype()` when
-      left out.
+    dtype: Dtype of activations, "float32" or "bfloat16"; by default
+      `default_dtype()`.
 
   Returns:
     The same model without rematerialisation, hashable; and the parameters
-    with the matrices of the layers in `dtype`, which the model would cast in
-    every call: the same results, bit for bit.
+    with the matrices of the layers cast to `dtype`. The model would cast them
+    in every call, so results are bit-identical.
   """
   if not _stacks(module):
     return hashable(module), params
@@ -65,7 +65,7 @@ def for_play(
   def cast(path, leaf):
     names = [str(key.key) for key in path]
     if isinstance(leaf, int8.Int8):
-      return leaf  # Turned back inside the compiled step.
+      return leaf  # Dequantized inside the compiled step.
     if names[-1] != "kernel" or not in_dtype & set(names):
       return leaf
     return jnp.asarray(leaf, dtype)
@@ -81,9 +81,8 @@ def for_play(
 def hashable(module: Any) -> Any:
   """Returns an equal module that `jax.jit` accepts as a static argument.
 
-  A module's fields may be dicts or lists, which have no hash. Two modules with
-  equal fields are equal here too, and so share what was compiled for one of
-  them.
+  A module's fields may be dicts or lists, which are not hashable. The results
+  for two modules with equal fields are equal, so they share compiled programs.
   """
   fields = {
     name: _frozen(field)
@@ -94,7 +93,7 @@ def hashable(module: Any) -> Any:
 
 
 def _stacks(module: nn.Module) -> list[str]:
-  """Returns which fields of a model are the fields of an `STTransformer`."""
+  """Returns the names of a model's fields that configure an `STTransformer`."""
   return [
     name
     for name in module.__dataclass_fields__
@@ -104,7 +103,7 @@ def _stacks(module: nn.Module) -> list[str]:
 
 
 def _with_stacks(module: nn.Module, **changes: Any) -> nn.Module:
-  """Returns a model with other fields in all of its stacks."""
+  """Returns a model with fields of all its stacks changed."""
   fields: dict[str, Any] = {
     name: flax.core.freeze({**vars(module)[name], **changes})
     for name in _stacks(module)

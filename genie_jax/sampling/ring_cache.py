@@ -1,28 +1,28 @@
-"""Rings of frames that are never started again: their numbers stay small."""
+"""Rebases the positions of ring-buffer caches, so that they stay small."""
 
 import jax
 
 from genie_jax.models import protocols
 
-# Float32 angles lose digits as positions grow; a ring that never starts anew
-# is turned back when it gets here, every few minutes.
+# Float32 angles lose precision as positions grow. A cache that is never
+# recomputed is rebased when it reaches this position, every few minutes.
 MAX_POSITION = 4096
 
 
-def turn_back(
+def rebase(
   position: jax.Array, cache: protocols.Cache, slots: int
 ) -> tuple[jax.Array, protocols.Cache]:
-  """Moves a ring's count of frames back to small numbers, when it is time.
+  """Reduces the positions of a cache once they reach MAX_POSITION.
 
   Args:
-    position: int32 scalar, that of the newest frame.
-    cache: The ring.
-    slots: How many frames it holds.
+    position: int32 scalar, position of the newest frame.
+    cache: The ring-buffer cache.
+    slots: Its number of slots.
 
   Returns:
-    Both, moved or as they were.
+    Position and cache, rebased or unchanged.
   """
-  # A multiple of the slots: each frame stays in the slot of its position.
+  # A multiple of the slots, so that each frame stays in slot position % slots.
   shift = (MAX_POSITION - slots) // slots * slots
   return jax.lax.cond(
     position >= MAX_POSITION,

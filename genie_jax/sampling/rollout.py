@@ -1,15 +1,14 @@
 """Autoregressive rollouts of a dynamics model over a sliding window.
 
-Past frames never depend on the frame being drawn or on its action, so what the
-model keeps of them is computed once and each pass of the frame sampler runs
-over one frame.
-That is exact while no frame has left the window, provided a finished frame is
-passed once more with its final tokens. After a slide the kept states would
-still carry the dropped frame, so the kept frames are computed anew, once a
-frame, with no action leading into the first of them.
+Past frames never depend on the frame being drawn or on its action, so their
+cache is computed once, and each pass of the frame sampler runs over one frame.
+This is exact while no frame has left the window, provided a finished frame is
+passed once more with its final tokens. After a slide the cache would still
+depend on the dropped frame, so it is recomputed from the kept frames for each
+frame drawn, with no action leading to the first of them.
 
 Shapes:
-  P  prompt frames      F  frames drawn      W  frames in the window
+  P  prompt frames      F  frames to draw      W  frames in the window
 """
 
 import functools
@@ -28,7 +27,7 @@ _Step = Callable[..., tuple[jax.Array, Any]]
 
 
 def clip_keys(rng: jax.Array, clip_ids: jax.Array) -> jax.Array:
-  """Returns one key a clip that depends only on `rng` and the clip's id.
+  """Returns one key per clip, which depends only on `rng` and the clip's id.
 
   Args:
     rng: A key.
@@ -54,9 +53,9 @@ def rollout(
 ) -> jax.Array:
   """Continues clips frame by frame, in one compiled program.
 
-  The noise of a frame depends on `rng`, the clip's id and the frame's number
-  only: rollouts with the same key and other actions are paired draws, and a
-  clip's result does not depend on its neighbours in the batch.
+  The noise of a frame depends only on `rng`, the clip's id and the frame's
+  number. So rollouts with the same key and different actions are paired draws,
+  and a clip's result does not depend on other clips in the batch.
 
   Args:
     model: The dynamics model.
@@ -65,9 +64,9 @@ def rollout(
     latent_actions: int32 [B, P - 1 + F]; action t leads from frame t to t + 1.
     rng: A key.
     num_frames: F.
-    window: W, the frames that the model was trained on, at least 2.
-    sampling: How to draw.
-    clip_ids: int32 [B], 0 to B - 1 when left out.
+    window: W, the clip length that the model was trained on, at least 2.
+    sampling: The frame sampler.
+    clip_ids: int32 [B]; by default 0 to B - 1.
 
   Returns:
     int32 [B, P + F, h, w], the prompt first.
@@ -76,7 +75,10 @@ def rollout(
   batch, prompt = prompt_tokens.shape[:2]
   chex.assert_shape(latent_actions, (batch, prompt - 1 + num_frames))
   if window < 2:
-    raise ValueError(f"window={window}; a frame needs one before it, so 2.")
+    raise ValueError(
+      f"window={window}; it must be at least 2, because a frame is predicted "
+      "from the one before."
+    )
   keys = clip_keys(rng, jnp.arange(batch) if clip_ids is None else clip_ids)
   return _rollout(
     prepare.hashable(model),
@@ -138,7 +140,7 @@ def _rollout(
     return jnp.concatenate([kept[:, 1:], frame[:, None]], 1), frame
 
   tokens = prompt_tokens.astype(jnp.int32)
-  grown = min(total, window)  # Frames there are when the window is full.
+  grown = min(total, window)  # Number of frames before the window slides.
   if prompt < grown:
     cache = _cache_of(model, step, tokens, incoming[:, :prompt], grown)
     _, frames = jax.lax.scan(
@@ -166,9 +168,9 @@ def next_frames(
 ) -> jax.Array:
   """Draws frames of clips, each given the true frames before it.
 
-  The same draws as `rollout` with the true frames as its prompt and one frame
-  to draw, but the true frames are passed only once: it costs one pass over the
-  clip and, for each target, one frame for each pass of the sampler.
+  Draws the same frames as `rollout` with the true frames as its prompt and one
+  frame to draw, but the true frames are passed only once. The cost is one pass
+  over the clip and, for each target, the sampler's passes over one frame.
 
   Args:
     model: The dynamics model.
@@ -176,9 +178,9 @@ def next_frames(
     tokens: int32 [B, T, h, w], true tokens; T at most the model's window.
     latent_actions: int32 [B, T-1].
     rng: A key.
-    sampling: How to draw.
-    targets: Frame numbers to draw, from 1 to T - 1; all when left out.
-    clip_ids: int32 [B], 0 to B - 1 when left out.
+    sampling: The frame sampler.
+    targets: Frame numbers to draw, from 1 to T - 1; by default all.
+    clip_ids: int32 [B]; by default 0 to B - 1.
 
   Returns:
     int32 [B, len(targets), h, w].
@@ -215,7 +217,7 @@ def _next_frames(
   cache = _cache_of(model, step, tokens, incoming)
 
   def draw(target):
-    # A frame's own true tokens are in the cache too; only earlier ones count.
+    # The cache also contains the target and later frames; mask them.
     past = cache.before(target)
     action = jax.lax.dynamic_slice_in_dim(incoming, target, 1, 1)
     last = jax.lax.dynamic_index_in_dim(tokens, target - 1, 1, False)
@@ -246,14 +248,14 @@ def _score_of(
   position: jax.Array | int,
   last: jax.Array,
 ) -> samplers.Score:
-  """Returns the scores of one frame given all before it.
+  """Returns the score function of one frame, given all frames before it.
 
   Args:
     step: The model's step.
-    cache: Frames before.
-    action: int32 [B, 1], leads to this frame.
-    position: Its number in the cache's count.
-    last: int32 [B, h, w], the frame before it.
+    cache: Cache of the previous frames.
+    action: int32 [B, 1], the action that leads to this frame.
+    position: The frame's position in the cache.
+    last: int32 [B, h, w], the previous frame.
   """
 
   def score(frame_tokens, hidden):
@@ -276,10 +278,10 @@ def _cache_of(
 
   Args:
     model: The dynamics model.
-    step: Its step.
+    step: The model's step.
     tokens: int32 [B, T, h, w].
     incoming: int32 [B, T].
-    slots: Frames that the cache shall have room for; T when left out.
+    slots: Number of slots of the cache; by default T.
   """
   batch, num_frames = tokens.shape[:2]
   _, own = step(tokens, incoming, jnp.zeros_like(tokens, bool), None, 0, None)
@@ -287,5 +289,5 @@ def _cache_of(
 
 
 def _fold(keys: jax.Array, number: jax.Array | int) -> jax.Array:
-  """Returns each clip's key for the frame of this number."""
+  """Returns each clip's key for the frame with this number."""
   return jax.vmap(jax.random.fold_in, (0, None))(keys, number)

@@ -1,8 +1,8 @@
-"""Frame samplers: how the tokens of a frame are drawn from a model's scores.
+"""Frame samplers, which draw the tokens of a frame from a model's logits.
 
-A config's group `sampling`, and that of a world's config.json, names one with
-its optional field `name` ("maskgit" when left out); the other fields are the
-sampler's own. docs/sampling.md shows how to add one.
+The optional field `name` of the group `sampling`, in a config or in a world's
+config.json, names the sampler ("maskgit" by default); the other fields are
+those of the sampler. docs/sampling.md shows how to add one.
 
 Shapes:
   B  clips in the batch      h, w  token grid      V  codes
@@ -21,8 +21,8 @@ DEFAULT = "maskgit"
 _KIND = "frame sampler"
 
 # `score(tokens int32 [B, h, w], hidden bool [B, h, w])` -> float32 logits
-# [B, h, w, V]: what the model makes of a frame of which only the tokens that
-# are not hidden are known. Each call is a pass of the model over one frame.
+# [B, h, w, V] of a frame of which only the tokens that are not hidden are
+# known. Each call is a pass of the model over one frame.
 Score = Callable[[jax.Array, jax.Array], jax.Array]
 
 
@@ -31,7 +31,7 @@ class FrameSampler(Protocol):
 
   A sampler is an argument of compiled functions. Fields that change the
   program are static (`flax.struct.field(pytree_node=False)`); numbers that do
-  not are leaves, so that changing them compiles nothing.
+  not are leaves, so that changing them does not recompile.
   """
 
   @classmethod
@@ -39,8 +39,8 @@ class FrameSampler(Protocol):
     """Returns the sampler that a config describes.
 
     Args:
-      fields: A config's group `sampling` without `name`. All of it may be
-        left out: `from_config({})` gives the defaults.
+      fields: A config's group `sampling` without `name`. All fields are
+        optional: `from_config({})` returns the default sampler.
 
     Raises:
       UserError: A field is unknown or out of range (`errors.check_fields`
@@ -49,15 +49,15 @@ class FrameSampler(Protocol):
     ...
 
   def to_config(self) -> dict[str, Any]:
-    """Returns fields of which `from_config` makes an equal sampler.
+    """Returns all fields, from which `from_config` makes an equal sampler.
 
-    All of them, as JSON values: they are written to reports, and a flag such
-    as --temperature is for samplers that have the field.
+    They are JSON values, and are written to reports. A flag such as
+    --temperature applies only to samplers with this field.
     """
     ...
 
   def num_passes(self, num_tokens: int) -> int:
-    """Returns how many times `draw` calls `score` when it runs.
+    """Returns how many times `draw` calls `score`.
 
     Args:
       num_tokens: Tokens in one frame, h * w.
@@ -69,15 +69,15 @@ class FrameSampler(Protocol):
   ) -> jax.Array:
     """Draws one frame of each clip.
 
-    Runs inside a compiled function, also under `jax.vmap` and `jax.lax.scan`;
-    use `jax.lax.scan` or `jax.lax.fori_loop` around `score`, which is a whole
-    model. A clip's frame must depend on its own key and scores only, so that
-    equal seeds give equal frames whoever else is in the batch.
+    It is called inside compiled functions, also under `jax.vmap` and
+    `jax.lax.scan`. Call `score`, which is a whole model, in a `jax.lax.scan`
+    or `jax.lax.fori_loop`. A clip's frame must depend only on its own key and
+    logits, so that equal seeds give equal frames in any batch.
 
     Args:
       score: See `Score`.
       grid: (h, w).
-      keys: One random key a clip, [B].
+      keys: One random key for each clip, [B].
 
     Returns:
       int32 [B, h, w].
@@ -116,22 +116,22 @@ register(DEFAULT, maskgit.MaskGIT)
 
 
 def default() -> FrameSampler:
-  """Returns the sampler of a config that says nothing: the paper's."""
+  """Returns the sampler of an empty config: that of the paper."""
   return make({})
 
 
 def make(fields: Mapping[str, Any], *, trusted: bool = False) -> FrameSampler:
-  """Returns the sampler of a config's `sampling` group, checked.
+  """Checks a config's `sampling` group and returns its sampler.
 
   Args:
-    fields: Perhaps `name`, and the sampler's own fields.
-    trusted: Whether `name` may be "module:attribute" and be imported: only
-      for configs that the user wrote, never for a file that comes with
+    fields: The optional `name`, and the sampler's fields.
+    trusted: Whether `name` may be "module:attribute" and be imported: True
+      only for configs that the user wrote, never for a file that comes with
       weights.
 
   Raises:
-    UserError: An unknown name or field, a value out of range, or a sampler
-      that does not keep the protocol.
+    UserError: A name or field is unknown, a value is out of range, or the
+      sampler does not implement the protocol.
   """
   fields = dict(fields)
   name = fields.pop("name", DEFAULT)
@@ -140,17 +140,17 @@ def make(fields: Mapping[str, Any], *, trusted: bool = False) -> FrameSampler:
 
 
 def to_config(sampler: FrameSampler) -> dict[str, Any]:
-  """Returns the `sampling` group of which `make` makes this sampler.
+  """Returns the `sampling` group from which `make` makes this sampler.
 
-  Its `name` is left out for the default sampler, as in all configs and worlds
-  that were written when there was no other.
+  It has no `name` for the default sampler, as in all configs and worlds that
+  were written before there were other samplers.
   """
   name, fields = name_of(sampler), sampler.to_config()
   return fields if name == DEFAULT else {"name": name, **fields}
 
 
 def name_of(sampler: FrameSampler) -> str:
-  """Returns the name by which configs know a sampler's class."""
+  """Returns the name of a sampler's class in configs."""
   kind = type(sampler)
   for name in REGISTRY:
     if REGISTRY.get(name, where="name") is kind:
@@ -180,15 +180,15 @@ def replace(sampler: Sampler, changes: Mapping[str, Any]) -> Sampler:
 
 
 def check(sampler: Any, name: str | None = None) -> Any:
-  """Returns a sampler that keeps the protocol.
+  """Checks that a sampler implements the protocol, and returns it.
 
   Args:
-    sampler: What a class's `from_config` or a user's own code made.
-    name: As the config gives it, for the message.
+    sampler: A sampler, made by its class's `from_config` or by the user.
+    name: Its name in the config, for the message.
 
   Raises:
-    UserError: It does not; the message names the method and what is expected
-      of it.
+    UserError: It does not; the message names the method and the expected
+      result.
   """
   name = name or name_of(sampler)
   registry.check_methods(_KIND, name, sampler, _METHODS)
@@ -199,15 +199,15 @@ def check(sampler: Any, name: str | None = None) -> Any:
   ):
     raise _broken(
       name,
-      f"to_config() gives {fields!r:.80}, of which from_config does not make "
-      "an equal sampler; return a dict of every field",
+      f"to_config() returns {fields!r:.80}, from which from_config does not "
+      "make an equal sampler; return a dict of all fields",
     )
   passes = sampler.num_passes(16)
   if type(passes) is not int or passes < 1:
     raise _broken(
       name,
-      f"num_passes(16) gives {passes!r:.40}; return how many times draw calls "
-      "score for a frame of 16 tokens, a whole number above 0",
+      f"num_passes(16) returns {passes!r:.40}; return how many times draw "
+      "calls score for a frame of 16 tokens, a whole number above 0",
     )
   return sampler
 

@@ -1,4 +1,4 @@
-"""How many tokens of a frame stay hidden after each refinement step."""
+"""The number of tokens that stay hidden after each refinement step."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from genie_jax.core import errors
 
-# Share of tokens that stay hidden once the share `done` of the steps ran.
+# Share of the tokens that stay hidden after the share `done` of the steps.
 _CURVES = {
   "cosine": lambda done: math.cos(math.pi / 2 * done),
   "linear": lambda done: 1.0 - done,
@@ -21,13 +21,13 @@ def hidden_counts(
   """Returns how many tokens stay hidden after each refinement step.
 
   Every step reveals at least one token and the last reveals all, so the counts
-  fall strictly to 0 (MaskGIT, section 3.2). A frame with fewer tokens than
-  `refinements` is finished in as many steps as it has tokens: a step that
-  reveals nothing would cost a pass of the model and change nothing.
+  decrease strictly to 0 (MaskGIT, section 3.2). A frame with fewer tokens than
+  `refinements` has only as many steps as tokens, because a step that reveals
+  no token would be a wasted pass of the model.
 
   Args:
     num_tokens: Tokens in one frame, N.
-    refinements: Refinement steps asked for, at least 1.
+    refinements: Requested refinement steps, at least 1.
     schedule: "cosine" reveals few tokens early and many late, "linear" the
       same number in each step, "square_root" many early and few late.
 
@@ -52,7 +52,8 @@ def hidden_counts(
   counts, left = [], num_tokens
   for step in range(1, steps + 1):
     curve = math.floor(_CURVES[schedule](step / steps) * num_tokens)
-    # One token for each step to come must remain; one is revealed now.
+    # At least one token must remain for each later step, and at least one is
+    # revealed in this step.
     left = min(max(curve, steps - step), left - 1)
     counts.append(left)
   return np.asarray(counts, np.int32)

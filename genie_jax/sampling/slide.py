@@ -1,4 +1,4 @@
-"""What happens when a rollout reaches the end of its window."""
+"""Settings for what happens when a rollout reaches the end of its window."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,21 +14,20 @@ class Slide:
   """How a full window makes room.
 
   Attributes:
-    mode: "exact" recomputes the frames that it keeps, so that nothing is left
-      of those that it drops; "rolling" keeps their keys and values, which
-      still carry what they saw of dropped frames; "re-encode" sends the kept
-      frames through the decoder and the encoder and starts from them as from
-      a fresh prompt.
-    drop: Frames dropped at once; not with "rolling", which drops one at a
-      time. More share the cost of one recomputation among more frames, and
-      leave fewer to remember just after it.
+    mode: "exact" recomputes the cache from the kept frames, so that it does
+      not depend on dropped frames; "rolling" keeps the keys and values of kept
+      frames, which still depend on dropped frames; "re-encode" decodes and
+      encodes the kept frames again, and uses them as a new prompt.
+    drop: Number of frames dropped at once; must be 1 with "rolling". A larger
+      number recomputes less often, and leaves fewer frames in the window just
+      after a slide.
   """
 
   mode: str = "exact"
   drop: int = 1
 
   def check(self, window: int) -> "Slide":
-    """Returns itself if it fits a window of so many frames.
+    """Checks that it fits a window of `window` frames, and returns itself.
 
     Raises:
       UserError: The mode is unknown, or the number of frames out of range.
@@ -52,10 +51,10 @@ class Slide:
 
 
 def make_slide(fields: Mapping[str, Any], window: int) -> Slide:
-  """Returns the `Slide` of a config's `slide` group, checked.
+  """Checks a config's `slide` group and returns its `Slide`.
 
   Raises:
-    UserError: An unknown field, or a value out of range.
+    UserError: A field is unknown, or a value is out of range.
   """
   errors.check_fields("slide", fields, Slide.__dataclass_fields__)
   return Slide(**dict(fields)).check(window)

@@ -1,4 +1,4 @@
-"""What stages with a quantizer share: losses, statistics, updates."""
+"""Losses, statistics and updates shared by all stages with a quantizer."""
 
 from typing import Any
 
@@ -17,31 +17,37 @@ _PIXELS = "squared_error"
 def check(config: ml_collections.ConfigDict) -> None:
   """Checks the groups `quantizer` and `codebook` of a config.
 
-  A quantizer that the config names "module:attribute" is imported.
+  A quantizer that the config names as "module:attribute" is imported.
 
   Raises:
-    UserError: There is no such quantizer, or it cannot learn so.
+    UserError: There is no such quantizer, or `config.codebook` is invalid.
   """
   name = quantizers.DEFAULT
-  if "quantizer" in config:  # Not in configs from before there were several.
+  if "quantizer" in config:  # Older configs do not have this group.
     name = config.quantizer.get("name")
   quantizers.of(name, trusted=True).check_training(config.codebook)
 
 
 class Codes:
-  """The quantizer of a stage's model, as the stage trains it.
+  """Trains the quantizer of a stage's model.
 
-  Its state is `extra["codes"]`, its parameters are `params["codes"]`.
+  The quantizer's state is `extra["codes"]`, its parameters are
+  `params["codes"]`.
 
   Attributes:
     quantizer: The quantizer.
-    loss_scales: The losses of a model with it, and their scales.
+    loss_scales: The losses of a model with this quantizer, and their scales.
   """
 
   def __init__(
     self, quantizer: quantizers.Quantizer, config: ml_collections.ConfigDict
   ):
-    """Takes `model.make_quantizer()` and the training config."""
+    """Prepares training.
+
+    Args:
+      quantizer: From `model.make_quantizer()`.
+      config: The training config.
+    """
     self.quantizer = quantizer
     self.loss_scales = _loss_scales(quantizer, config.loss)
     self._config = config.codebook
@@ -70,7 +76,7 @@ class Codes:
     return ({**params, "codes": own} if own else params), {"codes": state}
 
   def metrics(self, extra: Any) -> dict[str, stage.Term]:
-    """Returns what the quantizer reports, for example the use of its codes."""
+    """Returns the quantizer's metrics, for example the use of its codes."""
     found = self.quantizer.metrics(extra["codes"])
     return {name: stage.Term.of(value) for name, value in found.items()}
 
@@ -80,12 +86,13 @@ def losses(
 ) -> dict[str, stage.Term]:
   """Returns the plain VQ-VAE objective (arXiv:1711.00937, equation 3).
 
-  With another quantizer, its losses take the place of the last two terms.
+  The last two terms are the losses of the VQ quantizer; other quantizers
+  replace them with their own losses.
 
   Args:
     predicted: float [B, T, H, W, C] in [0, 1].
     target: The same shape.
-    quantized: What the quantizer gave.
+    quantized: The result of the quantizer.
   """
   error = jnp.square(predicted.astype(jnp.float32) - target)
   return {_PIXELS: stage.Term.of(error)} | {
@@ -96,7 +103,7 @@ def losses(
 def _loss_scales(
   quantizer: quantizers.Quantizer, scales: ml_collections.ConfigDict
 ) -> dict[str, float]:
-  """Returns `config.loss` without the losses that only others have.
+  """Returns `config.loss` without the losses of other quantizers.
 
   Raises:
     UserError: A loss of this quantizer has no scale.
@@ -104,8 +111,8 @@ def _loss_scales(
   for name in quantizer.LOSSES:
     if name not in scales:
       raise errors.UserError(
-        f"config.loss.{name} is missing; {type(quantizer).__name__} has this "
-        "loss, so give its scale."
+        f"config.loss.{name} is missing; set it to the scale of this loss of "
+        f"{type(quantizer).__name__}."
       )
   others = {
     name for other in quantizers.names() for name in quantizers.of(other).LOSSES
@@ -120,6 +127,6 @@ def as_float(frames: jax.Array) -> jax.Array:
 
 
 def error_frames(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-  """Returns uint8 pictures of the error: grey is none, three times enlarged."""
+  """Returns uint8 images of the error, amplified 3 times; grey is no error."""
   difference = np.asarray(predicted, np.float32) - np.asarray(truth)
   return images.to_uint8(0.5 + 1.5 * difference)

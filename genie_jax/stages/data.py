@@ -1,4 +1,4 @@
-"""Where the stages read their data: windows of clips, and token records.
+"""The data sources of the stages: windows of clips, and token records.
 
 Each function returns the `open_source` of a `train.stage.Stage`. A folder's
 manifest is checked against `config.world` when a split is opened.
@@ -19,15 +19,15 @@ OpenSource = Callable[[str], sources.Source]
 def clips(
   config: ml_collections.ConfigDict, keys: Sequence[str] = ("frames",)
 ) -> OpenSource:
-  """Returns what opens a split of a clips folder as windows.
+  """Returns a function that opens a split of a clips folder as windows.
 
   Args:
     config: A training config.
     keys: The arrays to read, see `sources.WindowSource`.
 
   Returns:
-    `split -> source`; raises UserError where `config.data.path` is empty, is
-    not a folder of clips, or has frames of another shape than the world's.
+    `split -> source`; raises UserError if `config.data.path` is empty, is not
+    a folder of clips, or its frame shape differs from that of the world.
   """
 
   def open_source(split: str) -> sources.Source:
@@ -48,17 +48,17 @@ def tokens(
   merge_aliases: bool = False,
   **needed: Any,
 ) -> OpenSource:
-  """Returns what opens a split of a token folder.
+  """Returns a function that opens a split of a token folder.
 
   Args:
     config: A training config.
     keys: The arrays to read, see `sources.TokenSource`.
-    merge_aliases: Whether true actions that do the same become one.
-    **needed: More fields of the manifest, and the values that they must have.
+    merge_aliases: Whether true actions with the same effect are merged.
+    **needed: Additional fields of the manifest, and their required values.
 
   Returns:
-    `split -> source`; raises UserError where `config.data.path` is empty, is
-    not a folder of tokens, or its manifest does not fit the world.
+    `split -> source`; raises UserError if `config.data.path` is empty, is not
+    a folder of tokens, or its manifest does not fit the world.
   """
 
   def open_source(split: str) -> sources.Source:

@@ -17,7 +17,7 @@ from genie_jax.stages import data, masking, rollouts
 from genie_jax.train import stage
 
 ACTIONS = {"latent": "latent_actions", "true": "actions"}
-# The manifest's field that counts the buttons.
+# The manifest's field with the number of actions.
 _NUM_ACTIONS = {"latent": "num_latent_actions", "true": "num_actions"}
 STARTS = ("random", "codebook")
 
@@ -93,22 +93,23 @@ def made_by(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def start(config: ml_collections.ConfigDict, params: Any) -> Any:
-  """Returns fresh parameters, with the codebook's geometry if asked for.
+  """Initialises embeddings and logits from the codebook, if configured.
 
-  With `config.start="codebook"` the embedding of a token is a random rotation
-  of its code, and logits are products with the same vectors: tokens that look
-  alike are alike from the first step, where a random table has to learn all
-  V of them apart. Differs from the paper, which does not say; only the start
-  differs, all parameters are trained.
+  With `config.start="codebook"` the embedding of a token is a random linear
+  projection of its code's vector, and logits are dot products with these
+  embeddings. Tokens that look alike then have similar embeddings from the
+  first step; with a random table the model has to learn each of the V tokens
+  separately. Differs from the paper, which does not describe its
+  initialisation. Only the initial values differ; all parameters are trained.
 
   Args:
     config: A dynamics or joint config.
-    params: Boxed parameters of the dynamics model.
+    params: Boxed initial parameters of the dynamics model.
   """
   if config.start == "random":
     return params
   tokenizer = rollouts.tokenizer_of(config.data.path)
-  with jax.ensure_compile_time_eval():  # Of known numbers, not of the trace.
+  with jax.ensure_compile_time_eval():  # The weights are known while tracing.
     vectors = tokenizer.module.apply(
       {"params": tokenizer.params}, method="code_vectors"
     )
@@ -117,10 +118,11 @@ def start(config: ml_collections.ConfigDict, params: Any) -> Any:
   table = params["token_embedding"]
   kernel = params["to_logits"]["kernel"]
   width = nn.unbox(table).shape[1]
-  turn = np.random.default_rng(config.seed).standard_normal(
+  projection = np.random.default_rng(config.seed).standard_normal(
     (codes.shape[1], width)
   ) / np.sqrt(codes.shape[1])
-  embedding = jnp.asarray(codes @ turn, jnp.float32)  # [V, D], variance 1
+  # [V, D], with variance 1.
+  embedding = jnp.asarray(codes @ projection, jnp.float32)
   refill = lambda box, value: box.replace_boxed(value)
   return {
     **params,
@@ -169,10 +171,11 @@ def next_frame_terms(
   actions: jax.Array,
   rng: jax.Array,
 ) -> dict[str, stage.Term]:
-  """Returns one-pass scores of a whole hidden frame after a clean past.
+  """Returns metrics of predicting a hidden frame in one pass.
 
-  Copying the last frame stands beside the model's argmax, over all tokens
-  and over those that changed.
+  All tokens of earlier frames are shown. The accuracy of the model's argmax
+  is computed over all tokens and over those that changed; `copy_accuracy` is
+  the baseline of copying the previous frame.
   """
   hidden, judged = masking.next_frame(rng, tokens.shape)
   logits = model.apply({"params": params}, tokens, actions, hidden)
@@ -189,11 +192,11 @@ def next_frame_terms(
 
 
 def flops_per_clip(config: ml_collections.ConfigDict, model: Any) -> float:
-  """Returns a clip's forward and backward FLOPs, of any dynamics model.
+  """Returns a clip's forward and backward FLOPs, for any dynamics model.
 
   Args:
-    config: Of the stage.
-    model: The model that it describes.
+    config: The training config.
+    model: The model built from it.
   """
   if isinstance(model, dynamics.Dynamics):
     return training_flops(config)
@@ -212,7 +215,7 @@ def training_flops(config: ml_collections.ConfigDict) -> float:
   """Returns a clip's forward and backward FLOPs (three forward passes).
 
   Args:
-    config: Of a stage that trains a `models.dynamics.Dynamics`.
+    config: The config of a stage that trains a `models.dynamics.Dynamics`.
   """
   h, w = build.token_grid(config.world)
   fields, frames = config.model.transformer, config.data.num_frames

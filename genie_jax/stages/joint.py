@@ -1,7 +1,7 @@
 """LAM and dynamics in one step, the paper's schedule (Genie, section 2.1).
 
-The LAM trains by its own VQ-VAE loss; the dynamics model sees its actions as
-indices, through which no gradient flows.
+The LAM is trained with its own VQ-VAE loss. The dynamics model gets the LAM's
+actions as indices, so no gradient flows from it to the LAM.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ _LAM = "lam_"
 def part_config(
   config: ml_collections.ConfigDict, part: str
 ) -> ml_collections.ConfigDict:
-  """Returns `config` as the lam or the dynamics stage would have it."""
+  """Returns `config` with the `model` of one part: "lam" or "dynamics"."""
   config = ml_collections.ConfigDict(config.to_dict())
   config.model = config.model[part]
   return config
@@ -35,8 +35,8 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
   """Builds the stage that `experiments/*/joint.py` configures."""
   if config.actions != "latent":
     raise errors.UserError(
-      f"config.actions={config.actions!r}: a joint stage learns its "
-      "actions; use the dynamics stage to train on true ones."
+      f"config.actions={config.actions!r}: the joint stage learns its "
+      "actions; use the dynamics stage to train on true actions."
     )
   masking.check(config.mask)
   autoencoding.check(config)
@@ -106,7 +106,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
       infer(params, batch),
       frame_rng,
     )
-    for name, term in lam_lib.button_terms(
+    for name, term in lam_lib.action_terms(
       lam, params["lam"], autoencoding.as_float(batch["frames"]), action_rng
     ).items():
       terms[_LAM + name] = term
@@ -164,5 +164,5 @@ def parts(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def made_by(config: Mapping[str, Any]) -> tuple[str, ...]:
   """Returns the role of the model that made the tokens."""
-  del config  # The stage trains a LAM of its own.
+  del config  # The stage trains its own LAM.
   return ("tokenizer",)

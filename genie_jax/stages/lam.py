@@ -1,4 +1,4 @@
-"""The latent action stage: buttons from video alone (Genie, section 2.1)."""
+"""The latent action stage: actions from video alone (Genie, section 2.1)."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
 
   def evaluate(params, extra, batch, rng):
     del extra
-    return button_terms(
+    return action_terms(
       model, params, autoencoding.as_float(batch["frames"]), rng
     )
 
@@ -67,13 +67,14 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
   )
 
 
-def button_terms(
+def action_terms(
   model: lam.Lam, params, frames: jax.Array, rng: jax.Array
 ) -> dict[str, stage.Term]:
-  """Returns how much the buttons matter on held-out clips.
+  """Returns metrics of how much the actions matter on held-out clips.
 
-  A LAM that ignores its actions predicts equally well with random ones; one
-  that learnt nothing predicts as well as copying the frame before.
+  If the decoder ignores the actions, its error is the same with random
+  actions; if the LAM has learnt nothing, its error equals that of copying the
+  previous frame.
 
   Args:
     model: The LAM.
@@ -82,7 +83,7 @@ def button_terms(
     rng: Key of the random actions.
 
   Returns:
-    Squared errors with inferred actions, with random ones and of copying.
+    Squared errors with inferred actions, with random actions and of copying.
   """
   made: Any = model.apply({"params": params}, frames)
   random = jax.random.randint(
@@ -103,7 +104,7 @@ def button_terms(
 def next_frames(
   model: lam.Lam, params, frames: jax.Array, rng: jax.Array
 ) -> dict[str, jax.Array]:
-  """Returns what `show_next_frames` shows, each float [B, T-1, H, W, C].
+  """Returns the frames for `show_next_frames`, each float [B, T-1, H, W, C].
 
   Args:
     model: The LAM.

@@ -1,4 +1,4 @@
-"""Which tokens the dynamics model must predict in a training clip.
+"""Chooses the tokens that the dynamics model must predict in a training clip.
 
 Shapes:
   B, T, h, w  clips, frames and token grid
@@ -16,7 +16,7 @@ _RATES = ("uniform", "cosine")
 
 
 def check(config: Any) -> None:
-  """Raises UserError unless `config.mask` can be drawn from."""
+  """Raises UserError if a field of `config.mask` is invalid."""
   for name, known in (("per", _PER), ("rate", _RATES)):
     if config[name] not in known:
       raise errors.UserError(
@@ -42,23 +42,27 @@ def draw(
 ) -> tuple[jax.Array, jax.Array]:
   """Draws hidden tokens.
 
-  The paper hides tokens at one rate a clip, uniform in [0.5, 1] (section
-  2.1); that is `per="clip", rate="uniform", low=0.5, high=1`. Such a model
-  never sees a clean past, nor the last third of the cosine schedule, which is
-  what it meets at play time; the other fields close that gap.
+  The paper hides tokens at one rate per clip, uniform in [0.5, 1] (section
+  2.1), which is `per="clip", rate="uniform", low=0.5, high=1`. A model trained
+  this way never sees a past without hidden tokens, nor the low rates of the
+  last third of the cosine schedule; both occur when it is played. The other
+  fields add them to training.
 
   Args:
     rng: Key.
     shape: (B, T, h, w).
-    config: `per` "clip" or "frame": how many share one rate; `rate`
-      "uniform" in [low, high], or "cosine": that of a uniformly drawn
-      refinement step, then scaled into [low, high]; `clean_frame`: chance
-      that a frame is shown whole; `clean_past`: chance that a clip hides one
-      frame at a cosine rate, shows all before it and is judged on it alone.
+    config: The group `config.mask`:
+      `per`: "clip" or "frame", what shares one rate.
+      `rate`: "uniform" in [low, high], or "cosine", the rate of a uniformly
+        drawn refinement step, scaled into [low, high].
+      `clean_frame`: Probability that no token of a frame is hidden.
+      `clean_past`: Probability that in a clip one frame is hidden at a cosine
+        rate, all frames before it are shown, and only its tokens are in the
+        loss.
 
   Returns:
     hidden: bool [B, T, h, w]; the first frame is never hidden.
-    judged: bool [B, T, h, w], the hidden tokens that enter the loss.
+    judged: bool [B, T, h, w], the hidden tokens that are in the loss.
   """
   b, t = shape[:2]
   keys = jax.random.split(rng, 6)
@@ -86,12 +90,12 @@ def draw(
 def next_frame(
   rng: jax.Array, shape: tuple[int, ...]
 ) -> tuple[jax.Array, jax.Array]:
-  """Hides one whole frame a clip, with all before it shown.
+  """Hides one whole frame of each clip, and shows all frames before it.
 
-  What the first refinement of a played frame meets.
+  This is the input of the first refinement when a frame is played.
 
   Args:
-    rng: Key that draws the frame.
+    rng: Key for drawing the frame.
     shape: (B, T, h, w).
 
   Returns:

@@ -1,7 +1,7 @@
-"""Stages by the name in `config.stage`.
+"""The registry of stages: the names that `config.stage` can have.
 
-A stage of the user's own is registered, or named as "module:attribute", which
-is imported where the name comes from a config file (`core.registry`).
+A user-defined stage is registered, or named as "module:attribute", which is
+imported if the name comes from a config file (see `core.registry`).
 """
 
 import dataclasses
@@ -28,12 +28,13 @@ class StageType:
   Attributes:
     make: `config -> Stage`, given a training config.
     parts: `config -> {role: {"world", "model"}}`, the models that the stage
-      trains, given the config of a run as plain dicts. Parameters of a stage
-      with several models are keyed by role; those of one model are the
-      model's own. `build.part_fields` takes these groups from a config, and
-      `quantizer` if it is there.
+      trains, given the config of a run as plain dicts. If there are several
+      models, the stage's parameters are keyed by role; if there is one, they
+      are the parameters of that model. `build.part_fields` returns these
+      groups of a config, and `quantizer` if present.
     made_by: `config -> roles`, the models that made the stage's data and that
-      a world needs next to those the stage trains. Token folders contain them.
+      a world needs in addition to those the stage trains. Token folders
+      contain them.
   """
 
   make: Callable[[ml_collections.ConfigDict], stage.Stage]
@@ -87,13 +88,13 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
       model as "module:attribute", which is then imported.
 
   Raises:
-    UserError: There is no such stage, or its config does not make sense.
+    UserError: There is no such stage, or its config is invalid.
   """
   made = _get(config, trusted=True).make(config)
   if not isinstance(made, stage.Stage):
     raise errors.UserError(
       f"config.stage={config.stage!r}: make(config) returned "
-      f"{type(made).__name__}; let it return a genie_jax.train.stage.Stage."
+      f"{type(made).__name__}; it must return a genie_jax.train.stage.Stage."
     )
   return made
 
@@ -103,8 +104,8 @@ def parts(config: Config, *, trusted: bool = False) -> Parts:
 
   Args:
     config: A training config, or the config.json of a workdir.
-    trusted: Whether a stage "module:attribute" may be imported: only for a
-      config that the user wrote.
+    trusted: Whether a stage "module:attribute" may be imported: True only for
+      a config that the user wrote.
 
   Returns:
     Role -> {"world", "model"}.
@@ -123,7 +124,7 @@ def parts(config: Config, *, trusted: bool = False) -> Parts:
   ):
     raise errors.UserError(
       f"config.stage={config['stage']!r}: parts(config) returned "
-      f"{found!r:.60}; let it return role -> {{'world', 'model'}}."
+      f"{found!r:.60}; it must return role -> {{'world', 'model'}}."
     )
   return dict(found)
 

@@ -1,4 +1,4 @@
-"""Pictures of free rollouts while a dynamics model trains."""
+"""Previews of free rollouts while a dynamics model is trained."""
 
 from typing import Any
 
@@ -14,11 +14,11 @@ from genie_jax.stages import autoencoding
 
 
 def tokenizer_of(folder: files.PathLike) -> store.Part:
-  """Returns the tokenizer that made a token folder, which carries it.
+  """Returns the tokenizer that made a token folder, from a copy in the folder.
 
   Raises:
-    UserError: The folder has none; or its copy, where the folder is in a
-      bucket, is not the one that its manifest describes.
+    UserError: The folder has no tokenizer; or the folder is in a bucket and
+      the local copy of its tokenizer differs from the manifest.
   """
   manifest = manifest_lib.Manifest.read(folder)
   place = manifest.model_folder("tokenizer")
@@ -26,17 +26,17 @@ def tokenizer_of(folder: files.PathLike) -> store.Part:
   if manifest.address and found.fingerprint != manifest.tokenizer_fingerprint:
     raise errors.UserError(
       f"{place} is not the tokenizer that made {manifest.address}; remove "
-      "that copy, and if it is the same again, copy the folder to the "
+      "this local copy, and if the error remains, copy the folder to the "
       "bucket again."
     )
   return found.parts["tokenizer"]
 
 
 class Preview:
-  """Rolls held-out clips out from their first frame.
+  """Generates rollouts of held-out clips from their first frame.
 
-  The tokenizer comes from the token folder, which carries the one that made
-  it; it is loaded when the first picture is drawn.
+  The token folder contains the tokenizer that made it, which is loaded when
+  the first preview is shown.
 
   Attributes:
     config: The training config.
@@ -54,15 +54,16 @@ class Preview:
   def draw(
     self, params: Any, tokens: jax.Array, actions: jax.Array, rng: jax.Array
   ) -> tuple[jax.Array, jax.Array]:
-    """Returns true and drawn tokens, each int32 [B, T, h, w].
+    """Returns true and generated tokens, each int32 [B, T, h, w].
 
-    Part of a compiled function. No frame leaves the window.
+    It is called within a compiled function. The window has T frames, so it
+    does not slide.
 
     Args:
       params: Parameters of the dynamics model.
       tokens: int32 [B, T, h, w].
-      actions: int32 [B, T-1], the actions that they are rolled out with.
-      rng: Key of the draws.
+      actions: int32 [B, T-1], the actions of the rollout.
+      rng: Key for sampling.
     """
     frames = tokens.shape[1]
     return tokens, rollout.rollout(
@@ -82,14 +83,14 @@ class Preview:
     """Returns strips of truth, free rollout and error for one clip.
 
     Args:
-      drawn: What `draw` made of it, each [T, h, w].
+      drawn: The arrays of `draw` for the clip, each [T, h, w].
 
     Returns:
       {"rollout": {row: uint8 [T, H, W, 3]}}; the truth is the tokenizer's
-      reconstruction, the best that tokens can show.
+      reconstruction of the true frames.
 
     Raises:
-      UserError: The token folder carries no tokenizer.
+      UserError: The token folder has no tokenizer.
     """
     if self._tokenizer is None:
       self._tokenizer = tokenizer_of(self.config.data.path)

@@ -1,4 +1,4 @@
-"""Held-out loss and pictures while a run goes on."""
+"""Held-out loss and previews during training."""
 
 import itertools
 from collections.abc import Callable
@@ -19,8 +19,8 @@ from genie_jax.train import stage as stage_lib
 from genie_jax.train import state as state_lib
 from genie_jax.train import step as step_lib
 
-# Fixed, so that evaluations of a run, and of runs, hide the same tokens.
 _SQUARED = "squared_error"
+# Fixed, so that all evaluations of all runs hide the same tokens.
 _SEED = 0
 
 
@@ -37,15 +37,15 @@ class HeldOut:
     workdir: epath.Path,
     make_batches: Callable[[hosts.Share], Any] | None,
   ):
-    """Prepares the compiled step; nothing is read yet.
+    """Prepares the evaluation step; no data is read yet.
 
     Args:
-      stage: Evaluates and draws.
-      config: Gives data.batch_size and eval_batches.
+      stage: The stage.
+      config: The config; data.batch_size and eval_batches are read.
       mesh: The device mesh.
       like: The abstract state.
       share: This process's rows.
-      workdir: Pictures go to its folder "previews".
+      workdir: Previews are written to its folder "previews".
       make_batches: Share -> iterator; None turns evaluation off.
     """
     self._stage, self._share = stage, share
@@ -66,7 +66,7 @@ class HeldOut:
   def run(
     self, step: int, state: state_lib.TrainState, writer: metrics.Writer
   ) -> dict[str, float]:
-    """Evaluates, writes the numbers, and returns "eval/<name>"."""
+    """Evaluates, and writes and returns the metrics "eval/<name>"."""
     if self._make_batches is None or self._count < 1:
       return {}
     terms = []
@@ -104,7 +104,7 @@ class HeldOut:
   def draw(
     self, step: int, state: state_lib.TrainState, writer: metrics.Writer
   ) -> None:
-    """Writes pictures of the first held-out clip, once `run` has seen it."""
+    """Writes previews of the first held-out clip, once `run` has read it."""
     if self._clip is not None:
       self._pictures.draw(
         step, state, self._clip, jax.random.key(_SEED), writer
@@ -114,8 +114,8 @@ class HeldOut:
 def _means(terms: list[dict[str, stage_lib.Term]]) -> dict[str, float]:
   """Returns sum of totals / sum of counts for each name.
 
-  A squared error of pixels in [0, 1] also comes as PSNR in dB, of the error
-  pooled over all batches.
+  For each squared error of pixels in [0, 1] the PSNR in dB is added, computed
+  from the mean error over all batches.
   """
   means = {
     f"eval/{name}": float(

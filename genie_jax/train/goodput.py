@@ -1,14 +1,15 @@
-"""Where the time of a run went, over all of its starts.
+"""Productive and lost time of a run, over all of its starts.
 
 Goodput is the share of the time since the first start in which the devices
-worked on steps that are in the present state. The rest is lost, of a kind:
+computed steps that are part of the current state. The rest is lost time of one
+of these kinds:
 
   start       reading, restoring and building before the first step
-  compile     the first step of each start, which contains its compilation
-  data_wait   the devices had nothing to do as the next batch was not there
-  evaluation  held-out loss and pictures, their compilation included
+  compile     the first step of each start, including its compilation
+  data_wait   the devices were idle because the next batch was not ready
+  evaluation  held-out loss and previews, including their compilation
   checkpoint  saving, as far as the loop had to wait for it
-  down        everything else: no process ran, or its steps were lost by a kill
+  down        everything else: no process ran, or a kill discarded its steps
 """
 
 import contextlib
@@ -20,35 +21,34 @@ KINDS = ("start", "compile", "data_wait", "evaluation", "checkpoint")
 
 
 class Clock:
-  """Adds up seconds by kind; one of a run, carried on by its checkpoints.
+  """Adds up seconds by kind; checkpoints store the sums of earlier starts.
 
   Attributes:
     started: Unix time of the run's first start.
-    productive: Seconds of steps that are in the present state.
+    productive: Seconds of steps that are part of the current state.
     lost: Kind -> seconds.
   """
 
   def __init__(self, began: float):
-    """Begins a start.
+    """Starts the clock of one start of the run.
 
     Args:
-      began: `time.time()` at which this start began; for the first start that
-        is the run's.
+      began: `time.time()` at which this start began.
     """
     self.started = began
     self.productive = 0.0
     self.lost: dict[str, float] = dict.fromkeys(KINDS, 0.0)
 
-  def go_on(self, note: Mapping[str, Any]) -> None:
-    """Adds what earlier starts kept in a checkpoint, see `note`."""
+  def add_earlier(self, note: Mapping[str, Any]) -> None:
+    """Adds the sums of earlier starts from a checkpoint, see `note`."""
     self.started = min(self.started, note["started"])
     self.productive += note["productive"]
-    # Checkpoints of version 0.1 know no kinds: their losses count as down.
+    # Checkpoints of version 0.1 have no kinds; their lost time counts as down.
     for kind, seconds in note.get("lost", {}).items():
       self.lost[kind] += seconds
 
   def note(self) -> dict[str, Any]:
-    """Returns JSON to keep in a checkpoint."""
+    """Returns the sums as JSON values, to be stored in a checkpoint."""
     return {
       "started": self.started,
       "productive": self.productive,
@@ -56,8 +56,8 @@ class Clock:
     }
 
   @contextlib.contextmanager
-  def losing(self, kind: str) -> Iterator[None]:
-    """Counts the seconds inside as lost."""
+  def count_lost(self, kind: str) -> Iterator[None]:
+    """Counts the time inside the context as lost time of a kind."""
     begin = time.perf_counter()
     try:
       yield

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a question that the loop asks after each step."""
+"""Records SIGTERM and Ctrl-C, so that the loop can poll between steps."""
 
 import signal
 import threading
@@ -11,13 +11,14 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupt:
-  """Context that notes the first signal; a second one acts as usual.
+  """Context that records the first signal; a second one acts as usual.
 
-  With many processes JAX catches SIGTERM itself and agrees on a step at which
-  all of them stop; Ctrl-C is noted only where one process runs.
+  With several processes, JAX catches SIGTERM itself, and the processes agree on
+  a step at which all of them stop. Ctrl-C is recorded only if there is one
+  process.
 
   Attributes:
-    signal: Number of the signal that came, or None.
+    signal: Number of the received signal, or None.
   """
 
   def __init__(self):
@@ -45,8 +46,8 @@ class Interrupt:
     self.signal = number
     self._restore()
 
-  def asked(self, step: int) -> bool:
-    """Returns True where the run should save and stop after `step`."""
+  def requested(self, step: int) -> bool:
+    """Returns True if the run should save and stop after `step`."""
     if jax.process_count() > 1 and (
       multihost_utils.reached_preemption_sync_point(step)
     ):

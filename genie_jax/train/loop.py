@@ -1,25 +1,26 @@
 """The one training loop.
 
 Before the first step: mesh, abstract state, restore or create (then a warm
-start), config.json, metrics. The restored state comes before config.json is
-written, so that a refused start changes nothing.
+start), config.json, metrics. The state is restored before config.json is
+written, so that a start that is refused changes nothing.
 
 Each step, in this order:
 
-  1. Read a batch and start its transfer, while the device works on the step
-     before. The iterator is never ahead of the state, so a checkpoint needs
-     nothing but both.
-  2. Check it on the host: a wrong shape would compile a second step.
-  3. Start the step. Nothing is fetched; the host only waits for the step
-     before the last, so that batches do not pile up on the device.
+  1. Read a batch and start its transfer, while the device computes the
+     previous step. The iterator is never ahead of the state, so a checkpoint
+     needs only the state and the iterator's position.
+  2. Check the batch on the host: a wrong shape would compile a second step.
+  3. Start the step. No results are fetched; the host only waits for the step
+     before the previous one, so that batches do not pile up on the device.
   4. Log, if due: fetch all losses since the last time, stop at the first that
      is not finite, write the metrics.
-  5. Evaluate, if due: after 4, as a broken model needs no evaluation.
-  6. Save, if due: after 4, so that no broken state is kept, and after 4 and
-     5, so that every line up to a saved step is on disk.
-  7. Draw, if 5 was due: after 6, as pictures are not worth a step. A kill in
-     between costs the pictures of this step, and no line.
-  8. Stop, if a signal came: after a whole step, with a checkpoint.
+  5. Evaluate, if due: after 4, because a broken model needs no evaluation.
+  6. Save, if due: after 4, so that no broken state is saved, and after 4 and
+     5, so that the metrics of all steps up to a saved step are on disk.
+  7. Draw previews, if 5 was due: after 6, because a step is worth more than
+     previews. A kill in between loses the previews of this step, but no
+     metrics.
+  8. Stop, if a signal was received: after a whole step, with a checkpoint.
 """
 
 import dataclasses
@@ -53,21 +54,21 @@ from genie_jax.train import state as state_lib
 from genie_jax.train import step as step_lib
 from genie_jax.train import workdir as workdir_lib
 
-# Steps that the host may be ahead of the device.
+# Number of steps that the host may be ahead of the device.
 _AHEAD = 2
 
 
 class Batches(Iterator[Mapping[str, np.ndarray]], Protocol):
-  """An iterator over a process's rows, as `data.loader.make_iterator` gives."""
+  """An iterator over a process's rows, for example a `data.loader` iterator."""
 
   def get_state(self) -> Any:
     """Returns the position as JSON, equal on all processes."""
 
   def set_state(self, state: Any) -> None:
-    """Goes back to a position."""
+    """Sets the position."""
 
   def close(self) -> None:
-    """Ends threads and workers."""
+    """Stops threads and workers."""
 
 
 MakeBatches = Callable[[hosts.Share], Batches]
@@ -79,13 +80,15 @@ class NotFinite(errors.RunFailed):
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """How a run ended.
+  """The result of a run.
 
   Attributes:
-    step: Updates made.
-    metrics: The last training and held-out numbers.
-    stopped_by: Number of the signal that ended it, None at the regular end.
-    warm_start: What `config.init_from` loaded, None without.
+    step: Number of updates made.
+    metrics: The last training and held-out metrics.
+    stopped_by: Number of the signal that stopped the run; None if it ended
+      regularly.
+    warm_start: Report of the arrays loaded from `config.init_from`; None
+      without a warm start.
   """
 
   step: int
@@ -104,22 +107,22 @@ def train(
   profile_steps: tuple[int, int] | None = None,
   began: float | None = None,
 ) -> Result:
-  """Trains a stage until `config.steps`, or goes on where a run was ended.
+  """Trains a stage until `config.steps`; resumes from a checkpoint if any.
 
   Args:
-    stage: What to train.
+    stage: The stage to train.
     config: The whole config, see `experiments/`.
-    workdir: Gets config.json, checkpoints, metrics.jsonl, tensorboard and
-      previews. May be in a bucket.
+    workdir: Folder for config.json, checkpoints, metrics.jsonl, tensorboard
+      and previews. May be in a bucket.
     make_batches: Share of rows -> endless iterator over training batches.
     make_eval_batches: The same for held-out clips; called for each
       evaluation, always with the same first batches. None for no evaluation.
     profile_steps: First and last step to trace, see `profile`.
-    began: `time.time()` at which this start began, for goodput; now when left
-      out.
+    began: `time.time()` at which this start began, for goodput; by default
+      now.
 
   Raises:
-    UserError: The config, the data or the checkpoint do not fit together.
+    UserError: The config, the data and the checkpoint do not fit together.
     RunFailed: A loss is not finite, or a checkpoint cannot be written.
   """
   began = time.time() if began is None else began
@@ -145,8 +148,8 @@ def train(
   if restored:
     fields, earlier = restored
     state = state_lib.TrainState(**fields)
-    clock.go_on(earlier["clock"])
-    logging.info("Going on from step %d of %s.", int(state.step), workdir)
+    clock.add_earlier(earlier["clock"])
+    logging.info("Resuming from step %d of %s.", int(state.step), workdir)
   else:
     state = state_lib.create(stage, optimizer, like, config.seed)
     if config.init_from:
@@ -165,7 +168,7 @@ def train(
       stage, config, mesh, like, share, workdir, make_eval_batches
     )
     clock.lost["start"] += time.time() - began
-    step, values, stopped_by = run.go(
+    step, values, stopped_by = run.run(
       state, batches, checkpoints, writer, held_out
     )
     failed = False
@@ -173,15 +176,15 @@ def train(
     profiler.close()
     batches.close()
     writer.close()
-    # After a failure of one process this would wait for the others, which
-    # wait for that one.
+    # If one process failed, closing would wait for the other processes, which
+    # wait for the failed one.
     if not failed or jax.process_count() == 1:
       checkpoints.close()
   return Result(step, values, stopped_by, report)
 
 
 class _Run:
-  """The loop and what it needs between steps."""
+  """The loop and its state between steps."""
 
   def __init__(
     self,
@@ -196,7 +199,7 @@ class _Run:
     profiler: profile.Profiler,
   ):
     self._stage, self._config, self._share = stage, config, share
-    self._note = note  # Of every checkpoint.
+    self._note = note  # Stored in every checkpoint.
     self._profiler = profiler
     size = config.data.batch_size
     self._rows = share.rows(size)
@@ -208,11 +211,11 @@ class _Run:
     self._meter = metrics_lib.Meter(
       size, stage.flops_per_clip, peak and peak * mesh.size, clock
     )
-    # (step, metrics on the device) since the last look.
-    self._unseen: list[tuple[int, step_lib.Metrics]] = []
+    # (step, metrics on the device) that were not fetched yet.
+    self._pending: list[tuple[int, step_lib.Metrics]] = []
     self._values: dict[str, float | None] = {}
 
-  def go(self, state, batches, checkpoints, writer, held_out):
+  def run(self, state, batches, checkpoints, writer, held_out):
     """Runs the steps; see the module's docstring for their order."""
     config = self._config
     number = first = int(state.step)
@@ -225,29 +228,29 @@ class _Run:
       disable=jax.process_index() != 0,
     )
     with interrupt.Interrupt() as signals, bar:
-      while number < config.steps and not signals.asked(number):
+      while number < config.steps and not signals.requested(number):
         number += 1
         with self._profiler.step(number):
           state = self._advance(
             state, batches, number, compiles=(number == first + 1)
           )
-        self._profiler.after(number, self._unseen[-1][1])
+        self._profiler.after(number, self._pending[-1][1])
         bar.update(1)
         last = number == config.steps
         if last or number % config.log_every == 0:
           self._log(number, writer, bar)
         evaluates = last or number % config.eval_every == 0
         if evaluates:
-          self._look()
-          with self._meter.aside("evaluation"):
+          self._fetch_metrics()
+          with self._meter.excluded("evaluation"):
             self._values |= held_out.run(number, state, writer)
         if last or number % config.checkpoint_every == 0:
           self._save(state, batches, checkpoints)
           saved = number
         if evaluates:
-          with self._meter.aside("evaluation"):
+          with self._meter.excluded("evaluation"):
             held_out.draw(number, state, writer)
-      self._look()
+      self._fetch_metrics()
       if number not in (saved, 0):
         self._save(state, batches, checkpoints)
       checkpoints.wait()
@@ -256,9 +259,9 @@ class _Run:
   def _advance(self, state, batches, number: int, compiles: bool):
     begin = time.perf_counter()
     if compiles:
-      with self._meter.aside("start"):
+      with self._meter.excluded("start"):
         batch = self._read(batches, number)
-      with self._meter.aside("compile"):
+      with self._meter.excluded("compile"):
         state, metrics = self._step(state, batch)
         jax.block_until_ready(metrics)
       logging.info(
@@ -267,13 +270,13 @@ class _Run:
     else:
       batch = self._read(batches, number)
       waited = time.perf_counter() - begin
-      last: Any = self._unseen[-1][1]["loss"] if self._unseen else None
+      last: Any = self._pending[-1][1]["loss"] if self._pending else None
       idle = last is None or last.is_ready()
       state, metrics = self._step(state, batch)
       self._meter.step(waited if idle else 0.0)
-    self._unseen.append((number, metrics))
-    if len(self._unseen) > _AHEAD:
-      self._unseen[-1 - _AHEAD][1]["loss"].block_until_ready()
+    self._pending.append((number, metrics))
+    if len(self._pending) > _AHEAD:
+      self._pending[-1 - _AHEAD][1]["loss"].block_until_ready()
     return state
 
   def _read(self, batches, number: int):
@@ -283,36 +286,36 @@ class _Run:
     except StopIteration as error:
       raise errors.UserError(
         f"config.data.path has no clips left at step {number} of "
-        f"{self._config.steps}; use a loader that repeats."
+        f"{self._config.steps}; use a loader that repeats the data."
       ) from error
     step_lib.check_batch(self._stage, batch, self._rows)
     return hosts.to_global(batch, self._layout, self._share)
 
-  def _look(self) -> None:
-    """Fetches what was not yet seen, and stops at what is not finite."""
-    unseen, self._unseen = self._unseen, []
-    if not unseen:
+  def _fetch_metrics(self) -> None:
+    """Fetches pending metrics; raises NotFinite if one is not finite."""
+    pending, self._pending = self._pending, []
+    if not pending:
       return
     names = ("loss", "grad_norm")
     fetched = jax.device_get(
-      [{name: metrics[name] for name in names} for _, metrics in unseen]
+      [{name: metrics[name] for name in names} for _, metrics in pending]
     )
-    for (number, _), values in zip(unseen, fetched, strict=True):
+    for (number, _), values in zip(pending, fetched, strict=True):
       for name in names:
         if not math.isfinite(values[name]):
           raise NotFinite(
-            f"{name} is {values[name]} at step {number}; nothing after the "
+            f"{name} is {values[name]} at step {number}; no step after the "
             "last checkpoint was saved. Lower optimizer.peak_lr or set "
             "optimizer.clip_norm, and start in a new workdir."
           )
-    # A single step's numbers and not a mean: a mean would differ where a run
-    # was taken up again between two lines.
+    # The metrics of the last step and not a mean over steps: a mean would
+    # differ if the run was resumed between two lines.
     self._values |= {
-      name: float(x) for name, x in jax.device_get(unseen[-1][1]).items()
+      name: float(x) for name, x in jax.device_get(pending[-1][1]).items()
     }
 
   def _log(self, number: int, writer, bar) -> None:
-    self._look()
+    self._fetch_metrics()
     values = self._values | self._meter.read()
     self._values = values
     training = {n: x for n, x in values.items() if not n.startswith("eval/")}
@@ -323,9 +326,9 @@ class _Run:
       )
 
   def _save(self, state, batches, checkpoints) -> None:
-    self._look()
+    self._fetch_metrics()
     clock = self._meter.note()
-    with self._meter.aside("checkpoint"):
+    with self._meter.excluded("checkpoint"):
       checkpoints.save(
         state.fields(),
         batches,

@@ -1,4 +1,4 @@
-"""Where numbers go, and how fast a run is."""
+"""Writes metrics, and measures the speed of a run."""
 
 import contextlib
 import json
@@ -19,27 +19,27 @@ FILE = "metrics.jsonl"
 
 
 class Writer(Protocol):
-  """Takes numbers and pictures of a step."""
+  """Writes the metrics and images of a step."""
 
   def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
-    """Keeps named numbers; None where a number is unknown."""
+    """Writes named numbers; None for a number that is unknown."""
 
   def image(self, step: int, name: str, picture: np.ndarray) -> None:
-    """Keeps a picture, uint8 [H, W, 3]."""
+    """Writes an image, uint8 [H, W, 3]."""
 
   def close(self) -> None:
-    """Brings everything to disk."""
+    """Flushes and closes the files."""
 
 
 class JsonLines:
-  """One JSON object a line: step, time, and the numbers."""
+  """Writes one JSON object per line, with step, time and metrics."""
 
   def __init__(self, workdir: epath.Path, resumed_step: int):
-    """Opens the file, and drops lines of steps that will be made again.
+    """Opens the file, and drops lines of steps that will be repeated.
 
     Args:
       workdir: Folder of metrics.jsonl.
-      resumed_step: Last step whose line stays.
+      resumed_step: Last step whose line is kept.
     """
     self._path = workdir / FILE
     lines = []
@@ -48,14 +48,14 @@ class JsonLines:
     self._kept = [line for line in lines if _step_of(line) <= resumed_step]
     self._file = None
     if buckets.is_remote(self._path):
-      # Objects cannot be appended to: each line writes all of them, which is
-      # a megabyte after some thousands.
+      # Objects in a bucket cannot be appended to, so each new line rewrites
+      # the file, which has a megabyte after some thousand lines.
       self._write_all()
       return
     if len(self._kept) != len(lines):
       self._write_all()
     self._path.parent.mkdir(parents=True, exist_ok=True)
-    # Open as long as the run; `close` ends it.
+    # Open until `close` at the end of the run.
     self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
 
   def _write_all(self) -> None:
@@ -74,11 +74,11 @@ class JsonLines:
       self._write_all()
       return
     self._file.write(line + "\n")
-    # A killed run keeps its lines; they come a few times a minute.
+    # Flushed, so that a kill loses no line; there are only a few per minute.
     self._file.flush()
 
   def image(self, step: int, name: str, picture: np.ndarray) -> None:
-    """Pictures have files of their own."""
+    """Does nothing: images are written to separate files."""
 
   def close(self) -> None:
     if self._file is not None:
@@ -86,7 +86,7 @@ class JsonLines:
 
 
 def _step_of(line: str) -> float:
-  """Returns a line's step; infinity for one that a kill cut short."""
+  """Returns a line's step; infinity for a line that a kill cut short."""
   try:
     return json.loads(line)["step"]
   except (json.JSONDecodeError, KeyError, TypeError):
@@ -103,7 +103,7 @@ class TensorBoard:
         str(folder), purge_step=resumed_step + 1
       )
     except ImportError as error:
-      # tensorboardX has drivers of its own for buckets.
+      # tensorboardX has its own drivers for buckets.
       raise errors.UserError(
         f"TensorBoard cannot write to {folder} ({error}); install "
         "google-cloud-storage for gs:// or boto3 for s3://."
@@ -122,7 +122,7 @@ class TensorBoard:
 
 
 class Many:
-  """Passes everything to several writers; to none on processes but 0."""
+  """Passes everything to several writers."""
 
   def __init__(self, writers: list[Writer]):
     self._writers = writers
@@ -141,7 +141,7 @@ class Many:
 
 
 def open_writers(workdir: epath.Path, resumed_step: int) -> Writer:
-  """Returns the writers of a run; only process 0 writes."""
+  """Returns the writer of a run, which writes only on process 0."""
   if jax.process_index() != 0:
     return Many([])
   return Many(
@@ -150,7 +150,7 @@ def open_writers(workdir: epath.Path, resumed_step: int) -> Writer:
 
 
 class Meter:
-  """Speed of a run, without what is no training."""
+  """Measures the speed of training, excluding all other work."""
 
   def __init__(
     self,
@@ -159,13 +159,13 @@ class Meter:
     peak: float | None,
     clock: goodput.Clock,
   ):
-    """Starts to measure.
+    """Starts measuring.
 
     Args:
       clips_per_step: Clips of the global batch.
       flops_per_clip: Model FLOPs of a clip, forward and backward.
-      peak: Peak FLOPs a second of all devices together, None when unknown.
-      clock: Gets the seconds of steps and of what is aside.
+      peak: Peak FLOPs per second of all devices together, None if unknown.
+      clock: Adds up the seconds of steps and of excluded work.
     """
     self._clips = clips_per_step
     self._flops = flops_per_clip
@@ -175,27 +175,27 @@ class Meter:
 
   def _reset(self) -> None:
     self._begin = time.perf_counter()
-    self._steps, self._aside, self._waited = 0, 0.0, 0.0
+    self._steps, self._excluded, self._waited = 0, 0.0, 0.0
     self._settled = 0.0, 0.0
 
   def step(self, waited: float) -> None:
-    """Counts a step; `waited` seconds of it the device had no data."""
+    """Counts a step in which the device waited for data, in seconds."""
     self._steps += 1
     self._waited += waited
 
   @contextlib.contextmanager
-  def aside(self, kind: str) -> Iterator[None]:
-    """Leaves out what runs inside and counts it as lost, see `goodput`."""
+  def excluded(self, kind: str) -> Iterator[None]:
+    """Excludes the time inside the context; it is lost, see `goodput`."""
     begin = time.perf_counter()
     try:
-      with self._clock.losing(kind):
+      with self._clock.count_lost(kind):
         yield
     finally:
-      self._aside += time.perf_counter() - begin
+      self._excluded += time.perf_counter() - begin
 
   def _settle(self) -> float:
-    """Brings the clock up to now; returns the seconds since the reading."""
-    seconds = time.perf_counter() - self._begin - self._aside
+    """Updates the clock; returns the seconds since the last reading."""
+    seconds = time.perf_counter() - self._begin - self._excluded
     if self._steps:
       worked = max(seconds - self._waited, 0.0), self._waited
       before, self._settled = self._settled, worked
@@ -204,19 +204,19 @@ class Meter:
     return seconds
 
   def note(self) -> dict[str, Any]:
-    """Returns the clock for a checkpoint; call it when steps are done."""
+    """Returns the clock for a checkpoint; call it after a step."""
     self._settle()
     return self._clock.note()
 
   def read(self) -> dict[str, float | None]:
-    """Returns the speed since the last reading; call it when steps are done.
+    """Returns the speed since the last reading; call it after a step.
 
     Returns:
       steps_per_second, clips_per_second, model_flops_per_second; mfu, the
-      share of the devices' peak, None where that is unknown; data_wait, the
-      share of time in which the device had nothing to do as the next batch
-      was not there (at most, as seen by the host); and, of the whole run,
-      goodput and lost_seconds/<kind> as `goodput` has them.
+      share of the devices' peak FLOPs, None if that is unknown; data_wait, the
+      share of time in which the device was idle because the next batch was not
+      ready (an upper bound, measured on the host); and, for the whole run,
+      goodput and lost_seconds/<kind>, see `goodput`.
     """
     seconds = self._settle()
     rate = self._steps / seconds if self._steps else None
@@ -234,7 +234,7 @@ class Meter:
 
 
 def summary(step: int, steps: int, values: Mapping[str, Any]) -> str:
-  """Returns the line of a step for people."""
+  """Returns a human-readable summary of a step, in one line."""
   parts = [f"step {step}/{steps}"]
   for name, text in (
     ("loss", "loss {:.5g}"),

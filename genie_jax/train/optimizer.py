@@ -18,15 +18,15 @@ _MU_DTYPES = ("float32", "bfloat16")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """`config.optimizer`.
+  """The fields of `config.optimizer`.
 
   Attributes:
     name: A name in NAMES. "muon" (Jordan et al., 2024) orthogonalises the
-      momentum of the matrices inside the layers and scales it to the size of
-      Adam's updates (arXiv:2502.16982); all else learns by AdamW.
+      momentum of the matrices in the layers and scales it to the magnitude of
+      Adam's updates (arXiv:2502.16982); AdamW updates all other parameters.
     peak_lr: Learning rate after the warm-up.
     end_lr: Learning rate at the last step (cosine and wsd).
-    warmup_steps: Steps of linear warm-up; the first one already learns.
+    warmup_steps: Steps of linear warm-up; the first rate is not zero.
     schedule: A name in SCHEDULES; wsd is warm-up, stable, linear decay.
     decay_steps: Length of the decay at the end of wsd.
     momentum: Decay of Muon's momentum.
@@ -35,7 +35,7 @@ class Settings:
     eps: Added to the root of the second moment.
     weight_decay: Multiplied by the learning rate, as in AdamW.
     clip_norm: Largest global norm of a gradient; 0 turns clipping off.
-    accumulate: Microbatches a step; each holds batch_size / accumulate clips.
+    accumulate: Microbatches per step, each of batch_size / accumulate clips.
     mu_dtype: Dtype of the first moment; bfloat16 halves its memory.
   """
 
@@ -57,12 +57,12 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-  """An Optax transformation with the facts that a step reports.
+  """An Optax transformation, its learning rate and number of microbatches.
 
   Attributes:
     transformation: The Optax gradient transformation.
-    learning_rate: Step (from 0) to the learning rate of that update.
-    accumulate: Microbatches a step.
+    learning_rate: Function from the step (from 0) to its learning rate.
+    accumulate: Microbatches per step.
   """
 
   transformation: optax.GradientTransformation
@@ -74,7 +74,7 @@ def settings(config: Mapping[str, Any], steps: int) -> Settings:
   """Reads and checks `config.optimizer`.
 
   Raises:
-    UserError: A field is unknown, or a value is out of its range.
+    UserError: A field is unknown, or a value is out of range.
   """
   errors.check_fields("config.optimizer", config, Settings.__dataclass_fields__)
   found = Settings(**config)
@@ -116,20 +116,21 @@ def schedule(found: Settings, steps: int) -> Callable[[jax.Array], jax.Array]:
       value = peak + (end - peak) * share
     else:
       value = jnp.float32(peak)
-    # The first step gets 1 / warmup of the peak: at 0 it would be wasted.
+    # The first rate is 1 / warmup of the peak: at 0 the step would be wasted.
     return jnp.minimum(value, peak * (step + 1) / max(warmup, 1))
 
   return learning_rate
 
 
 def decay_mask(params: Any, no_decay: Collection[str]) -> Any:
-  """Returns True for each parameter that weight decay pulls to zero.
+  """Returns True for each parameter that has weight decay.
 
-  By name and never by rank: scanned layers stack norm scales to matrices.
+  Parameters are selected by name, not by rank, because scanned layers stack
+  norm scales to matrices.
 
   Args:
     params: Nested dict of parameters.
-    no_decay: Last path names that are left alone.
+    no_decay: Parameters whose last path name is in it have no decay.
   """
   return jax.tree_util.tree_map_with_path(
     lambda path, _: path[-1].key not in no_decay, params
@@ -137,17 +138,18 @@ def decay_mask(params: Any, no_decay: Collection[str]) -> Any:
 
 
 def matrix_dimensions(params: Any) -> Any:
-  """Returns which dimensions make a matrix of each kernel inside the layers.
+  """Returns the matrix dimensions of each kernel in the layers, for Muon.
 
-  Scanned layers and the three kinds of a joint query, key and value kernel
-  are matrices of their own. By name and never by rank, as decay is.
+  Each scanned layer is a separate matrix, and so are query, key and value in
+  their common kernel. Kernels are selected by name, not by rank, as in
+  `decay_mask`.
 
   Args:
     params: Nested dict of parameters.
 
   Returns:
-    The same tree of `optax.contrib.MuonDimensionNumbers`, None where a
-    parameter is no such matrix.
+    The same tree of `optax.contrib.MuonDimensionNumbers`, None for parameters
+    that are not such kernels.
   """
   dimensions = {
     "qkv": ((1,), (3, 4)),  # [layers, embed, 3, heads, head_dim]
@@ -161,20 +163,20 @@ def matrix_dimensions(params: Any) -> Any:
     if "layers" not in names or names[-1] != "kernel":
       return None
     if names[-2] not in dimensions:
-      return None  # Of a layer that is not one of ours.
+      return None  # A layer of another package.
     return optax.contrib.MuonDimensionNumbers(*dimensions[names[-2]])
 
   return jax.tree_util.tree_map_with_path(leaf, params)
 
 
 def _direction(found: Settings) -> optax.GradientTransformation:
-  """Returns the update before decay and learning rate."""
+  """Returns the transformation before weight decay and learning rate."""
   if found.name == "adamw":
     return optax.scale_by_adam(
       found.b1, found.b2, found.eps, mu_dtype=jnp.dtype(found.mu_dtype)
     )
-  # A rate of -1 undoes the sign that a rate brings along: what is left is
-  # the direction, to which decay and schedule come below.
+  # Optax multiplies by minus the learning rate, so a rate of -1 leaves the
+  # direction as it is; `make` adds weight decay and schedule.
   return optax.contrib.muon(
     learning_rate=-1.0,
     beta=found.momentum,
@@ -198,11 +200,11 @@ def make(
     no_decay: Last path names of parameters without weight decay.
 
   Raises:
-    UserError: See `settings`.
+    UserError: A field is invalid, see `settings`.
   """
   found = settings(config, steps)
   learning_rate = schedule(found, steps)
-  rate: Any = learning_rate  # Optax types the step as a number.
+  rate: Any = learning_rate  # Optax annotates the step as a number.
   parts = []
   if found.clip_norm:
     parts.append(optax.clip_by_global_norm(found.clip_norm))

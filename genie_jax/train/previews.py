@@ -1,8 +1,9 @@
-"""Pictures of what a stage makes, while it trains.
+"""Previews: images of a stage's output during training.
 
-They are drawn where the parameters lie, by all devices together: no process
-could hold a large model alone. A run never ends for its pictures: where they
-do not fit beside it, or cannot be shown, it goes on without them.
+All devices compute them together with the sharded parameters, because a single
+process could not hold a large model. Previews never stop a run: if they do not
+fit into memory next to the run, or cannot be shown, the run continues without
+them.
 """
 
 import io
@@ -24,15 +25,15 @@ from genie_jax.train import metrics
 from genie_jax.train import stage as stage_lib
 from genie_jax.train import state as state_lib
 
-# Of the memory that is free on a device. The rest is room for what the
-# allocator cannot use, as it lies in pieces.
-_SHARE = 0.9
+# Share of the free memory of a device that previews may use. The rest allows
+# for fragmentation.
+_USABLE_SHARE = 0.9
 _GIB = 2**30
 _OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 
 
 class Pictures:
-  """Draws the first held-out clip and keeps the strips."""
+  """Draws previews of the first held-out clip and writes them as strips."""
 
   def __init__(
     self,
@@ -41,13 +42,13 @@ class Pictures:
     like: state_lib.TrainState,
     workdir: epath.Path,
   ):
-    """Prepares; nothing is compiled yet.
+    """Prepares the layout; nothing is compiled yet.
 
     Args:
-      stage: Draws and shows.
+      stage: The stage, with `preview` and `show`.
       mesh: The device mesh.
       like: The abstract state.
-      workdir: Pictures go to its folder "previews".
+      workdir: Images are written to its folder "previews".
     """
     self._stage = stage
     self._folder = workdir / "previews"
@@ -67,40 +68,41 @@ class Pictures:
     rng: jax.Array,
     writer: metrics.Writer,
   ) -> None:
-    """Draws, and writes on process 0; call it on every process.
+    """Draws on all devices and writes on process 0; call it on all processes.
 
     Args:
-      step: Number of the step, for names.
-      state: Only read.
-      clip: The stage's arrays of one clip, each with a leading 1; the same
-        on all processes.
-      rng: Key of what is random.
-      writer: Gets the pictures too.
+      step: Number of the step, for file names.
+      state: The current state.
+      clip: The stage's arrays of one clip, each with a leading axis of 1; the
+        same on all processes.
+      rng: Key for sampling.
+      writer: Writes the images, in addition to the files.
     """
     if self._stopped:
       return
-    why = self._try(step, state, clip, rng, writer)
+    why = self._try_to_draw(step, state, clip, rng, writer)
     if hosts.agree(why is None):
       return
     self._stopped = True
     if jax.process_index() == 0:
       logging.warning(
-        "step %d: no more pictures from this start on: %s",
+        "step %d: no more previews until the next start: %s",
         step,
         why or "another process cannot draw them; see its log.",
       )
 
-  def _try(self, step, state, clip, rng, writer) -> str | None:
-    """Returns why nothing was drawn, None where all went well."""
+  def _try_to_draw(self, step, state, clip, rng, writer) -> str | None:
+    """Returns the reason if nothing could be drawn, else None."""
     try:
-      # A zero-copy change of names, but for a mesh of both tensor and frame.
+      # Changes only axis names, without a copy, except on a mesh with both
+      # tensor and frame axes.
       params, extra = jax.device_put((state.params, state.extra), self._layout)
       inputs = params, extra, dict(clip), rng
       if self._program is None:
         self._program = hosts.together(lambda: self._compile(*inputs))
       drawn = jax.device_get(self._program(*inputs))
       if jax.process_index() == 0:
-        self._keep(step, drawn, writer)
+        self._write(step, drawn, writer)
     except (errors.UserError, OSError) as error:
       return str(error)
     except jax.errors.JaxRuntimeError as error:
@@ -109,24 +111,27 @@ class Pictures:
       return f"they do not fit a device ({str(error).splitlines()[0]})"
     return None
 
-  def _keep(self, step, drawn, writer) -> None:
+  def _write(self, step, drawn, writer) -> None:
     for name, rows in self._stage.show(drawn).items():
       picture = images.strip(rows)
       _save_png(self._folder / f"{name}_{step:08d}.png", picture)
       writer.image(step, name, picture)
 
   def _compile(self, *inputs):
-    """Returns the program, where it fits beside the run.
+    """Compiles the program.
 
     Raises:
-      UserError: It does not.
+      UserError: It does not fit into memory next to the run.
     """
     mesh, whole = self._mesh, mesh_lib.replicated(self._mesh)
 
     def draw(params, extra, clip, rng):
       with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         drawn = self._stage.preview(
-          params, extra, _on_each(clip, mesh_lib.batch_ways(mesh)), rng
+          params,
+          extra,
+          _copy_to_each_group(clip, mesh_lib.batch_ways(mesh)),
+          rng,
         )
         return jax.tree.map(lambda x: x[0], drawn)
 
@@ -151,18 +156,18 @@ class Pictures:
       + stats.output_size_in_bytes
       + stats.generated_code_size_in_bytes
     )
-    if free is not None and needed > _SHARE * free:
+    if free is not None and needed > _USABLE_SHARE * free:
       raise errors.UserError(
-        f"they take {needed / _GIB:.3g} GiB a device, of which "
-        f"{free / _GIB:.3g} GiB are free beside the run."
+        f"they need {needed / _GIB:.3g} GiB on each device, of which "
+        f"{free / _GIB:.3g} GiB are free next to the run."
       )
     return program
 
 
 def free_bytes(mesh: Mesh) -> int | None:
-  """Returns the least free memory of this process's devices.
+  """Returns the smallest free memory of this process's devices, in bytes.
 
-  None where devices do not know, as those of a CPU.
+  None if the devices do not report it, as on a CPU.
   """
   found = [device.memory_stats() for device in mesh.local_devices]
   return min(
@@ -175,10 +180,10 @@ def free_bytes(mesh: Mesh) -> int | None:
   )
 
 
-def _on_each(clip: Any, ways: int) -> Any:
-  """Returns one copy of a clip for each group of devices that takes clips.
+def _copy_to_each_group(clip: Any, ways: int) -> Any:
+  """Returns one copy of a clip for each group of devices along the batch axes.
 
-  Each takes part in any case, as it holds a share of the parameters.
+  All groups have to take part, since each holds a share of the parameters.
   """
   return {
     name: rules.constrain(

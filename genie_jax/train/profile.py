@@ -20,19 +20,19 @@ class Profiler:
   """Traces a range of steps on process 0 into WORKDIR/profile."""
 
   def __init__(self, workdir: epath.Path, steps: tuple[int, int] | None):
-    """Prepares; `steps` are the first and the last, None for no trace."""
+    """Prepares to trace the first to the last of `steps`; None for no trace."""
     self._target = workdir / FOLDER
     self._steps = steps if jax.process_index() == 0 else None
     self._local: contextlib.ExitStack | None = None
 
   @contextlib.contextmanager
   def step(self, number: int) -> Iterator[None]:
-    """Traces what runs inside where `number` is in the range."""
+    """Traces the context's body if `number` is in the range."""
     if self._steps is None:
       yield
       return
     first, last = self._steps
-    # A run that goes on within the range traces what is left of it.
+    # A run that resumes within the range traces the rest of the range.
     if first <= number <= last and self._local is None:
       self._start()
     with jax.profiler.StepTraceAnnotation("train", step_num=number):
@@ -45,21 +45,21 @@ class Profiler:
       self.close()
 
   def close(self) -> None:
-    """Ends a trace that is under way."""
+    """Ends the current trace, if any."""
     if self._local is None:
       return
     local, self._local = self._local, None
     self._steps = None
     jax.profiler.stop_trace()
     with local:
-      self._deliver()
+      self._upload()
     logging.info(
-      "The trace of steps lies in %s; open it with `xprof` or TensorBoard.",
+      "The trace is stored in %s; open it with `xprof` or TensorBoard.",
       self._target,
     )
 
   def _start(self) -> None:
-    # The tracer of jaxlib writes to disks only.
+    # The tracer of jaxlib can only write to a disk.
     self._local = contextlib.ExitStack()
     self._folder = pathlib.Path(os.fspath(self._target))
     if buckets.is_remote(self._target):
@@ -68,7 +68,7 @@ class Profiler:
       )
     jax.profiler.start_trace(self._folder)
 
-  def _deliver(self) -> None:
+  def _upload(self) -> None:
     if not buckets.is_remote(self._target):
       return
     for path in sorted(self._folder.rglob("*")):

@@ -1,7 +1,7 @@
-"""A stage: all that one train step, one loop and one checkpoint path need.
+"""The definition of a stage, for the common train step, loop and checkpoints.
 
-A stage is a value, not a script: a new trainable part of a world is one file
-that returns a `Stage`, and a name for it in `stages.registry`.
+A stage is a value, not a script: to add a trainable part of a world, write a
+file that returns a `Stage`, and register a name for it in `stages.registry`.
 """
 
 import dataclasses
@@ -25,9 +25,9 @@ class Feature:
 
   Attributes:
     shape: Shape of one clip's array.
-    dtype: Its dtype as the loader delivers it.
-    axes: Logical axis names, one for each dimension of `shape`; None where a
-      dimension is never split.
+    dtype: Dtype of the array from the loader.
+    axes: Logical axis names, one for each dimension of `shape`; None for a
+      dimension that is never split.
   """
 
   shape: tuple[int, ...]
@@ -37,14 +37,14 @@ class Feature:
 
 @flax.struct.dataclass
 class Term:
-  """A mean kept as its numerator and its count.
+  """A mean, stored as its sum and its count.
 
-  Gradient accumulation and hosts add numerators and counts; a mean of means
-  would weigh microbatches with few hidden tokens as much as full ones.
+  Sums and counts are added over microbatches and hosts; a mean of means would
+  give microbatches with few hidden tokens the same weight as others.
 
   Attributes:
-    total: float32 scalar, the sum over what is counted.
-    count: float32 scalar, how many were counted; carries no gradient.
+    total: float32 scalar, the sum of the values.
+    count: float32 scalar, the number of values; has no gradient.
   """
 
   total: jax.Array
@@ -52,7 +52,7 @@ class Term:
 
   @classmethod
   def of(cls, values: jax.Array, weights: jax.Array | None = None) -> "Term":
-    """Sums `values` over all axes, each counted by `weights` (default 1)."""
+    """Returns the term of `values`, weighted by `weights` (default 1)."""
     values = values.astype(jnp.float32)
     if weights is None:
       return cls(values.sum(), jnp.float32(values.size))
@@ -60,16 +60,16 @@ class Term:
     return cls((values * weights).sum(), jax.lax.stop_gradient(weights.sum()))
 
   def mean(self) -> jax.Array:
-    """Returns total / count, or 0 where nothing was counted."""
+    """Returns total / count, or 0 if the count is 0."""
     return self.total / jnp.maximum(self.count, 1e-9)
 
 
 @flax.struct.dataclass
 class Outcome:
-  """What a stage's loss says of one batch.
+  """The result of a stage's loss for one batch.
 
   Attributes:
-    losses: Named terms; their scaled means add up to the training loss.
+    losses: Named terms; the sum of their scaled means is the training loss.
     metrics: Named terms that are only reported.
     extra: The stage's own state after this batch (codebook statistics).
     aux: Arrays for `Stage.after_update`, for example encoder outputs that may
@@ -94,31 +94,31 @@ class Stage:
   """A trainable part of a world.
 
   Attributes:
-    name: Name of the stage, for messages; a warm start looks for its weights
-      under this name in the checkpoint of a stage that trains several models.
+    name: Name of the stage, for messages. A warm start from a checkpoint with
+      several models uses the weights of the model with this name.
     features: The arrays of a batch that the stage reads.
     loss_scales: Weight of each named loss; its keys must equal those of
       `Outcome.losses`. A value may be a schedule from the step to a weight.
     init: `rng -> (params, extra)`; leaves of `params` are boxed with logical
-      axis names, `extra` holds plain arrays (an empty dict when unused).
+      axis names, `extra` has plain arrays (an empty dict if unused).
     loss: `(params, extra, batch, rng, step) -> Outcome`.
     evaluate: `(params, extra, batch, rng) -> dict of Terms` on held-out
       clips; its keys need not equal the training metrics.
-    preview: `(params, extra, batch, rng) -> arrays`, what pictures of each
-      clip are made from; part of a compiled function, as `loss` is. Every
-      array has the clips as its first axis.
-    show: `arrays -> dict of pictures` on the host, given the arrays of one
-      clip as numpy has them, without the clip axis. A picture is a dict of
-      rows, name -> uint8 frames [T, H, W, 3], shown as a strip.
+    preview: `(params, extra, batch, rng) -> arrays`, the arrays from which
+      `show` makes images. Like `loss`, it is called in a compiled function.
+      The first axis of every array is the clip.
+    show: `arrays -> dict of images` on the host, given the numpy arrays of one
+      clip, without the clip axis. An image is a dict of rows, name -> uint8
+      frames [T, H, W, 3], shown as a strip.
     flops_per_clip: Model FLOPs of one clip's forward and backward pass,
       without recomputation.
-    open_source: `split -> source`, the stage's data, checked against the
-      config. A source gives elements that have at least the arrays of
-      `features`; see `sources.Source`. `config.data` says which splits are
-      read, in which batches and by how many threads.
-    after_update: `(params, extra, aux, rng) -> (params, extra)`, run after
-      the optimizer inside the same compiled step.
-    no_decay: Last path names of parameters that weight decay leaves alone.
+    open_source: `split -> source`, opens the stage's data and checks it
+      against the config. The elements of a source have at least the arrays of
+      `features`; see `sources.Source`. `config.data` sets the splits, the
+      batch size and the number of threads.
+    after_update: `(params, extra, aux, rng) -> (params, extra)`, called after
+      the optimizer's update in the same compiled step.
+    no_decay: Last path names of parameters without weight decay.
   """
 
   name: str

@@ -1,4 +1,4 @@
-"""Everything that a step changes, and its layout on a mesh."""
+"""The state that a train step updates, and its layout on a mesh."""
 
 import dataclasses
 from typing import Any
@@ -20,15 +20,15 @@ Tree = Any
 
 @flax.struct.dataclass
 class TrainState:
-  """What a checkpoint holds of a model; a step takes one, gives the next.
+  """The state of training; a step takes a state and returns the next one.
 
   Attributes:
-    step: int32 scalar, how many updates were made.
+    step: int32 scalar, the number of updates made.
     params: Nested dict of parameters, without boxes.
     extra: The stage's own arrays, for example codebook statistics.
-    opt_state: Optax state, laid out as the parameters.
-    rng: Base key. It never changes: a step folds its number in, so nothing
-      about randomness can be lost or used twice.
+    opt_state: Optax state, with the layout of the parameters.
+    rng: Base key. It never changes: each step folds its number into it, so
+      keys are neither lost nor reused when a run resumes.
   """
 
   step: jax.Array
@@ -70,11 +70,11 @@ def abstract(
 
 
 def place(boxed: Tree, mesh: Mesh) -> Tree:
-  """Returns the shapes, dtypes and layouts of labelled parameters.
+  """Returns the shapes, dtypes and layouts of boxed parameters.
 
   Args:
-    boxed: Abstract parameters in boxes that name their axes, as `init` gives.
-    mesh: What they are split over.
+    boxed: Abstract parameters from `init`, in boxes with their axis names.
+    mesh: The device mesh.
 
   Raises:
     ValueError: A parameter has no logical axes.
@@ -96,18 +96,18 @@ def create(
   like: TrainState,
   seed: int,
 ) -> TrainState:
-  """Initialises a state; each device computes and holds only its part.
+  """Initialises a state; each device computes and stores only its part.
 
   Args:
-    stage: Gives the initial parameters.
-    optimizer: Gives the initial optimizer state.
+    stage: Initialises the parameters.
+    optimizer: Initialises the optimizer state.
     like: The abstract state, from `abstract`.
-    seed: The numbers depend on it and not on the mesh.
+    seed: Seed. The values depend only on it, not on the mesh.
   """
 
   def init(rng):
     first, base = jax.random.split(rng)
-    # Unboxed at once: boxes would lengthen every path by one entry.
+    # Unboxed here, because boxes would add an entry to every path.
     params, extra = stage.init(first)
     params = nn.unbox(params)
     return TrainState(
@@ -153,10 +153,11 @@ def _place(path, box, mesh: Mesh) -> jax.ShapeDtypeStruct:
 
 
 def _like_params(opt_state: Tree, params: Tree, whole: NamedSharding) -> Tree:
-  """Gives each optimizer leaf the layout of the parameter that it belongs to.
+  """Gives each leaf of the optimizer state the layout of its parameter.
 
-  That is the one whose path ends its own and whose shape is the same; others
-  are replicated. Optax's own tree maps lose boxes inside masked transforms.
+  A leaf's parameter is the one with the same shape whose path is a suffix of
+  the leaf's path; leaves without one are replicated. Optax's own tree maps are
+  not used, because they lose boxes inside masked transforms.
   """
   table = dict(jax.tree_util.tree_leaves_with_path(params))
 

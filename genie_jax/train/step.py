@@ -18,7 +18,7 @@ from genie_jax.train import state as state_lib
 
 Metrics = dict[str, jax.Array]
 
-# Purposes of one step's random key.
+# Folded into a step's random key, one number for each use of it.
 _LOSS, _AFTER_UPDATE = 0, 1
 
 
@@ -28,18 +28,18 @@ def batch_shardings(
   """Returns the layout of each array of a batch.
 
   Args:
-    stage: Names the arrays and their logical axes.
+    stage: The stage, with the arrays and their logical axes.
     mesh: The device mesh.
     batch_size: Clips of the global batch, over all processes.
-    accumulate: Microbatches that it is cut into.
+    accumulate: Number of microbatches.
 
   Raises:
-    UserError: The batch does not split into microbatches and over devices.
+    UserError: The batch is not divisible into microbatches and over devices.
   """
   ways = mesh_lib.batch_ways(mesh)
   if batch_size % (ways * accumulate):
     raise errors.UserError(
-      f"config.data.batch_size is {batch_size}, which does not split into "
+      f"config.data.batch_size is {batch_size}, which is not divisible into "
       f"optimizer.accumulate={accumulate} microbatches over {ways} devices "
       f"of the mesh axes data x fsdp; use a multiple of {ways * accumulate}."
     )
@@ -56,29 +56,29 @@ def batch_shardings(
 def check_batch(
   stage: stage_lib.Stage, batch: Mapping[str, np.ndarray], rows: int
 ) -> None:
-  """Raises unless a process's batch is what the stage reads.
+  """Checks that a process's batch has the arrays that the stage reads.
 
   A wrong shape would compile a second step, or fail deep inside a model.
 
   Args:
-    stage: Names the arrays.
+    stage: The stage.
     batch: Host arrays [rows, ...].
-    rows: Clips that this process reads.
+    rows: Number of clips that this process reads.
 
   Raises:
-    UserError: An array is missing, or has another shape or dtype.
+    UserError: An array is missing, or has the wrong shape or dtype.
   """
   for name, feature in stage.features.items():
     if name not in batch:
       raise errors.UserError(
         f"The {stage.name} stage reads {name!r}, but config.data.path "
-        f"delivers only {', '.join(sorted(batch))}; give data that has it."
+        f"has only {', '.join(sorted(batch))}; use data that has it."
       )
     wanted = (rows, *feature.shape)
     found = batch[name]
     if found.shape != wanted or found.dtype != np.dtype(feature.dtype):
       raise errors.UserError(
-        f"config.data.path delivers {name!r} as {found.dtype}"
+        f"config.data.path has {name!r} as {found.dtype}"
         f"{list(found.shape)}, but the {stage.name} stage needs "
         f"{np.dtype(feature.dtype)}{list(wanted)}; change config.world and "
         "config.data, or the data."
@@ -94,12 +94,12 @@ def make_train_step(
 ) -> Callable[..., tuple[state_lib.TrainState, Metrics]]:
   """Compiles `(state, batch) -> (state, metrics)` for one mesh.
 
-  The state is donated, so the caller must use the one that comes back. All
-  layouts are pinned: left free, gradients and new states come back laid out
-  as the partitioner likes, and not split over fsdp.
+  The state is donated, so the caller must use the returned state. All layouts
+  are specified: otherwise the partitioner would choose layouts of gradients
+  and new states that are not split over fsdp.
 
   Args:
-    stage: Loss, its scales, and what happens after the update.
+    stage: The stage, with the loss, its scales and `after_update`.
     optimizer: From `optimizer.make`.
     mesh: The device mesh; the step sets it for the layouts inside the model.
     like: The abstract state, from `state.abstract`.
@@ -107,14 +107,14 @@ def make_train_step(
 
   Returns:
     A jitted function. Its metrics are scalars: "loss", "losses/<name>" before
-    scaling, the stage's own, "grad_norm" before clipping, "learning_rate".
+    scaling, the stage's metrics, "grad_norm" before clipping, "learning_rate".
   """
   layout = state_lib.shardings(like)
   batch_layout = batch_shardings(stage, mesh, batch_size, optimizer.accumulate)
 
   def step(state: state_lib.TrainState, batch: stage_lib.Batch):
-    # Entered here and not by the caller: what a trace has seen is not always
-    # part of jit's cache key.
+    # The mesh is set here and not by the caller, because it is not always part
+    # of jit's cache key.
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
       return _step(stage, optimizer, state, batch, layout.params)
 
@@ -193,7 +193,7 @@ def _step(stage, optimizer, state, batch, layout):
 
 
 def _scales(stage, losses, step) -> dict[str, Any]:
-  """Returns each loss's weight at `step`; names must match exactly."""
+  """Returns the scale of each loss at `step`; names must match exactly."""
   for name in losses:
     if name not in stage.loss_scales:
       raise errors.UserError(
@@ -218,13 +218,14 @@ def _gradients(stage, accumulate, state, batch, rng, layout):
   """Returns the outcome of a whole batch and the gradient of its loss.
 
   The loss is a sum of scale * total / count, with totals and counts over the
-  whole batch. A microbatch can only add to the total, and must be divided by
-  a count that the later ones have a share in. So the counts are summed first:
-  they depend on the batch and the key alone, the compiler drops the rest of
-  that pass, and one gradient tree is enough for any number of losses.
+  whole batch. The gradient of a microbatch's total must be divided by this
+  count, to which later microbatches contribute. Therefore a first pass sums
+  the counts. They depend only on the batch and the key, so the compiler
+  removes the model from that pass, and one gradient tree is enough for any
+  number of losses.
 
-  `extra` passes through the microbatches one after the other; `aux` is that
-  of the last.
+  `extra` is updated by one microbatch after the other; `aux` is that of the
+  last microbatch.
   """
 
   def objective(params, extra, clips, key, counts):
@@ -271,7 +272,7 @@ def _gradients(stage, accumulate, state, batch, rng, layout):
       outcome.metrics,
     )
 
-  # A sum that no output pins: each device adds up its own share only.
+  # Constrains the running sum, so that each device sums only its own share.
   lay = lambda grads: jax.lax.with_sharding_constraint(grads, layout)
   zeros = lambda tree: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
   aux = jax.eval_shape(look, *jax.tree.map(lambda x: x[0], (micro, keys))).aux
@@ -285,10 +286,10 @@ def _gradients(stage, accumulate, state, batch, rng, layout):
 def _split(
   x: jax.Array, accumulate: int, axes: tuple[str | None, ...]
 ) -> jax.Array:
-  """Cuts [B, ...] into [accumulate, B / accumulate, ...].
+  """Splits [B, ...] into [accumulate, B / accumulate, ...].
 
-  Microbatch m takes rows m, m + accumulate, ...: contiguous rows would all
-  lie on a few devices and have to travel.
+  Microbatch m has rows m, m + accumulate, and so on: contiguous rows would all
+  be on a few devices and would have to be moved.
   """
   x = x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:])
   x = x.swapaxes(0, 1)

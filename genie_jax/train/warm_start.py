@@ -1,4 +1,4 @@
-"""Starting from the weights of another model: `config.init_from`."""
+"""Warm start from the weights of another model: `config.init_from`."""
 
 import dataclasses
 from typing import Any
@@ -17,13 +17,13 @@ _WEIGHTS = "model.safetensors"
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What a warm start did; names are "params/<path>" or "extra/<path>".
+  """The result of a warm start; names are "params/<path>" or "extra/<path>".
 
   Attributes:
-    loaded: Arrays that were taken over.
-    missing: Arrays of the new model that keep their fresh values, each with
+    loaded: Arrays that were loaded from the source.
+    missing: Arrays of the new model that keep their initial values, each with
       the reason.
-    unused: Arrays of the source that the new model has no place for.
+    unused: Arrays of the source that the new model does not have.
   """
 
   loaded: tuple[str, ...]
@@ -38,23 +38,24 @@ def apply(
   optimizer: optimizer_lib.Optimizer,
   like: state_lib.TrainState,
 ) -> tuple[state_lib.TrainState, Report]:
-  """Takes over every array of `source` that has the same name and shape.
+  """Loads every array of `source` that has the same name and shape.
 
-  A model of several parts (joint) finds the parts that were trained alone,
-  and a part finds itself in a model of several.
+  A state with several parts (joint) can be loaded from a part that was trained
+  separately, and a single part from a source with several parts.
 
   Args:
-    state: A freshly created state.
+    state: A newly created state.
     source: A workdir of `genie train`, or the folder of a saved model.
     stage_name: Name of the stage of `state`.
-    optimizer: Its state is made anew, as moments of other weights mislead.
+    optimizer: The optimizer. Its state is reset, because the moments of other
+      weights would mislead it.
     like: The abstract state.
 
   Returns:
-    The state at step 0, and what did and did not load.
+    The state at step 0, and a report of the arrays that were loaded.
 
   Raises:
-    UserError: `source` holds no model, or nothing of it fits.
+    UserError: `source` has no model, or none of its arrays fits.
   """
   table, names = _read(source)
   new, loaded, missing, used = [], [], {}, set()
@@ -71,7 +72,8 @@ def apply(
     if not keys:
       missing[name] = "not in the source"
       continue
-    # A part found in a joint model wins over a chance namesake at its root.
+    # A part of a joint model takes precedence over an array at the root that
+    # has the same name by chance.
     value, origin = table[keys[-1]]
     if value.shape != fresh.shape:
       missing[name] = (
@@ -79,7 +81,7 @@ def apply(
         f"{list(fresh.shape)}"
       )
       continue
-    # Rounded weights of a bundle become the full ones of this state.
+    # Weights saved in lower precision are cast to the dtype of this state.
     new[-1] = jax.device_put(value.astype(fresh.dtype), fresh.sharding)
     loaded.append(name)
     used.add(origin)
@@ -87,11 +89,11 @@ def apply(
   if not any(name.startswith("params/") for name in loaded):
     raise errors.UserError(
       f"config.init_from={source}: none of its {len(names)} arrays fits a "
-      f"parameter of the {stage_name} stage; give a model of the same kind."
+      f"parameter of the {stage_name} stage; use a model of the same kind."
     )
   logging.info(
-    "Warm start from %s: %d arrays loaded, %d fresh, %d of the source "
-    "unused; the optimizer starts again.",
+    "Warm start from %s: %d arrays loaded, %d not loaded, %d of the source "
+    "unused; the optimizer state is reset.",
     source,
     len(report.loaded),
     len(report.missing),
@@ -104,7 +106,7 @@ def apply(
 
 
 def _read(source: str) -> tuple[dict[str, tuple[Any, str]], set[str]]:
-  """Returns name -> (array, own name) with aliases, and the own names."""
+  """Returns name or alias -> (array, name), and the names without aliases."""
   folder = buckets.run_folder(source)
   if (folder / _WEIGHTS).is_file():
     tree, _ = param_tree.load(folder / _WEIGHTS)
@@ -126,6 +128,6 @@ def _read(source: str) -> tuple[dict[str, tuple[Any, str]], set[str]]:
 
 def _warn(report: Report) -> None:
   for name, why in report.missing.items():
-    logging.warning("Warm start: %s keeps its fresh value: %s.", name, why)
+    logging.warning("Warm start: %s keeps its initial value: %s.", name, why)
   for name in report.unused:
     logging.warning("Warm start: the source's %s is not used.", name)

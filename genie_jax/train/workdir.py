@@ -1,15 +1,16 @@
-"""The config of a workdir, and what of it may change when a run goes on.
+"""The config of a workdir, and which fields may change when a run resumes.
 
-A run may go on on another number of chips, so all that only says how a step is
-computed may change: the mesh, the microbatches, and of each transformer stack
-what is recomputed, how attention is computed and how far layers are unrolled.
-The batch of a step stays the same, and so do parameters and optimizer state.
-`optimizer.accumulate` changes which masks are drawn, as each microbatch draws
-its own, but not how they are distributed.
+A run may resume on a different chip count, so fields that affect only execution
+may change: the mesh, the number of microbatches, and for each transformer stack
+rematerialisation, the attention implementation and the unrolling of layers.
+The batch of a step, the parameters and the optimizer state stay the same.
+`optimizer.accumulate` changes which masks are drawn, because each microbatch
+draws its own, but not their distribution.
 
-The data may have moved, but must be the same: `config.data.fingerprint`, which
-`genie train` adds to what is written here, tells. Where it is not known, as in
-a workdir of a version that did not write it, the path must stay.
+The data may be moved, but must be the same. This is checked with
+`config.data.fingerprint`, which `genie train` adds to the config before it is
+written. If the fingerprint is not known, as in workdirs of versions that did
+not write it, the path must stay the same.
 """
 
 import time
@@ -26,8 +27,8 @@ from genie_jax.core import errors, files
 FILE = "config.json"
 STARTED = "started.json"
 
-# What changes neither the model nor the meaning of its state. A new `steps`
-# lengthens or shortens the schedule of the learning rate from here on.
+# Fields that change neither the model nor the meaning of its state. Changing
+# `steps` lengthens or shortens the rest of the learning rate schedule.
 _MAY_CHANGE = frozenset(
   {
     "steps",
@@ -43,25 +44,25 @@ _MAY_CHANGE = frozenset(
   }
 )
 _MAY_CHANGE_GROUPS = ("mesh.",)
-# Of every transformer stack, which is a group with a number of layers.
+# Fields of transformer stacks; a stack is a group with the field num_layers.
 _MAY_CHANGE_IN_STACKS = frozenset({"remat", "attention", "unroll"})
 _DATA = "data.fingerprint"
-# What configs from before these fields were there did, which "absent" means.
+# The meaning of configs that were written before these fields existed.
 _ABSENT = {"quantizer.name": "vq", "quantizer.levels": []}
 
 
 def check(
   workdir: epath.Path, config: Mapping[str, Any], resumes: bool
 ) -> None:
-  """Compares a config with that of a run that is to go on.
+  """Compares a config with that of the run that it resumes.
 
   Args:
     workdir: The run's folder, see `buckets.run_folder`.
     config: The config of this start, as plain dicts.
-    resumes: True where the workdir has a checkpoint.
+    resumes: Whether the workdir has a checkpoint.
 
   Raises:
-    UserError: A field differs that the checkpoint depends on.
+    UserError: A field that the checkpoint depends on has changed.
   """
   path = workdir / FILE
   if resumes and path.exists():
@@ -77,8 +78,8 @@ def write(workdir: epath.Path, config: Mapping[str, Any]) -> None:
 def first_start(workdir: epath.Path) -> float:
   """Returns the Unix time at which this run first started.
 
-  It is kept in a file, as a run may end before its first checkpoint. Process
-  0's answer is the one that counts.
+  It is stored in a file, because a run may end before its first checkpoint.
+  Only process 0 writes the file, and only its result is used.
   """
   path = workdir / STARTED
   if not path.exists():
@@ -108,7 +109,7 @@ def _compare(workdir, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         "start from this one)."
       )
     logging.info(
-      "Going on with config.%s=%r instead of %r.", name, after, before
+      "Resuming with config.%s=%r instead of %r.", name, after, before
     )
 
 
@@ -119,7 +120,7 @@ def _compare_data(
     raise errors.UserError(
       f"{workdir} was started with data of fingerprint {old[_DATA][:12]}, "
       f"but that of config.data.path={new.get('data.path')} is "
-      f"{new[_DATA][:12]}; give the data it was started with, or use a new "
+      f"{new[_DATA][:12]}; use the data it was started with, or use a new "
       "workdir (config.init_from can start from this one)."
     )
 
@@ -127,7 +128,7 @@ def _compare_data(
 def _may_change(
   name: str, old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> bool:
-  """Returns whether a run can go on with another value of a field."""
+  """Returns whether a run can resume with another value of a field."""
   if name in _MAY_CHANGE or name.startswith(_MAY_CHANGE_GROUPS):
     return True
   if name == "data.path":

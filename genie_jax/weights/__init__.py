@@ -1,1 +1,1 @@
-"""Model parameters as bytes: trees, lazy arrays, files, int8, placement."""
+"""Storage of model parameters: trees, lazy arrays, files, int8, placement."""

@@ -1,12 +1,12 @@
-"""Matrices kept as 8-bit integers with one scale for each output channel.
+"""Matrices stored as 8-bit integers with one scale per output channel.
 
-Each output channel of a matrix is w = scale * value with value in -127..127
-and scale = max |w| / 127: symmetric, so that zero stays zero and a product
-needs no correction. Half a step is the largest error of any weight.
+Each weight is w = scale * value with value in -127..127, and the scale of its
+output channel is max |w| / 127. This is symmetric, so zero stays zero and
+products need no correction. The error of a weight is at most half a scale.
 
-Only the matrices of transformer layers are kept so. They are nearly all of a
-large model; embeddings, norms, biases, codebooks and the maps at a model's
-two ends are small, and what they lose shows at once.
+Only the matrices of transformer layers are quantized. They are nearly all of a
+large model's parameters. Embeddings, norms, biases, codebooks and the first
+and last projections of a model are small, and errors in them are visible.
 """
 
 import math
@@ -21,12 +21,13 @@ import numpy as np
 
 _LEVELS = 127
 
-# A map's kernel in a scanned stack: axis 0 counts layers, then come the
-# contracted axes, of which the way out of attention has two (head, channel).
+# A projection's kernel in a scanned stack. Axis 0 is the layer, followed by the
+# contracted axes. The output projection of attention has two of these (head and
+# channel), all others have one.
 _KERNEL = re.compile(r"(^|/)layers/(\w+/)*(?P<map>\w+)/kernel$")
 _TWO_INPUTS = ("out",)
 
-# `which(path, shape) -> contracted axes`, or None for what stays in float.
+# `which(path, shape) -> contracted axes`, or None to keep the array in float.
 Which = Callable[[str, tuple[int, ...]], tuple[int, ...] | None]
 
 
@@ -35,9 +36,9 @@ class Int8:
   """A matrix as integers and scales.
 
   Attributes:
-    values: int8 [...]; an array of JAX or numpy, or a `lazy_array.Lazy`.
-    scales: float32, of the same rank and kind, with size 1 on the contracted
-      axes.
+    values: int8 [...]; a JAX or numpy array, or a `lazy_array.Lazy`.
+    scales: float32; the same kind of array and the same rank, with size 1 on
+      the contracted axes.
   """
 
   values: Any
@@ -53,14 +54,14 @@ class Int8:
 
 
 def layer_kernels(path: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-  """Returns the contracted axes of a matrix inside a transformer's layers.
+  """Returns the contracted axes of a matrix in a transformer's layers.
 
   Args:
     path: A parameter's path, keys joined with "/".
-    shape: Its shape.
+    shape: The parameter's shape.
 
   Returns:
-    The axes, or None for every other parameter.
+    The axes, or None for all other parameters.
   """
   found = _KERNEL.search(path)
   if found is None or len(shape) < 3:
@@ -69,11 +70,11 @@ def layer_kernels(path: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
 
 
 def quantize_leaf(leaf: Any, axes: tuple[int, ...]) -> Int8:
-  """Returns one matrix as integers; numpy arrays stay on the host.
+  """Quantizes one matrix; numpy arrays stay on the host.
 
   Args:
     leaf: Float array.
-    axes: Its contracted axes, which share a scale.
+    axes: The contracted axes, which share a scale.
   """
   xp = jnp if isinstance(leaf, jax.Array) else np
   wide = xp.asarray(leaf).astype(np.float32)
@@ -85,19 +86,19 @@ def scales_of(largest: Any) -> Any:
   """Returns the scales of channels.
 
   Args:
-    largest: Float32, the largest |w| of each; of numpy or JAX.
+    largest: Float32, the largest |w| of each channel; numpy or JAX.
   """
   xp = jnp if isinstance(largest, jax.Array) else np
   scales = largest / np.float32(_LEVELS)
-  # A channel of zeros has no scale; any will do.
+  # For a channel of zeros any positive scale is right.
   return xp.where(scales > 0, scales, np.float32(1)).astype(np.float32)
 
 
 def values_of(weights: Any, scales: Any) -> Any:
-  """Returns int8 values of float32 weights, or of any part of a matrix.
+  """Returns int8 values of float32 weights, which may be a part of a matrix.
 
   Args:
-    weights: Float32, of numpy or JAX.
+    weights: Float32, numpy or JAX.
     scales: Float32, with size 1 on the contracted axes.
   """
   xp = jnp if isinstance(weights, jax.Array) else np
@@ -106,11 +107,11 @@ def values_of(weights: Any, scales: Any) -> Any:
 
 
 def quantize(tree: Any, which: Which = layer_kernels) -> Any:
-  """Returns a tree whose chosen matrices are `Int8`.
+  """Returns a tree with the selected matrices as `Int8`.
 
   Args:
     tree: Nested dicts of float arrays.
-    which: Names the contracted axes of each matrix to be chosen.
+    which: Selects the matrices; returns their contracted axes.
   """
 
   def convert(path, leaf):
@@ -126,8 +127,8 @@ def dequantize(tree: Any, dtype: Any = jnp.float32) -> Any:
   """Returns a tree without `Int8`, for use inside a compiled function.
 
   Args:
-    tree: Any tree; leaves that are not `Int8` come back as they are.
-    dtype: Of the matrices that were `Int8`.
+    tree: Any tree; leaves that are not `Int8` are returned unchanged.
+    dtype: Dtype of the dequantized matrices.
   """
   return jax.tree.map(
     lambda x: x.dequantize(dtype) if _is_int8(x) else x, tree, is_leaf=_is_int8
@@ -135,7 +136,7 @@ def dequantize(tree: Any, dtype: Any = jnp.float32) -> Any:
 
 
 def num_bytes(tree: Any) -> int:
-  """Returns how much memory the arrays of a tree take."""
+  """Returns the size of the arrays of a tree, in bytes."""
   return sum(
     math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree)
   )

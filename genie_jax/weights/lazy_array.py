@@ -1,6 +1,6 @@
 """Arrays that may be larger than memory, read in boxes.
 
-A box is a tuple of slices, one for each axis. Nothing here imports JAX.
+A box is a tuple of slices, one for each axis. This module does not import JAX.
 """
 
 import itertools
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-# Enough for a disk to be fast, and little beside a program's own memory.
+# Large enough for fast reads from a disk, small relative to a program's memory.
 PIECE_BYTES = 1 << 25
 
 Box = tuple[slice, ...]
@@ -20,14 +20,14 @@ Box = tuple[slice, ...]
 def boxes(
   shape: tuple[int, ...], limit: int, unit: tuple[int, ...] | None = None
 ) -> Iterator[Box]:
-  """Cuts an array into boxes, in order of their first corners.
+  """Splits an array into boxes, in order of their first corners.
 
   Args:
-    shape: Of the array.
-    limit: Most values in a box, or one unit if that is larger.
-    unit: Boxes are whole numbers of it along each axis, but at the ends;
-      single values when left out, and then one box goes on in the array's
-      memory where the one before ended.
+    shape: Shape of the array.
+    limit: Largest number of values in a box; a box has at least one unit.
+    unit: The size of a box is a multiple of the unit's along each axis, except
+      at the end of an axis. By default single values; then each box follows
+      the previous one in the array's memory.
   """
   size = [
     min(a, b) for a, b in zip(unit or (1,) * len(shape), shape, strict=True)
@@ -49,8 +49,8 @@ class Lazy:
   Attributes:
     shape: Its shape.
     dtype: Its dtype.
-    unit: Shape of the boxes in which it is read best, as `boxes` has it; None
-      for what can only be read whole.
+    unit: Shape of the boxes in which it can be read efficiently, see `boxes`;
+      None if it can only be read whole.
   """
 
   def __init__(
@@ -59,7 +59,7 @@ class Lazy:
     dtype: Any,
     unit: tuple[int, ...] | None,
   ):
-    """Keeps what is known without reading."""
+    """Sets shape, dtype and unit; reads nothing."""
     self.shape, self._dtype, self.unit = tuple(shape), dtype, unit
 
   @property
@@ -71,7 +71,7 @@ class Lazy:
     return math.prod(self.shape) * self.dtype.itemsize
 
   def __getitem__(self, box: Any) -> np.ndarray:
-    """Returns the part that a slice, or a tuple of slices, names."""
+    """Reads the part given by a slice or a tuple of slices."""
     raise NotImplementedError
 
   def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
@@ -81,14 +81,14 @@ class Lazy:
     return np.asarray(whole, dtype)
 
   def in_order(self) -> Iterator[np.ndarray]:
-    """Yields blocks that join, flattened, to the whole array flattened."""
+    """Yields blocks which, flattened and joined, are the flattened array."""
     limit = PIECE_BYTES // self.dtype.itemsize
     for box in boxes(self.shape, limit):
       yield self[box]
 
 
 class Deferred(Lazy):
-  """An array that is read whole when it is asked for."""
+  """An array that is read whole when it is used."""
 
   def __init__(
     self,
@@ -96,7 +96,7 @@ class Deferred(Lazy):
     dtype: Any,
     read: Callable[[], np.ndarray],
   ):
-    """Keeps `read`, which returns the whole array each time."""
+    """Stores `read`, a function that returns the whole array."""
     super().__init__(shape, dtype, None)
     self._read = read
 
@@ -111,7 +111,7 @@ class Deferred(Lazy):
 
 
 class Parted(Lazy):
-  """An array that is read in boxes, each when it is asked for."""
+  """An array that is read in boxes when it is used."""
 
   def __init__(
     self,
@@ -120,7 +120,7 @@ class Parted(Lazy):
     unit: tuple[int, ...],
     part: Callable[[Box], np.ndarray],
   ):
-    """Keeps `part`, which returns the values of a box each time."""
+    """Stores `part`, a function that returns the values of a box."""
     super().__init__(shape, dtype, unit)
     self._part = part
 
@@ -136,13 +136,13 @@ class Parted(Lazy):
 
 
 def each(array: Any) -> Iterator[tuple[Box, np.ndarray]]:
-  """Yields boxes that together make an array, and what is in them.
+  """Yields (box, values) for boxes that cover an array.
 
   Args:
-    array: One of numpy or JAX, or a `Lazy` one.
+    array: A numpy, JAX or `Lazy` array.
   """
   if isinstance(array, Lazy) and array.unit is not None:
-    # As float32, which narrower values may have been read as.
+    # 4 bytes per value, because narrower values may be read as float32.
     for box in boxes(array.shape, PIECE_BYTES // 4, array.unit):
       yield box, array[box]
   else:
@@ -150,7 +150,7 @@ def each(array: Any) -> Iterator[tuple[Box, np.ndarray]]:
 
 
 def in_order(array: Any) -> Iterator[np.ndarray]:
-  """Yields blocks that join, flattened, to the whole array flattened."""
+  """Yields blocks which, flattened and joined, are the flattened array."""
   if isinstance(array, Lazy):
     yield from array.in_order()
   else:
@@ -164,16 +164,17 @@ def write(
   box: Box,
   block: np.ndarray,
 ) -> None:
-  """Writes what is in a box of an array that lies in a file.
+  """Writes the values of a box to an array that is stored in a file.
 
   Args:
-    path: A file.
-    offset: Byte of it at which the array begins.
-    shape: Of the array.
-    box: Of the array.
-    block: What is in it.
+    path: The file.
+    offset: Byte of the file at which the array begins.
+    shape: Shape of the array.
+    box: A box of the array.
+    block: The values of the box.
   """
-  # What follows an axis that is cut lies apart in the file.
+  # The last axis that the box does not cover whole: values with different
+  # indices along it, or along axes before it, are not contiguous in the file.
   cut = max(
     (
       axis
@@ -184,7 +185,7 @@ def write(
   )
   steps = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
   start = sum(part.start * step for part, step in zip(box, steps, strict=True))
-  # Bits, as numpy's buffers know no bfloat16.
+  # As bytes, because numpy's buffers do not support bfloat16.
   runs = (
     np.ascontiguousarray(block)
     .reshape(math.prod(block.shape[:cut]), -1)
@@ -192,6 +193,6 @@ def write(
   )
   with open(path, "r+b") as file:
     for index, run in zip(np.ndindex(block.shape[:cut]), runs, strict=True):
-      apart = sum(i * step for i, step in zip(index, steps, strict=False))
-      file.seek(offset + (start + apart) * block.itemsize)
+      distance = sum(i * step for i, step in zip(index, steps, strict=False))
+      file.seek(offset + (start + distance) * block.itemsize)
       file.write(run.data)

@@ -1,4 +1,4 @@
-"""Trees of arrays as flat, named, safely stored tensors.
+"""Trees of arrays, flattened to named tensors and stored in files.
 
 A tree is a nested dict of arrays; a flat name joins its keys with "/".
 """
@@ -29,7 +29,7 @@ def flatten(tree: Tree, prefix: str = "") -> dict[str, Any]:
 
 
 def unflatten(flat: dict[str, Any]) -> Tree:
-  """Returns the nested dict of which `flat` holds the joined names."""
+  """Returns the nested dict for a flat dict; the inverse of `flatten`."""
   tree: Tree = {}
   for name, leaf in flat.items():
     node = tree
@@ -48,7 +48,7 @@ def save(
   Args:
     path: The file.
     tree: Nested dict of arrays; device arrays are fetched.
-    metadata: Text fields to keep in the file's header.
+    metadata: Text fields for the file's header.
   """
   flat = {
     name: np.ascontiguousarray(leaf) for name, leaf in flatten(tree).items()
@@ -57,10 +57,10 @@ def save(
 
 
 def load(path: files.PathLike) -> tuple[Tree, dict[str, str]]:
-  """Reads what `save` wrote.
+  """Reads a file that `save` wrote.
 
   Returns:
-    The nested dict of host arrays, and the text fields.
+    The nested dict of host arrays, and the text fields of the header.
 
   Raises:
     UserError: The file is missing, truncated or not safetensors.
@@ -95,7 +95,7 @@ def fingerprint(tree: Tree) -> str:
 
 def path_name(path: tuple[Any, ...]) -> str:
   """Returns a tree path as "a/b"."""
-  # Late: this module also serves where JAX is not installed.
+  # Imported here, because this module is also used without JAX installed.
   import jax
 
   return jax.tree_util.keystr(path, simple=True, separator="/")

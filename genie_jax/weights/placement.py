@@ -16,7 +16,7 @@ from genie_jax.core import errors
 from genie_jax.sharding import rules
 from genie_jax.weights import int8, lazy_array
 
-# How parameters are stored -> the dtype of those that stay floats.
+# Storage type -> the dtype of parameters that are stored as floats.
 FLOATS = {
   "float32": np.dtype(np.float32),
   "bfloat16": np.dtype(ml_dtypes.bfloat16),
@@ -28,12 +28,12 @@ DTYPES = tuple(FLOATS)
 # `tensor_files.Stored` or an `Int8` of two, given its logical axes.
 Place = Callable[[str, Any, tuple[str | None, ...]], Any]
 
-# Values converted at once; several copies of them are made.
+# Number of values converted at once; several copies of them are in memory.
 _VALUES = 1 << 20
 
 
 def host(leaf: Any, dtype: Any = np.float32) -> np.ndarray:
-  """Returns a parameter in host memory, whole."""
+  """Returns a whole parameter in host memory."""
   if isinstance(leaf, int8.Int8):
     leaf = int8.Int8(np.asarray(leaf.values), np.asarray(leaf.scales))
     return np.asarray(leaf.dequantize(dtype))
@@ -43,7 +43,7 @@ def host(leaf: Any, dtype: Any = np.float32) -> np.ndarray:
 def part(
   leaf: Any, box: tuple[slice, ...], dtype: Any = np.float32
 ) -> np.ndarray:
-  """Returns one box of a parameter in host memory, and reads no more."""
+  """Reads one box of a parameter to host memory."""
   if isinstance(leaf, int8.Int8):
     shared = _shared(box, leaf.scales.shape)
     return host(int8.Int8(leaf.values[box], leaf.scales[shared]), dtype)
@@ -53,13 +53,15 @@ def part(
 
 
 def later(leaf: Any, dtype: Any = np.float32) -> lazy_array.Lazy:
-  """Returns a parameter as another dtype, read when it is asked for.
+  """Returns a parameter as a lazy array with another dtype.
 
-  A piece at a time, unless the leaf itself can only be read whole.
+  It is read a piece at a time, unless the leaf can only be read whole.
   """
-  held = leaf.values if isinstance(leaf, int8.Int8) else leaf
+  source = leaf.values if isinstance(leaf, int8.Int8) else leaf
   unit = (
-    held.unit if isinstance(held, lazy_array.Lazy) else ((1,) * len(leaf.shape))
+    source.unit
+    if isinstance(source, lazy_array.Lazy)
+    else ((1,) * len(leaf.shape))
   )
   if unit is None:
     return lazy_array.Deferred(leaf.shape, dtype, lambda: host(leaf, dtype))
@@ -69,14 +71,14 @@ def later(leaf: Any, dtype: Any = np.float32) -> lazy_array.Lazy:
 
 
 def integers(leaf: Any, axes: tuple[int, ...]) -> int8.Int8:
-  """Returns a matrix as integers, read and computed when they are asked for.
+  """Returns a quantized matrix that is read and computed when it is used.
 
-  Equal to `int8.quantize_leaf`. The matrix is read once for its scales,
-  which are kept, and once for its values.
+  Its values equal those of `int8.quantize_leaf`. The matrix is read once for
+  the scales, which are cached, and once for the values.
 
   Args:
-    leaf: A float parameter, perhaps larger than memory.
-    axes: Its contracted axes, which share a scale.
+    leaf: A float parameter, which may be larger than memory.
+    axes: The contracted axes, which share a scale.
 
   Returns:
     `lazy_array.Lazy` values and scales.
@@ -95,7 +97,7 @@ def integers(leaf: Any, axes: tuple[int, ...]) -> int8.Int8:
         found = np.abs(block[inner]).max(axis=axes, keepdims=True)
         at = _shared(inner, room.shape)
         room[at] = np.maximum(room[at], found)
-      del block  # Let go of it before the next is read.
+      del block  # Freed before the next block is read.
     return int8.scales_of(largest)
 
   def values(box: tuple[slice, ...]) -> np.ndarray:
@@ -119,7 +121,7 @@ def integers(leaf: Any, axes: tuple[int, ...]) -> int8.Int8:
 def _shared(
   box: tuple[slice, ...], shape: tuple[int, ...]
 ) -> tuple[slice, ...]:
-  """Returns which scales belong to a box."""
+  """Returns the box of the scales that belong to a box of the values."""
   return tuple(
     slice(None) if size == 1 else one
     for one, size in zip(box, shape, strict=True)
@@ -127,18 +129,20 @@ def _shared(
 
 
 def make(dtype: str | None = None, mesh: Mesh | None = None) -> Place:
-  """Returns what puts each parameter straight to its device or devices.
+  """Returns a function that places each parameter on its device or devices.
 
-  Host memory holds one parameter at a time, on a mesh one device's part of it.
+  Only one parameter at a time is in host memory; with a mesh, only the part of
+  one device.
 
   Args:
-    dtype: How matrices of transformer layers are held: "float32" (or None),
-      "bfloat16" or "int8". All else is float32, as tables and norms are added
-      to and multiplied with what is float32.
-    mesh: With the axes of `rules.MESH_AXES`; None for the default device.
+    dtype: Type of the matrices of transformer layers: "float32" (or None),
+      "bfloat16" or "int8". All other parameters are float32, because tables
+      and norms are added to and multiplied with float32 arrays.
+    mesh: A mesh with the axes of `rules.MESH_AXES`; None for the default
+      device.
 
   Raises:
-    UserError: The dtype is unknown or the mesh is of another kind.
+    UserError: The dtype is unknown, or the mesh has other axes.
   """
   if dtype is not None and dtype not in DTYPES:
     raise errors.UserError(
@@ -147,7 +151,7 @@ def make(dtype: str | None = None, mesh: Mesh | None = None) -> Place:
     )
   if mesh is not None and tuple(mesh.axis_names) != rules.MESH_AXES:
     raise errors.UserError(
-      f"mesh has the axes {', '.join(map(str, mesh.axis_names))}; make one "
+      f"mesh has the axes {', '.join(map(str, mesh.axis_names))}; make a mesh "
       f"with {', '.join(rules.MESH_AXES)} (genie_jax.sharding.mesh.make)."
     )
 
@@ -159,7 +163,7 @@ def make(dtype: str | None = None, mesh: Mesh | None = None) -> Place:
       return _put(path, leaf, axes, mesh, np.dtype(ml_dtypes.bfloat16))
     if not isinstance(leaf, int8.Int8):
       leaf = integers(leaf, contracted)
-    # An axis that shares one scale cannot be split.
+    # Axes along which the scale is shared have size 1 and cannot be split.
     scale_axes = tuple(
       None if i in contracted else name for i, name in enumerate(axes)
     )
@@ -184,6 +188,6 @@ def _put(
   return jax.make_array_from_callback(
     tuple(leaf.shape),
     NamedSharding(mesh, rules.spec(axes)),
-    # Not None: every device of `mesh` that calls this holds a part.
+    # JAX never passes None here, because every local device has a part.
     lambda index: part(leaf, index or (), dtype),
   )

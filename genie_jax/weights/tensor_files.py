@@ -1,9 +1,9 @@
-"""Tensors on disk that are read and written a piece at a time.
+"""Reads and writes tensors on disk, a piece at a time.
 
-A folder holds `model.safetensors`, or `model-00001-of-00003.safetensors` and
+A folder contains `model.safetensors`, or `model-00001-of-00003.safetensors` and
 so on with `model.safetensors.index.json`, which maps each tensor's name to its
-file. A tensor larger than a file may be is cut along its first axis into
-pieces named "<name>[<start>:<stop>]". Nothing here imports JAX.
+file. A tensor larger than the size limit of a file is split along its first
+axis into pieces named "<name>[<start>:<stop>]". This module imports no JAX.
 """
 
 import dataclasses
@@ -25,12 +25,12 @@ WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000
 
-# safetensors' names of the types that a world holds, and numpy's.
+# Names of the supported types in safetensors and in numpy.
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "I8": "int8"}
 _CODES = {name: code for code, name in _DTYPES.items()}
 _SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
 _PIECE = re.compile(r"(?P<name>.+)\[(?P<start>\d{1,12}):(?P<stop>\d{1,12})\]")
-# safetensors pads its header, so that tensors begin at a multiple of this.
+# safetensors pads its header so that tensors begin at a multiple of this.
 _ALIGNMENT = 8
 
 
@@ -52,14 +52,14 @@ class Stored(lazy_array.Lazy):
   """A tensor in one or more memory-mapped files; indexing reads that part."""
 
   def __init__(self, shape: tuple[int, ...], code: str, parts: list[_Piece]):
-    """Joins pieces, in order, without gaps; `code` as in the file."""
+    """Joins pieces, in order and without gaps; `code` is the type's code."""
     super().__init__(shape, _DTYPES[code], (1,) * len(shape))
     self._pieces = parts
 
   @property
   def dtype(self) -> np.dtype:
     if self._dtype == "bfloat16":
-      # Late: PyTorch has a bfloat16 of its own.
+      # Imported here, because PyTorch has its own bfloat16.
       import ml_dtypes
 
       return np.dtype(ml_dtypes.bfloat16)
@@ -87,12 +87,12 @@ class Stored(lazy_array.Lazy):
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
   def blocks(self) -> Iterator[np.ndarray]:
-    """Yields the tensor's pieces in order, as they lie in the files."""
+    """Yields the tensor's pieces in order, as stored in the files."""
     for piece in self._pieces:
       yield piece.file.get_tensor(piece.name)
 
   def in_order(self) -> Iterator[np.ndarray]:
-    # Plain reads: pages of a mapped file would count as memory of ours.
+    # Plain reads: pages of a mapped file would count as memory of the process.
     for piece in self._pieces:
       with open(piece.path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -110,13 +110,13 @@ class Stored(lazy_array.Lazy):
 
 
 def exist(folder: files.PathLike) -> bool:
-  """Returns whether a folder holds tensors."""
+  """Returns whether a folder contains tensors."""
   folder = pathlib.Path(folder)
   return (folder / WHOLE).is_file() or (folder / INDEX).is_file()
 
 
 def names(folder: files.PathLike) -> list[str]:
-  """Returns the names of the files that hold a folder's tensors."""
+  """Returns the names of the files with a folder's tensors."""
   folder = pathlib.Path(folder)
   if (folder / INDEX).is_file():
     return sorted({INDEX, *_weight_map(folder).values()})
@@ -127,15 +127,15 @@ def read(folder: files.PathLike, framework: str = "np") -> dict[str, Stored]:
   """Opens all tensors of a folder; no data is read yet.
 
   Args:
-    folder: Where.
-    framework: "np", or "pt" for blocks that are PyTorch's tensors.
+    folder: The folder.
+    framework: "np", or "pt" to read blocks as PyTorch tensors.
 
   Returns:
-    Name -> tensor, sorted as `param_tree.flatten` sorts.
+    Name -> tensor, in the order of `param_tree.flatten`.
 
   Raises:
-    UserError: A file is missing, is no whole safetensors file, or disagrees
-      with the index.
+    UserError: A file is missing, is not a complete safetensors file, or
+      disagrees with the index.
   """
   folder = pathlib.Path(folder)
   if (folder / INDEX).is_file():
@@ -150,7 +150,7 @@ def read(folder: files.PathLike, framework: str = "np") -> dict[str, Stored]:
     }
     if wrong := sorted(found ^ set(placed.items())):
       raise errors.UserError(
-        f"{folder / INDEX} and the files beside it disagree about tensor "
+        f"{folder / INDEX} and the files next to it disagree about tensor "
         f"{wrong[0][0]!r}; copy or export them again."
       )
     places = {
@@ -169,17 +169,17 @@ def write(
   metadata: Mapping[str, str] | None = None,
   shard_bytes: int = SHARD_BYTES,
 ) -> None:
-  """Writes tensors, holding a piece of one of them in memory at a time.
+  """Writes tensors, with one piece of a tensor in memory at a time.
 
   Args:
-    folder: Made when missing; should hold no tensors yet.
+    folder: Created if missing; should not contain tensors yet.
     tensors: Name -> array or `lazy_array.Lazy`; float32, bfloat16 or int8.
-      One that can only be read whole is in memory whole.
+      A lazy array that can only be read whole is in memory whole.
     metadata: Text fields for the header of each file.
-    shard_bytes: Most bytes of tensors in one file.
+    shard_bytes: Largest size of the tensors in one file, in bytes.
 
   Raises:
-    UserError: One row of a tensor is larger than a file may be.
+    UserError: One row of a tensor is larger than the limit.
     OSError: The disk is full.
   """
   folder = pathlib.Path(folder)
@@ -206,7 +206,7 @@ def write(
     for name, shard in zip(names, shards, strict=True):
       for place in _write_header(temporaries[name], shard, metadata or {}):
         places.setdefault(place.entry.tensor, []).append(place)
-    # By tensor, not by file: no tensor is read twice for being cut.
+    # By tensor, not by file, so that no tensor is read twice if it is split.
     for name in sorted(tensors, key=order):
       _write_tensor(tensors[name], places[name])
     for name, temporary in temporaries.items():
@@ -232,13 +232,13 @@ def write(
 
 
 def order(name: str) -> tuple[str, ...]:
-  """Sorts names as `param_tree.flatten` does: by one key after the other."""
+  """Returns the sort key of a name, for the order of `param_tree.flatten`."""
   return tuple(name.split("/"))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-  """What one entry of a file's header says."""
+  """One entry of a file's header: a tensor or a piece of it."""
 
   name: str
   tensor: str
@@ -262,7 +262,7 @@ def _entries(tensors: Mapping[str, Any], limit: int) -> Iterator[_Entry]:
     if not rows:
       raise errors.UserError(
         f"Files of {limit} bytes are too small for one row of {name} "
-        f"{list(shape)}; allow larger ones."
+        f"{list(shape)}; allow larger files."
       )
     for start in range(0, shape[0], rows):
       stop = min(start + rows, shape[0])
@@ -277,7 +277,7 @@ def _entries(tensors: Mapping[str, Any], limit: int) -> Iterator[_Entry]:
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-  """Where the bytes of an entry begin."""
+  """The file and offset at which the bytes of an entry begin."""
 
   entry: _Entry
   path: pathlib.Path
@@ -287,7 +287,7 @@ class _Place:
 def _write_header(
   path: pathlib.Path, entries: list[_Entry], metadata: Mapping[str, str]
 ) -> list[_Place]:
-  # Larger items first keep every tensor aligned, as safetensors' own writer.
+  # Like safetensors' own writer: with larger items first, tensors are aligned.
   entries = sorted(entries, key=lambda entry: -entry.dtype.itemsize)
   header: dict[str, Any] = {"__metadata__": dict(metadata)}
   starts, end = [], 0
@@ -309,7 +309,7 @@ def _write_header(
 
 
 def _write_tensor(tensor: Any, places: list[_Place]) -> None:
-  """Writes each box of a tensor to where its rows are in the files."""
+  """Writes each box of a tensor to the places of its rows in the files."""
   count = 0
   for box, block in lazy_array.each(tensor):
     assert block.dtype == tensor.dtype, (block.dtype, tensor.dtype)
@@ -324,7 +324,7 @@ def _write_tensor(tensor: Any, places: list[_Place]) -> None:
         part = block[first - box[0].start : last - box[0].start]
       lazy_array.write(place.path, place.offset, place.entry.shape, here, part)
     count += block.size
-    del block, part  # Let go of these before the next are read.
+    del block, part  # Freed before the next block is read.
   assert count == math.prod(tensor.shape), (count, tensor.shape)
 
 
@@ -362,7 +362,7 @@ def _weight_map(folder: pathlib.Path) -> dict[str, str]:
 
 
 def _join(folder: pathlib.Path, places: Mapping[str, Any]) -> dict[str, Stored]:
-  """Returns tensors of their pieces."""
+  """Joins the pieces of each tensor."""
   groups: dict[str, list[tuple[_Piece, Any]]] = {}
   for name, (path, handle) in places.items():
     try:
@@ -375,8 +375,8 @@ def _join(folder: pathlib.Path, places: Mapping[str, Any]) -> dict[str, Stored]:
       ) from error
     if code not in _DTYPES:
       raise errors.UserError(
-        f"{folder}: tensor {name!r} is of type {code}, a world holds "
-        f"{', '.join(_DTYPES)}; export it again."
+        f"{folder}: tensor {name!r} is of type {code}, but a world may only "
+        f"have {', '.join(_DTYPES)}; export it again."
       )
     cut = _PIECE.fullmatch(name)
     start, stop = (

@@ -120,11 +120,13 @@ class _Source(Protocol):
 
   def manifest(self, limit: int) -> bytes:
     """Returns the bytes of manifest.json, at most `limit`."""
+    ...
 
   def download(
     self, stated: Mapping[str, Mapping[str, Any]], folder: pathlib.Path
   ) -> dict[str, str]:
     """Writes the files that a manifest states; returns their SHA-256."""
+    ...
 
 
 class _Web:

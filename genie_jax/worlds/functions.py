@@ -180,11 +180,12 @@ def encode(module: Any, params: Any, frames: jax.Array) -> jax.Array:
   Returns:
     int32: tokens [B, T, h, w], or latent actions [B, T - 1].
   """
-  return prepare.rolled(module).apply(
+  encoded: Any = prepare.rolled(module).apply(
     {"params": int8.dequantize(params)},
     frames.astype(jnp.float32) / 255,
     method="encode",
   )
+  return encoded
 
 
 def _play(params: dict[str, Any]) -> dict[str, Any]:

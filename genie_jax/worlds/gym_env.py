@@ -14,10 +14,12 @@ Shapes:
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
+import numpy.typing as npt
+from gymnasium.utils import seeding
 from gymnasium.vector import utils as vector_utils
 
 from genie_jax.core import errors, images
@@ -37,7 +39,7 @@ class DreamEnv(gymnasium.Env):
   prompt and fixes all noise: equal seeds and actions give equal frames.
   """
 
-  metadata: ClassVar[dict[str, Any]] = {
+  metadata: dict[str, Any] = {  # noqa: RUF012  As gymnasium declares it.
     "render_modes": ["rgb_array"],
     "render_fps": 10,
   }
@@ -104,6 +106,8 @@ class DreamEnv(gymnasium.Env):
     Returns:
       Frame, reward, whether the judge ended it, whether its time is up, {}.
     """
+    if self._state is None or self._frame is None:
+      raise errors.UserError("The episode has not begun; call reset first.")
     self._state, frame = self._world.step(self._state, action)
     self._steps += 1
     reward, ended = _judged(self._judge, self._frame, action, frame)
@@ -124,7 +128,7 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv):
   pays nothing (`AutoresetMode.NEXT_STEP`).
   """
 
-  metadata: ClassVar[dict[str, Any]] = {
+  metadata: dict[str, Any] = {  # noqa: RUF012  As gymnasium declares it.
     "render_modes": ["rgb_array"],
     "render_fps": 10,
     "autoreset_mode": gymnasium.vector.AutoresetMode.NEXT_STEP,
@@ -171,7 +175,8 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv):
     self._max_steps = max_steps
     self._generators = [np.random.default_rng() for _ in range(num_envs)]
     self._states: list[Any] = [None] * num_envs
-    self._frames = np.zeros(self.observation_space.shape, np.uint8)
+    frames = (num_envs, *world.frame_shape)
+    self._frames = np.zeros(frames, np.uint8)
     self._steps = np.zeros(num_envs, int)
     self._over = np.zeros(num_envs, bool)
 
@@ -205,12 +210,12 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv):
       )
     for i, one in enumerate(seed):
       if one is not None:
-        self._generators[i], _ = gymnasium.utils.seeding.np_random(one)
+        self._generators[i], _ = seeding.np_random(one)
     numbers = [self._restart(i, options) for i in range(self.num_envs)]
     return self._frames.copy(), {"prompt": np.array(numbers)}
 
   def step(
-    self, actions: Sequence[int]
+    self, actions: npt.ArrayLike
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
     """Presses a button in every environment.
 
@@ -225,23 +230,23 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv):
       UserError: There are not as many actions as environments, or one is out
         of range.
     """
-    actions = np.asarray(actions)
-    if actions.shape != (self.num_envs,):
+    pressed = np.asarray(actions)
+    if pressed.shape != (self.num_envs,):
       raise errors.UserError(
-        f"Actions of shape {actions.shape} were given for {self.num_envs} "
+        f"Actions of shape {pressed.shape} were given for {self.num_envs} "
         "environments; give one for each."
       )
     rewards = np.zeros(self.num_envs)
     ended = np.zeros(self.num_envs, bool)
     alive = np.flatnonzero(~self._over)
     for i in np.flatnonzero(self._over):
-      self._restart(i, None)
+      self._restart(int(i), None)
     states, frames = self._world.step_many(
-      [self._states[i] for i in alive], actions[alive]
+      [self._states[i] for i in alive], pressed[alive].tolist()
     )
-    for i, state, frame in zip(alive, states, frames, strict=True):
+    for i, state, frame in zip(alive.tolist(), states, frames, strict=True):
       rewards[i], ended[i] = _judged(
-        self._judge, self._frames[i], actions[i], frame
+        self._judge, self._frames[i], pressed[i], frame
       )
       self._states[i], self._frames[i] = state, frame
       self._steps[i] += 1

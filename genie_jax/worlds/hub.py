@@ -64,7 +64,7 @@ class Repository:
     """
     api = huggingface_hub.HfApi(endpoint=self.endpoint)
     with self._one_line(), tempfile.TemporaryDirectory() as folder:
-      found = api.repo_info(
+      found: Any = api.repo_info(
         self._name, revision=self._revision, files_metadata=True
       )
       # What is read from here on is of one commit, also if a branch moves.
@@ -131,7 +131,8 @@ class Repository:
     except (
       OSError,
       ValueError,
-      hub_errors.HTTPError,
+      # The base class of the errors of the HTTP client that the hub uses.
+      hub_errors.HTTPError,  # pyright: ignore[reportPrivateImportUsage]
       hub_errors.EntryNotFoundError,
       hub_errors.RevisionResolutionError,
       hub_errors.XetDownloadError,

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from genie_jax.checkpoints import chunked, reader
+from genie_jax.checkpoints import reader
 from genie_jax.core import buckets, errors, files
 from genie_jax.models import store
 from genie_jax.stages import registry
@@ -50,7 +50,7 @@ def read(folder: files.PathLike, *, lazy: bool = False) -> Found:
       "bucket, only what `genie train` wrote; copy others to a disk)."
     )
   if lazy:
-    params, config = chunked.params(at)
+    params, config = reader.lazy_params(at)
   else:
     params, _, config = reader.load_params(at)
   models = registry.parts(config)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import core
 
 from genie_jax.core import errors
 from genie_jax.models import store
@@ -29,7 +30,7 @@ def check_players(states: Sequence[Any]) -> None:
         "`reset` or `step` returned."
       )
     leaves = jax.tree.leaves(state)
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+    if any(isinstance(leaf, core.Tracer) for leaf in leaves):
       raise errors.UserError(
         "A world cannot be stepped inside of jit, vmap or scan; "
         "`world.functions()` gives the reset and step that can."

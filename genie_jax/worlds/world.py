@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax.sharding import Mesh
 
 from genie_jax.core import errors, images
@@ -212,20 +213,21 @@ class World:
       picture = self._first_prompt()
     frames = pictures.as_frames(picture, self.frame_shape)
     validation.check_seed(seed)
+    between = None
     if latent_actions is not None:
-      latent_actions = self.check_actions(latent_actions)
-      if latent_actions.shape != (len(frames) - 1,):
+      between = self.check_actions(latent_actions)
+      if between.shape != (len(frames) - 1,):
         raise errors.UserError(
-          f"{latent_actions.size} actions were given with a prompt of "
+          f"{between.size} actions were given with a prompt of "
           f"{len(frames)} frames; give one fewer than frames."
         )
-      latent_actions = latent_actions[-(self.num_frames - 1) :]
+      between = between[-(self.num_frames - 1) :]
     functions = self.functions()
     with self._on_mesh():
       return compiled.reset(
         functions,
         frames[-self.num_frames :],
-        latent_actions,
+        between,
         functions.key(seed),
       )
 
@@ -243,14 +245,16 @@ class World:
       UserError: The action is out of range, or the player is used up.
     """
     validation.check_players([state])
-    action = self.check_actions(np.asarray(action))
-    if action.shape:
+    pressed = self.check_actions(action)
+    if pressed.shape:
       raise errors.UserError(
-        f"{action.size} actions were given for one player; give one number, "
+        f"{pressed.size} actions were given for one player; give one number, "
         "or play several with `step_many`."
       )
     with self._on_mesh():
-      state, frame = compiled.step(self.functions(), state, jnp.asarray(action))
+      state, frame = compiled.step(
+        self.functions(), state, jnp.asarray(pressed)
+      )
     return state, np.asarray(frame)
 
   def step_many(
@@ -270,23 +274,23 @@ class World:
         is used up or stands there twice.
     """
     validation.check_players(states)
-    actions = self.check_actions(np.asarray(actions))
-    if actions.shape != (len(states),):
+    pressed = self.check_actions(actions)
+    if pressed.shape != (len(states),):
       raise errors.UserError(
-        f"{actions.size} actions were given for {len(states)} players; give "
+        f"{pressed.size} actions were given for {len(states)} players; give "
         "one for each."
       )
     after, shown, start = [], [], 0
     while start < len(states):
       size = next(n for n in BATCHES if n <= len(states) - start)
       if size == 1:  # The program of `step` serves here too.
-        state, frame = self.step(states[start], actions[start])
+        state, frame = self.step(states[start], int(pressed[start]))
         several, frames = [state], frame[None]
       else:
         some = slice(start, start + size)
         with self._on_mesh():
           several, frames = compiled.step_many(
-            self.functions(), tuple(states[some]), jnp.asarray(actions[some])
+            self.functions(), tuple(states[some]), jnp.asarray(pressed[some])
           )
       after += several
       shown.append(np.asarray(frames))
@@ -395,28 +399,26 @@ class World:
       frames.append(frame)
     return np.stack(frames)
 
-  def check_actions(self, latent_actions: np.ndarray) -> np.ndarray:
-    """Returns actions as int32.
+  def check_actions(self, actions: npt.ArrayLike) -> np.ndarray:
+    """Returns actions as int32, in the same shape.
 
     Raises:
-      UserError: One of them is no button of this world.
+      UserError: One of them is not a button of this world.
     """
-    latent_actions = np.asarray(latent_actions)
-    if latent_actions.size and latent_actions.dtype.kind not in "iu":
+    found = np.asarray(actions)
+    if found.size and found.dtype.kind not in "iu":
       raise errors.UserError(
-        f"Actions are {latent_actions.dtype}; give whole numbers from 0 to "
+        f"Actions are {found.dtype}; give whole numbers from 0 to "
         f"{self.num_actions - 1}."
       )
-    wrong = latent_actions[
-      (latent_actions < 0) | (latent_actions >= self.num_actions)
-    ]
+    wrong = found[(found < 0) | (found >= self.num_actions)]
     if wrong.size:
       raise errors.UserError(
         f"Action {wrong[0]} is out of range: this world has "
         f"{self.num_actions} {self.actions} actions, 0 to "
         f"{self.num_actions - 1}."
       )
-    return latent_actions.astype(np.int32)
+    return found.astype(np.int32)
 
   def _encode(self, name: str, frames: np.ndarray) -> jax.Array:
     with self._on_mesh():

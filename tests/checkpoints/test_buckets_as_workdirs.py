@@ -1,4 +1,4 @@
-"""Tests of run folders in a bucket, with a bucket in memory."""
+"""Tests of workdirs in a bucket, with a bucket in memory."""
 
 import json
 
@@ -16,7 +16,7 @@ def bucket():
   return memory_bucket.empty()
 
 
-def test_a_folder_on_a_disk_is_absolute_and_one_in_a_bucket_is_kept():
+def test_a_folder_on_a_disk_becomes_absolute_and_a_bucket_is_unchanged():
   assert buckets.run_folder("runs/x").is_absolute()
   assert str(buckets.run_folder("gs://b/x") / "y") == "gs://b/x/y"
   assert str(buckets.run_folder("s3://b/x")) == "s3://b/x"
@@ -24,19 +24,21 @@ def test_a_folder_on_a_disk_is_absolute_and_one_in_a_bucket_is_kept():
   assert not buckets.is_remote("runs/x")
 
 
-def test_an_unknown_kind_of_storage_is_one_clear_line():
+def test_an_unknown_kind_of_storage_raises_a_clear_error():
   with pytest.raises(errors.UserError, match="did you mean 'gs'"):
     buckets.run_folder("gcs://b/x")
 
 
-def test_a_missing_driver_is_one_clear_line():
+def test_a_missing_driver_raises_a_clear_error():
   with pytest.raises(errors.UserError, match="pip install gcsfs"):
     buckets.reached("gs://no-such-bucket/x")
   buckets.reached("runs/x")
 
 
 @pytest.mark.parametrize("where", ["disk", "bucket"])
-def test_config_start_and_lines_are_written_anywhere(where, bucket, tmp_path):
+def test_config_start_and_metrics_can_be_written_to_disk_and_bucket(
+  where, bucket, tmp_path
+):
   folder = buckets.run_folder(bucket if where == "bucket" else tmp_path / "run")
   buckets.reached(folder)
   workdir.write(folder, {"stage": "toy", "steps": 1})
@@ -65,7 +67,7 @@ def test_config_start_and_lines_are_written_anywhere(where, bucket, tmp_path):
     files.read_json(folder / "none.json")
 
 
-def test_a_trace_reaches_a_bucket(bucket):
+def test_a_trace_is_uploaded_to_a_bucket(bucket):
   profiler = profile.Profiler(buckets.run_folder(bucket), (1, 1))
   with profiler.step(1):
     np.ones(3).sum()
@@ -76,12 +78,12 @@ def test_a_trace_reaches_a_bucket(bucket):
   assert len(names) == 1 and names[0].startswith("/bucket/run/profile/")
 
 
-def test_a_clock_goes_on_from_a_note_and_never_exceeds_the_wall():
+def test_a_clock_adds_earlier_starts_and_goodput_is_at_most_one():
   clock = goodput.Clock(2000.0)
-  clock.go_on(
+  clock.add_earlier(
     {"started": 1000.0, "productive": 300.0, "lost": {"compile": 50.0}}
   )
-  with clock.losing("checkpoint"):
+  with clock.count_lost("checkpoint"):
     pass
   note = json.loads(json.dumps(clock.note()))
   assert note["started"] == 1000.0 and note["productive"] == 300.0
@@ -89,7 +91,7 @@ def test_a_clock_goes_on_from_a_note_and_never_exceeds_the_wall():
   assert 0 <= clock.read()["goodput"] <= 1
 
 
-def test_a_clock_of_the_first_version_goes_on():
+def test_a_clock_can_add_a_note_of_the_first_version():
   clock = goodput.Clock(2000.0)
-  clock.go_on({"started": 1000.0, "productive": 3.0})
+  clock.add_earlier({"started": 1000.0, "productive": 3.0})
   assert clock.productive == 3.0 and sum(clock.lost.values()) == 0

@@ -1,4 +1,4 @@
-"""Tests of checkpoints: whole, checked, and of the right model."""
+"""Tests of checkpoints: complete, verified, and of the right model."""
 
 import gc
 import json
@@ -24,7 +24,7 @@ pytestmark = [
 
 NOTE = {"config": {"stage": "toy", "model": {"hidden": 16}}, "stage": "toy"}
 
-# Wide enough that OCDBT keeps arrays out of its (checksummed) index.
+# So wide that OCDBT does not store arrays in its index, which has a checksum.
 WIDE = 2048
 
 
@@ -56,7 +56,7 @@ def lose_files(folder):
 
 @pytest.fixture(autouse=True)
 def collect_what_orbax_leaves():
-  """Lets leftovers be warned about here and not in some later test."""
+  """Collects Orbax's leftovers, so that they do not warn in later tests."""
   yield
   gc.collect()
 
@@ -113,7 +113,7 @@ def test_restores_everything_bit_for_bit(saved):
   assert batches.get_state() == {"next": 3}
 
 
-def test_restores_into_any_mesh(saved):
+def test_restores_to_any_mesh(saved):
   workdir, _, states = saved
   fields = toy_stage.config(mesh__data=2, mesh__fsdp=1)
   like = toy_stage.built(
@@ -137,7 +137,7 @@ def test_keeps_only_the_newest(tmp_path):
   assert reader.valid_steps(tmp_path) == [2, 3]
 
 
-def test_every_nth_is_kept_for_good_beside_the_newest(tmp_path):
+def test_every_nth_step_is_kept_in_addition_to_the_newest(tmp_path):
   _, _, _, state, _ = toy_stage.built(toy_stage.config())
   checkpoints = manager.Checkpoints(tmp_path, keep=2, keep_every=3)
   for number in (1, 2, 3, 4, 5, 6, 7, 8):
@@ -151,13 +151,15 @@ def test_every_nth_is_kept_for_good_beside_the_newest(tmp_path):
 
 
 @pytest.mark.parametrize("keep, every", [(0, 0), (1, -1)])
-def test_a_policy_that_cannot_be_is_one_clear_line(tmp_path, keep, every):
+def test_an_invalid_policy_raises_a_clear_error(tmp_path, keep, every):
   with pytest.raises(errors.UserError, match=r"config\.keep_"):
     manager.Checkpoints(tmp_path, keep, every)
 
 
 @pytest.mark.parametrize("damage", [flip, truncate, edit_note, lose_files])
-def test_damage_falls_back_to_the_step_before_and_says_so(copy, damage, caplog):
+def test_a_damaged_checkpoint_is_logged_and_the_one_before_is_used(
+  copy, damage, caplog
+):
   workdir, like, states = copy
   damage(workdir / "checkpoints" / "3")
   with caplog.at_level("WARNING"):
@@ -165,10 +167,10 @@ def test_damage_falls_back_to_the_step_before_and_says_so(copy, damage, caplog):
   assert_equal(state, states[2])
   assert batches.get_state() == {"next": 2}
   assert "step 3 is damaged" in caplog.text
-  assert (workdir / "damaged" / "3").is_dir()  # nothing is thrown away
+  assert (workdir / "damaged" / "3").is_dir()  # Nothing is deleted.
 
 
-def test_a_flip_that_orbax_restores_without_a_word_is_seen(copy):
+def test_a_flipped_bit_that_orbax_does_not_notice_is_detected(copy):
   workdir, like, states = copy
   folder = workdir / "checkpoints" / "3"
   assert flip_silently(folder, states[3].params)
@@ -188,7 +190,7 @@ def flip_silently(folder, params):
       )
       try:
         found = ocp.load_checkpointables(folder)["state"]["params"]
-      except (KeyError, ValueError):  # Orbax noticed this one
+      except (KeyError, ValueError):  # Orbax noticed this flip.
         continue
       if not all(
         np.array_equal(a, b)
@@ -212,16 +214,16 @@ def test_a_damaged_step_can_be_written_again(copy):
   assert reader.valid_steps(workdir) == [1, 2, 3]
 
 
-def test_all_damaged_is_one_clear_line(copy):
+def test_if_all_checkpoints_are_damaged_a_clear_error_is_raised(copy):
   workdir, like, _ = copy
   for step in (1, 2, 3):
     flip(workdir / "checkpoints" / str(step))
   with pytest.raises(errors.UserError, match=r"are damaged .*new workdir"):
     restore(workdir, like)
-  assert reader.valid_steps(workdir) == [1, 2, 3]  # left as they are
+  assert reader.valid_steps(workdir) == [1, 2, 3]  # They are not moved.
 
 
-def test_unfinished_checkpoints_are_no_checkpoints(copy):
+def test_unfinished_checkpoints_are_ignored(copy):
   workdir, like, states = copy
   folder = workdir / "checkpoints"
   (folder / "9").mkdir()
@@ -230,7 +232,7 @@ def test_unfinished_checkpoints_are_no_checkpoints(copy):
   assert reader.valid_steps(workdir) == [1, 2, 3]
   state, _, batches = restore(workdir, like)
   assert_equal(state, states[3])
-  # Orbax alone would call 9 the newest and refuse to write 4.
+  # Orbax alone would consider 9 the newest and refuse to write 4.
   checkpoints = manager.Checkpoints(workdir, keep=3)
   checkpoints.save(state.replace(step=jnp.int32(4)).fields(), batches, NOTE)
   checkpoints.close()
@@ -263,7 +265,7 @@ def test_load_params_needs_no_mesh_and_no_optimizer(saved):
   )
 
 
-def test_load_params_falls_back_unless_a_step_was_asked_for(copy):
+def test_load_params_falls_back_unless_a_step_is_requested(copy):
   workdir, _, states = copy
   flip(workdir / "checkpoints" / "3")
   params, _, _ = reader.load_params(workdir)
@@ -274,14 +276,14 @@ def test_load_params_falls_back_unless_a_step_was_asked_for(copy):
     reader.load_params(workdir, step=3)
 
 
-def test_load_params_without_a_checkpoint_is_one_clear_line(tmp_path, saved):
+def test_load_params_without_a_checkpoint_raises_a_clear_error(tmp_path, saved):
   with pytest.raises(errors.UserError, match="no checkpoint"):
     reader.load_params(tmp_path)
   with pytest.raises(errors.UserError, match=r"of step 8.*1, 2, 3"):
     reader.load_params(saved[0], step=8)
 
 
-def test_a_checkpoint_that_cannot_be_written_says_how_to_go_on(
+def test_a_checkpoint_that_cannot_be_written_raises_a_helpful_error(
   copy, monkeypatch
 ):
   workdir, like, _ = copy
@@ -299,7 +301,7 @@ def test_a_checkpoint_that_cannot_be_written_says_how_to_go_on(
     checkpoints.save(state.replace(step=jnp.int32(4)).fields(), batches, NOTE)
 
 
-def test_fingerprint_sees_each_bit_and_each_exchange_on_every_mesh():
+def test_fingerprint_depends_on_bits_and_positions_but_not_on_the_mesh():
   x = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
   base = fingerprint.arrays({"x": x})
   _, _, like, _, _ = toy_stage.built(
@@ -315,7 +317,7 @@ def test_fingerprint_sees_each_bit_and_each_exchange_on_every_mesh():
   assert fingerprint.arrays({"x": x[[1, 0, *range(2, 8)]]}) != base
 
 
-def test_note_is_json_with_a_checksum_of_itself():
+def test_a_note_is_json_with_a_checksum_of_its_content():
   note = reader.seal({"a": (1, 2)})
   assert json.loads(json.dumps(note)) == note
   assert note["a"] == [1, 2] and len(note["seal"]) == 64

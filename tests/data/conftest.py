@@ -1,4 +1,4 @@
-"""Small clips and token folders whose every frame says where it belongs."""
+"""Small clips and token folders in which every frame is unique."""
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -137,7 +137,7 @@ def write_tokens(
 
 @pytest.fixture
 def make_clips(tmp_path) -> Callable[..., manifest.Manifest]:
-  """Returns `write_clips` for a fresh folder of the given name."""
+  """Returns `write_clips` for a new folder with the given name."""
   return lambda name="clips", *args, **options: write_clips(
     tmp_path / name, *args, **options
   )
@@ -145,7 +145,7 @@ def make_clips(tmp_path) -> Callable[..., manifest.Manifest]:
 
 @pytest.fixture
 def make_tokens(tmp_path) -> Callable[..., manifest.Manifest]:
-  """Returns `write_tokens` for a fresh folder."""
+  """Returns `write_tokens` for a new folder."""
   return lambda **options: write_tokens(tmp_path / "tokens", **options)
 
 

@@ -1,4 +1,4 @@
-"""`genie data inspect` passes what is right and names what is not."""
+"""Tests that `genie data inspect` accepts valid folders and reports errors."""
 
 import argparse
 
@@ -11,7 +11,7 @@ from genie_jax.core import errors
 from genie_jax.data import inspection, manifest, records, shards
 
 
-def test_whole_folders_pass_and_every_record_is_counted(
+def test_valid_folders_pass_and_every_record_is_counted(
   make_clips, make_tokens
 ):
   for made, count in ((make_clips(), 10), (make_tokens(), 7)):
@@ -20,7 +20,7 @@ def test_whole_folders_pass_and_every_record_is_counted(
     assert sum(seen) == made.splits["train"]["records"] == count
 
 
-def test_the_description_says_sizes_and_maker(make_clips):
+def test_the_description_has_sizes_and_origin(make_clips):
   text = inspection.describe(make_clips())
   assert "train: 3 sources, 6 episodes, 10 records, 149 frames" in text
   assert "made by: by: a test" in text
@@ -30,27 +30,27 @@ def test_a_bit_flipped_anywhere_in_a_shard_is_found(make_clips):
   made = make_clips()
   path, _ = made.shards("train")[0]
   data = bytearray(path.read_bytes())
-  data[-1] ^= 1  # Padding: no record is hurt, the SHA-256 is.
+  data[-1] ^= 1  # In the padding: changes the SHA-256, but no record.
   path.write_bytes(bytes(data))
   with pytest.raises(errors.UserError, match="sha256"):
     inspection.verify(made)
 
 
 @pytest.mark.parametrize(
-  "edit, said",
+  "edit, message",
   [
     (lambda row: row.__setitem__(3, row[3] - 1), "gaps or overlap"),
     (lambda row: row.__setitem__(0, 99), "leave gaps"),
   ],
 )
-def test_a_wrong_episode_table_is_found(make_clips, edit, said):
+def test_a_wrong_episode_table_is_found(make_clips, edit, message):
   made = make_clips()
   edit(made.splits["train"]["shards"][0]["episodes"][0])
-  with pytest.raises(errors.UserError, match=said):
+  with pytest.raises(errors.UserError, match=message):
     inspection.verify(made)
 
 
-def test_an_episode_start_that_the_table_misses_is_found(make_clips):
+def test_an_episode_start_missing_in_the_table_is_found(make_clips):
   made = make_clips()
   episodes = made.splits["train"]["shards"][0]["episodes"]
   episodes[0][3] += episodes.pop(1)[3]
@@ -72,7 +72,7 @@ def test_codes_outside_the_codebook_are_found(make_tokens):
     inspection.verify(fewer)
 
 
-def test_frames_of_another_shape_are_found(tmp_path):
+def test_frames_of_the_wrong_shape_are_found(tmp_path):
   path = tmp_path / "train" / shards.shard_name(0, 1)
   with shards.ShardWriter(path) as writer:
     writer.write(
@@ -112,7 +112,7 @@ def _inspect(*line: str) -> int:
 
 
 @pytest.mark.parametrize("kind", ["clips", "tokens", "tokens with frames"])
-def test_the_command_prints_the_manifest_and_draws_a_sheet(
+def test_the_command_prints_the_manifest_and_draws_a_contact_sheet(
   make_clips, make_tokens, tmp_path, capsys, kind
 ):
   made = (

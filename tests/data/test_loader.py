@@ -1,4 +1,4 @@
-"""Batches depend on the seed and their number, on nothing else."""
+"""Tests that batches depend only on the seed and their number."""
 
 import itertools
 import json
@@ -56,7 +56,7 @@ def test_another_seed_gives_another_order(windows):
   )
 
 
-def test_an_epoch_holds_every_window_once_and_each_epoch_has_its_order(windows):
+def test_an_epoch_has_every_window_once_and_epochs_differ_in_order(windows):
   count = len(windows)
   batches = _take(loader.make_iterator(windows, 1, 0), 2 * count)
   places = [(int(b["source"][0]), int(b["start"][0])) for b in batches]
@@ -67,7 +67,7 @@ def test_an_epoch_holds_every_window_once_and_each_epoch_has_its_order(windows):
 
 
 @pytest.mark.parametrize("taken", [0, 1, 9])
-def test_a_restored_iterator_goes_on_exactly(windows, taken):
+def test_a_restored_iterator_continues_with_the_same_batches(windows, taken):
   straight = _take(loader.make_iterator(windows, 4, 1), taken + 30)
   iterator = loader.make_iterator(windows, 4, 1)
   for _ in range(taken):
@@ -79,7 +79,7 @@ def test_a_restored_iterator_goes_on_exactly(windows, taken):
   _equal(_take(fresh, 30), straight[taken:])
 
 
-def test_set_state_also_turns_a_running_iterator_back(windows):
+def test_set_state_can_reset_a_running_iterator(windows):
   iterator = loader.make_iterator(windows, 4, 1)
   state = iterator.get_state()
   first = list(itertools.islice(iterator, 3))
@@ -87,7 +87,9 @@ def test_set_state_also_turns_a_running_iterator_back(windows):
   _equal(_take(iterator, 3), first)
 
 
-def test_a_state_serves_any_number_of_processes_and_workers(windows):
+def test_a_state_can_be_restored_with_any_number_of_processes_and_workers(
+  windows,
+):
   straight = _take(loader.make_iterator(windows, 8, 5), 8)
   two = [
     loader.make_iterator(windows, 8, 5, parts=(index,), num_parts=2)
@@ -110,7 +112,7 @@ def test_a_state_of_another_batch_size_is_refused_with_both_values(windows):
     iterator.set_state(loader.make_iterator(windows, 4, 0).get_state())
 
 
-def test_without_repeat_one_epoch_comes_in_whole_batches(windows):
+def test_without_repeat_one_epoch_has_only_whole_batches(windows):
   batches = list(
     loader.make_iterator(windows, 7, 0, shuffle=False, repeat=False)
   )
@@ -135,7 +137,7 @@ def test_a_part_that_does_not_exist_is_refused(windows):
     loader.make_iterator(windows, 8, 0, parts=(2,), num_parts=2)
 
 
-def test_parts_that_lie_apart_come_one_after_the_other(windows):
+def test_parts_that_are_not_adjacent_are_concatenated(windows):
   alone = _take(loader.make_iterator(windows, 8, 3), 4)
   apart = _take(
     loader.make_iterator(windows, 8, 3, parts=(0, 2), num_parts=4), 4
@@ -152,9 +154,7 @@ def test_an_epoch_smaller_than_a_batch_is_refused(windows):
 
 
 @pytest.mark.parametrize("threads", [0, 2])
-def test_a_damaged_record_ends_the_iteration_with_one_clear_line(
-  make_clips, threads
-):
+def test_a_damaged_record_raises_a_clear_error(make_clips, threads):
   made = make_clips("damaged")
   path, _ = made.shards("train")[1]
   data = bytearray(path.read_bytes())

@@ -1,4 +1,4 @@
-"""Manifests come back as they were, and refuse what does not fit."""
+"""Tests of manifests: round trips and checks."""
 
 import json
 
@@ -8,7 +8,7 @@ from genie_jax.core import errors
 from genie_jax.data import manifest
 
 
-def test_a_manifest_comes_back_equal_with_its_fingerprint(make_clips):
+def test_a_manifest_read_back_is_equal_and_has_the_same_fingerprint(make_clips):
   made = make_clips()
   again = manifest.Manifest.read(made.folder)
   assert again == made
@@ -25,7 +25,7 @@ def test_a_token_manifest_keeps_its_own_fields(make_tokens):
   assert (made.num_codes, made.stride, made.lam_fingerprint) == (50, 2, "c")
 
 
-def test_clips_say_nothing_of_tokens(make_clips):
+def test_manifests_of_clips_have_no_fields_of_tokens(make_clips):
   assert "num_codes" not in make_clips().to_dict()
 
 
@@ -47,7 +47,7 @@ def test_check_names_both_values_and_the_remedy(make_clips):
     made.check({"frame_shape": (90, 160, 3)})
   message = str(caught.value)
   assert "[6, 8, 3]" in message and "(90, 160, 3)" in message
-  assert "manifest.json" in message and "give a folder" in message
+  assert "manifest.json" in message and "use a folder" in message
   assert "\n" not in message
 
 
@@ -62,7 +62,7 @@ def test_a_folder_without_manifest_is_refused_with_the_remedy(tmp_path):
 
 
 @pytest.mark.parametrize(
-  "text, said",
+  "text, message",
   [
     ("{", "not valid JSON"),
     ("[]", "not a genie manifest"),
@@ -70,9 +70,9 @@ def test_a_folder_without_manifest_is_refused_with_the_remedy(tmp_path):
     ('{"schema_version": 9}', "version 9.*version 1"),
   ],
 )
-def test_what_is_no_manifest_is_refused(tmp_path, text, said):
+def test_an_invalid_manifest_is_refused(tmp_path, text, message):
   (tmp_path / "manifest.json").write_text(text)
-  with pytest.raises(errors.UserError, match=said):
+  with pytest.raises(errors.UserError, match=message):
     manifest.Manifest.read(tmp_path)
 
 
@@ -98,9 +98,9 @@ def test_sources_are_listed_in_order(make_clips):
   [
     ([True, False, False], [[5, 2, 0, 3]]),
     ([True, False, True], [[5, 2, 0, 2], [5, 2, 2, 1]]),
-    # A run that was cut out of an episode still begins one of its own.
+    # Frames that were cut out of an episode begin a new episode.
     ([False, True, True], [[5, 2, 0, 1], [5, 2, 1, 1], [5, 2, 2, 1]]),
   ],
 )
-def test_episodes_fill_a_run_without_gaps(first, rows):
+def test_episodes_cover_a_source_without_gaps(first, rows):
   assert manifest.episodes_of(5, 2, first) == rows

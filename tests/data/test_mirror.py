@@ -1,4 +1,4 @@
-"""Data folders in a bucket, with a bucket in memory."""
+"""Tests of data folders in a bucket, with a bucket in memory."""
 
 import dataclasses
 import pathlib
@@ -19,7 +19,7 @@ FIRST = "train/00000-of-00002.array_record"
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-  """Where copies go; an empty folder is the current one."""
+  """The folder for copies; the current folder is another, empty one."""
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
   (tmp_path / "here").mkdir()
   monkeypatch.chdir(tmp_path / "here")
@@ -42,8 +42,8 @@ def clips(make_clips):
 
 
 @pytest.fixture
-def asked(monkeypatch):
-  """Addresses of the files that are read from the bucket."""
+def addresses(monkeypatch):
+  """The addresses of files that are read from the bucket."""
   found, blocks = [], buckets.blocks
 
   def watched(address):
@@ -62,7 +62,7 @@ def files_of(folder):
   )
 
 
-def test_clips_in_a_bucket_are_those_on_the_disk(clips):
+def test_clips_in_a_bucket_equal_those_on_disk(clips):
   made, address = clips
   found = sources.WindowSource(address, "train", 20)
   wanted = sources.WindowSource(made.folder, "train", 20)
@@ -77,7 +77,7 @@ def test_clips_in_a_bucket_are_those_on_the_disk(clips):
   inspection.verify(again)
 
 
-def test_tokens_in_a_bucket_are_those_on_the_disk(make_tokens):
+def test_tokens_in_a_bucket_equal_those_on_disk(make_tokens):
   made = make_tokens()
   address = memory_bucket.upload(made.folder, f"{memory_bucket.empty()}/tokens")
   found = sources.TokenSource(address, "train")
@@ -86,8 +86,8 @@ def test_tokens_in_a_bucket_are_those_on_the_disk(make_tokens):
     np.testing.assert_array_equal(found[3][name], array)
 
 
-def test_only_the_split_that_is_asked_for_is_copied_and_only_once(
-  clips, cache, asked
+def test_only_the_requested_split_is_copied_and_only_once(
+  clips, cache, addresses
 ):
   made, address = clips
   with mock.patch.object(mirror.logging, "info") as told:
@@ -96,17 +96,17 @@ def test_only_the_split_that_is_asked_for_is_copied_and_only_once(
     assert files_of(folder) == [
       path for path in files_of(made.folder) if path.startswith("train/")
     ]
-    assert asked.count(f"{address}/{FIRST}") == 1
+    assert addresses.count(f"{address}/{FIRST}") == 1
     (call,) = told.call_args_list
     size = sum(entry["bytes"] for _, entry in made.shards("train"))
     assert f"2 files, {size / 1e6:.1f} MB" in call.args[0] % call.args[1:]
-    del asked[:]
+    del addresses[:]
     sources.WindowSource(address, "train", 20)
-    assert set(asked) == {f"{address}/manifest.json"}
+    assert set(addresses) == {f"{address}/manifest.json"}
     assert told.call_count == 1
 
 
-def test_a_copy_that_was_cut_short_is_made_again(clips, cache):
+def test_a_truncated_copy_is_made_again(clips, cache):
   _, address = clips
   sources.WindowSource(address, "train", 20)
   (folder,) = cache.iterdir()
@@ -135,7 +135,7 @@ def test_a_copy_that_was_cut_short_is_made_again(clips, cache):
   ],
   ids=["flipped", "longer", "empty", "gone"],
 )
-def test_a_shard_that_is_not_the_manifests_leaves_nothing(
+def test_a_shard_that_differs_from_the_manifest_is_not_copied(
   clips, cache, change, match
 ):
   _, address = clips
@@ -149,7 +149,9 @@ def test_a_shard_that_is_not_the_manifests_leaves_nothing(
   assert not [name for name in files_of(folder) if name.endswith(".tmp")]
 
 
-def test_processes_of_one_machine_may_copy_at_once(clips, cache, monkeypatch):
+def test_several_processes_of_one_machine_may_copy_at_the_same_time(
+  clips, cache, monkeypatch
+):
   made, address = clips
   meets, blocks = threading.Barrier(3, timeout=60), buckets.blocks
 
@@ -170,7 +172,7 @@ def test_processes_of_one_machine_may_copy_at_once(clips, cache, monkeypatch):
   assert len(files_of(folder)) == 2
 
 
-def test_changed_data_is_another_copy(clips, cache):
+def test_changed_data_is_copied_to_another_folder(clips, cache):
   made, address = clips
   sources.WindowSource(address, "train", 20)
   dataclasses.replace(made, name="other").write(address)
@@ -178,7 +180,7 @@ def test_changed_data_is_another_copy(clips, cache):
   assert len(list(cache.iterdir())) == 2
 
 
-def test_a_folder_that_is_not_there_is_named_with_its_whole_address():
+def test_a_missing_folder_is_named_with_its_whole_address():
   where = f"{memory_bucket.empty()}/clips"
   with pytest.raises(
     errors.UserError, match=f"^{where}/manifest.json does not exist"
@@ -192,7 +194,7 @@ def test_messages_name_the_bucket_and_not_the_copy(clips):
   assert manifest.exists(address)
   with pytest.raises(errors.UserError, match=f"^{address}/manifest.json has"):
     manifest.Manifest.read(address).check({"fps": 11})
-  with pytest.raises(errors.UserError, match=f"^{address} holds clips"):
+  with pytest.raises(errors.UserError, match=f"^{address} has clips"):
     sources.TokenSource(address, "train")
   with pytest.raises(errors.UserError, match=f"of {address} has no episode"):
     sources.WindowSource(address, "train", 99)
@@ -204,9 +206,9 @@ def test_messages_name_the_bucket_and_not_the_copy(clips):
 def test_a_shard_cannot_be_copied_out_of_the_cache(clips, cache, name):
   made, address = clips
   entry = {**made.shards("train")[0][1], "file": name}
-  with pytest.raises(errors.UserError, match="no name of one"):
+  with pytest.raises(errors.UserError, match="not a valid name"):
     mirror.copy_shards(address, cache / "x", "train", [entry])
-  with pytest.raises(errors.UserError, match="no name of one"):
+  with pytest.raises(errors.UserError, match="not a valid name"):
     mirror.copy_shards(
       address, cache / "x", "..", made.splits["train"]["shards"]
     )
@@ -214,7 +216,7 @@ def test_a_shard_cannot_be_copied_out_of_the_cache(clips, cache, name):
 
 
 @pytest.mark.parametrize("fails", ["before", "meanwhile"])
-def test_a_full_disk_is_one_line_that_says_where_else(
+def test_a_full_disk_raises_a_one_line_error_with_a_remedy(
   clips, monkeypatch, fails
 ):
   _, address = clips
@@ -232,7 +234,7 @@ def test_a_full_disk_is_one_line_that_says_where_else(
   assert "\n" not in str(raised.value)
 
 
-def test_a_model_that_a_token_folder_carries_is_copied_once(make_tokens, asked):
+def test_a_model_in_a_token_folder_is_copied_once(make_tokens, addresses):
   made = make_tokens()
   (made.folder / "tokenizer").mkdir()
   (made.folder / "tokenizer" / "config.json").write_text("{}")
@@ -241,15 +243,15 @@ def test_a_model_that_a_token_folder_carries_is_copied_once(make_tokens, asked):
   found = manifest.Manifest.read(address)
   folder = found.model_folder("tokenizer")
   assert files_of(folder) == ["config.json"]
-  assert asked.count(f"{address}/tokenizer/config.json") == 1
+  assert addresses.count(f"{address}/tokenizer/config.json") == 1
   assert found.model_folder("tokenizer") == folder
-  assert asked.count(f"{address}/tokenizer/config.json") == 1
+  assert addresses.count(f"{address}/tokenizer/config.json") == 1
   with pytest.raises(errors.UserError, match=f"{address}/lam does not exist"):
     found.model_folder("lam")
   assert made.model_folder("lam") == made.folder / "lam"
 
 
-def test_a_model_that_another_process_copied_first_is_taken(
+def test_a_model_that_another_process_copied_first_is_used(
   make_tokens, monkeypatch
 ):
   made = make_tokens()
@@ -269,7 +271,7 @@ def test_a_model_that_another_process_copied_first_is_taken(
   assert files_of(folder.parent) == ["lam/config.json"]
 
 
-def test_shards_are_written_to_a_disk_only():
+def test_shards_can_only_be_written_to_a_disk():
   with (
     pytest.raises(errors.UserError, match="to a disk only"),
     shards.ShardWriter(pathlib.Path("s3://bucket/tokens/train/x")),

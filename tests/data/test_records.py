@@ -1,4 +1,4 @@
-"""Records come back as they were, or are refused."""
+"""Tests of records: round trips and detection of damage."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def _record() -> bytes:
 @pytest.mark.parametrize(
   "dtype", ["?", "u1", "<u2", "<i4", "<i8", "<f4", ">i4"]
 )
-def test_arrays_of_each_dtype_come_back_with_shape_and_values(dtype):
+def test_arrays_of_each_dtype_keep_shape_and_values(dtype):
   arrays = {
     "a": np.arange(12).reshape(3, 4).astype(dtype),
     "empty": np.zeros((0, 2), dtype),
@@ -35,7 +35,7 @@ def test_arrays_of_each_dtype_come_back_with_shape_and_values(dtype):
     np.testing.assert_array_equal(found[name], array)
 
 
-def test_a_transposed_view_is_stored_in_its_own_order():
+def test_a_transposed_view_is_stored_correctly():
   array = np.arange(6, dtype=np.int32).reshape(2, 3).T
   found, _ = records.unpack(records.pack({"a": array}, {}))
   np.testing.assert_array_equal(found["a"], array)
@@ -45,7 +45,7 @@ def test_equal_content_gives_equal_bytes():
   assert _record() == _record()
 
 
-def test_reading_copies_nothing():
+def test_reading_makes_no_copy():
   found, _ = records.unpack(_record())
   assert not found["frames"].flags.owndata
   assert not found["frames"].flags.writeable

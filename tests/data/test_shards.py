@@ -1,4 +1,4 @@
-"""Shards are whole or absent, and damage to them is named."""
+"""Tests that shards are written atomically, and that damage is reported."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ import pytest
 from genie_jax.core import errors
 from genie_jax.data import manifest, shards, sources
 
-# Random bytes do not compress, so a small limit stands for a full disk.
+# A limit of the file size simulates a full disk; random bytes do not compress.
 _FILL = """
 import resource, sys, os
 from genie_jax.data import shards
@@ -39,19 +39,19 @@ def test_a_full_disk_is_an_os_error_and_leaves_nothing(tmp_path):
     check=True,
   )
   number, message = done.stdout.split(" ", 1)
-  assert int(number) == errno.EFBIG  # What a file size limit gives.
-  assert "nothing half-written was kept" in message
+  assert int(number) == errno.EFBIG  # The error code of the size limit.
+  assert "incomplete files were removed" in message
   assert str(path) in message
   assert not any(path.parent.iterdir())
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_told_from_what_array_record_says(code):
-  said = RuntimeError(f"write() failed: {os.strerror(code)}; writing x")
-  assert shards.disk_error(said, "x").errno == code
+def test_a_full_disk_is_recognised_in_an_error_of_array_record(code):
+  error = RuntimeError(f"write() failed: {os.strerror(code)}; writing x")
+  assert shards.disk_error(error, "x").errno == code
 
 
-def test_a_failing_writer_keeps_the_file_that_was_there(tmp_path):
+def test_a_failing_writer_keeps_an_existing_file(tmp_path):
   path = tmp_path / "00000-of-00001.array_record"
   with shards.ShardWriter(path) as writer:
     writer.write(b"old")
@@ -63,7 +63,7 @@ def test_a_failing_writer_keeps_the_file_that_was_there(tmp_path):
   assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_the_file_has_its_name_only_when_it_is_whole(tmp_path):
+def test_the_file_gets_its_name_only_when_it_is_complete(tmp_path):
   path = tmp_path / "00000-of-00001.array_record"
   with shards.ShardWriter(path) as writer:
     writer.write(b"one")
@@ -99,14 +99,16 @@ def test_a_missing_shard_is_named(make_clips):
     sources.WindowSource(made.folder, "train", 8)
 
 
-def test_a_flipped_bit_spoils_its_record_only_and_names_it(make_clips):
+def test_a_flipped_bit_damages_only_one_record_and_the_error_names_it(
+  make_clips,
+):
   made = make_clips()
   path, entry = _only_shard(made)
   reader = shards.ShardReader(path, entry)
   want = reader.read([0])[0][0]["frames"].copy()
   data = bytearray(path.read_bytes())
-  # Compressed data of the last record of the shard: behind the others, and
-  # before the zeros and the footer that fill the 64 KiB block.
+  # A byte in the compressed data of the shard's last record: after the other
+  # records, and before the zeros and the footer that fill the 64 KiB block.
   place = max(i for i in range(3000) if data[i]) - 100
   data[place] ^= 4
   path.write_bytes(bytes(data))

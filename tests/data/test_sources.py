@@ -1,4 +1,4 @@
-"""Windows hold the right frames of one episode, token records their prefix."""
+"""Tests of the content of windows of clips and of token records."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from genie_jax.data import manifest, sources
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 5, 16, 17, 33])
-def test_every_window_holds_its_frames_and_actions(
+def test_every_window_has_its_frames_and_actions(
   make_clips, expected, expected_actions, num_frames
 ):
   source = sources.WindowSource(make_clips().folder, "train", num_frames)
@@ -51,13 +51,13 @@ def test_windows_are_all_those_within_one_episode(
   assert found == wanted
 
 
-def test_no_window_holds_a_first_flag_behind_its_first_frame(make_clips):
+def test_first_flags_are_only_at_the_first_frame_of_a_window(make_clips):
   source = sources.WindowSource(
     make_clips().folder, "train", 7, keys=("first",)
   )
   flags = source.gather(range(len(source)))["first"]
   assert not flags[:, 1:].any()
-  assert flags[:, 0].any()  # The flags are there to be seen.
+  assert flags[:, 0].any()  # The records do have flags.
 
 
 def test_gathered_windows_equal_single_ones(make_clips):
@@ -86,7 +86,7 @@ def test_windows_longer_than_any_episode_are_refused(make_clips):
     sources.WindowSource(make_clips().folder, "train", 41)
 
 
-def test_shards_exchanged_for_equal_ones_of_other_sources_are_refused(
+def test_a_shard_replaced_by_one_of_another_source_is_refused(
   make_clips,
 ):
   ours = make_clips("ours", {1: (32,)})
@@ -100,17 +100,17 @@ def test_shards_exchanged_for_equal_ones_of_other_sources_are_refused(
     source[0]
 
 
-def test_clips_are_not_taken_for_tokens_nor_tokens_for_clips(
+def test_clips_are_refused_as_tokens_and_tokens_as_clips(
   make_clips, make_tokens
 ):
-  with pytest.raises(errors.UserError, match="holds clips, but tokens"):
+  with pytest.raises(errors.UserError, match="has clips, but tokens"):
     sources.TokenSource(make_clips().folder, "train")
-  with pytest.raises(errors.UserError, match="holds tokens, but clips"):
+  with pytest.raises(errors.UserError, match="has tokens, but clips"):
     sources.WindowSource(make_tokens().folder, "train", 4)
 
 
 @pytest.mark.parametrize("num_frames", [None, 1, 6, 10])
-def test_token_records_come_whole_or_as_a_prefix(
+def test_token_records_can_be_read_whole_or_as_a_prefix(
   make_tokens, expected, num_frames
 ):
   made = make_tokens(keep_frames=True)
@@ -141,7 +141,7 @@ def test_token_records_shorter_than_needed_are_refused(make_tokens):
     sources.TokenSource(make_tokens().folder, "train", 16)
 
 
-def test_asking_tokens_for_frames_says_how_to_keep_them(make_tokens):
+def test_the_error_for_missing_frames_names_the_flag_to_keep_them(make_tokens):
   with pytest.raises(errors.UserError, match="--keep-frames"):
     sources.TokenSource(make_tokens().folder, "train", keys=("frames",))
 

@@ -186,7 +186,7 @@ def test_two_processes_run_the_command_in_smoke_mode_and_resume(
     ended = start("again")
   for index in (0, 1):
     assert f"Process {index} of 2 (by {launcher.found_by})" in first.text(index)
-  assert "Going on from step 2" in ended.text(0)
+  assert "Resuming from step 2" in ended.text(0)
   assert "trained to step 4" in ended.text(0)
   assert "trained to step" not in ended.text(1)
 

@@ -1,4 +1,4 @@
-"""Tests of the dynamics model: what sees what, and its cached form."""
+"""Tests of the dynamics model: causality, masking and cached steps."""
 
 import jax
 import numpy as np
@@ -9,7 +9,7 @@ from tests.fixtures import tiny_models
 SHOWN = np.zeros(
   (tiny_models.CLIPS, tiny_models.FRAMES, *tiny_models.GRID), bool
 )
-# Layers in another order of float32 sums.
+# For layers whose float32 sums are added in a different order.
 TOLERANCE = dict(rtol=1e-4, atol=1e-4)
 
 
@@ -29,7 +29,7 @@ def some_hidden():
   return hidden
 
 
-def test_every_place_gets_a_score_for_every_code(run):
+def test_every_position_has_a_logit_for_every_code(run):
   logits = run(tiny_models.tokens(), tiny_models.actions(3), some_hidden())
   assert logits.shape == (*SHOWN.shape, 11) and logits.dtype == np.float32
 
@@ -56,7 +56,7 @@ def test_a_shown_token_influences_its_frame_and_later_ones_only(run, changed):
   assert (seen[:changed] == 0).all() and (seen[changed:] > 1e-4).all()
 
 
-def test_what_hides_under_the_mask_never_leaks(run):
+def test_the_values_of_hidden_tokens_have_no_effect(run):
   tokens, hidden = tiny_models.tokens(), some_hidden()
   assert hidden.any() and not hidden[:, 1:].all()
   before = run(tokens, tiny_models.actions(3), hidden)
@@ -66,7 +66,7 @@ def test_what_hides_under_the_mask_never_leaks(run):
   )
 
 
-def test_hiding_a_frame_changes_no_earlier_one(run):
+def test_hiding_a_frame_does_not_change_earlier_frames(run):
   hidden = SHOWN.copy()
   before = run(tiny_models.tokens(), tiny_models.actions(3), hidden)
   hidden[:, 2] = True
@@ -76,7 +76,7 @@ def test_hiding_a_frame_changes_no_earlier_one(run):
   assert (seen[:2] == 0).all() and (seen[2:] > 1e-4).all()
 
 
-def test_the_first_frame_has_a_row_of_its_own_for_no_action(model, run):
+def test_the_first_frame_uses_the_embedding_for_no_action(model, run):
   table = model.params["action_embedding"]
   assert model.module.no_action == 5 and table.shape[0] == 6
 
@@ -141,7 +141,7 @@ def test_several_frames_at_once_after_a_cache_equal_the_full_pass(
   np.testing.assert_allclose(logits, whole[:, 1:], **TOLERANCE)
 
 
-def test_actions_of_another_length_are_refused(model):
+def test_actions_of_the_wrong_length_are_refused(model):
   with pytest.raises(AssertionError, match="shape"):
     jax.eval_shape(
       lambda: model.module.apply(

@@ -1,4 +1,4 @@
-"""Tests of the latent action model: what sees what."""
+"""Tests of the latent action model: causality, shapes and gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +69,7 @@ def test_the_decoder_never_sees_a_later_frame(decode, model):
   seen = tiny_models.moved(before, decode(frames, actions))
   assert seen[0] == 0 and seen[1] > 1e-4
   if model.module.decoder.get("window") == 1:
-    assert (seen[2:] == 0).all()  # Hidden history: only the last frame.
+    assert (seen[2:] == 0).all()  # With a window of 1, only the last frame.
   else:
     assert (seen[2:] > 1e-5).all()
 
@@ -120,5 +120,5 @@ def test_predicting_the_change_starts_from_a_copy(model, whole):
   }
   made = whole(tiny_models.clip(), params=silent)
   coarse = np.asarray(patches.shrink(tiny_models.clip(), 2))
-  # Pixels nearer to black or white than 0.02 are kept off the edge.
+  # Pixels closer to black or white than 0.02 are clipped.
   np.testing.assert_allclose(made.frames, coarse[:, :-1], atol=0.0201)

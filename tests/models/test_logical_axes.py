@@ -1,4 +1,4 @@
-"""Tests that every array of every model has axes the sharding table knows."""
+"""Tests that the sharding rules define the axes of all arrays of all models."""
 
 import flax.linen as nn
 import jax
@@ -31,7 +31,7 @@ def inputs(name):
 
 
 @pytest.mark.parametrize("name, changes", VARIANTS)
-def test_every_parameter_names_each_axis_by_the_table(name, changes):
+def test_every_axis_of_every_parameter_has_a_name_from_the_rules(name, changes):
   boxed = store.abstract_params(name, tiny_models.fields(name, **changes))
   leaves = jax.tree_util.tree_leaves_with_path(
     boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)
@@ -40,11 +40,11 @@ def test_every_parameter_names_each_axis_by_the_table(name, changes):
   for path, leaf in leaves:
     assert isinstance(leaf, nn.LogicallyPartitioned), path
     assert len(leaf.names) == leaf.value.ndim, (path, leaf.names)
-    rules.spec(leaf.names)  # Raises for unknown and for colliding names.
+    rules.spec(leaf.names)  # Raises for unknown and for conflicting names.
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "lam", "dynamics"])
-def test_scanned_layers_carry_the_layers_axis_first(name):
+def test_the_first_axis_of_scanned_layers_is_the_layers_axis(name):
   boxed = store.abstract_params(name, tiny_models.fields(name))
   stacks = [boxed[key] for key in boxed if "stack" in key]
   assert stacks
@@ -57,7 +57,7 @@ def test_scanned_layers_carry_the_layers_axis_first(name):
 
 
 @pytest.mark.parametrize("name, changes", VARIANTS)
-def test_every_activation_is_constrained_by_names_of_the_table(
+def test_every_activation_is_constrained_with_names_from_the_rules(
   name, changes, monkeypatch
 ):
   seen = set()
@@ -79,7 +79,7 @@ def test_every_activation_is_constrained_by_names_of_the_table(
     ("act_batch", None, "act_space", "act_mlp"),
   }
   if name == "dynamics":
-    wanted.add((None, None))  # Tables are whole where rows are looked up.
+    wanted.add((None, None))  # Embedding tables are gathered for lookups.
   assert seen == wanted
 
 
@@ -87,8 +87,9 @@ def test_every_activation_is_constrained_by_names_of_the_table(
   "name, frame", [("tokenizer", 2), ("dynamics", 2), ("lam", 1)]
 )
 def test_models_trace_on_a_mesh_that_splits_every_axis(name, frame):
-  # A LAM has T - 1 predictions and an action token beside the patches, both
-  # odd in the paper's sizes, so it does without the frame axis.
+  # A LAM has T - 1 predictions, and an action token in addition to the
+  # patches. Both numbers are odd in the paper's sizes, so the LAM does not use
+  # the frame axis.
   mesh = AbstractMesh(
     (1, 2, 2, frame), rules.MESH_AXES, axis_types=(AxisType.Auto,) * 4
   )

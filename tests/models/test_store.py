@@ -1,4 +1,4 @@
-"""Tests of saved models: round trips and every refusal."""
+"""Tests of saved models: round trips and error messages."""
 
 import dataclasses
 import json
@@ -23,14 +23,14 @@ def parts():
 
 @pytest.fixture(scope="module")
 def written(parts, tmp_path_factory):
-  """A folder of all three models, and what `save` returned."""
+  """A folder with all three models, and the fingerprint of `save`."""
   folder = tmp_path_factory.mktemp("saved") / "models"
   return folder, store.save(folder, parts, extra={"note": "kept"})
 
 
 @pytest.fixture
 def folder(written, tmp_path):
-  """A copy of the folder, to be damaged."""
+  """A copy of the folder that a test may damage."""
   return shutil.copytree(written[0], tmp_path / "models")
 
 
@@ -41,7 +41,7 @@ def edit(folder, change):
   path.write_text(json.dumps(config))
 
 
-def retensor(folder, change):
+def edit_tensors(folder, change):
   path = folder / "model.safetensors"
   tree, metadata = param_tree.load(path)
   flat = param_tree.flatten(tree)
@@ -49,7 +49,7 @@ def retensor(folder, change):
   param_tree.save(path, param_tree.unflatten(flat), metadata)
 
 
-def test_weights_configs_and_fingerprint_come_back(written, parts):
+def test_weights_configs_and_fingerprint_survive_a_round_trip(written, parts):
   folder, fingerprint = written
   found = store.load(folder)
   assert found.fingerprint == fingerprint and found.config["note"] == "kept"
@@ -85,7 +85,7 @@ FSQ = {"name": "fsq"}
 
 @pytest.fixture(scope="module")
 def rounded(tmp_path_factory):
-  """A folder of a tokenizer and a LAM whose codes are rounded vectors."""
+  """A folder with a tokenizer and a LAM that use FSQ."""
   folder = tmp_path_factory.mktemp("rounded") / "models"
   parts = {}
   for name in ("tokenizer", "lam"):
@@ -98,7 +98,7 @@ def rounded(tmp_path_factory):
   return folder
 
 
-def test_a_codebook_leaves_configs_and_fingerprint_as_they_were(parts):
+def test_naming_the_default_quantizer_changes_no_config_or_fingerprint(parts):
   for name in ("tokenizer", "lam"):
     fields = {**tiny_models.fields(name), "quantizer": {"name": "vq"}}
     made = store.part(name, fields, parts[name].params)
@@ -110,7 +110,7 @@ def test_a_codebook_leaves_configs_and_fingerprint_as_they_were(parts):
     )
 
 
-def test_another_quantizer_is_recorded_whole_and_has_no_table(rounded):
+def test_fsq_is_recorded_with_all_fields_and_has_no_parameters(rounded):
   config = json.loads((rounded / "config.json").read_text())
   levels = {"tokenizer": [11], "lam": [5]}
   for name, part in store.load(rounded).parts.items():
@@ -142,7 +142,7 @@ def test_another_quantizer_is_recorded_whole_and_has_no_table(rounded):
     (None, "lacks tensor lam/codes/codebook"),
   ],
 )
-def test_a_saved_quantizer_that_cannot_be_is_one_line(
+def test_an_invalid_saved_quantizer_raises_a_one_line_error(
   rounded, tmp_path, group, message
 ):
   folder = shutil.copytree(rounded, tmp_path / "models")
@@ -159,7 +159,7 @@ def test_one_changed_weight_changes_the_fingerprint(folder, written):
     flat[name] = flat[name].copy()
     flat[name][0, 0] += 1e-3
 
-  retensor(folder, change)
+  edit_tensors(folder, change)
   assert store.load(folder).fingerprint != written[1]
 
 
@@ -181,7 +181,7 @@ def test_one_changed_weight_changes_the_fingerprint(folder, written):
     ),
     (
       lambda c: c["parts"]["lam"]["model"].update(colour=1),
-      "colour is no field of Lam",
+      "colour is not a field of Lam",
     ),
     (
       lambda c: c["parts"]["lam"]["model"].pop("code_dim"),
@@ -189,7 +189,7 @@ def test_one_changed_weight_changes_the_fingerprint(folder, written):
     ),
     (
       lambda c: c["parts"]["tokenizer"]["model"]["encoder"].update(widht=3),
-      r"widht is no field of STTransformer.*did you mean 'width'",
+      r"widht is not a field of STTransformer.*did you mean 'width'",
     ),
     (
       lambda c: c["parts"]["tokenizer"]["model"]["encoder"].pop("dtype"),
@@ -212,7 +212,9 @@ def test_one_changed_weight_changes_the_fingerprint(folder, written):
   ],
   ids=lambda x: x if isinstance(x, str) else "",
 )
-def test_a_config_that_does_not_fit_is_one_line(folder, change, message):
+def test_a_config_that_does_not_fit_raises_a_one_line_error(
+  folder, change, message
+):
   edit(folder, change)
   with pytest.raises(errors.UserError, match=message) as raised:
     store.load(folder)
@@ -238,14 +240,16 @@ def test_a_config_that_does_not_fit_is_one_line(folder, change, message):
   ],
   ids=["missing", "unknown", "shape", "part"],
 )
-def test_tensors_that_do_not_fit_are_one_line(folder, change, message):
-  retensor(folder, change)
+def test_tensors_that_do_not_fit_raise_a_one_line_error(
+  folder, change, message
+):
+  edit_tensors(folder, change)
   with pytest.raises(errors.UserError, match=message) as raised:
     store.load(folder)
   assert "\n" not in str(raised.value)
 
 
-def test_missing_and_damaged_files_are_one_line(folder, tmp_path):
+def test_missing_and_damaged_files_raise_a_one_line_error(folder, tmp_path):
   with pytest.raises(errors.UserError, match="does not exist"):
     store.load(tmp_path / "nowhere")
   weights = folder / "model.safetensors"
@@ -278,12 +282,12 @@ def test_missing_and_damaged_files_are_one_line(folder, tmp_path):
     ),
   ],
 )
-def test_models_refuse_what_they_cannot_be(name, model, message):
+def test_invalid_model_fields_are_refused(name, model, message):
   with pytest.raises(errors.UserError, match=message):
     getattr(build, name)(tiny_models.fields(name, **model))
 
 
-def test_counting_the_final_model_takes_no_memory():
+def test_shapes_of_the_largest_model_need_no_memory():
   from genie_jax.scaling import table
 
   shapes = store.abstract_params(

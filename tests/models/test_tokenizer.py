@@ -1,4 +1,4 @@
-"""Tests of the tokenizer: shapes, causality, where gradients go."""
+"""Tests of the tokenizer: shapes, causality and gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def whole(model):
   return tiny_models.compiled(model)
 
 
-def test_frames_come_back_in_shape_and_range_and_tokens_as_a_grid(whole):
+def test_decoded_frames_keep_shape_and_range_and_tokens_are_a_grid(whole):
   made = whole(tiny_models.clip())
   assert made.frames.shape == tiny_models.clip().shape
   assert made.frames.dtype == np.float32
@@ -64,11 +64,11 @@ def test_a_decoded_frame_never_sees_later_tokens(decode):
   assert (seen[:2] == 0).all() and (seen[2:] > 1e-3).all()
 
 
-def test_encoding_then_decoding_is_the_whole_round_trip(whole, encode, decode):
+def test_encoding_then_decoding_equals_the_forward_pass(whole, encode, decode):
   made = whole(tiny_models.clip())
   tokens = encode(tiny_models.clip())
   np.testing.assert_array_equal(tokens, made.tokens)
-  # Straight-through adds and subtracts the input: float32 rounding.
+  # The straight-through estimator adds and subtracts the input, which rounds.
   np.testing.assert_allclose(decode(tokens), made.frames, atol=1e-4)
 
 
@@ -78,7 +78,7 @@ def test_a_prompt_of_one_frame_has_the_tokens_of_a_longer_clip(encode):
   )
 
 
-def test_the_pixel_error_trains_both_halves_and_not_the_codebook(model):
+def test_the_pixel_error_trains_encoder_and_decoder_but_not_the_codebook(model):
   clip = tiny_models.clip()
 
   def error(params):
@@ -94,7 +94,7 @@ def test_the_pixel_error_trains_both_halves_and_not_the_codebook(model):
   assert all(value > 0 for value in size.values()), size
 
 
-def test_from_a_cosine_start_the_untrained_model_is_a_transform_codec():
+def test_with_a_cosine_start_the_untrained_model_is_a_transform_codec():
   plain = {
     **tiny_models.STACK,
     "num_layers": 1,
@@ -121,5 +121,5 @@ def test_from_a_cosine_start_the_untrained_model_is_a_transform_codec():
     )
 
   found = np.asarray(jax.jit(unquantised)(jax.random.key(0), clip))
-  # 16 of 48 coefficients hold nearly all of a smooth grey picture.
+  # 16 of 48 coefficients encode a smooth grey image almost exactly.
   assert np.square(found - clip).mean() < 1e-4 < clip.var()

@@ -251,7 +251,7 @@ def test_four_processes_evaluate_as_one(tokens, tmp_path):
     else:
       logs = train_together(tmp_path / "logs", 4, *args, devices=2)
       # Without a tokenizer in the folder there are no previews.
-      assert "no more pictures" in logs.text(0)
+      assert "no more previews" in logs.text(0)
     found[name] = [
       {key: value for key, value in line.items() if key.startswith("eval/")}
       for line in read_metrics(tmp_path / name)
@@ -330,7 +330,7 @@ def test_sigterm_to_one_process_saves_on_all_and_a_restart_resumes(
   assert step >= 3 and f"stopped by SIGTERM at step {step}" in both.text(0)
   again = arguments(tokens, tmp_path / "run", steps=step + 1)
   ended = fleet.train(tmp_path / "again", 2, *again, devices=4)
-  assert f"Going on from step {step}" in ended.text(0)
+  assert f"Resuming from step {step}" in ended.text(0)
   assert [
     line["step"] for line in read_metrics(tmp_path / "run") if "loss" in line
   ] == list(range(1, step + 2))
@@ -366,4 +366,4 @@ def test_a_lost_host_ends_the_others_and_a_restart_resumes(
   assert saved and saved[-1] >= 4
   again = arguments(tokens, tmp_path / "run", steps=saved[-1] + 2)
   ended = fleet.train(tmp_path / "again", 2, *again, devices=4)
-  assert f"Going on from step {saved[-1]}" in ended.text(0)
+  assert f"Resuming from step {saved[-1]}" in ended.text(0)

@@ -8,7 +8,7 @@ import pytest
 
 from genie_jax.nn import attention, norms
 
-# float32 sums of a few dozen terms in another order.
+# For float32 sums of a few dozen terms, added in a different order.
 TOLERANCE = dict(rtol=1e-5, atol=1e-5)
 
 
@@ -21,7 +21,7 @@ def softmax(scores):
   return weights / weights.sum(-1, keepdims=True)
 
 
-def test_space_attention_is_what_numpy_says():
+def test_space_attention_equals_numpy():
   query, key, value = (draw(i, 2, 3, 5, 2, 4) for i in range(3))
   wanted = np.zeros_like(value)
   for b, t, h in np.ndindex(2, 3, 2):
@@ -32,7 +32,7 @@ def test_space_attention_is_what_numpy_says():
 
 
 @pytest.mark.parametrize("window", [0, 1, 3])
-def test_time_attention_is_what_numpy_says(window):
+def test_time_attention_equals_numpy(window):
   query, key, value = (draw(i, 2, 5, 3, 2, 4) for i in range(3))
   wanted = np.zeros_like(value)
   for b, n, h in np.ndindex(2, 3, 2):
@@ -46,7 +46,7 @@ def test_time_attention_is_what_numpy_says(window):
   np.testing.assert_allclose(found, wanted, **TOLERANCE)
 
 
-def test_masks_see_own_and_past_but_no_empty_slots():
+def test_masks_allow_the_own_and_past_positions_but_no_empty_slots():
   mask = attention.causal_mask(
     np.array([4, 5]), np.array([-1, 3, 4, 5]), window=2
   )
@@ -76,7 +76,7 @@ def test_rotation_makes_scores_depend_on_the_distance_alone():
   assert abs(score(0, 0) - score(1, 0)) > 1e-2
 
 
-def test_rotation_keeps_lengths_and_position_zero():
+def test_rotation_keeps_lengths_and_leaves_position_zero_unchanged():
   x = draw(0, 2, 4, 3, 2, 6)
   turned = jax.jit(attention.rotate)(x, np.arange(4))
   np.testing.assert_allclose(turned[:, 0], x[:, 0])
@@ -86,7 +86,7 @@ def test_rotation_keeps_lengths_and_position_zero():
 
 
 def make(causal, window=0):
-  """Returns an attention layer as a function, frames and their numbers."""
+  """Returns an attention layer as a function, an input and frame numbers."""
   module = attention.Attention(
     num_heads=2, head_dim=4, causal=causal, window=window, dtype=jnp.float32
   )
@@ -123,7 +123,7 @@ def test_space_attention_never_sees_other_frames():
   assert (np.abs(before - after)[:, 3].max(-1) > 1e-5).all()
 
 
-def test_a_window_forgets_what_has_left_it():
+def test_frames_before_the_window_have_no_effect():
   run, x, positions = make(causal=True, window=2)
   changed = x.copy()
   changed[:, 0] += 1
@@ -138,10 +138,10 @@ def test_a_window_of_one_frame_mixes_nothing_in_time():
   np.testing.assert_allclose(run(x, positions)[0][:, 2:3], alone, **TOLERANCE)
 
 
-def test_frames_after_a_cache_come_out_as_in_the_full_pass():
+def test_frames_after_a_cache_equal_those_of_the_full_pass():
   run, x, positions = make(causal=True)
   whole, (key, value) = run(x, positions)
-  # Slots may be in any order, and empty ones hold whatever was there.
+  # Slots may be in any order, and empty ones contain arbitrary values.
   order = np.array([2, 0, 1])
   junk = np.full((2, 1, 3, 2, 4), 9.0, np.float32)
   key, value = np.asarray(key), np.asarray(value)
@@ -162,11 +162,11 @@ def test_rms_norm_divides_by_the_root_mean_square_then_scales():
   np.testing.assert_allclose(found, x / root * scale, rtol=1e-5)
 
 
-def test_rms_norm_counts_in_float32_and_keeps_zero():
+def test_rms_norm_computes_in_float32_and_keeps_zero():
   module = norms.RMSNorm(dtype=jnp.bfloat16)
   params = {"params": {"scale": np.ones(4, np.float32)}}
   run = jax.jit(lambda x: module.apply(params, x))
-  # The square of 3e18 is no float16, and its sum no exact bfloat16.
+  # The square of 3e18 overflows float16, and its sum is inexact in bfloat16.
   large = np.asarray(run(np.full(4, 3e18, ml_dtypes.bfloat16)))
   assert large.dtype == ml_dtypes.bfloat16
   np.testing.assert_allclose(large.astype(np.float32), 1, rtol=1e-2)

@@ -1,4 +1,4 @@
-"""Tests of the TPU kernels, interpreted on a CPU, and of what GPUs get."""
+"""Tests of the TPU kernels, interpreted on a CPU, and of the GPU lowering."""
 
 import functools
 
@@ -11,7 +11,7 @@ import pytest
 from genie_jax.nn import attention, fused, splash
 from genie_jax.sharding import mesh as mesh_lib
 
-# float32 sums of a few hundred terms in another order.
+# For float32 sums of a few hundred terms, added in a different order.
 TOLERANCE = dict(rtol=2e-4, atol=2e-5)
 
 
@@ -20,7 +20,7 @@ def draw(seed, *shape):
 
 
 def compare(found, wanted, inputs, **tolerance):
-  """Compares values and the gradients of a random weighing of them."""
+  """Compares values, and the gradients of a randomly weighted sum of them."""
   weights = draw(99, *np.shape(wanted(*inputs)))
 
   def both(f):
@@ -37,7 +37,7 @@ def compare(found, wanted, inputs, **tolerance):
 
 
 def attentions(in_time, window, heads=2, head_dim=128, **shape):
-  """Returns an attention layer twice, plain and by kernel, and its inputs."""
+  """Returns a plain and a kernel attention layer, parameters and an input."""
   sizes = dict(b=2, t=6, n=20, d=32) | shape
   x = draw(0, sizes["b"], sizes["t"], sizes["n"], sizes["d"])
   make = lambda implementation: attention.Attention(
@@ -51,7 +51,7 @@ def attentions(in_time, window, heads=2, head_dim=128, **shape):
   params = nn.unbox(
     make("plain").init(jax.random.key(0), x, jnp.arange(sizes["t"]))
   )
-  # Scales of 1 would hide that they, or their gradients, are left out.
+  # With scales of 1 a kernel that ignores them, or their gradients, would pass.
   params = jax.tree.map(lambda y: y * (1 + 0.3 * draw(1, *y.shape)), params)
   return make("plain"), make("interpreted"), params, x
 
@@ -60,7 +60,7 @@ def attentions(in_time, window, heads=2, head_dim=128, **shape):
   "in_time, window, n, num_valid, heads, head_dim",
   [
     (True, 0, 16, None, 2, 128),
-    (True, 0, 20, None, 2, 128),  # 20: a block a quarter full.
+    (True, 0, 20, None, 2, 128),  # The second block is a quarter full.
     (True, 3, 20, None, 2, 128),
     (False, 0, 20, None, 2, 128),
     (False, 0, 20, 13, 2, 128),
@@ -125,7 +125,7 @@ def test_fused_attention_is_the_same_on_a_split_mesh(in_time):
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(b).max())
 
 
-def test_fused_attention_of_bfloat16_differs_by_its_rounding():
+def test_fused_attention_of_bfloat16_differs_only_by_rounding():
   inputs = [draw(i, 1, 16, 16, 128) for i in range(3)]
   options = fused.Options(num_heads=1, in_time=True, interpret=True)
   turns = fused.tables(jnp.ones((16, 64)), jnp.zeros((16, 64)))
@@ -133,7 +133,7 @@ def test_fused_attention_of_bfloat16_differs_by_its_rounding():
   low = [x.astype(jnp.bfloat16) for x in inputs]
   found, wanted = run(low), run([x.astype(jnp.float32) for x in low])
   assert found.dtype == jnp.bfloat16
-  # Queries, keys, weights and results carry 8 bits; values are near 1.
+  # Queries, keys, weights and results have 8 bits; values are near 1.
   assert float(jnp.abs(found - wanted).max()) < 0.05
 
 
@@ -141,7 +141,7 @@ def test_fused_attention_of_bfloat16_differs_by_its_rounding():
 def test_splash_equals_plain_attention(num_valid):
   inputs = [draw(i, 1, 2, 300, 2, 64) for i in range(3)]
   if num_valid:
-    # Weights on what is cut off would compare queries that nobody reads.
+    # Outputs at padded positions are not used, so they are not compared.
     cut = lambda f: lambda *x: f(*x)[:, :, :num_valid]
   else:
     cut = lambda f: f
@@ -155,7 +155,7 @@ def test_splash_equals_plain_attention(num_valid):
   )
 
 
-def test_blocks_waste_little_and_stay_small():
+def test_blocks_need_little_padding_and_stay_small():
   assert splash._blocks(920) == (1024, 1024)
   assert splash._blocks(256) == (256, 256)
   assert splash._blocks(1200) == (640, 1280)
@@ -174,11 +174,11 @@ def test_blocks_waste_little_and_stay_small():
     (920, None, "float32", False),
   ],
 )
-def test_on_a_gpu_long_frames_are_lowered_to_cudnn_and_back(
+def test_gpu_attention_over_long_frames_and_its_gradient_use_cudnn(
   monkeypatch, tokens, num_valid, dtype, fused
 ):
-  # Nothing here can run it: the library's own check of the device is left out,
-  # and what is lowered for one is looked at.
+  # No GPU is needed: JAX's checks of the device are replaced, and the lowered
+  # program is inspected, not run.
   from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
   monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)

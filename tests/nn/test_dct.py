@@ -1,4 +1,4 @@
-"""Tests of the cosine transform that short runs start from."""
+"""Tests of the cosine transform, the initialisation for short runs."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def test_the_basis_is_orthonormal(patch, channels):
   np.testing.assert_allclose(basis.T @ basis, np.eye(len(basis)), atol=1e-5)
 
 
-def test_its_first_vector_is_the_mean_and_few_hold_a_smooth_patch():
+def test_the_first_vector_is_the_mean_and_few_represent_a_smooth_patch():
   basis = dct.cosine_basis(8, 3)
   np.testing.assert_allclose(basis[:, 0], basis[0, 0], rtol=1e-5)
   ramp = np.add.outer(np.arange(8), np.arange(8)) / 14

@@ -13,19 +13,19 @@ SQUARE = jax.ShapeDtypeStruct((3, 3), jnp.float32)
 
 def test_a_matrix_product_is_counted_as_by_hand():
   assert flops.traced(jnp.matmul, X, W) == flops.linear(3, 7, 10)
-  # Under jit and vmap as well, and nothing for what is not a product.
+  # Under jit and vmap as well; other operations are not counted.
   mapped = jax.jit(jax.vmap(lambda x, w: jnp.tanh(x @ w) + 1, (0, None)))
   assert flops.traced(mapped, X, W) == flops.linear(3, 7, 10)
 
 
-def test_a_scan_counts_as_often_as_it_runs():
+def test_the_body_of_a_scan_is_counted_once_per_iteration():
   def repeat(x, w):
     return jax.lax.scan(lambda x, _: (x @ w, None), x, length=4)[0]
 
   assert flops.traced(repeat, X, SQUARE) == 4 * flops.linear(3, 3, 10)
 
 
-def test_of_several_branches_the_longest_counts():
+def test_of_several_branches_the_most_expensive_is_counted():
   def choose(x, w):
     return jax.lax.cond(x.sum() > 0, lambda: x @ w @ w, lambda: x @ w)
 
@@ -33,7 +33,7 @@ def test_of_several_branches_the_longest_counts():
 
 
 @pytest.mark.parametrize("groups", (1, 2))
-def test_a_convolution_is_a_product_at_every_place(groups):
+def test_a_convolution_counts_as_a_product_at_every_position(groups):
   image = jax.ShapeDtypeStruct((2, 4, 8, 8), jnp.float32)
   kernel = jax.ShapeDtypeStruct((6, 4 // groups, 3, 3), jnp.float32)
   convolve = lambda x, k: jax.lax.conv_general_dilated(

@@ -39,7 +39,7 @@ def by_hand(levels, x):
 
 
 @pytest.mark.parametrize("levels", LEVELS)
-def test_vectors_and_codes_are_those_of_ten_lines_of_numpy(levels):
+def test_vectors_and_codes_equal_those_of_a_numpy_version(levels):
   x = 2 * draw(50, 4, len(levels))
   found = run(levels, x)
   bounded, vectors, codes = by_hand(levels, x)
@@ -55,13 +55,13 @@ def test_vectors_and_codes_are_those_of_ten_lines_of_numpy(levels):
 
 
 @pytest.mark.parametrize("levels", LEVELS)
-def test_every_code_is_reached_and_is_the_code_of_its_vector(levels):
+def test_every_code_can_be_chosen_and_has_its_own_vector(levels):
   quantizer = fsq.FSQ(levels)
   codes = np.arange(quantizer.num_codes)
   vectors = np.asarray(lookup(levels, codes), np.float64)
   assert len(np.unique(vectors, axis=0)) == len(codes)
   assert vectors.min() == -1 and vectors.max() <= 1
-  # The input in the middle of each level; the outermost are at infinity.
+  # Inputs in the middle of each level; for the outermost that is infinity.
   count = np.array(levels)
   half, even = (count - 1) / 2, count % 2 == 0
   shift = np.arctanh(np.where(count > 2, np.where(even, 0.5, 0) / half, 0))
@@ -76,7 +76,7 @@ def test_every_code_is_reached_and_is_the_code_of_its_vector(levels):
 
 
 @pytest.mark.parametrize("levels", LEVELS)
-def test_the_gradient_is_that_of_the_bound_alone(levels):
+def test_the_gradient_ignores_the_rounding(levels):
   x, weights = draw(7, len(levels)), draw(7, len(levels))[::-1].copy()
   got = jax.jit(jax.grad(lambda x: (run(levels, x).vectors * weights).sum()))(x)
   x, step = x.astype(np.float64), 1e-5
@@ -88,7 +88,7 @@ def test_the_gradient_is_that_of_the_bound_alone(levels):
   assert (np.abs(got) > 0).all()
 
 
-def test_zero_is_the_middle_of_a_level_and_the_border_of_two():
+def test_zero_is_the_middle_of_a_level_or_the_border_if_there_are_two():
   x = np.zeros((1, 1), np.float32)
   for count in range(3, 12):
     assert float(run((count,), x).codes[0]) == count // 2
@@ -105,7 +105,7 @@ def test_bfloat16_inputs_are_rounded_in_float32():
 
 
 @pytest.mark.parametrize("levels", LEVELS)
-def test_the_read_scale_makes_even_use_of_codes_vary_by_one(levels):
+def test_the_read_scale_gives_evenly_used_codes_a_mean_square_of_one(levels):
   quantizer = fsq.FSQ(levels)
   vectors = lookup(levels, np.arange(quantizer.num_codes))
   assert np.mean((np.asarray(vectors) * quantizer.read_scale) ** 2) == (
@@ -126,7 +126,7 @@ def test_the_read_scale_makes_even_use_of_codes_vary_by_one(levels):
     (1 << 16, (16, 8, 8, 8, 8)),
   ],
 )
-def test_levels_are_many_at_least_five_and_as_even_as_can_be(num_codes, levels):
+def test_default_levels_are_many_at_least_five_and_even(num_codes, levels):
   assert levels_lib.choose(num_codes) == levels
   chosen = fsq.FSQ.complete(num_codes, {}, "config.quantizer")
   assert chosen == {"levels": levels}
@@ -147,7 +147,7 @@ def test_levels_are_many_at_least_five_and_as_even_as_can_be(num_codes, levels):
     ((2,), 1, "needs at least 2 codes"),
   ],
 )
-def test_levels_that_cannot_be_are_one_line(levels, num_codes, message):
+def test_invalid_levels_raise_a_one_line_error(levels, num_codes, message):
   with pytest.raises(errors.UserError, match=message) as raised:
     levels_lib.check(levels, num_codes, "config.quantizer.levels")
   assert str(raised.value).startswith("config.quantizer.levels")

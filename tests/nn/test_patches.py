@@ -1,4 +1,4 @@
-"""Tests of cutting frames to patches and joining them again."""
+"""Tests of cutting frames into patches and joining them again."""
 
 import jax
 import jax.numpy as jnp

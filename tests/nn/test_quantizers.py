@@ -1,4 +1,4 @@
-"""Tests of the quantizers' registry and of what a quantizer must define."""
+"""Tests of the registry of quantizers, and of the methods they must define."""
 
 import pathlib
 import sys
@@ -36,7 +36,7 @@ class Sign(quantizers.Quantizer):
 
 @pytest.fixture
 def package(monkeypatch):
-  """A user's package with a quantizer that nobody has registered."""
+  """A user's package with a quantizer that is not registered."""
 
   class Mine(Sign):
     pass
@@ -54,7 +54,7 @@ def build(completed):
   return quantizers.build(completed, num_codes=64, code_dim=4, unit_norm=False)
 
 
-def test_a_codebook_is_the_default_and_leaves_no_trace():
+def test_a_codebook_is_the_default_and_is_not_recorded():
   for group in (None, {"name": "vq"}, {"name": "vq", "levels": ()}):
     assert quantizers.complete(group, 64) is None
   assert build(None) == vq.Codebook(64, 4, False)
@@ -66,7 +66,7 @@ def test_fsq_records_its_levels_and_is_built_from_them():
     assert completed == {"name": "fsq", "levels": (8, 8)}
   given = quantizers.complete({"name": "fsq", "levels": [4, 16]}, 64)
   assert build(given) == fsq.FSQ((4, 16))
-  hash(tuple(given.items()))  # As fields of compiled models must have one.
+  hash(tuple(given.items()))  # Fields of compiled models must be hashable.
 
 
 def test_a_quantizer_of_another_package_is_imported_only_if_trusted(package):
@@ -88,13 +88,13 @@ def test_a_quantizer_of_another_package_is_imported_only_if_trusted(package):
   assert made.after_update({}, state, aux, None) == ({}, state)
 
 
-def test_the_example_of_the_documentation_is_a_quantizer(package):
+def test_the_example_in_the_documentation_is_a_quantizer(package):
   text = (pathlib.Path(__file__).parents[2] / "docs/quantizers.md").read_text()
   code = next(
     block for block in text.split("```python\n") if "class Signs" in block
   ).split("```")[0]
   vars(package).update(__name__="a_users_package")
-  exec(code, vars(package))  # The documentation's own text.
+  exec(code, vars(package))  # The code block in the documentation.
   kind = quantizers.of("a_users_package:Signs", trusted=True)
   completed = quantizers.complete(
     {"name": "a_users_package:Signs", "margin": 0.5}, 64
@@ -118,7 +118,9 @@ def test_the_example_of_the_documentation_is_a_quantizer(package):
     ("a_users_package:Absent", "has no 'Absent'"),
   ],
 )
-def test_what_is_no_quantizer_is_one_line(package, name, message):
+def test_a_wrong_type_of_quantizer_raises_a_one_line_error(
+  package, name, message
+):
   with pytest.raises(errors.UserError, match=message) as raised:
     quantizers.of(name, trusted=True)
   assert "\n" not in str(raised.value)
@@ -153,7 +155,7 @@ def test_a_missing_method_is_named_with_its_signature(package, method):
     ({"name": "fsq", "levels": (8, 9)}, "multiplies to 72"),
   ],
 )
-def test_a_group_that_makes_no_sense_is_one_line(group, message):
+def test_an_invalid_group_raises_a_one_line_error(group, message):
   with pytest.raises(errors.UserError, match=message) as raised:
     quantizers.complete(group, 64)
   assert "\n" not in str(raised.value)

@@ -13,7 +13,7 @@ from genie_jax.nn import flops, initializers, st_transformer
 FIELDS = dict(
   num_layers=2, width=16, num_heads=2, head_dim=8, mlp_dim=24, dtype="float32"
 )
-# Layers in another order of float32 sums.
+# For layers whose float32 sums are added in a different order.
 TOLERANCE = dict(rtol=2e-4, atol=2e-5)
 
 
@@ -22,7 +22,7 @@ def inputs_and_params():
   x = jax.random.normal(jax.random.key(1), (2, 4, 3, 16))
   module = st_transformer.STTransformer(**FIELDS)
   params = nn.unbox(jax.jit(module.init)(jax.random.key(0), x))["params"]
-  # Fresh output layers are small; larger ones make every path count.
+  # Untrained output layers are small; scaling them makes all paths matter.
   return x, jax.tree.map(lambda leaf: leaf * 1.5, params)
 
 
@@ -51,7 +51,7 @@ def test_a_window_of_one_makes_frames_independent():
   np.testing.assert_array_equal(before[:, others], after[:, others])
 
 
-def test_only_distances_of_frames_matter():
+def test_only_distances_between_frames_matter():
   x, _ = inputs_and_params()
   np.testing.assert_allclose(
     run(x, None, 0)[0], run(x, None, 37)[0], **TOLERANCE
@@ -101,7 +101,7 @@ def test_frame_by_frame_with_a_cache_equals_the_full_pass():
 
 @pytest.mark.parametrize("first", (0, 4))
 @pytest.mark.parametrize("count", (1, 2, 3, 5))
-def test_a_cache_is_a_ring_of_the_last_frames(count, first):
+def test_a_cache_is_a_ring_buffer_of_the_last_frames(count, first):
   fields = dict(FIELDS, num_layers=1)
   cache = st_transformer.empty_cache(fields, 1, 1, slots=3)
   shape = (1, 1, first + count, 1, FIELDS["num_heads"], FIELDS["head_dim"])
@@ -132,13 +132,13 @@ def test_bfloat16_activations_keep_float32_parameters():
   assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {
     jnp.dtype("float32")
   }
-  # Eight bits of mantissa through two layers.
+  # Two layers with a mantissa of eight bits.
   np.testing.assert_allclose(
     out.astype(jnp.float32), run()[0], rtol=0.1, atol=0.15
   )
 
 
-def test_an_untrained_stream_keeps_its_scale_at_any_depth():
+def test_the_residual_stream_of_untrained_layers_keeps_its_scale():
   x = jax.random.normal(jax.random.key(1), (1, 2, 4, 32))
   deep = st_transformer.STTransformer(
     **dict(FIELDS, num_layers=32, width=32, mlp_dim=64), final_norm=False
@@ -146,7 +146,7 @@ def test_an_untrained_stream_keeps_its_scale_at_any_depth():
   out, _ = jax.jit(lambda rng, x: deep.init_with_output(rng, x)[0])(
     jax.random.key(0), x
   )
-  assert 1.0 < float(out.std()) < 2.0  # Nearly 6 without the scale.
+  assert 1.0 < float(out.std()) < 2.0  # Nearly 6 without `output_scale`.
 
 
 def test_a_stack_without_residuals_starts_as_the_identity():
@@ -176,7 +176,7 @@ def test_grid_positions_are_a_vector_for_row_plus_one_for_column():
     )
 
 
-def test_a_projection_is_the_einsum_of_its_named_kernel():
+def test_a_projection_is_an_einsum_with_its_kernel():
   module = initializers.Projection(
     (3, 5),
     ("heads", "head_dim"),
@@ -215,7 +215,7 @@ def test_flops_are_those_counted_by_hand_for_a_tiny_stack():
   assert flops.linear(3, 5, 7) == 2 * 3 * 5 * 7
 
 
-def test_flops_agree_with_what_the_compiler_counts():
+def test_flops_agree_with_those_counted_by_the_compiler():
   x, params = inputs_and_params()
   module = st_transformer.STTransformer(**FIELDS, unroll=2)
   lowered = jax.jit(lambda x: module.apply({"params": params}, x)[0]).lower(x)

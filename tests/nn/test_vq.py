@@ -1,4 +1,4 @@
-"""Tests of the codebook: choice, gradients, statistics, revival."""
+"""Tests of the codebook: nearest codes, gradients, statistics, dead codes."""
 
 import functools
 
@@ -48,7 +48,7 @@ def test_the_nearest_code_is_chosen(unit_norm):
 
 
 @pytest.mark.parametrize("unit_norm", [True, False])
-def test_looking_codes_up_gives_the_vectors_of_quantising(unit_norm):
+def test_lookup_returns_the_vectors_that_quantising_returned(unit_norm):
   run, table = make(unit_norm)
   found = run(draw(2, 9, WIDTH), table)
   looked_up = vq.Codebook(CODES, WIDTH, unit_norm).apply(
@@ -58,7 +58,7 @@ def test_looking_codes_up_gives_the_vectors_of_quantising(unit_norm):
 
 
 def gradients(unit_norm, value):
-  """Returns the gradients of `value(Quantized)` for inputs and codebook."""
+  """Returns inputs, codebook, and the gradient of `value` for each."""
   run, table = make(unit_norm)
   x = draw(2, 3, WIDTH)
   f = lambda x, table: value(run(x, table))
@@ -83,7 +83,7 @@ def test_on_the_sphere_the_gradient_loses_only_its_radial_part():
   assert (codes == 0).all()
 
 
-def test_the_codebook_loss_moves_the_chosen_codes_alone():
+def test_the_codebook_loss_moves_only_the_chosen_codes():
   x, table, inputs, codes = gradients(
     False, lambda q: q.losses["codebook"].sum()
   )
@@ -95,7 +95,7 @@ def test_the_codebook_loss_moves_the_chosen_codes_alone():
   np.testing.assert_allclose(codes, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_the_commitment_loss_moves_the_inputs_alone():
+def test_the_commitment_loss_moves_only_the_inputs():
   x, table, inputs, codes = gradients(
     False, lambda q: q.losses["commitment"].sum()
   )
@@ -122,7 +122,7 @@ def test_a_zero_vector_gives_finite_values_and_gradients():
 
 
 def use(codes, inputs=None):
-  """Returns a batch that chose these codes."""
+  """Returns the quantisation of a batch in which these codes were chosen."""
   codes = np.asarray(codes, np.int32)
   if inputs is None:
     inputs = np.zeros((*codes.shape, WIDTH), np.float32)
@@ -133,7 +133,7 @@ def use(codes, inputs=None):
 
 
 def old(num_codes):
-  """Returns unused statistics whose averages are as long as they get."""
+  """Returns statistics without use, with the decay at its final value."""
   fresh = vq.CodeStatistics.fresh(num_codes, WIDTH)
   return fresh.replace(age=np.float32(1000))
 
@@ -154,10 +154,10 @@ def test_shares_are_a_moving_average_of_use():
   assert np.isfinite(perplexity(old(4)))
 
 
-def test_averages_are_short_at_first():
+def test_the_first_averages_are_over_few_batches():
   young = vq.CodeStatistics.fresh(4, WIDTH)
   after = update(young, use([[0, 0], [0, 3]]))
-  # Nine tenths of the first batch, and of the later ones ever less.
+  # The first batch has a weight of nine tenths, later ones less and less.
   np.testing.assert_allclose(after.share, [0.675, 0, 0, 0.225], rtol=1e-6)
   assert float(after.age) == 1
   for _ in range(3):
@@ -165,7 +165,7 @@ def test_averages_are_short_at_first():
   assert after.share[1] > 0.9 and after.share[0] > 0.1 * before.share[0]
 
 
-def test_centres_are_where_the_inputs_of_a_code_lie():
+def test_a_centre_is_the_mean_of_the_inputs_of_a_code():
   inputs = draw(0, 2, 3, WIDTH)
   codes = np.array([[0, 2, 2], [0, 2, 0]])
   statistics = update(old(4), use(codes, inputs))
@@ -175,9 +175,9 @@ def test_centres_are_where_the_inputs_of_a_code_lie():
     np.testing.assert_allclose(
       centres[code], inputs[codes == code].mean(0), rtol=1e-4, atol=1e-6
     )
-  # Codes that nobody chose stay where they are.
+  # Codes that no input chose do not move.
   np.testing.assert_array_equal(centres[[1, 3]], table[[1, 3]])
-  # The average moves on: this is the mean weighted by age, 1 to 2.
+  # After a second batch: the mean of both, with weights 1 and 2.
   again = update(statistics, use(codes, inputs + 3))
   moved = np.asarray(jax.jit(lambda s, t: s.centres(t))(again, table))
   np.testing.assert_allclose(
@@ -185,7 +185,7 @@ def test_centres_are_where_the_inputs_of_a_code_lie():
   )
 
 
-def test_reviving_moves_dead_codes_alone_and_leaves_live_bits():
+def test_reviving_moves_only_dead_codes_and_leaves_live_ones_bit_identical():
   table, replacements = draw(0, 5, 3), draw(1, 8, 3)
   statistics = vq.CodeStatistics(
     share=np.array([0.5, 0.01, 0.2, 0.0, 0.29], np.float32),
@@ -203,7 +203,7 @@ def test_reviving_moves_dead_codes_alone_and_leaves_live_bits():
     np.testing.assert_array_equal(
       getattr(after, name)[live], getattr(statistics, name)[live]
     )
-  # A revived code gets time to prove itself, and its centre is where it is.
+  # A revived code starts with an even share, and its centre is the code.
   np.testing.assert_allclose(after.share[dead], 0.2)
   np.testing.assert_allclose(
     after.total[dead] / after.mass[dead, None], replacements[dead]
@@ -226,7 +226,7 @@ def test_a_fresh_codebook_is_seeded_with_inputs_of_the_first_batch():
 @pytest.mark.parametrize("count", [10, 40])
 def test_candidates_are_inputs_far_from_their_codes(count):
   run, table = make(False)
-  # Ten inputs lie nearly on a code, five lie far away.
+  # Ten inputs are close to a code, five are far from all codes.
   inputs = table[np.arange(15) % CODES].reshape(3, 5, WIDTH)
   inputs = inputs + 1e-3 * draw(4, 3, 5, WIDTH)
   inputs[1] += draw(5, 5, WIDTH) * 5

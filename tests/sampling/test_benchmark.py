@@ -1,4 +1,4 @@
-"""Tests that the speed of sampling can be measured, at a small size."""
+"""Tests of the sampling benchmark at a small size."""
 
 import json
 import pathlib
@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rollouts", (1, 4))
-def test_cached_and_recomputed_draw_the_same_for_any_number_of_players(
+def test_cached_and_recomputed_frames_are_equal_for_any_number_of_players(
   tmp_path, rollouts
 ):
   subprocess.run(

@@ -1,4 +1,4 @@
-"""Decoding rollouts of any length."""
+"""Tests of decoding rollouts of any length."""
 
 import flax.linen as nn
 import jax
@@ -51,7 +51,7 @@ def test_each_frame_is_decoded_with_at_most_a_window_of_history():
     np.testing.assert_allclose(frames[:, t], alone, atol=1e-5)
 
 
-def test_a_clip_shorter_than_the_window_is_decoded_as_it_is():
+def test_a_clip_shorter_than_the_window_is_decoded_in_one_pass():
   tokenizer, params = make_tokenizer()
   tokens = jax.random.randint(jax.random.key(1), (1, 2, 2, 3), 0, 13)
   frames = decoding.decode(tokenizer, params, tokens, window=WINDOW)

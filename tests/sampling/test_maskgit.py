@@ -1,4 +1,4 @@
-"""One frame drawn by refinement."""
+"""Tests of drawing one frame by refinement."""
 
 import itertools
 
@@ -21,7 +21,7 @@ def clip_keys(count, seed=0):
 
 
 def toy_logits(frame_tokens, hidden):
-  """Scores that depend on every token drawn so far."""
+  """Returns logits that depend on every token drawn so far."""
   n = GRID[0] * GRID[1]
   seen = jnp.where(hidden, -1, frame_tokens).reshape(-1, 1, n)
   place = jnp.arange(n)[:, None]
@@ -33,7 +33,7 @@ def toy_logits(frame_tokens, hidden):
 
 @pytest.mark.parametrize("order", maskgit.ORDERS)
 @pytest.mark.parametrize("temperature", (0.0, 0.7, 2.0))
-def test_one_step_equals_ten_lines_of_numpy(order, temperature):
+def test_one_step_equals_a_numpy_version(order, temperature):
   random = np.random.default_rng(0)
   logits = random.normal(size=(3, 16, VOCAB)).astype(np.float32) * 3
   tokens = random.integers(0, VOCAB, (3, 16)).astype(np.int32)
@@ -104,7 +104,7 @@ def test_draws_follow_the_softmax_at_the_given_temperature():
   np.testing.assert_allclose(found, jax.nn.softmax(logits / 2), atol=0.018)
 
 
-def test_temperature_zero_takes_the_most_likely_token():
+def test_temperature_zero_draws_the_most_likely_token():
   keys = clip_keys(1, seed=1), clip_keys(1, seed=2)
   fixed = jax.random.normal(jax.random.key(0), (1, *GRID, VOCAB))
   frames = [
@@ -127,8 +127,9 @@ def test_a_clip_is_drawn_the_same_in_any_batch(order):
   assert not np.array_equal(together[0], together[1])
 
 
-def test_confidence_without_noise_reveals_the_surest_first():
-  sharpness = jnp.arange(16.0).reshape(GRID)  # The last place is surest.
+def test_confidence_without_noise_reveals_the_most_likely_first():
+  # The model is most confident at the last position.
+  sharpness = jnp.arange(16.0).reshape(GRID)
   first_shown = []
 
   def logits_of(tokens, hidden):
@@ -157,7 +158,7 @@ def test_confidence_without_noise_reveals_the_surest_first():
   ),
 )
 @pytest.mark.parametrize("temperature", (0.0, 0.5, 2.0))
-def test_only_the_likeliest_are_drawn_and_with_the_same_noise(
+def test_only_the_most_likely_are_drawn_and_with_the_same_noise(
   fields, temperature
 ):
   random = np.random.default_rng(0)
@@ -180,13 +181,13 @@ def test_only_the_likeliest_are_drawn_and_with_the_same_noise(
     scaled = logits[b, n, order].astype(np.float64) / max(temperature, 1e-6)
     shares = np.exp(scaled - scaled.max())
     shares /= shares.sum()
-    # A token stays if those before it have less than p together.
+    # A token is kept if the sum over more likely tokens is less than p.
     order = order[np.cumsum(shares) - shares < p]
     noisy = logits[b, n, order] + temperature * noise[b, n, order]
     assert got[b, n] == order[noisy.argmax()]
 
 
-def test_a_new_temperature_compiles_nothing():
+def test_a_new_temperature_does_not_recompile():
   traces = []
 
   @jax.jit
@@ -216,6 +217,6 @@ def test_a_new_temperature_compiles_nothing():
     ({"schedule": "cosin"}, "use one of cosine"),
   ),
 )
-def test_a_wrong_sampling_config_is_refused(fields, message):
+def test_an_invalid_sampling_config_is_refused(fields, message):
   with pytest.raises(errors.UserError, match=message):
     maskgit.MaskGIT.from_config(fields)

@@ -1,4 +1,4 @@
-"""A player's cached steps against recomputing everything."""
+"""Tests that a player's cached steps equal recomputing the whole window."""
 
 import functools
 
@@ -15,16 +15,17 @@ from tests.fixtures import foreign_parts, tiny_player
 
 SAMPLING = maskgit.MaskGIT(refinements=3)
 W = tiny_player.WINDOW
-# Orders of float32 sums differ; logits here have a deviation of about 5.
+# Float32 sums are added in a different order; logits have a standard deviation
+# of about 5.
 CLOSE = dict(rtol=1e-4, atol=1e-4)
 
 
 @functools.partial(jax.jit, static_argnames=("models", "length"))
 def whole_logits(models, params, tokens, actions, last, frame, hidden, length):
-  """The definition: the window through the plain model, nothing kept.
+  """Computes logits by definition: a pass over the window without a cache.
 
-  Frames after number `last` are noise, which a causal model cannot see; so
-  one program serves windows of any length.
+  Frames after number `last` are padding, which a causal model cannot see, so
+  that one program can be used for windows of any length.
   """
   seen = jax.lax.dynamic_update_index_in_dim(tokens, frame, last, 0)
   unknown = jnp.zeros(seen.shape, bool).at[last].set(hidden)
@@ -46,14 +47,14 @@ def whole_draw(models, params, tokens, actions, last, key, length):
 
 
 class History:
-  """Tokens and actions of a rollout, cut to windows as a slide says."""
+  """Tokens and actions of a rollout, and its current window."""
 
   def __init__(self, tokens, actions, drop, window):
     self.tokens, self.actions = list(tokens), [int(a) for a in actions]
     self.drop, self.window, self.start = drop, window, 0
 
   def padded(self, action, length):
-    """Returns what the next frame sees, filled up, and its number there."""
+    """Returns padded tokens and actions, and the next frame's number."""
     if len(self.tokens) - self.start == self.window:
       self.start += self.drop
     past = self.tokens[self.start :]
@@ -122,15 +123,15 @@ def test_cached_and_recomputed_sampling_agree_for_any_weights_and_prompt(
     (W - 1, dict(actions_enter="prepend", last_frame=True)),
   ),
 )
-def test_they_agree_while_windows_slide(drop, fields):
+def test_cached_and_recomputed_sampling_agree_while_windows_slide(drop, fields):
   models = tiny_player.make_models(drop=drop, **fields)
   params = tiny_player.make_params(models, 1)
   check_rollout(models, params, prompt=1, frames=2 * W, seed=3)
 
 
 def test_a_rolling_window_is_attention_over_the_last_frames_only(monkeypatch):
-  # The definition of what is kept: all frames since the prompt in one pass
-  # that in each layer sees W frames back. Turned back often, on the way.
+  # By definition: one pass over all frames since the prompt, in which each
+  # layer attends to the last W frames. The cache is rebased several times.
   monkeypatch.setattr(ring_cache, "MAX_POSITION", 2 * W + 3)
   models = tiny_player.make_models("rolling", time_window=W, last_frame=True)
   params = tiny_player.make_params(models, 2)
@@ -148,12 +149,12 @@ def test_a_rolling_window_is_attention_over_the_last_frames_only(monkeypatch):
   )
 
 
-def test_turning_back_changes_no_frame(monkeypatch):
+def test_rebasing_changes_no_frame(monkeypatch):
   models = tiny_player.make_models("rolling", actions_enter="prepend")
   params = tiny_player.make_params(models, 2)
 
   def frames():
-    # A function of its own: one traced before would be found again.
+    # A new function each time, so that an earlier trace is not reused.
     step = jax.jit(
       lambda state, action: player.step(models, params, state, action, SAMPLING)
     )
@@ -168,13 +169,15 @@ def test_turning_back_changes_no_frame(monkeypatch):
 
   far, last = frames()
   monkeypatch.setattr(ring_cache, "MAX_POSITION", 2 * W)
-  near, turned = frames()
-  assert last == 4 * W - 1 and turned <= 2 * W
+  near, rebased = frames()
+  assert last == 4 * W - 1 and rebased <= 2 * W
   np.testing.assert_array_equal(far, near)
 
 
 @pytest.mark.parametrize("decoder_window, drop", ((W, 1), (5, 2), (1, 3)))
-def test_a_frame_is_shown_as_the_decoder_shows_its_window(decoder_window, drop):
+def test_a_frame_equals_the_last_frame_of_its_decoded_window(
+  decoder_window, drop
+):
   models = tiny_player.make_models(drop=drop, decoder_window=decoder_window)
   params = tiny_player.make_params(models, 4)
   state = tiny_player.reset(
@@ -195,11 +198,11 @@ def test_a_frame_is_shown_as_the_decoder_shows_its_window(decoder_window, drop):
     history.append(state.tokens[-1])
     count = count - slide + 1 if count == decoder_window else count + 1
     wanted = decode(jnp.stack(history[-count:])[None])[0, -1]
-    # Half a level of rounding, and sums in another order.
+    # Half a level of rounding, and sums in a different order.
     assert np.abs(np.asarray(wanted) * 255 - np.asarray(frame)).max() < 0.501
 
 
-def test_the_decoders_cache_gives_the_floats_of_the_whole_window():
+def test_decoding_with_a_cache_equals_decoding_the_whole_window():
   models = tiny_player.make_models()
   params = {"params": tiny_player.make_params(models, 4)["tokenizer"]}
   tokens, _ = tiny_player.some_prompt(W)
@@ -211,7 +214,7 @@ def test_the_decoders_cache_gives_the_floats_of_the_whole_window():
   np.testing.assert_allclose(frames[:, 0], whole[:, -1], atol=1e-6)
 
 
-def test_encoding_again_is_a_reset_with_the_last_frames_shown():
+def test_re_encoding_equals_a_reset_with_the_last_frames():
   models = tiny_player.make_models("re-encode", 3)
   params = tiny_player.make_params(models, 5)
   state = tiny_player.reset(
@@ -272,7 +275,7 @@ def test_a_player_draws_what_a_rollout_draws(sampling):
 @pytest.mark.parametrize(
   "mode, drop", (("exact", 2), ("rolling", 1), ("re-encode", 3))
 )
-def test_players_together_are_each_as_alone(mode, drop):
+def test_players_in_a_batch_get_the_same_frames_as_alone(mode, drop):
   models = tiny_player.make_models(mode, drop)
   params = tiny_player.make_params(models, 7)
   players = [
@@ -322,7 +325,7 @@ def test_steps_run_under_scan_and_vmap():
     np.testing.assert_array_equal(frame, wanted)
 
 
-def test_integer_weights_are_turned_back_inside_the_step():
+def test_int8_weights_are_dequantized_inside_the_step():
   models = tiny_player.make_models()
   small = int8.quantize(tiny_player.make_params(models, 9))
   held = {leaf.dtype for leaf in jax.tree.leaves(small)}

@@ -1,4 +1,4 @@
-"""Rollouts over a sliding window."""
+"""Tests of rollouts over a sliding window."""
 
 import functools
 
@@ -21,7 +21,7 @@ SAMPLING = maskgit.MaskGIT(refinements=3)
 
 
 def make_world(actions_enter):
-  """A tiny dynamics model with random weights that react to everything."""
+  """Returns a tiny dynamics model with random weights."""
   model = build.dynamics(
     {
       "world": dict(
@@ -57,7 +57,7 @@ def some_clips(batch, prompt, total, seed=0):
 
 
 def plain_rollout(model, params, prompt, actions, rng, num_frames, sampling):
-  """The definition: the whole window in one pass for each refinement."""
+  """Draws by definition: a pass over the whole window in each refinement."""
   keys = rollout.clip_keys(rng, jnp.arange(len(prompt)))
   tokens = prompt
   apply = jax.jit(model.apply)
@@ -87,7 +87,7 @@ def whole_window(apply, params, past, actions, frame, hidden):
     (3, 3, "random", "prepend"),
   ),
 )
-def test_cached_rollout_equals_whole_windows_passed_each_time(
+def test_a_cached_rollout_equals_passes_over_whole_windows(
   prompt, num_frames, order, actions_enter
 ):
   world = make_world(actions_enter)
@@ -108,7 +108,7 @@ def test_cached_rollout_equals_whole_windows_passed_each_time(
   np.testing.assert_array_equal(got[:, :prompt], tokens)
 
 
-def test_after_a_slide_the_dropped_frame_and_its_action_are_forgotten(world):
+def test_after_a_slide_the_dropped_frame_and_its_action_have_no_effect(world):
   tokens, actions = some_clips(1, WINDOW, WINDOW + 1)
   draw = functools.partial(
     rollout.rollout,
@@ -187,7 +187,7 @@ def test_paired_draws_with_equal_actions_are_equal_and_keys_matter(world):
   assert (draw(rng=jax.random.key(3)) != draw(rng=jax.random.key(4))).any()
 
 
-def test_a_clip_rolls_out_the_same_in_any_batch(world):
+def test_a_clips_rollout_is_the_same_in_any_batch(world):
   tokens, actions = some_clips(4, 2, 7)
   draw = functools.partial(
     rollout.rollout,
@@ -205,7 +205,9 @@ def test_a_clip_rolls_out_the_same_in_any_batch(world):
   np.testing.assert_array_equal(together[some], apart)
 
 
-def test_the_model_is_traced_no_more_often_for_more_frames(world, monkeypatch):
+def test_the_number_of_traces_does_not_depend_on_the_number_of_frames(
+  world, monkeypatch
+):
   model, params = world
   traces = []
   apply = type(model).apply

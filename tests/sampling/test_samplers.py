@@ -1,4 +1,4 @@
-"""Frame samplers by name, and the protocol that each of them keeps."""
+"""Tests of the registry of frame samplers and of their protocol."""
 
 import pathlib
 import re
@@ -21,7 +21,7 @@ FOREIGN = "tests.fixtures.foreign_parts:Raster"
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-  """Forgets after each test what the test registered."""
+  """Restores the registry after each test."""
   monkeypatch.delenv(registry.PLUGINS, raising=False)
   known = samplers.REGISTRY
   monkeypatch.setattr(
@@ -29,7 +29,7 @@ def fresh(monkeypatch):
   )
 
 
-def test_a_config_without_a_name_is_of_the_paper():
+def test_a_config_without_a_name_uses_maskgit():
   fields = {"refinements": 3, "temperature": 0.5}
   made = samplers.make(fields)
   assert made == maskgit.MaskGIT(3, temperature=0.5)
@@ -67,11 +67,11 @@ def test_a_trusted_config_names_a_class_of_any_module():
   assert samplers.make({"name": FOREIGN}) == foreign_parts.Raster()
 
 
-def test_a_sampler_that_nobody_registered_is_named_by_where_it_is():
+def test_the_name_of_an_unregistered_sampler_is_its_module_and_class():
   assert samplers.name_of(foreign_parts.Raster()) == FOREIGN
 
 
-def test_fields_are_replaced_only_where_there_are_such_fields():
+def test_only_existing_fields_are_replaced():
   replaced = samplers.replace(maskgit.MaskGIT(3), {"temperature": 0.5})
   assert replaced == maskgit.MaskGIT(3, temperature=0.5)
   with pytest.raises(errors.UserError, match="at least 1"):
@@ -84,7 +84,7 @@ def test_fields_are_replaced_only_where_there_are_such_fields():
 
 
 class Object:
-  """Has the methods, and is not a pytree."""
+  """Has all methods, but is not a pytree."""
 
   from_config = classmethod(lambda cls, fields: cls())
   to_config = lambda self: {}
@@ -114,14 +114,14 @@ class Text(foreign_parts.Raster):
     (Object(), "is not a pytree; make its class a flax.struct.dataclass"),
     (
       Forgets(width=4),
-      r"to_config\(\) gives .* does not make an equal sampler",
+      r"to_config\(\) returns .* does not make an equal sampler",
     ),
-    (NoCount(), r"num_passes\(16\) gives 8.0; return how many times draw"),
+    (NoCount(), r"num_passes\(16\) returns 8.0; return how many times draw"),
     (Text(), r"leaf 'rows' is not a number; .*pytree_node=False"),
     (3, r"has no method from_config; it needs from_config\(fields\)"),
   ),
 )
-def test_what_breaks_the_protocol_is_named(made, message):
+def test_a_violation_of_the_protocol_is_named(made, message):
   with pytest.raises(errors.UserError, match=message):
     samplers.check(made)
 
@@ -136,7 +136,7 @@ def test_a_class_without_a_method_is_refused_when_it_is_registered():
 
 
 def toy_scores(tokens, hidden):
-  """Scores that depend on every known token, [B, 2, 3, 7]."""
+  """Returns logits that depend on every known token, [B, 2, 3, 7]."""
   seen = jnp.where(hidden, -1, tokens).reshape(len(tokens), 1, 6)
   mix = jnp.sin(1.0 + (seen * (jnp.arange(6) + 1)).sum(-1, keepdims=True))
   place, code = jnp.arange(6)[:, None], jnp.arange(7)
@@ -151,7 +151,7 @@ def toy_scores(tokens, hidden):
     foreign_parts.Raster(),
   ),
 )
-def test_passes_are_counted_right(sampler):
+def test_num_passes_equals_the_number_of_calls(sampler):
   calls = []
 
   def score(tokens, hidden):
@@ -164,7 +164,7 @@ def test_passes_are_counted_right(sampler):
   assert len(calls) == sampler.num_passes(6)
 
 
-def test_one_token_after_the_other_is_a_loop_over_tokens():
+def test_raster_order_equals_a_loop_over_tokens():
   drawn = foreign_parts.Raster(0.0).draw(
     toy_scores, (2, 3), jax.random.split(jax.random.key(0), 2)
   )
@@ -178,7 +178,7 @@ def test_one_token_after_the_other_is_a_loop_over_tokens():
   )
 
 
-def test_the_sampler_of_the_docs_works(tmp_path, monkeypatch):
+def test_the_sampler_in_the_docs_works(tmp_path, monkeypatch):
   text = (ROOT / "docs/sampling.md").read_text()
   block = re.search(
     r"\n((?:    .*\n|\n)*    # my_samplers.py\n(?:    .*\n|\n)*)", text

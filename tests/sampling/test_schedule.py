@@ -1,4 +1,4 @@
-"""The schedule of hidden tokens."""
+"""Tests of the schedule of hidden tokens."""
 
 import math
 
@@ -21,7 +21,7 @@ def test_every_step_reveals_something_and_the_last_reveals_all(
   assert (np.diff([num_tokens, *counts]) <= -1).all()
 
 
-def test_cosine_follows_the_formula_of_maskgit():
+def test_cosine_equals_the_formula_of_maskgit():
   counts = schedule.hidden_counts(920, 25)
   wanted = [
     math.floor(math.cos(math.pi / 2 * k / 25) * 920) for k in range(1, 26)

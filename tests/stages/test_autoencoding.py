@@ -1,4 +1,4 @@
-"""Tests of what stages with a quantizer share."""
+"""Tests of the losses and updates that stages with a quantizer share."""
 
 import jax
 import ml_collections
@@ -17,7 +17,7 @@ LOSS = dict(squared_error=100.0, codebook=1.0, commitment=0.25)
 
 
 def config(quantizer=None, loss=None, **codebook):
-  """Returns the groups of a config that quantizers are trained by."""
+  """Returns the groups of a config with which quantizers are trained."""
   return ml_collections.ConfigDict(
     dict(
       codebook={**CODEBOOK, **codebook},
@@ -28,7 +28,7 @@ def config(quantizer=None, loss=None, **codebook):
 
 
 def state(share):
-  """Returns a codebook of four codes whose inputs lie three further on."""
+  """Returns a codebook of four codes, whose centres are the codes plus 3."""
   table = np.arange(8, dtype=np.float32).reshape(4, 2)
   statistics = vq.CodeStatistics(
     share=np.array(share, np.float32),
@@ -40,7 +40,7 @@ def state(share):
 
 
 @pytest.mark.parametrize("learn_by", ["average", "gradient"])
-def test_codes_learn_as_the_config_says_and_dead_ones_are_moved(learn_by):
+def test_codes_learn_as_configured_and_dead_ones_are_replaced(learn_by):
   codes = autoencoding.Codes(vq.Codebook(4, 2), config(learn_by=learn_by))
   params, extra = state([0.5, 0.0, 0.25, 0.25])
   fresh = np.full((4, 2), -1, np.float32)
@@ -55,7 +55,7 @@ def test_codes_learn_as_the_config_says_and_dead_ones_are_moved(learn_by):
   assert float(extra["codes"].share[1]) == 0.25
 
 
-def test_use_counts_codes_above_a_tenth_of_an_even_share():
+def test_code_usage_counts_codes_above_a_tenth_of_an_even_share():
   share = np.array([0.9, 0.026, 0.024, 0.05], np.float32)
   extra = {"codes": codes_lib.Usage(share, np.float32(50))}
   codes = autoencoding.Codes(fsq.FSQ((2, 2)), config())
@@ -66,24 +66,25 @@ def test_use_counts_codes_above_a_tenth_of_an_even_share():
   )
 
 
-def test_rounding_leaves_parameters_alone_and_counts_its_codes():
+def test_fsq_changes_no_parameters_and_averages_the_use_of_codes():
   codes = autoencoding.Codes(fsq.FSQ((3, 2)), config())
   x = np.random.default_rng(0).normal(size=(5, 40, 2)).astype(np.float32)
   made = codes.quantizer.apply({}, x)
   extra, aux = jax.jit(codes.update)(codes.fresh(), made, jax.random.key(0))
   share = np.bincount(np.asarray(made.codes).ravel(), minlength=6) / 200
-  # Nine tenths of the first batch.
+  # The first batch has a weight of nine tenths.
   np.testing.assert_allclose(extra["codes"].share, 0.9 * share, rtol=1e-5)
   params = {"other": 1}
   found, after = codes.after_update(params, extra, aux, jax.random.key(1))
   assert found == params and after["codes"] is extra["codes"]
 
 
-def test_only_losses_of_the_quantizer_enter():
+def test_scales_of_other_quantizers_losses_are_ignored():
   assert autoencoding.Codes(vq.Codebook(4, 2), config()).loss_scales == LOSS
   rounding = autoencoding.Codes(fsq.FSQ((2, 2)), config())
   assert rounding.loss_scales == {"squared_error": 100.0}
-  # A scale of a loss that nothing has is a mistake, which the step reports.
+  # The scale of a loss that no quantizer has is kept, so that the train step
+  # reports it.
   odd = config(loss={"squared_error": 1.0, "squared_eror": 1.0})
   assert "squared_eror" in autoencoding.Codes(fsq.FSQ((4,)), odd).loss_scales
   with pytest.raises(errors.UserError, match=r"config.loss.commitment is miss"):
@@ -126,13 +127,13 @@ def test_losses_are_those_of_pixels_and_of_the_quantizer(quantizer):
     ),
   ],
 )
-def test_a_quantizer_that_cannot_learn_is_one_line(changes, message):
+def test_an_invalid_quantizer_config_raises_a_one_line_error(changes, message):
   with pytest.raises(errors.UserError, match=message) as raised:
     autoencoding.check(config(**changes))
   assert "\n" not in str(raised.value)
 
 
-def test_bytes_become_floats_and_errors_are_grey_where_there_is_none():
+def test_bytes_become_floats_and_error_frames_are_grey_without_error():
   frames = np.array([[0, 255]], np.uint8)
   assert np.asarray(autoencoding.as_float(frames)).tolist() == [[0.0, 1.0]]
   truth, predicted = np.array([0.5, 0.5, 0.2]), np.array([0.5, 0.7, 0.0])

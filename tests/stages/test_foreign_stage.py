@@ -1,4 +1,4 @@
-"""Tests that another package adds a stage and a model, as the docs say."""
+"""Tests that another package can add a stage and a model as documented."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ STAGE, MODEL = "linear_frames:stage", "linear_frames:model"
 
 
 def printed_files():
-  """Returns name -> text of the files that the docs print."""
+  """Returns name -> text of the example files in the docs."""
   blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
   files = (re.match(r"# (\w+\.py)\n", block) for block in blocks)
   return {
@@ -40,7 +40,7 @@ def printed_files():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  """A workdir that `genie train` wrote for the stage of the docs."""
+  """A workdir that `genie train` wrote for the stage in the docs."""
   folder = tmp_path_factory.mktemp("package")
   files = printed_files()
   assert set(files) == {"linear_frames.py", "config.py"}
@@ -75,15 +75,15 @@ def forget(*names):
 
 @pytest.fixture
 def unknown(monkeypatch):
-  """Makes the stage and the model unknown, as to a new process."""
+  """Unregisters the stage and the model, as in a new process."""
   for kind, name in ((stages._STAGES, STAGE), (models._MODELS, MODEL)):
     monkeypatch.delitem(kind._values, name)
   yield
-  # What a test registered again goes; what was there comes back after it.
+  # Removes what a test registered again; monkeypatch then restores the rest.
   forget(STAGE, MODEL)
 
 
-def test_the_stage_of_the_docs_trains_and_its_model_comes_back(run):
+def test_the_stage_in_the_docs_trains_and_its_model_can_be_read(run):
   lines = [json.loads(line) for line in (run / "metrics.jsonl").open()]
   assert lines[-1]["step"] == 2
   found = trained_models.read(run)
@@ -110,8 +110,8 @@ def test_its_model_is_saved_and_loaded_like_any_other(run, tmp_path):
 @pytest.mark.parametrize(
   "change, message",
   [
-    ({"code_dim": 2.5}, "code_dim=2.5 is out of range or of another type"),
-    ({"code_dims": 3}, "code_dims is no field of LinearFrames.*'code_dim'"),
+    ({"code_dim": 2.5}, "code_dim=2.5 is out of range or of the wrong type"),
+    ({"code_dims": 3}, "code_dims is not a field of LinearFrames.*'code_dim'"),
     ({"name": 3}, r"linear_frames\.model\.name=3 is not the name of a part"),
   ],
 )
@@ -171,7 +171,7 @@ def test_a_saved_model_of_an_unknown_package_is_refused(run, tmp_path, unknown):
     ),
   ],
 )
-def test_a_stage_that_cannot_be_used_is_one_line(
+def test_an_unusable_stage_raises_a_one_line_error(
   run, tmp_path, capsys, stage, message
 ):
   code = main.main(
@@ -226,7 +226,7 @@ def test_a_model_type_that_breaks_the_protocol_is_refused(value, message):
 
 @pytest.fixture
 def registries(monkeypatch):
-  """Forgets after the test what it registered."""
+  """Restores the registries after the test."""
   for kind in (stages._STAGES, models._MODELS):
     monkeypatch.setattr(kind, "_values", dict(kind._values))
 
@@ -238,10 +238,10 @@ def test_what_a_stage_returns_is_checked(registries, tmp_path):
     "bad", stages.StageType(lambda config: 3, lambda config: ["lam"])
   )
   config = {"stage": "bad", **fields}
-  with pytest.raises(errors.UserError, match="returned int; let it return a"):
+  with pytest.raises(errors.UserError, match="returned int; it must return"):
     stages.make(ml_collections.ConfigDict(config))
   with pytest.raises(
-    errors.UserError, match=r"let it return role -> \{'world'"
+    errors.UserError, match=r"it must return role -> \{'world'"
   ):
     stages.parts(config)
   stages.register("half", stages.StageType(print, lambda config: both))
@@ -253,7 +253,7 @@ def test_what_a_stage_returns_is_checked(registries, tmp_path):
     trained_models.read(run)
 
 
-def test_a_model_of_another_class_than_its_type_names_is_refused(registries):
+def test_a_model_of_the_wrong_class_is_refused(registries):
   models.register(
     "bad", models.ModelType(nn.Dense, lambda config: nn.Conv(1, 1), print)
   )
@@ -263,13 +263,13 @@ def test_a_model_of_another_class_than_its_type_names_is_refused(registries):
     models.build("bad", tiny_models.fields("lam"))
 
 
-def test_a_stage_without_data_says_what_to_give_it():
+def test_a_stage_without_data_raises_a_helpful_error():
   made = stage_lib.Stage("mine", {}, {}, *[print] * 5, flops_per_clip=1.0)
   with pytest.raises(errors.UserError, match="give its Stage an open_source"):
     made.open_source("train")
 
 
-def test_another_model_plays_the_role_of_a_shipped_stage(registries):
+def test_a_shipped_stage_can_train_a_user_defined_model(registries):
   shipped = models.model_type("tokenizer", {})
 
   class Mine(shipped.module):

@@ -1,8 +1,9 @@
-"""Tests of what the frame axis does to the compiled steps.
+"""Tests of the compiled steps on meshes with a frame axis.
 
-Each group of devices has one clip, so that without the axis it could not be
-split. The model is small beside a clip: every matrix has fewer values than the
-clip has activations, so no gather of weights is taken for one of activations.
+Each group of devices has one clip, so that without the frame axis the clip
+could not be split. The model is small relative to a clip: every matrix has
+fewer values than the clip has activations, so a gather of weights cannot be
+mistaken for a gather of activations.
 """
 
 import math
@@ -17,16 +18,17 @@ from experiments.coinrun import common
 from tests.fixtures import stage_training
 
 FRAMES, TOKENS, WIDTH = 8, 16, 32
-# Frame -> groups: as many as there are devices for, up to two.
+# Size of the frame axis -> groups: two, or one if there are too few devices.
 GROUPS = {1: 2, 2: 2, 4: 2, 8: 1}
 STEPS = ("train", "evaluate")
-# To places and back in each of the two loops over blocks, and once where the
-# backward pass computes the block again.
+# Number of all-to-alls: from frames to places and back in the forward and in
+# the backward loop over blocks, and one more where the backward pass computes
+# the block again.
 EXCHANGES = {"train": 5, "evaluate": 2}
 
 
 def lower(frame):
-  """Returns both steps for a mesh that splits clips `frame` ways."""
+  """Returns the lowered steps for a mesh that splits clips `frame` ways."""
   config = stage_training.load("dynamics")
   config.world.num_frames = config.data.num_frames = FRAMES
   config.model.transformer.update(
@@ -50,7 +52,7 @@ def lower(frame):
 
 @pytest.fixture(scope="module")
 def steps():
-  """Returns a step's (text, bytes of temporaries a device), compiled once."""
+  """Returns a step's (text, temporary bytes per device), compiled once."""
   lowered, kept = {}, {}
 
   def get(name, frame):
@@ -73,7 +75,7 @@ def collectives(text, *kinds):
   for line in text.splitlines():
     made = re.search(rf"= (.*?) (?:{'|'.join(kinds)})(?:-start)?\(", line)
     if made:
-      # Of a tuple, each array; of other types than floats, none.
+      # All arrays of a tuple; arrays of other types than floats are ignored.
       sizes = [
         math.prod(int(n) for n in dims.split(",") if n)
         for dims in re.findall(r"\bb?f\d\w*\[([\d,]*)\]", made[1])
@@ -82,7 +84,7 @@ def collectives(text, *kinds):
   return found
 
 
-def test_every_way_to_write_a_gather_is_found():
+def test_all_forms_of_a_gather_are_found():
   for line, size in {
     "%a = f32[1,8,16,32]{3,2,1,0} all-gather(%x), dimensions={1}": 4096,
     "ROOT %a = bf16[128,32]{1,0} all-gather(bf16[16,32] %x)": 4096,
@@ -117,8 +119,8 @@ def test_a_gathered_activation_would_be_found():
 @pytest.mark.parametrize("frame", [2, 4, 8])
 def test_no_activation_is_gathered_whole(steps, step, frame):
   text, _ = steps(step, frame)
-  # Each group has one clip. Sums of parts are no larger either: gradients of
-  # weights alone are summed.
+  # Each group has one clip. All-reduces are smaller than a clip as well,
+  # because only gradients of weights are summed.
   moved = collectives(text, "all-gather", "all-reduce")
   assert moved
   for size, line in moved:
@@ -127,9 +129,11 @@ def test_no_activation_is_gathered_whole(steps, step, frame):
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("frame", [2, 4, 8])
-def test_every_block_exchanges_frames_for_places(steps, step, frame):
+def test_every_block_exchanges_frames_and_places_by_all_to_all(
+  steps, step, frame
+):
   text, _ = steps(step, frame)
-  # One body of a loop is all blocks.
+  # A loop's body is the same for all blocks.
   in_loops = [
     line
     for _, line in collectives(text, "all-to-all")
@@ -139,7 +143,7 @@ def test_every_block_exchanges_frames_for_places(steps, step, frame):
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_without_the_axis_nothing_is_exchanged(steps, step):
+def test_without_the_frame_axis_there_is_no_all_to_all(steps, step):
   assert not collectives(steps(step, 1)[0], "all-to-all")
 
 

@@ -1,4 +1,4 @@
-"""Tests of which tokens training hides."""
+"""Tests of the masks of hidden tokens in training."""
 
 import functools
 import types
@@ -25,7 +25,7 @@ def _draw(rng, per, rate, **numbers):
 
 
 def draw(**changes):
-  """Draws with the paper's fields but for some."""
+  """Draws with the paper's fields, some of them changed."""
   made = _draw(jax.random.key(0), **{**PAPER, **changes})
   return jax.tree.map(np.asarray, made)
 
@@ -52,13 +52,13 @@ def test_the_first_frame_is_never_hidden_and_only_hidden_tokens_are_judged(
   assert not (judged & ~hidden).any() and judged.any()
 
 
-def test_the_papers_rates_are_uniform_from_a_half_to_one_a_clip():
+def test_the_papers_rates_are_uniform_from_a_half_to_one_for_each_clip():
   hidden, judged = draw()
   np.testing.assert_array_equal(hidden, judged)
   found = hidden[:, 1:].mean((1, 2, 3))  # 256 draws for each clip
   assert 0.4 < found.min() < 0.6 and found.max() > 0.95
   assert abs(found.mean() - 0.75) < 0.03  # 0.144 / sqrt(256) is 0.009
-  # One rate a clip: its frames differ by the draw of 64 tokens alone.
+  # One rate per clip: its frames differ only by the draw of 64 tokens.
   assert rates(hidden)[:, 1:].std(1).mean() < 0.08
 
 
@@ -69,14 +69,14 @@ def test_a_rate_for_each_frame_varies_inside_a_clip():
   assert abs(found.mean() - 0.5) < 0.03
 
 
-def test_cosine_rates_are_those_of_evenly_drawn_refinements():
+def test_cosine_rates_are_those_of_uniformly_drawn_refinements():
   hidden, _ = draw(per="frame", rate="cosine", low=0.0)
   found = rates(hidden)[:, 1:]
   assert abs(found.mean() - 2 / np.pi) < 0.03  # The mean of cos(pi u / 2).
   assert found.min() < 0.1 and found.max() > 0.95
 
 
-def test_clean_frames_are_shown_whole_by_their_chance():
+def test_clean_frames_are_shown_whole_with_their_probability():
   hidden, _ = draw(per="frame", clean_frame=0.5)
   clean = rates(hidden)[:, 1:] == 0
   assert abs(clean.mean() - 0.5) < 0.06
@@ -89,7 +89,7 @@ def test_a_clean_past_shows_all_before_one_judged_frame():
   for clip in range(SHAPE[0]):
     frames = np.flatnonzero(judged_frames[clip])
     if not len(frames):
-      continue  # Its cosine rate hid no token at all.
+      continue  # At its cosine rate no token was hidden.
     (target,) = frames
     assert not hidden[clip, :target].any()
     np.testing.assert_array_equal(hidden[clip, target], judged[clip, target])
@@ -98,13 +98,13 @@ def test_a_clean_past_shows_all_before_one_judged_frame():
   assert judged_frames.any(1).mean() > 0.95
 
 
-def test_a_clean_past_falls_on_its_share_of_clips():
+def test_a_clean_past_is_drawn_with_its_probability():
   hidden, judged = draw(clean_past=0.25)
   alone = (hidden & ~judged).any((1, 2, 3)) | (rates(hidden)[:, 1] == 0)
   assert abs(alone.mean() - 0.25) < 0.1
 
 
-def test_next_frame_hides_from_its_target_on_and_judges_it_alone():
+def test_next_frame_hides_all_from_the_target_on_and_judges_only_the_target():
   hidden, judged = jax.tree.map(
     np.asarray,
     jax.jit(masking.next_frame, static_argnums=1)(jax.random.key(0), SHAPE),
@@ -127,6 +127,6 @@ def test_next_frame_hides_from_its_target_on_and_judges_it_alone():
     (dict(clean_frame=-0.1), "clean_frame=-0.1 is a probability"),
   ],
 )
-def test_a_mask_that_cannot_be_drawn_is_one_line(changes, message):
+def test_an_invalid_mask_config_raises_an_error(changes, message):
   with pytest.raises(errors.UserError, match=message):
     masking.check(ml_collections.ConfigDict({**PAPER, **changes}))

@@ -1,6 +1,6 @@
 """Tests of every stage's step on meshes that split a clip.
 
-What the frame axis does to the compiled step is in `test_frame_axis.py`.
+Tests of the compiled step with a frame axis are in `test_frame_axis.py`.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from tests.fixtures import stage_training
 STAGES = ("tokenizer", "lam", "dynamics", "joint")
 MIXED = dict(data=1, fsdp=2, tensor=2, frame=2)
 ONE = dict(data=1, fsdp=1, tensor=1, frame=1)
-# What the partitioner logs when it gives up on a layout and copies.
+# The partitioner logs this when it cannot reshard and replicates an array.
 COPIES = "nvoluntary full rematerialization"
 
 
@@ -32,8 +32,9 @@ def losses(stage, sizes):
   )
   found = []
   for _ in range(2):
-    # The second loss tells of the first gradient. Its norm jumps where sums in
-    # another order let one vector of noise choose another code.
+    # The second loss depends on the first gradient. The gradient's norm itself
+    # is not compared: it jumps if sums in a different order make one vector of
+    # noise choose another code.
     state, metrics = steps.train(state, batch)
     found.append(float(metrics["loss"]))
   terms = steps.evaluate(state.params, state.extra, batch, jax.random.key(0))
@@ -41,8 +42,8 @@ def losses(stage, sizes):
 
 
 @contextlib.contextmanager
-def compiling_anew():
-  """Keeps the cache out: what comes from there was partitioned long ago."""
+def without_compilation_cache():
+  """Disables the cache, because cached programs are not partitioned again."""
   jax.config.update("jax_enable_compilation_cache", False)
   compilation_cache.reset_cache()
   try:
@@ -53,18 +54,18 @@ def compiling_anew():
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_is_the_same_where_clips_are_split(stage, capfd):
-  # The latent action model has 17 tokens and 3 frames here, which no axis
-  # divides: they are filled up.
+def test_losses_are_the_same_if_clips_are_split(stage, capfd):
+  # The latent action model has 17 tokens and 3 frames here, which are not
+  # divisible by any axis, so they are padded.
   wanted = losses(stage, ONE)
   capfd.readouterr()
-  with compiling_anew():
+  with without_compilation_cache():
     found = losses(stage, MIXED)
   np.testing.assert_allclose(found, wanted, rtol=1e-4)
   assert COPIES not in capfd.readouterr().err
 
 
-def test_the_partitioner_says_so_when_it_copies(capfd):
+def test_the_partitioner_logs_when_it_replicates(capfd):
   mesh = jax.make_mesh(
     (2, 2, 2), ("a", "b", "c"), (jax.sharding.AxisType.Auto,) * 3
   )
@@ -76,6 +77,6 @@ def test_the_partitioner_says_so_when_it_copies(capfd):
     in_shardings=place(("a", "b", "c")),
   )
   capfd.readouterr()
-  with compiling_anew():
+  with without_compilation_cache():
     step.lower(jax.ShapeDtypeStruct((8, 8, 8), np.float32)).compile()
   assert COPIES in capfd.readouterr().err

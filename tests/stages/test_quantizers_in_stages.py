@@ -1,4 +1,4 @@
-"""Tests that stages train with every quantizer, a user's own included."""
+"""Tests that stages train with every quantizer, including a user's own."""
 
 import pathlib
 import sys
@@ -26,7 +26,7 @@ def load(name, *overrides):
 
 
 def fsq(name, *overrides):
-  """Returns a config with FSQ that reads no other stage's results."""
+  """Returns a config with FSQ that does not need another stage's results."""
   config = load(name, "--config.quantizer.name=fsq", *overrides).unlock()
   if "start" in config:
     config.start = "random"
@@ -40,7 +40,7 @@ def fsq(name, *overrides):
 def test_steps_with_fsq_move_every_parameter(name, levels):
   config = fsq(name, f"--config.quantizer.levels={levels}")
   batch = stage_training.random_batch(registry.make(config), config)
-  # Patches of noise are alike; those of a square on a ground are not.
+  # Patches of noise are too similar; those of a square on a background differ.
   shape = batch["frames"].shape
   batch["frames"] = np.stack(
     [stage_data.frames_of(n, shape[1], shape[2:]) for n in range(shape[0])]
@@ -64,7 +64,7 @@ def test_steps_with_fsq_move_every_parameter(name, levels):
     assert metrics[f"{prefix}code_perplexity"] > 1
 
 
-def test_a_dynamics_model_starts_from_the_geometry_of_rounded_codes(tmp_path):
+def test_a_dynamics_model_can_be_initialised_from_fsq_codes(tmp_path):
   tokenizer = stage_data.random_part("tokenizer", fsq("tokenizer"))
   folder = stage_data.write_tokens(
     tmp_path, (64, 64, 3), grid=(4, 4), num_codes=64, tokenizer=tokenizer
@@ -84,7 +84,7 @@ def test_a_dynamics_model_starts_from_the_geometry_of_rounded_codes(tmp_path):
 
 
 class Halves(quantizers.Quantizer):
-  """A user's quantizer: the sign of the first entry, and a loss of its own."""
+  """A user's quantizer: the sign of the first entry, and its own loss."""
 
   FIELDS: ClassVar[tuple[str, ...]] = ("pull",)
   LOSSES: ClassVar[tuple[str, ...]] = ("pull",)
@@ -123,7 +123,7 @@ def test_a_config_may_name_a_quantizer_of_another_package(package):
   config.quantizer.pull = 0.5
   fields = config_lib.to_dict(config)
   with pytest.raises(errors.UserError, match="GENIE_PLUGINS=a_package"):
-    store.part("lam", fields, {})  # As from the config.json of a workdir.
+    store.part("lam", fields, {})  # As with the config.json of a workdir.
   with pytest.raises(errors.UserError, match=r"config.loss.pull is missing"):
     registry.make(config)
   config.loss.pull = 0.1
@@ -139,7 +139,7 @@ def test_a_config_may_name_a_quantizer_of_another_package(package):
     stage.loss, nn.unbox(params), extra, batch, jax.random.key(0), np.int32(0)
   )
   assert set(outcome.losses) == set(stage.loss_scales)
-  # It is known from now on, and saved with its fields.
+  # The quantizer is registered now, and saved with its fields.
   assert store.part("lam", fields, {}).config["quantizer"] == {
     "name": package,
     "pull": 0.5,
@@ -166,7 +166,7 @@ def test_a_config_may_name_a_quantizer_of_another_package(package):
     ("lam", ["name=nowhere:Quantizer"], "nowhere cannot be imported"),
   ],
 )
-def test_a_config_that_makes_no_sense_is_one_line(name, overrides, message):
+def test_an_invalid_config_raises_a_one_line_error(name, overrides, message):
   config = load(name, *(f"--config.quantizer.{field}" for field in overrides))
   with pytest.raises(errors.UserError, match=message) as raised:
     registry.make(config)

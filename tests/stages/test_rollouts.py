@@ -1,4 +1,4 @@
-"""Tests of the tokenizer that a token folder carries."""
+"""Tests of the tokenizer that is stored in a token folder."""
 
 import dataclasses
 
@@ -33,14 +33,14 @@ def tokens(tmp_path, monkeypatch):
   return folder, memory_bucket.upload(folder, f"{memory_bucket.empty()}/tokens")
 
 
-def test_the_tokenizer_of_tokens_in_a_bucket_is_that_on_the_disk(tokens):
+def test_the_tokenizer_of_tokens_in_a_bucket_equals_that_on_disk(tokens):
   folder, address = tokens
   found, wanted = map(rollouts.tokenizer_of, (address, folder))
   assert found.config == wanted.config
   jax.tree.map(np.testing.assert_array_equal, found.params, wanted.params)
 
 
-def test_another_tokenizer_in_the_bucket_is_refused(tokens):
+def test_a_changed_tokenizer_in_the_bucket_is_refused(tokens):
   memory_bucket.flip(f"{tokens[1]}/tokenizer/model.safetensors")
   with pytest.raises(
     errors.UserError, match=f"not the tokenizer that made {tokens[1]};"

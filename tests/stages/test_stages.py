@@ -1,4 +1,4 @@
-"""Tests that every stage trains from its real config on its real data."""
+"""Tests that every stage trains with its shipped smoke config."""
 
 import pathlib
 
@@ -53,7 +53,7 @@ def first_batch(config):
 
 @pytest.fixture(scope="module")
 def trained(data):
-  """Returns what two steps of a stage left, computed once for each."""
+  """Returns a function that trains a stage for two steps, once per stage."""
   kept = {}
 
   def get(name):
@@ -74,7 +74,7 @@ def test_two_steps_of_the_smoke_config_move_every_parameter(trained, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_preview_is_rows_of_frames_of_the_world(trained, name):
+def test_a_preview_has_rows_of_frames_of_the_worlds_shape(trained, name):
   _, batch, made = trained(name)
   drawn = jax.jit(made.stage.preview)(
     made.state.params,
@@ -104,7 +104,7 @@ def test_codebook_statistics_follow_the_batches(trained, name):
     assert metrics[f"{prefix}code_perplexity"] >= 1 - 1e-4
 
 
-def test_held_out_scores_stand_beside_their_baselines(trained):
+def test_held_out_metrics_include_their_baselines(trained):
   assert {
     "squared_error",
     "random_action_squared_error",
@@ -120,11 +120,11 @@ def test_held_out_scores_stand_beside_their_baselines(trained):
   assert "accuracy" in both and "lam_random_action_squared_error" in both
 
 
-def test_copying_is_scored_by_the_share_of_tokens_that_stay(trained):
+def test_copy_accuracy_is_the_share_of_unchanged_tokens(trained):
   _, batch, made = trained("dynamics")
   tokens = np.asarray(batch["tokens"])
   still = tokens[:, 1:] == tokens[:, :-1]
-  # One target frame a clip is drawn; the share lies among those of frames.
+  # One target frame per clip is drawn; its share is one of those below.
   shares = still.mean((2, 3))
   assert (
     shares.min() - 1e-6
@@ -169,7 +169,9 @@ def test_in_the_joint_stage_the_dynamics_loss_never_moves_the_lam(trained):
   assert own > 0 and lam_own > 0
 
 
-def test_a_start_from_the_codebook_makes_alike_tokens_alike(trained, data):
+def test_a_start_from_the_codebook_gives_similar_tokens_similar_embeddings(
+  trained, data
+):
   config, _, made = trained("dynamics")
   assert config.start == "codebook"
   table = made.before[0]["token_embedding"]
@@ -180,7 +182,7 @@ def test_a_start_from_the_codebook_makes_alike_tokens_alike(trained, data):
   )
   distances = lambda x: np.linalg.norm(x[:, None] - x[None], axis=-1)
   upper = np.triu_indices(len(codes), 1)
-  # Random turns to a larger space keep distances up to some noise.
+  # A random projection to a larger space keeps distances up to some noise.
   assert (
     np.corrcoef(distances(codes)[upper], distances(table)[upper])[0, 1] > 0.8
   )
@@ -209,7 +211,7 @@ def test_true_actions_train_the_same_stage(data):
   assert set(outcome.losses) == set(stage.loss_scales)
 
 
-def test_a_world_with_other_buttons_than_the_data_is_refused(data):
+def test_a_world_with_another_number_of_actions_than_the_data_is_refused(data):
   config = load(
     "dynamics",
     f"--config.data.path={data['dynamics']}",
@@ -224,13 +226,13 @@ def test_a_world_with_other_buttons_than_the_data_is_refused(data):
   [
     ("tokenizer", "--config.stage=tokeniser", "did you mean 'tokenizer'"),
     ("dynamics", "--config.actions=both", "config.actions='both' is unknown"),
-    ("joint", "--config.actions=true", "a joint stage learns its actions"),
+    ("joint", "--config.actions=true", "the joint stage learns its actions"),
     ("dynamics", "--config.mask.per=pixel", "mask.per='pixel'"),
     ("tokenizer", "--config.model.encoder.head_dim=3", "is odd"),
     ("lam", "--config.model.shrink=5", "does not divide"),
   ],
 )
-def test_a_config_that_makes_no_sense_is_one_line(name, override, message):
+def test_an_invalid_config_raises_a_one_line_error(name, override, message):
   with pytest.raises(errors.UserError, match=message) as raised:
     registry.make(load(name, override))
   assert "\n" not in str(raised.value)
@@ -245,7 +247,7 @@ def test_a_joint_config_gives_each_part_its_own_model():
       ("world", config.world),
     ):
       assert found[name].to_dict() == wanted.to_dict()
-  assert "lam" in config.model  # The config itself is left as it was.
+  assert "lam" in config.model  # The config itself is unchanged.
 
 
 def test_flops_count_every_product_of_the_forward_pass_three_times(trained):
@@ -257,8 +259,8 @@ def test_flops_count_every_product_of_the_forward_pass_three_times(trained):
       for path, leaf in jax.tree_util.tree_leaves_with_path(made.state.params)
       if "kernel" in jax.tree_util.keystr(path)
     )
-    # Every kernel meets nearly all 16 tokens of a frame: two FLOPs, three
-    # times. Attention adds 7 % at this width.
+    # Every kernel is applied to nearly all 16 tokens of a frame, with two
+    # FLOPs per parameter, three times. Attention adds 7 % at this width.
     tokens = made.stage.flops_per_clip / (6 * params)
     whole = 16 * config.data.num_frames
     assert 0.7 * whole < tokens < 1.4 * whole, name

@@ -1,4 +1,4 @@
-"""Tests of the loop: resume, evaluation, and how it stops."""
+"""Tests of the loop: resuming, evaluation and stopping."""
 
 import gc
 import json
@@ -73,7 +73,7 @@ def finish(process):
 
 
 def lines(workdir):
-  """Returns the metric lines without what depends on the clock."""
+  """Returns the metric lines without values that depend on the clock."""
   return [
     {
       name: x
@@ -84,8 +84,8 @@ def lines(workdir):
   ]
 
 
-def prints(workdir, step):
-  """Returns the fingerprints of all arrays of a checkpoint, and its data."""
+def fingerprints(workdir, step):
+  """Returns a checkpoint's fingerprints of arrays, and its data position."""
   note = stored.read_note(workdir / "checkpoints" / str(step))
   return note["fingerprints"], note["iterator"]
 
@@ -122,11 +122,11 @@ def test_resume_after_sigkill_in_a_save_is_bit_exact(straight, tmp_path):
   assert code == -signal.SIGKILL, err[-2000:]
   assert stored.valid_steps(tmp_path)[:1] == [2]
   train(tmp_path)
-  assert prints(tmp_path, 4) == prints(workdir, 4)
+  assert fingerprints(tmp_path, 4) == fingerprints(workdir, 4)
   assert lines(tmp_path) == lines(workdir)
 
 
-def test_another_mesh_resumes_to_the_same_numbers(straight, tmp_path):
+def test_resuming_on_another_mesh_gives_the_same_numbers(straight, tmp_path):
   train(tmp_path, steps=2)
   train(tmp_path, mesh__fsdp=2, mesh__tensor=2, mesh__frame=2)
   mine, _, _ = stored.load_params(tmp_path)
@@ -137,16 +137,16 @@ def test_another_mesh_resumes_to_the_same_numbers(straight, tmp_path):
     )
 
 
-def test_sigterm_saves_and_stops_where_a_restart_goes_on(straight, tmp_path):
+def test_after_sigterm_a_run_saves_stops_and_can_be_resumed(straight, tmp_path):
   code, out, err = finish(begin(tmp_path, term_after=3))
   assert code == 0, err[-2000:]
   assert json.loads(out.split("RESULT ")[1]) == [3, signal.SIGTERM]
   assert stored.valid_steps(tmp_path) == [2, 3]
   train(tmp_path)
-  assert prints(tmp_path, 4) == prints(straight[0], 4)
+  assert fingerprints(tmp_path, 4) == fingerprints(straight[0], 4)
 
 
-def test_goodput_and_losses_are_in_every_line_and_go_on(tmp_path):
+def test_every_line_has_goodput_and_lost_time_over_all_starts(tmp_path):
   begin = time.time()
   for steps in (2, 4):
     train(tmp_path, steps=steps, checkpoint_every=1)
@@ -164,7 +164,7 @@ def test_goodput_and_losses_are_in_every_line_and_go_on(tmp_path):
     assert 0 <= line["goodput"] < 1 and sum(lost) <= wall
   first, last = found[0], found[-1]
   for kind in ("start", "compile"):
-    # Two starts, each of which builds and compiles.
+    # Each of the two starts builds and compiles.
     name = f"lost_seconds/{kind}"
     assert 0 < first[name] < last[name]
   assert last["lost_seconds/evaluation"] > 0
@@ -173,7 +173,7 @@ def test_goodput_and_losses_are_in_every_line_and_go_on(tmp_path):
   assert last["lost_seconds/down"] >= 0.5 > first["lost_seconds/down"]
 
 
-def test_the_first_start_counts_although_it_left_no_checkpoint(tmp_path):
+def test_the_first_start_counts_even_without_a_checkpoint(tmp_path):
   workdir_lib.first_start(tmp_path)
   (tmp_path / "started.json").write_text(
     json.dumps({"started": time.time() - 1000})
@@ -183,7 +183,7 @@ def test_the_first_start_counts_although_it_left_no_checkpoint(tmp_path):
   assert line["lost_seconds/down"] >= 900 and line["goodput"] < 0.1
 
 
-def test_asked_for_steps_are_traced(tmp_path):
+def test_the_requested_steps_are_traced(tmp_path):
   fields = toy_stage.config()
   loop.train(
     toy_stage.make_stage(),
@@ -214,7 +214,7 @@ def test_a_finished_run_started_again_does_nothing(straight):
   "ignore::pytest.PytestUnraisableExceptionWarning",
   "ignore:coroutine:RuntimeWarning",
 )  # Orbax's, after a load that fails
-def test_a_damaged_newest_checkpoint_costs_only_its_steps(straight, tmp_path):
+def test_a_damaged_newest_checkpoint_loses_only_its_steps(straight, tmp_path):
   train(tmp_path)
   for path in (tmp_path / "checkpoints" / "4").glob("state/**/d/*"):
     content = bytearray(path.read_bytes())
@@ -222,7 +222,7 @@ def test_a_damaged_newest_checkpoint_costs_only_its_steps(straight, tmp_path):
     path.write_bytes(bytes(content))
   train(tmp_path)
   gc.collect()
-  assert prints(tmp_path, 4) == prints(straight[0], 4)
+  assert fingerprints(tmp_path, 4) == fingerprints(straight[0], 4)
   assert lines(tmp_path) == lines(straight[0])
 
 
@@ -234,7 +234,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_its_step(
   with pytest.raises(loop.NotFinite, match="loss is nan at step 3") as error:
     train(tmp_path, stage, log_every=log_every, checkpoint_every=2)
   assert "\n" not in str(error.value)
-  assert stored.valid_steps(tmp_path) == [2]  # nothing broken is kept
+  assert stored.valid_steps(tmp_path) == [2]  # no broken state is saved
 
 
 def test_a_changed_model_field_is_refused_by_name(straight):
@@ -246,7 +246,7 @@ def test_a_changed_model_field_is_refused_by_name(straight):
   assert stored["optimizer"]["peak_lr"] == 0.01
 
 
-def test_more_steps_and_other_schedules_of_logging_go_on(tmp_path):
+def test_a_run_resumes_with_more_steps_and_other_logging_intervals(tmp_path):
   train(tmp_path, steps=2)
   result = train(
     tmp_path,
@@ -268,7 +268,9 @@ def test_checkpoint_of_another_model_is_refused_before_anything_changes(
     train(tmp_path, toy_stage.make_stage(hidden=32), steps=2)
 
 
-def test_init_from_starts_at_step_0_with_the_other_weights(straight, tmp_path):
+def test_init_from_starts_at_step_0_with_the_weights_of_the_source(
+  straight, tmp_path
+):
   result = train(tmp_path, init_from=str(straight[0]), steps=1)
   assert not result.warm_start.missing
   first = next(line for line in lines(tmp_path) if "loss" in line)
@@ -287,7 +289,7 @@ def test_the_step_is_compiled_once(tmp_path, caplog):
   assert len(compiled) == 2  # the train step and the eval step
 
 
-def test_a_wrong_batch_is_one_clear_line(tmp_path):
+def test_a_wrong_batch_raises_a_clear_error(tmp_path):
   fields = toy_stage.config()
   make, _ = toy_stage.makers(fields)
 
@@ -310,13 +312,13 @@ def test_a_wrong_batch_is_one_clear_line(tmp_path):
 
 def test_two_runs_are_bitwise_equal(straight, tmp_path):
   train(tmp_path)
-  assert prints(tmp_path, 4) == prints(straight[0], 4)
+  assert fingerprints(tmp_path, 4) == fingerprints(straight[0], 4)
   found = fingerprint.arrays(stored.load_params(tmp_path)[0])
   assert (
     found.items()
     <= {
       name.removeprefix("params/"): value
-      for name, value in prints(tmp_path, 4)[0].items()
+      for name, value in fingerprints(tmp_path, 4)[0].items()
     }.items()
   )
 
@@ -349,10 +351,10 @@ def test_two_processes_train_and_resume_as_one(straight, tmp_path, mesh):
   for a, b in zip(mine, other, strict=True):
     for name in ("loss", "grad_norm", "eval/fit"):
       if name in b:
-        # Processes reduce in another order than devices of one.
+        # Several processes reduce in a different order than one.
         np.testing.assert_allclose(a[name], b[name], rtol=2e-5)
   previews = lambda folder: sorted(
     path.name for path in (folder / "previews").iterdir()
   )
   assert previews(tmp_path) == previews(straight[0])
-  train(tmp_path)  # and one process reads what two wrote
+  train(tmp_path)  # One process can read what two wrote.

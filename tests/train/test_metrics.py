@@ -28,7 +28,7 @@ def test_lines_are_appended_and_unknown_numbers_are_null(tmp_path):
   assert first["mfu"] is None and first["odd"] is None
 
 
-def test_resuming_drops_lines_that_will_be_made_again(tmp_path):
+def test_resuming_drops_lines_of_steps_that_will_be_repeated(tmp_path):
   writer = metrics.JsonLines(tmp_path, resumed_step=0)
   for step in (1, 2, 3, 4):
     writer.scalars(step, {"loss": float(step)})
@@ -39,7 +39,7 @@ def test_resuming_drops_lines_that_will_be_made_again(tmp_path):
   assert [line["step"] for line in read(tmp_path)] == [1, 2]
 
 
-def test_tensorboard_gets_numbers_and_pictures(tmp_path):
+def test_tensorboard_files_contain_numbers_and_images(tmp_path):
   writer = metrics.TensorBoard(tmp_path, resumed_step=0)
   writer.scalars(1, {"loss": 1.0, "mfu": None})
   writer.image(1, "strip", np.zeros((4, 6, 3), np.uint8))
@@ -50,10 +50,10 @@ def test_tensorboard_gets_numbers_and_pictures(tmp_path):
   assert b"loss" in content and b"PNG" in content and b"mfu" not in content
 
 
-def test_meter_leaves_out_what_is_no_training():
+def test_meter_excludes_time_that_is_not_training():
   clock = goodput.Clock(time.time())
   meter = metrics.Meter(8, 1e6, 1e9, clock)
-  with meter.aside("compile"):
+  with meter.excluded("compile"):
     time.sleep(0.3)
   for _ in range(4):
     time.sleep(0.02)
@@ -67,12 +67,12 @@ def test_meter_leaves_out_what_is_no_training():
     found["mfu"], found["clips_per_second"] * 1e6 / 1e9
   )
   assert 0.2 < found["data_wait"] <= 0.5
-  assert 0 < found["goodput"] < 0.5  # most of the time was aside
+  assert 0 < found["goodput"] < 0.5  # Most of the time was excluded.
   assert 0.3 <= found["lost_seconds/compile"] < 0.6
   assert found["lost_seconds/data_wait"] == pytest.approx(0.04)
 
 
-def test_mfu_of_a_device_of_unknown_peak_is_null():
+def test_mfu_is_null_if_the_devices_peak_is_unknown():
   assert chips.device_peak_flops("cpu") is None
   # A v4 chip is one device, a v3 chip is two.
   assert chips.device_peak_flops("TPU v4") == 275e12
@@ -84,7 +84,7 @@ def test_mfu_of_a_device_of_unknown_peak_is_null():
   assert found["mfu"] is None and found["model_flops_per_second"] > 0
 
 
-def test_a_checkpoint_between_two_lines_loses_no_seconds():
+def test_a_checkpoint_between_two_lines_counts_each_second_once():
   clock = goodput.Clock(time.time())
   meter = metrics.Meter(8, 1e6, None, clock)
   time.sleep(0.1)

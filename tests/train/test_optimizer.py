@@ -16,7 +16,7 @@ def rates(steps=100, **changes):
   return np.array(jax.vmap(optimizer.schedule(found, steps))(jnp.arange(steps)))
 
 
-def test_warm_up_is_linear_and_its_first_step_learns():
+def test_warm_up_is_linear_and_its_first_rate_is_not_zero():
   np.testing.assert_allclose(rates()[:10], np.arange(1, 11) / 10, rtol=1e-6)
 
 
@@ -28,7 +28,7 @@ def test_cosine_falls_from_the_peak_to_the_end():
   assert (np.diff(found[10:]) < 0).all()
 
 
-def test_wsd_is_stable_and_then_falls_in_a_line():
+def test_wsd_is_constant_and_then_falls_linearly():
   found = rates(schedule="wsd", decay_steps=20)
   np.testing.assert_array_equal(found[10:81], np.ones(71, np.float32))
   np.testing.assert_allclose(np.diff(found[80:]), -0.9 / 20, rtol=1e-4)
@@ -53,7 +53,7 @@ def test_a_wrong_field_is_named(changes, message):
     optimizer.make(BASE | changes, 100, frozenset())
 
 
-def test_weight_decay_goes_by_name_and_not_by_rank():
+def test_weight_decay_is_selected_by_name_and_not_by_rank():
   params = {
     "block": {
       "scale": jnp.ones((3, 4)),
@@ -84,7 +84,7 @@ def test_weight_decay_goes_by_name_and_not_by_rank():
   )
 
 
-def test_clipping_bounds_the_gradient_that_adam_sees():
+def test_clipping_bounds_the_gradient_before_adam():
   params = {"kernel": jnp.zeros((4,))}
   make = lambda clip: (
     optimizer.make(
@@ -99,7 +99,7 @@ def test_clipping_bounds_the_gradient_that_adam_sees():
   size = lambda clip: float(
     -make(clip).update(grads, make(clip).init(params), params)[0]["kernel"][0]
   )
-  # Adam's first update is g / (|g| + eps), with eps 1 it shows g's size.
+  # Adam's first update is g / (|g| + eps), which with eps 1 reveals |g|.
   np.testing.assert_allclose(size(0.0), 50 / 51, rtol=1e-5)
   np.testing.assert_allclose(size(1.0), 0.5 / 1.5, rtol=1e-5)
 
@@ -112,7 +112,7 @@ def test_first_moment_can_be_bfloat16():
 
 
 def stacked():
-  """Returns parameters named as a scanned stack of two layers is."""
+  """Returns parameters with the names of a scanned stack of two layers."""
   rng = np.random.default_rng(0)
   draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
   return {
@@ -147,14 +147,14 @@ def test_muon_makes_each_matrix_of_a_layer_nearly_orthogonal():
   }
   for name, matrix in matrices.items():
     size = np.linalg.svd(matrix, compute_uv=False)
-    # Five Newton-Schulz turns bring singular values to 0.7 to 1.2 of one.
+    # Five Newton-Schulz iterations bring singular values to 0.7 to 1.2.
     assert size.max() / size.min() < 2, name
-    # An update is as large as Adam's: 0.2 root mean square of its entries.
+    # An update is as large as Adam's: its root mean square is 0.2.
     rms = np.sqrt(np.mean(np.square(matrix)))
     np.testing.assert_allclose(rms, 0.2, rtol=0.3, err_msg=name)
 
 
-def test_muon_leaves_all_but_layer_matrices_to_adam():
+def test_muon_updates_all_but_layer_matrices_with_adam():
   params = stacked()
   # A layer of another package's model, whose dimensions are not known.
   params["layers"]["gate"] = {"kernel": jnp.ones((2, 3, 4))}

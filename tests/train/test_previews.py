@@ -1,4 +1,4 @@
-"""Tests of pictures: where they are drawn, and that no run ends for them."""
+"""Tests of previews: they are the same on every mesh and never stop a run."""
 
 import dataclasses
 import json
@@ -47,9 +47,7 @@ def fail(error):
     jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nmore"),
   ],
 )
-def test_pictures_that_cannot_be_shown_cost_one_warning(
-  tmp_path, caplog, error
-):
+def test_previews_that_cannot_be_shown_log_one_warning(tmp_path, caplog, error):
   with caplog.at_level("WARNING", "absl"):
     result = train(tmp_path, with_show(fail(error)))
   assert result.step == 2 and "eval/fit" in result.metrics
@@ -57,16 +55,16 @@ def test_pictures_that_cannot_be_shown_cost_one_warning(
   said = [
     record.getMessage()
     for record in caplog.records
-    if "no more pictures" in record.getMessage()
+    if "no more previews" in record.getMessage()
   ]
   assert len(said) == 1 and "\n" not in said[0] and said[0].startswith("step 1")
   assert str(error).splitlines()[0] in said[0]
 
 
-def test_another_error_of_a_picture_is_not_hidden(tmp_path):
+def test_other_errors_of_previews_are_raised(tmp_path):
   with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
     train(tmp_path, with_show(fail(jax.errors.JaxRuntimeError("INTERNAL: x"))))
-  # Saved before it was drawn: a restart is past it.
+  # The step was saved before its preview was drawn, so a restart skips it.
   assert reader.valid_steps(tmp_path) == [1]
   line = (tmp_path / "metrics.jsonl").read_text().splitlines()[-1]
   assert json.loads(line)["step"] == 1 and "eval/fit" in json.loads(line)
@@ -74,18 +72,18 @@ def test_another_error_of_a_picture_is_not_hidden(tmp_path):
   assert drawn(tmp_path) == ["toy_00000002.png"]
 
 
-def test_pictures_that_do_not_fit_beside_the_run_are_left_out(
+def test_previews_that_do_not_fit_into_memory_are_skipped(
   tmp_path, caplog, monkeypatch
 ):
   monkeypatch.setattr(previews, "free_bytes", lambda mesh: 8)
   with caplog.at_level("WARNING", "absl"):
     assert train(tmp_path, toy_stage.make_stage()).step == 2
   assert not drawn(tmp_path)
-  (said,) = [x for x in caplog.messages if "no more pictures" in x]
-  assert re.search(r"GiB a device, of which .* are free beside the run", said)
+  (said,) = [x for x in caplog.messages if "no more previews" in x]
+  assert re.search(r"GiB on each device, of which .* are free next to", said)
 
 
-def test_free_memory_is_the_least_of_the_devices_and_unknown_on_a_cpu():
+def test_free_memory_is_the_minimum_over_devices_and_unknown_on_a_cpu():
   class Device:
     def __init__(self, stats):
       self.memory_stats = lambda: stats
@@ -101,7 +99,7 @@ def test_free_memory_is_the_least_of_the_devices_and_unknown_on_a_cpu():
   assert previews.free_bytes(mesh_lib.make(toy_stage.config().mesh)) is None
 
 
-def test_pictures_are_the_same_on_every_mesh(tmp_path):
+def test_previews_are_the_same_on_every_mesh(tmp_path):
   for name, sizes in (
     ("one", dict(fsdp=8)),
     ("other", dict(data=1, fsdp=2, tensor=2, frame=2)),
@@ -118,11 +116,12 @@ def test_pictures_are_the_same_on_every_mesh(tmp_path):
     )
     for name in ("one", "other")
   )
-  assert np.abs(one - other).max() <= 1  # sums in another order, then rounded
+  # Sums are added in a different order and then rounded.
+  assert np.abs(one - other).max() <= 1
 
 
 def rollout_program(sizes):
-  """Returns what a dynamics model drew on a mesh, and the program."""
+  """Returns a dynamics model's preview on a mesh, `Pictures` and the state."""
   config = stage_training.load("dynamics")
   config.model.transformer.update(num_layers=3, unroll=1)
   config.mesh.update(sizes)
@@ -142,7 +141,7 @@ def rollout_program(sizes):
 
 
 @pytest.mark.slow
-def test_a_rollout_is_drawn_on_a_split_model_layer_by_layer():
+def test_a_rollout_on_a_split_model_gathers_one_layer_at_a_time():
   (truth, whole), _, _ = rollout_program(
     dict(data=1, fsdp=1, tensor=1, frame=1)
   )
@@ -151,7 +150,7 @@ def test_a_rollout_is_drawn_on_a_split_model_layer_by_layer():
   )
   assert whole.shape == truth.shape and (truth == same).all()
   assert (whole[0] == truth[0]).all()
-  # A draw may turn where sums in another order move a score.
+  # A draw may differ if sums in a different order change a score.
   assert (whole == split).mean() > 0.9
   text = made._program.as_text()
   kernel = state.params["stack"]["layers"]["mlp_in"]["kernel"]

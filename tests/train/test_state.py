@@ -21,7 +21,7 @@ from tests.fixtures import toy_stage
 SPLIT = dict(mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
 
 
-def test_optimizer_state_is_laid_out_as_its_parameters():
+def test_optimizer_state_has_the_layout_of_its_parameters():
   _, _, like, state, _ = toy_stage.built(toy_stage.config(**SPLIT))
   adam = next(part for part in state.opt_state if hasattr(part, "mu"))
   rows = ("fsdp", "frame")
@@ -32,7 +32,7 @@ def test_optimizer_state_is_laid_out_as_its_parameters():
   assert state_lib.shardings(like) == state_lib.shardings(state)
 
 
-def test_muons_momentum_is_laid_out_as_its_parameters():
+def test_muons_momentum_has_the_layout_of_its_parameters():
   config = config_lib.load("experiments/coinrun/tokenizer.py:smoke")
   mesh = mesh_lib.make(dict(data=2, fsdp=2, tensor=2, frame=1))
   stage = registry.make(config)
@@ -52,7 +52,7 @@ def test_muons_momentum_is_laid_out_as_its_parameters():
   assert moments == specs
 
 
-def test_initial_numbers_do_not_depend_on_the_mesh():
+def test_initial_values_do_not_depend_on_the_mesh():
   split = toy_stage.built(toy_stage.config(**SPLIT))[3]
   single = toy_stage.built(toy_stage.config(), devices=jax.devices()[:1])[3]
   for a, b in zip(
@@ -73,7 +73,7 @@ def test_a_parameter_without_axes_raises():
     abstract(lambda rng: ({"up": {"kernel": jnp.zeros((8, 8))}}, {}))
 
 
-def test_a_parameter_that_does_not_split_is_named():
+def test_an_indivisible_parameter_is_named_in_the_error():
   box = lambda: nn.LogicallyPartitioned(jnp.zeros((6, 8)), ("embed", "mlp"))
   with pytest.raises(errors.UserError, match=r"up/kernel is 6.*8 dev"):
     abstract(lambda rng: ({"up": {"kernel": box()}}, {}))

@@ -1,4 +1,4 @@
-"""Tests of the one train step."""
+"""Tests of the train step."""
 
 import re
 
@@ -51,7 +51,7 @@ def test_every_mesh_gives_the_same_losses(single, axes):
   state, seen = run(fields)
   for mine, other in zip(seen, single[1], strict=True):
     for name in mine:
-      # Sums in another order: a few units in the last place of float32.
+      # Sums in a different order: a few units in the last place of float32.
       np.testing.assert_allclose(
         mine[name], other[name], rtol=2e-5, err_msg=name
       )
@@ -60,7 +60,7 @@ def test_every_mesh_gives_the_same_losses(single, axes):
     single[0].params["up"]["kernel"],
     rtol=1e-3,
     atol=1e-5,
-  )  # Adam divides by small second moments
+  )  # Larger, because Adam divides by small second moments.
 
 
 def test_layout_constraints_are_in_the_lowered_step():
@@ -75,7 +75,7 @@ def test_layout_constraints_are_in_the_lowered_step():
   assert text.count("sdy.sharding_constraint") >= 2
 
 
-def test_new_state_keeps_its_layout_and_the_old_one_is_gone():
+def test_the_new_state_has_the_same_layout_and_the_old_one_is_deleted():
   fields = toy_stage.config(mesh__fsdp=4, mesh__tensor=2)
   _, _, like, state, step = toy_stage.built(fields)
   batch = {n: x for n, x in toy_stage.batch(0, 16).items() if n != "source"}
@@ -89,7 +89,7 @@ def test_accumulation_equals_the_big_batch_with_uneven_counts(fsdp, devices):
   fields = toy_stage.config(mesh__fsdp=fsdp)
   parts = toy_stage.config(mesh__fsdp=fsdp, optimizer__accumulate=4)
   hidden = toy_stage.batch(0, 16)["hidden"].reshape(4, 4, -1).sum((0, 2))
-  assert len(set(hidden)) > 1  # a mean of means would be another number
+  assert len(set(hidden)) > 1  # A mean of means would differ.
   devices = jax.devices()[:devices]
   whole, seen_whole = run(fields, devices=devices)
   cut, seen_cut = run(parts, devices=devices)
@@ -116,8 +116,8 @@ def test_the_sum_of_gradients_is_split_as_the_parameters_are(single):
     if name != "source"
   }
   lowered = step.lower(like, batch)
-  # Said twice of each parameter: of the zeros and of each sum.
-  said = re.findall(
+  # Two constraints for each parameter: of the zeros and of each sum.
+  constraints = re.findall(
     r"sdy.sharding_constraint \S+ <@\w+, (.*?)> : tensor<([\dx]*)xf32>",
     lowered.as_text(),
   )
@@ -126,8 +126,8 @@ def test_the_sum_of_gradients_is_split_as_the_parameters_are(single):
     ('[{"tensor"}, {"fsdp", "frame"}]', "16x8"),
     ('[{"tensor"}]', "16"),
   ):
-    assert said.count((layout, shape)) == 2, said
-  # The loop over microbatches carries parts, of 4 x 2 ways.
+    assert constraints.count((layout, shape)) == 2, constraints
+  # The loop over microbatches carries arrays that are split 4 x 2 ways.
   carried = [
     line
     for line in lowered.compile().as_text().splitlines()
@@ -137,11 +137,11 @@ def test_the_sum_of_gradients_is_split_as_the_parameters_are(single):
   _, seen = run(fields)
   for mine, other in zip(seen, single[1], strict=True):
     for name in ("loss", "grad_norm"):
-      # Sums in another order: a few units in the last place of float32.
+      # Sums in a different order: a few units in the last place of float32.
       np.testing.assert_allclose(mine[name], other[name], rtol=2e-5)
 
 
-def test_counting_before_accumulating_runs_no_part_of_the_model():
+def test_summing_the_counts_does_not_run_the_model():
   def products(accumulate):
     fields = toy_stage.config(optimizer__accumulate=accumulate)
     _, _, like, _, step = toy_stage.built(fields, devices=jax.devices()[:1])
@@ -153,7 +153,7 @@ def test_counting_before_accumulating_runs_no_part_of_the_model():
     text = step.lower(like, batch).compile().as_text()
     return text.count(" dot(") + text.count("__cpu$gemm")
 
-  # The body of the loop stands in the text once, whatever its length.
+  # The text contains the body of the loop once, whatever its length.
   assert products(4) == products(1) > 0
 
 
@@ -164,7 +164,7 @@ def test_after_update_and_extra_run_inside_the_step(single):
   assert np.abs(state.extra["codes"].mean).max() > 0
 
 
-def test_each_step_draws_other_random_numbers(single):
+def test_each_step_draws_different_random_numbers(single):
   noise = [float(metrics["noise"]) for metrics in single[1]]
   assert len(set(noise)) == 3
 
@@ -195,7 +195,7 @@ def test_loss_names_must_match_their_scales(scales, message):
     run(toy_stage.config(), steps=1, stage=toy_stage.make_stage(scales))
 
 
-def test_a_batch_that_does_not_divide_is_one_clear_line():
+def test_an_indivisible_batch_raises_a_clear_error():
   with pytest.raises(errors.UserError, match=r"is 12.*multiple of 8"):
     toy_stage.built(toy_stage.config(data__batch_size=12))
   with pytest.raises(errors.UserError, match=r"accumulate=4.*multiple of 32"):
@@ -216,7 +216,7 @@ def test_a_batch_that_does_not_divide_is_one_clear_line():
     ),
   ],
 )
-def test_a_batch_of_another_shape_is_refused(change, message):
+def test_a_batch_of_the_wrong_form_is_refused(change, message):
   batch = toy_stage.batch(0, 4)
   change(batch)
   with pytest.raises(errors.UserError, match=message):

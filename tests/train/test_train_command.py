@@ -1,4 +1,4 @@
-"""Tests of `genie train` about processes, their data, and caches."""
+"""Tests of processes, their data and compilation caches in `genie train`."""
 
 import dataclasses
 import pathlib
@@ -20,7 +20,7 @@ CONFIG = f"{ROOT / 'experiments' / 'coinrun' / 'tokenizer.py'}:smoke"
 
 
 def refused(capsys, tmp_path, *flags):
-  """Asserts code 2 and one line before anything is written; returns it."""
+  """Asserts exit code 2, a one-line error and no files; returns the error."""
   workdir = tmp_path / "run"
   code = main.main(
     ["train", "--config", CONFIG, "--workdir", str(workdir), *flags]
@@ -38,13 +38,13 @@ def test_distributed_on_needs_a_launcher(capsys, tmp_path):
     )
 
 
-def test_distributed_off_takes_no_addresses(capsys, tmp_path):
+def test_distributed_off_accepts_no_addresses(capsys, tmp_path):
   assert "--distributed off" in refused(
     capsys, tmp_path, "--distributed", "off", "--num-processes", "2"
   )
 
 
-def test_flags_that_do_not_fit_are_one_line(capsys, tmp_path):
+def test_invalid_flags_are_one_line_errors(capsys, tmp_path):
   assert "give all three" in refused(capsys, tmp_path, "--process-id", "1")
   assert "is not of the form HOST:PORT" in refused(
     capsys,
@@ -62,12 +62,12 @@ def test_flags_that_do_not_fit_are_one_line(capsys, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["5-2", "x", "0-3", "-4", "1-2-3"])
-def test_steps_to_trace_that_are_no_range_are_one_clear_line(text):
+def test_an_invalid_range_of_steps_to_trace_raises_a_clear_error(text):
   with pytest.raises(errors.UserError, match="--profile-steps="):
     train._steps(text)
 
 
-def test_a_range_or_a_step_is_read():
+def test_a_range_or_a_step_is_parsed():
   assert train._steps("10-15") == (10, 15)
   assert train._steps("7") == (7, 7)
   assert train._steps("") is None
@@ -83,7 +83,7 @@ def test_help_states_the_exit_codes(capsys):
 
 @pytest.fixture
 def compilation_cache():
-  """Puts JAX's settings of its cache back."""
+  """Restores JAX's settings of its compilation cache after a test."""
   names = ("jax_compilation_cache_dir", "jax_enable_compilation_cache")
   before = {name: getattr(jax.config, name) for name in names}
   yield
@@ -91,14 +91,14 @@ def compilation_cache():
     jax.config.update(name, value)
 
 
-def test_programs_are_kept_where_asked_else_where_jax_was_told(
+def test_programs_are_cached_in_the_requested_folder_or_in_jaxs(
   compilation_cache, tmp_path, monkeypatch
 ):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-  told = jax.config.jax_compilation_cache_dir
-  assert told  # as JAX_COMPILATION_CACHE_DIR or the caller has it
+  configured = jax.config.jax_compilation_cache_dir
+  assert configured  # Set by JAX_COMPILATION_CACHE_DIR or by the caller.
   train._keep_compiled("")
-  assert jax.config.jax_compilation_cache_dir == told
+  assert jax.config.jax_compilation_cache_dir == configured
   train._keep_compiled(str(tmp_path / "mine"))
   assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")
   jax.config.update("jax_compilation_cache_dir", None)
@@ -111,7 +111,7 @@ def test_programs_are_kept_where_asked_else_where_jax_was_told(
   assert not jax.config.jax_enable_compilation_cache
 
 
-def test_programs_of_several_processes_on_cpus_are_kept_only_where_asked(
+def test_programs_of_several_cpu_processes_are_cached_only_if_requested(
   compilation_cache, tmp_path, monkeypatch
 ):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -121,7 +121,7 @@ def test_programs_of_several_processes_on_cpus_are_kept_only_where_asked(
   assert kept() is None
   train._keep_compiled(str(tmp_path / "mine"), alone=False)
   assert kept() == str(tmp_path / "mine")
-  train._keep_compiled("", alone=False)  # as the variable would say
+  train._keep_compiled("", alone=False)  # As if set by the variable.
   assert kept() == str(tmp_path / "mine")
   jax.config.update("jax_compilation_cache_dir", None)
   monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
@@ -130,12 +130,12 @@ def test_programs_of_several_processes_on_cpus_are_kept_only_where_asked(
 
 
 class Left(Exception):
-  """In place of the end of the process."""
+  """Raised instead of ending the process."""
 
 
 @pytest.fixture
 def among_others(compilation_cache, monkeypatch):
-  """Makes this process think that it is 1 of 2, which have met."""
+  """Makes this process act as process 1 of 2 that are connected."""
 
   def leave(code, process_id):
     assert process_id == 1
@@ -147,7 +147,7 @@ def among_others(compilation_cache, monkeypatch):
 
 
 def ends(capsys, tmp_path):
-  """Trains as process 1 of 2; returns the exit code and what was said."""
+  """Trains as process 1 of 2; returns the exit code and the error line."""
   with pytest.raises(Left) as left:
     main.main(
       [
@@ -170,7 +170,7 @@ def ends(capsys, tmp_path):
   return left.value.args[0], said[0]
 
 
-def test_a_join_that_fails_is_one_line_and_a_code_to_start_again_on(
+def test_a_failed_join_is_a_one_line_error_with_a_restartable_exit_code(
   among_others, capsys, tmp_path, monkeypatch
 ):
   def fail(*words, **names):
@@ -182,7 +182,7 @@ def test_a_join_that_fails_is_one_line_and_a_code_to_start_again_on(
   assert "process 1 of 2 through 127.0.0.1:1 (UNAVAILABLE: no service)" in said
 
 
-def test_a_fault_of_the_machine_is_one_line_and_ends_the_others(
+def test_an_error_of_the_machine_is_one_line_and_stops_all_processes(
   among_others, capsys, tmp_path, monkeypatch
 ):
   def fail(config):
@@ -207,7 +207,7 @@ def write_tokens(folder):
 
 
 def other_tokens(folder):
-  """Writes tokens of the same form that were made by something else."""
+  """Writes tokens of the same form with another origin in the manifest."""
   written = write_tokens(folder)
   found = manifest.Manifest.read(written)
   made_by = {**found.made_by, "seed": 1}

@@ -1,4 +1,4 @@
-"""Tests of starting from another model's weights."""
+"""Tests of warm starts from another model's weights."""
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from tests.fixtures import toy_stage
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-  """A workdir of the toy stage after one step, with its parameters."""
+  """A workdir with a checkpoint of the toy stage after one step."""
   folder = tmp_path_factory.mktemp("source")
   _, _, _, state, step = toy_stage.built(toy_stage.config())
   batch = toy_stage.batch(0, 16)
@@ -42,7 +42,9 @@ def start(source, hidden=toy_stage.HIDDEN, stage_name="toy", seed=7):
   return fresh, new, report
 
 
-def test_a_workdir_gives_all_weights_and_a_fresh_optimizer(workdir):
+def test_all_weights_of_a_workdir_are_loaded_and_the_optimizer_is_reset(
+  workdir,
+):
   _, new, report = start(workdir)
   params, extra, _ = reader.load_params(workdir)
   for name in ("up", "down"):
@@ -57,7 +59,7 @@ def test_a_workdir_gives_all_weights_and_a_fresh_optimizer(workdir):
   assert not any(np.any(x) for x in jax.tree.leaves(moments.mu))
 
 
-def test_what_does_not_fit_is_named_and_stays_fresh(workdir, tmp_path, caplog):
+def test_arrays_that_do_not_fit_are_reported(workdir, tmp_path, caplog):
   params, _, _ = reader.load_params(workdir)
   params["up"]["extra_bias"] = np.zeros(3, np.float32)
   params["down"]["kernel"] = params["down"]["kernel"][:, :4]
@@ -84,7 +86,7 @@ def test_what_does_not_fit_is_named_and_stays_fresh(workdir, tmp_path, caplog):
     assert name in caplog.text
 
 
-def test_rounded_weights_of_a_bundle_become_float32(workdir, tmp_path):
+def test_bfloat16_weights_of_a_saved_model_become_float32(workdir, tmp_path):
   params, _, _ = reader.load_params(workdir)
   half = jax.tree.map(lambda x: x.astype(jax.numpy.bfloat16), params)
   param_tree.save(tmp_path / "model.safetensors", {"toy": half, "other": half})
@@ -95,7 +97,7 @@ def test_rounded_weights_of_a_bundle_become_float32(workdir, tmp_path):
   )
 
 
-def test_a_part_trained_alone_finds_its_place_in_a_joint_model(workdir):
+def test_a_part_trained_separately_can_be_loaded_into_a_joint_model(workdir):
   table, names = warm_start._read(str(workdir))
   value, origin = table["params/toy/up/kernel"]
   assert origin == "params/up/kernel" and origin in names

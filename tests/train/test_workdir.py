@@ -1,4 +1,4 @@
-"""Tests of what may change when a run goes on."""
+"""Tests of the changes with which a run may resume."""
 
 import dataclasses
 import json
@@ -21,13 +21,13 @@ EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
 def started(folder, name):
   """Writes a shipped config as that of a run; returns a function.
 
-  The function lets the run go on with changes: {"a.b": value}, None to leave
-  a field out.
+  The function checks whether the run may resume with changes: {"a.b": value},
+  None to remove a field.
   """
   config = config_lib.load(str(EXPERIMENTS / name))
   workdir.write(folder, config)
 
-  def go_on(**changes):
+  def resume(**changes):
     fields = config_lib.load(str(EXPERIMENTS / name))
     with fields.unlocked():
       for path, value in changes.items():
@@ -41,14 +41,14 @@ def started(folder, name):
           group[field] = value
     workdir.check(folder, fields, resumes=True)
 
-  return go_on
+  return resume
 
 
-def test_the_final_model_goes_on_on_fewer_and_on_more_chips(tmp_path):
-  go_on = started(tmp_path, "platformers/dynamics.py")
+def test_a_run_of_the_largest_model_may_resume_on_fewer_or_more_chips(tmp_path):
+  resume = started(tmp_path, "platformers/dynamics.py")
   stack = "model.transformer"
-  go_on(**{"optimizer.accumulate": 1, "mesh.data": 8})
-  go_on(
+  resume(**{"optimizer.accumulate": 1, "mesh.data": 8})
+  resume(
     **{
       f"{stack}.remat": "full",
       f"{stack}.unroll": 2,
@@ -58,7 +58,7 @@ def test_the_final_model_goes_on_on_fewer_and_on_more_chips(tmp_path):
       "data.num_threads": 4,
     }
   )
-  go_on(**{f"{stack}.attention": None})
+  resume(**{f"{stack}.attention": None})
   for name, value in (
     (f"{stack}.num_layers", 47),
     (f"{stack}.dtype", "float32"),
@@ -70,7 +70,7 @@ def test_the_final_model_goes_on_on_fewer_and_on_more_chips(tmp_path):
     ("model.actions_enter", "concat"),
   ):
     with pytest.raises(errors.UserError, match=f"config.{name}="):
-      go_on(**{name: value})
+      resume(**{name: value})
 
 
 @pytest.mark.parametrize(
@@ -81,50 +81,50 @@ def test_the_final_model_goes_on_on_fewer_and_on_more_chips(tmp_path):
     ("tokenizer.py", ("encoder", "decoder")),
   ],
 )
-def test_every_stack_may_be_computed_another_way(tmp_path, name, stacks):
-  go_on = started(tmp_path, f"platformers/{name}")
+def test_fields_of_execution_may_change_in_every_stack(tmp_path, name, stacks):
+  resume = started(tmp_path, f"platformers/{name}")
   for stack in stacks:
     for field, value in (
       ("remat", "dots"),
       ("attention", "xla"),
       ("unroll", 4),
     ):
-      go_on(**{f"model.{stack}.{field}": value})
+      resume(**{f"model.{stack}.{field}": value})
 
 
 @pytest.mark.parametrize("name", ["joint.py", "lam.py", "tokenizer.py"])
-def test_runs_from_before_quantizers_had_names_go_on(tmp_path, name):
-  go_on = started(tmp_path, f"coinrun/{name}")
+def test_runs_from_before_quantizers_had_names_may_resume(tmp_path, name):
+  resume = started(tmp_path, f"coinrun/{name}")
   path = tmp_path / workdir.FILE
   config = json.loads(path.read_text())
   assert config.pop("quantizer") == {"name": "vq", "levels": []}
   path.write_text(json.dumps(config))
-  go_on()
-  go_on(quantizer=None)
+  resume()
+  resume(quantizer=None)
   for field, value in (("name", "fsq"), ("levels", (8, 8))):
     with pytest.raises(errors.UserError, match=f"config.quantizer.{field}="):
-      go_on(**{f"quantizer.{field}": value})
+      resume(**{f"quantizer.{field}": value})
 
 
 def test_data_may_move_but_not_change(tmp_path):
-  go_on = started(tmp_path, "platformers/dynamics.py")
-  # A run of a version that did not write the fingerprint.
-  go_on(**{"data.fingerprint": "a" * 64})
+  resume = started(tmp_path, "platformers/dynamics.py")
+  # The run is of a version that did not write the fingerprint.
+  resume(**{"data.fingerprint": "a" * 64})
   with pytest.raises(errors.UserError, match=r"config.data.path=''"):
-    go_on(**{"data.fingerprint": "a" * 64, "data.path": "elsewhere"})
+    resume(**{"data.fingerprint": "a" * 64, "data.path": "elsewhere"})
   path = tmp_path / workdir.FILE
   config = json.loads(path.read_text())
   config["data"]["fingerprint"] = "a" * 64
   path.write_text(json.dumps(config))
-  go_on(**{"data.fingerprint": "a" * 64, "data.path": "elsewhere"})
+  resume(**{"data.fingerprint": "a" * 64, "data.path": "elsewhere"})
   for changes in ({}, {"data.path": "elsewhere"}):
     with pytest.raises(
       errors.UserError, match=f"fingerprint {'a' * 12}, but .* {'b' * 12};"
     ):
-      go_on(**{"data.fingerprint": "b" * 64, **changes})
+      resume(**{"data.fingerprint": "b" * 64, **changes})
 
 
-def test_a_run_goes_on_with_other_microbatches(tmp_path):
+def test_a_run_resumes_with_other_microbatches(tmp_path):
   for steps, accumulate in ((2, 1), (4, 2)):
     fields = toy_stage.config(
       steps=steps, optimizer__accumulate=accumulate, eval_batches=0
@@ -161,7 +161,7 @@ def train(run, tokens, *overrides):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_other_microbatches_and_remat_and_moved_data(
+def test_a_run_resumes_with_other_microbatches_and_remat_and_moved_data(
   tmp_path, capsys
 ):
   tokens = stage_data.write_tokens(
@@ -192,7 +192,7 @@ def test_a_run_goes_on_with_other_microbatches_and_remat_and_moved_data(
   )
   lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
   assert [x["step"] for x in lines if "loss" in x] == [1, 2, 3, 4]
-  # Other data at the very same path.
+  # Different data at the same path.
   shutil.rmtree(moved)
   stage_data.write_tokens(moved, (64, 64, 3), grid=(4, 4), num_codes=64)
   found = manifest.Manifest.read(moved)

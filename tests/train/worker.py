@@ -1,7 +1,7 @@
-"""A training run as a process of its own, to be killed.
+"""A training run in a separate process that a test can kill.
 
 Usage: python worker.py JSON, with workdir, changes, and kill_after: the step
-after which the process kills itself while a checkpoint is being written.
+after which the process kills itself while it writes a checkpoint.
 """
 
 import json
@@ -38,12 +38,12 @@ def main(options: dict) -> None:
   if options.get("term_after"):
     draw = toy_stage.Batches.__next__
 
-    def draw_and_ask(self):
+    def draw_and_terminate(self):
       if self._seed == 0 and self._next == options["term_after"] - 1:
         os.kill(os.getpid(), signal.SIGTERM)
       return draw(self)
 
-    toy_stage.Batches.__next__ = draw_and_ask
+    toy_stage.Batches.__next__ = draw_and_terminate
   result = loop.train(
     toy_stage.make_stage(),
     fields,

@@ -1,4 +1,4 @@
-"""Tests of matrices kept as 8-bit integers."""
+"""Tests of matrices stored as 8-bit integers."""
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +23,12 @@ LAYERS = "stack/layers/"
     ("token_embedding", (32, 8), None),
   ],
 )
-def test_only_matrices_of_layers_are_chosen(path, shape, axes):
+def test_only_matrices_of_layers_are_quantized(path, shape, axes):
   assert int8.layer_kernels(path, shape) == axes
 
 
 @pytest.mark.parametrize("xp", (np, jnp))
-def test_no_weight_moves_by_more_than_half_a_step(xp):
+def test_no_weight_changes_by_more_than_half_a_scale(xp):
   matrix = xp.asarray(
     np.random.default_rng(0).normal(size=(2, 16, 3, 4)).astype(np.float32)
   )
@@ -37,9 +37,9 @@ def test_no_weight_moves_by_more_than_half_a_step(xp):
   assert found.scales.shape == (2, 1, 3, 4)
   assert isinstance(found.values, type(matrix))
   error = np.abs(np.asarray(found.dequantize()) - np.asarray(matrix))
-  # One rounding of the product besides.
+  # The product is rounded as well.
   assert (error <= 0.5001 * np.asarray(found.scales)).all()
-  # The largest weight of each channel is exact but for roundings.
+  # The largest weight of each channel is exact up to rounding.
   largest = np.abs(np.asarray(found.values)).max(axis=1)
   assert (largest == 127).all()
 
@@ -64,5 +64,5 @@ def test_a_tree_is_quantised_and_dequantised_inside_a_compiled_function():
   assert jax.tree.structure(again) == jax.tree.structure(small)
   whole = jax.jit(int8.dequantize)(small)
   assert jax.tree.structure(whole) == jax.tree.structure(tree)
-  # 64 weights of a byte, 8 scales and 4 biases of four.
+  # 64 weights of one byte, 8 scales and 4 biases of four bytes.
   assert int8.num_bytes(small) == 64 + 4 * (8 + 4)

@@ -50,7 +50,7 @@ def parted(array, unit, read=None):
 )
 @pytest.mark.parametrize("shard_bytes", (500, tensor_files.SHARD_BYTES))
 @pytest.mark.parametrize("dtype", (np.float32, ml_dtypes.bfloat16, np.int8))
-def test_a_tensor_read_in_boxes_is_written_as_one_that_is_whole(
+def test_a_tensor_read_in_boxes_is_written_like_a_whole_one(
   tmp_path, monkeypatch, unit, shard_bytes, dtype
 ):
   monkeypatch.setattr(lazy_array, "PIECE_BYTES", 100)
@@ -65,7 +65,7 @@ def test_a_tensor_read_in_boxes_is_written_as_one_that_is_whole(
     assert (tmp_path / "a" / name).read_bytes() == (
       tmp_path / "b" / name
     ).read_bytes()
-  # Once, though a box may lie in several files.
+  # Each value is read once, even if a box is written to several files.
   assert sum(array[box].size for box in read) == array.size
   np.testing.assert_array_equal(np.asarray(lazy), array)
   np.testing.assert_array_equal(lazy[1:3], array[1:3])

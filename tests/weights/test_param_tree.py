@@ -1,4 +1,4 @@
-"""Tests of trees of arrays on disk."""
+"""Tests of trees of arrays in files."""
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -20,7 +20,7 @@ def tree():
   }
 
 
-def test_flat_names_join_keys_and_come_back():
+def test_flat_names_join_keys_and_can_be_unflattened():
   flat = param_tree.flatten(tree())
   assert list(flat) == ["a", "b/half", "b/kernel", "c/d/e"]
   assert param_tree.flatten(param_tree.unflatten(flat)).keys() == flat.keys()
@@ -48,7 +48,7 @@ def test_device_arrays_are_stored_like_host_arrays(tmp_path):
   assert param_tree.fingerprint(found) == param_tree.fingerprint(device)
 
 
-def test_a_truncated_or_missing_file_is_one_line(tmp_path):
+def test_a_truncated_or_missing_file_raises_a_one_line_error(tmp_path):
   path = tmp_path / "x.safetensors"
   param_tree.save(path, tree())
   whole = path.read_bytes()
@@ -63,7 +63,7 @@ def test_a_truncated_or_missing_file_is_one_line(tmp_path):
     param_tree.load(tmp_path / "none.safetensors")
 
 
-def test_fingerprints_tell_names_dtypes_shapes_and_values_apart():
+def test_fingerprints_differ_by_names_dtypes_shapes_and_values():
   base = np.arange(4, dtype=np.int32)
   prints = [
     param_tree.fingerprint(x)

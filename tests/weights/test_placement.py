@@ -1,4 +1,4 @@
-"""Tests of parameters that are cast and quantised a piece at a time."""
+"""Tests of casting and quantising parameters a piece at a time."""
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -34,7 +34,9 @@ def parted(array, unit, read):
 
 @pytest.mark.parametrize("axes", [(1,), (1, 2)])
 @pytest.mark.parametrize("unit", [(1, 1, 1, 1), (4, 3, 2, 5), (4, 2, 6, 1)])
-def test_integers_are_those_of_the_whole_matrix_and_computed_once(axes, unit):
+def test_integers_equal_those_of_the_whole_matrix_and_are_read_twice(
+  axes, unit
+):
   matrix = RNG.normal(size=(4, 6, 6, 5)).astype(np.float32)
   matrix[1, :, :, 2] = 0
   wanted = int8.quantize_leaf(matrix, axes)
@@ -49,7 +51,7 @@ def test_integers_are_those_of_the_whole_matrix_and_computed_once(axes, unit):
 
 
 @pytest.mark.parametrize(
-  "hold",
+  "convert",
   [
     np.asarray,
     jnp.asarray,
@@ -58,8 +60,8 @@ def test_integers_are_those_of_the_whole_matrix_and_computed_once(axes, unit):
   ],
 )
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
-def test_later_is_the_parameter_however_it_is_held(hold, dtype):
-  leaf = hold(RNG.normal(size=(4, 6, 5)).astype(np.float32))
+def test_later_equals_host_for_every_kind_of_array(convert, dtype):
+  leaf = convert(RNG.normal(size=(4, 6, 5)).astype(np.float32))
   found = placement.later(leaf, dtype)
   assert found.dtype == dtype
   np.testing.assert_array_equal(np.asarray(found), placement.host(leaf, dtype))
@@ -70,7 +72,9 @@ def test_later_is_the_parameter_however_it_is_held(hold, dtype):
 
 
 @pytest.mark.parametrize("dtype", placement.DTYPES)
-def test_files_are_those_of_whole_tensors(tmp_path, monkeypatch, dtype):
+def test_files_of_lazy_tensors_equal_those_of_whole_tensors(
+  tmp_path, monkeypatch, dtype
+):
   part = tiny_models.part("dynamics")
   read = []
   lazy = store.Part(

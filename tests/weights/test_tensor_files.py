@@ -1,4 +1,4 @@
-"""Tests of tensors on disk: pieces, shards, and how little memory they take."""
+"""Tests of tensors on disk: pieces, shards and memory use."""
 
 import json
 import tracemalloc
@@ -24,7 +24,7 @@ TENSORS = {
 
 
 @pytest.mark.parametrize("shard_bytes", (2500, tensor_files.SHARD_BYTES))
-def test_tensors_come_back_whole_and_in_parts(tmp_path, shard_bytes):
+def test_tensors_can_be_read_whole_and_in_parts(tmp_path, shard_bytes):
   tensor_files.write(tmp_path, TENSORS, shard_bytes=shard_bytes)
   found = tensor_files.read(tmp_path)
   assert list(found) == sorted(TENSORS, key=tensor_files.order)
@@ -37,7 +37,7 @@ def test_tensors_come_back_whole_and_in_parts(tmp_path, shard_bytes):
       np.testing.assert_array_equal(got[:, 0:1], wanted[:, :1])
 
 
-def test_no_file_holds_more_than_it_may_and_others_can_read_each(tmp_path):
+def test_files_are_within_the_limit_and_readable_by_safetensors(tmp_path):
   tensor_files.write(tmp_path, TENSORS, shard_bytes=2500)
   index = json.loads((tmp_path / tensor_files.INDEX).read_text())
   placed = index["weight_map"]
@@ -56,7 +56,7 @@ def test_a_row_larger_than_a_file_is_refused(tmp_path):
     tensor_files.write(tmp_path, TENSORS, shard_bytes=1000)
 
 
-def test_writing_and_reading_hold_one_tensor_at_a_time(tmp_path):
+def test_writing_and_reading_need_memory_for_one_tensor_only(tmp_path):
   size = 4_000_000
   lazy = {
     str(i): tensor_files.Deferred(
@@ -98,7 +98,9 @@ def damaged(tmp_path, change):
     (lambda w: w.clear(), "does not map names"),
   ],
 )
-def test_an_index_that_does_not_fit_is_one_line(tmp_path, change, message):
+def test_an_index_that_does_not_fit_raises_a_one_line_error(
+  tmp_path, change, message
+):
   with pytest.raises(errors.UserError, match=message) as raised:
     tensor_files.read(damaged(tmp_path, change))
   assert "\n" not in str(raised.value)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from genie_jax.checkpoints import chunked
+from genie_jax.checkpoints import reader
 from genie_jax.core import errors, files
 from genie_jax.models import store
 from genie_jax.sharding import mesh as mesh_lib
@@ -108,7 +108,7 @@ def test_a_checkpoint_of_one_or_eight_devices_is_exported_bit_for_bit(
 
 def test_a_checkpoint_larger_than_memory_is_read_group_by_group(runs, parts):
   sizes = [x.nbytes for x in jax.tree.leaves(parts["dynamics"].params)]
-  params, config = chunked.params(runs / "dynamics", group_bytes=max(sizes))
+  params, config = reader.lazy_params(runs / "dynamics", group_bytes=max(sizes))
   assert config["stage"] == "dynamics"
   leaves = jax.tree.leaves(params)
   assert all(isinstance(leaf, tensor_files.Deferred) for leaf in leaves)
@@ -126,11 +126,11 @@ def test_a_group_stays_in_memory_until_another_is_asked_for(monkeypatch):
     read.append(sorted(like))
     return {name: np.zeros(1) for name in like}, {}
 
-  monkeypatch.setattr(chunked.reader, "load", load)
+  monkeypatch.setattr(reader, "load", load)
   one = np.zeros(1)
-  reader = chunked._Reader("", [{"a": one, "b": one}, {"c": one}])
+  groups = reader._Groups("", [{"a": one, "b": one}, {"c": one}])
   for name in ("a", "b", "c", "a"):
-    reader.get(name)
+    groups.get(name)
   assert read == [["a", "b"], ["c"], ["a", "b"]]
 
 

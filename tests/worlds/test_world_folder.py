@@ -376,7 +376,7 @@ def reconfigure(folder, keys, value):
     (
       ("parts", "dynamics", "model", "transformer", "width"),
       "16",
-      "out of range or of another type",
+      "out of range or of the wrong type",
     ),
     (("parts", "dynamics", "model", "transformer"), None, "out of range"),
   ],

@@ -222,7 +222,7 @@ class _FoundCollective:
   """A collective that an instruction starts, ends or runs.
 
   Attributes:
-    role: "start", "done", or "whole" for a synchronous collective.
+    role: "start", "done", or "synchronous".
     instruction: The collective itself.
     computation: The computation that has it.
   """
@@ -363,7 +363,7 @@ class _Simulation:
   ) -> _FoundCollective | None:
     """Returns the collective that an instruction is or contains, or None."""
     if collectives_lib.kind_of(x.opcode):
-      role = "start" if x.opcode.endswith("-start") else "whole"
+      role = "start" if x.opcode.endswith("-start") else "synchronous"
       return _FoundCollective(role, x, computation)
     called = x.attribute("calls")
     if x.opcode not in ("fusion", "async-start") or not called:
@@ -382,7 +382,7 @@ class _Simulation:
     if x.cycles is not None:
       # Compute that is fused with a part of a collective in flight.
       return None
-    return _FoundCollective("whole", inner, called)
+    return _FoundCollective("synchronous", inner, called)
 
   def _collective_seconds(
     self, x: parse.Instruction, found: _FoundCollective, total: Estimate

@@ -9,6 +9,7 @@ Shapes:
   B  players                    W  frames in the window
 """
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Mapping
@@ -226,6 +227,6 @@ def _step(models, sampling, structure, weights, leaves, actions):
 
 def _plain(state: player.State) -> player.State:
   """Returns a state whose key is its two numbers, which any program takes."""
-  if jax.dtypes.issubdtype(state.key.dtype, jax.dtypes.prng_key):
-    return state.replace(key=jax.random.key_data(state.key))
+  if jnp.issubdtype(state.key.dtype, jax.dtypes.prng_key):
+    return dataclasses.replace(state, key=jax.random.key_data(state.key))
   return state

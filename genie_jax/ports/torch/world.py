@@ -128,7 +128,7 @@ class World(torch.nn.Module):
     )
     inside = (
       self.lam.encode(seen)[0]
-      if seen.shape[1] > 1
+      if self.lam is not None and seen.shape[1] > 1
       else (torch.zeros(0, dtype=torch.int64, device=self.device))
     )
     return self.reset_tokens(self.tokenizer.encode(seen)[0], inside)

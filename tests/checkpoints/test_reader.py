@@ -6,12 +6,12 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from genie_jax.checkpoints import chunked, fingerprint, manager, reader
+from genie_jax.checkpoints import fingerprint, manager, reader
 from genie_jax.core import errors
 from genie_jax.sharding import mesh as mesh_lib
 from genie_jax.weights import lazy_array
 
-# Random bits, which no compression hides from a search.
+# Random bits, which cannot be compressed, so that they can be found in files.
 KERNEL = (
   np.random.default_rng(0)
   .integers(0, 1 << 32, (4, 64, 2, 24), dtype=np.uint32)
@@ -21,7 +21,7 @@ SMALL = np.arange(5, dtype=np.float32)
 
 
 class Iterator:
-  """What a checkpoint wants of the data."""
+  """A data iterator with the one method that a checkpoint needs."""
 
   def get_state(self):
     return {}
@@ -55,7 +55,7 @@ def bits(array):
 
 
 def change_a_byte(workdir):
-  """Changes one bit of the kernel where it lies on disk."""
+  """Flips one bit of the kernel on disk."""
   pattern = KERNEL[:, :16, :, :12].tobytes()[:48]
   changed = 0
   for path in workdir.rglob("d/*"):
@@ -70,12 +70,12 @@ def change_a_byte(workdir):
 
 
 @pytest.mark.parametrize("piece", (1000, 30_000, 1 << 25))
-def test_a_large_array_is_read_by_the_chunks_that_devices_wrote(
+def test_a_large_array_is_read_in_the_chunks_that_devices_wrote(
   workdir, monkeypatch, piece
 ):
   monkeypatch.setattr(lazy_array, "PIECE_BYTES", piece)
-  monkeypatch.setattr(chunked, "_VALUES", 500)
-  params, _ = chunked.params(workdir, group_bytes=1000)
+  monkeypatch.setattr(reader, "_VALUES", 500)
+  params, _ = reader.lazy_params(workdir, group_bytes=1000)
   kernel = params["layers"]["kernel"]
   assert kernel.unit == (4, 16, 2, 12)
   chunk = 4 * 16 * 2 * 12 * 4
@@ -89,7 +89,7 @@ def test_a_large_array_is_read_by_the_chunks_that_devices_wrote(
   np.testing.assert_array_equal(np.asarray(params["small"]), SMALL)
 
 
-def test_fingerprints_of_boxes_join_to_that_of_the_array():
+def test_fingerprints_of_boxes_can_be_joined_to_that_of_the_array():
   parts = [
     fingerprint.part(KERNEL[box], tuple(one.start for one in box))
     for box in lazy_array.boxes(KERNEL.shape, 700, (3, 5, 2, 7))
@@ -101,22 +101,22 @@ def test_fingerprints_of_boxes_join_to_that_of_the_array():
   )
 
 
-def test_changed_bits_of_a_large_array_are_seen_before_it_is_used(workdir):
+def test_changed_bits_of_a_large_array_are_detected_before_it_is_used(workdir):
   change_a_byte(workdir)
   with pytest.raises(errors.UserError, match=r"All checkpoints .* are damaged"):
-    chunked.params(workdir, group_bytes=1000)
+    reader.lazy_params(workdir, group_bytes=1000)
 
 
-def test_bits_that_change_while_it_is_read_are_seen(workdir):
-  params, _ = chunked.params(workdir, group_bytes=1000)
+def test_bits_that_change_while_an_array_is_read_are_detected(workdir):
+  params, _ = reader.lazy_params(workdir, group_bytes=1000)
   change_a_byte(workdir)
   with pytest.raises(errors.UserError, match="damaged while it was read"):
     np.asarray(params["layers"]["kernel"])
 
 
-def test_an_array_that_is_not_there_is_a_damaged_checkpoint(workdir):
+def test_a_missing_array_is_reported_as_a_damaged_checkpoint(workdir):
   path = workdir / "checkpoints" / "1"
   with pytest.raises(reader.Damaged, match="cannot be read"):
-    chunked._Chunks(path, "params/layers/other", KERNEL)
-  with pytest.raises(reader.Damaged, match="another shape"):
-    chunked._Chunks(path, "params/layers/kernel", KERNEL[:2])
+    reader._Chunks(path, "params/layers/other", KERNEL)
+  with pytest.raises(reader.Damaged, match="the wrong shape"):
+    reader._Chunks(path, "params/layers/kernel", KERNEL[:2])
