@@ -200,7 +200,7 @@ def world(folder: pathlib.Path) -> tuple[dict[str, Any], np.ndarray]:
     "weights": store.load(folder).fingerprint,
     "name": found.name,
     "actions": found.actions,
-    "sampling": vars(found.sampling),
+    "sampling": found.sampling.to_config(),
     "slide": vars(found.slide),
     "num_frames": found.num_frames,
     "num_actions": found.num_actions,
