@@ -13,14 +13,16 @@ import pytest
 from genie_jax.core import errors
 from genie_jax.models import store
 from genie_jax.nn import fsq
+from genie_jax.sampling import samplers
 from genie_jax.worlds import world_folder
-from tests.fixtures import tiny_world
+from tests.fixtures import foreign_parts, tiny_world
 
 torch = pytest.importorskip(
   "torch", reason="PyTorch is an extra: pip install genie_jax[torch]"
 )
 
 from genie_jax.ports.torch import maskgit, quantizers, weights  # noqa: E402
+from genie_jax.ports.torch import samplers as torch_samplers  # noqa: E402
 from genie_jax.ports.torch import world as world_lib  # noqa: E402  Needs torch.
 
 pytestmark = pytest.mark.slow
@@ -284,6 +286,50 @@ def test_mistakes_are_one_line(tmp_path):
   path.write_bytes(path.read_bytes()[:-1] + b"\1")
   with pytest.raises(errors.UserError, match="is damaged"):
     world_lib.load_world(tmp_path / "w")
+
+
+class Raster:
+  """The counterpart of `foreign_parts.Raster`, at temperature 0."""
+
+  from_config = classmethod(lambda cls, fields: cls())
+
+  def noise(self, grid, num_codes, device):
+    return None
+
+  def draw(self, score, grid, noise):
+    places = torch.arange(grid[0] * grid[1])
+    tokens = torch.zeros_like(places)
+    for place in places:
+      logits = score(tokens.reshape(grid), (places >= place).reshape(grid))
+      tokens[place] = logits.reshape(len(places), -1)[place].argmax()
+    return tokens.reshape(grid)
+
+
+def test_a_world_of_another_sampler_needs_its_counterpart(
+  tmp_path, monkeypatch
+):
+  for known in (samplers.REGISTRY, torch_samplers.REGISTRY):
+    monkeypatch.setattr(known, "_values", dict(known._values))
+  samplers.register("raster", foreign_parts.Raster)
+  fields = {"sampling": {"name": "raster", "temperature": 0.0}}
+  with pytest.raises(
+    errors.UserError,
+    match=r"sampling\.name='raster': .* no counterpart in PyTorch; register "
+    r"one with genie_jax\.ports\.torch\.samplers\.register",
+  ):
+    write(tmp_path / "w", **fields)
+  with pytest.raises(errors.UserError, match=r"no method noise; it needs"):
+    torch_samplers.register("raster", foreign_parts.Raster)
+  torch_samplers.register("raster", Raster)
+  ours, theirs = write(tmp_path / "v", **fields)
+  prompt = np.random.default_rng(2).integers(
+    0, 256, ours.frame_shape, dtype=np.uint8
+  )
+  state, other = ours.reset(prompt), theirs.reset(prompt)
+  for action in range(6):  # The window has four frames.
+    state, _ = ours.step(state, action % ours.num_actions)
+    other, _ = theirs.step(other, action % ours.num_actions)
+    np.testing.assert_array_equal(state.tokens[-1], other.tokens[-1])
 
 
 def test_a_model_of_another_package_is_refused():
