@@ -18,7 +18,6 @@ import jax.numpy as jnp
 
 from genie_jax.core import errors
 from genie_jax.sampling import schedule as schedule_lib
-from genie_jax.sharding import manual
 
 ORDERS = ("random", "confidence")
 
@@ -160,24 +159,19 @@ class MaskGIT:
           * _gumbel(_fold(order_keys, number), (num_tokens,))
         )
       tokens, hidden = carry
-      return manual.differ_with(
-        refine(
-          logits_at(tokens, hidden),
-          tokens,
-          hidden,
-          num_hidden,
-          token_noise,
-          order_noise,
-          self,
-        ),
-        keys,
+      return refine(
+        logits_at(tokens, hidden),
+        tokens,
+        hidden,
+        num_hidden,
+        token_noise,
+        order_noise,
+        self,
       ), None
 
     steps = jnp.arange(1, len(counts) + 1)
     (tokens, _), _ = jax.lax.scan(
-      step,
-      manual.differ_with((blank, all_hidden), keys),
-      (steps, jnp.asarray(counts)),
+      step, (blank, all_hidden), (steps, jnp.asarray(counts))
     )
     return tokens.reshape(batch, *grid)
 

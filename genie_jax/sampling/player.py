@@ -31,7 +31,6 @@ from jax import core
 from genie_jax.models import protocols
 from genie_jax.sampling import prepare, ring_cache, samplers
 from genie_jax.sampling import slide as slide_lib
-from genie_jax.sharding import manual
 from genie_jax.weights import int8
 
 
@@ -299,7 +298,7 @@ def step_stacked(
   if models.slide.mode == "rolling":
     stacked = jax.vmap(make_room)(stacked)
   else:
-    stacked = manual.cond(
+    stacked = jax.lax.cond(
       (stacked.position == models.window - 1).any(),
       lambda players: jax.lax.map(make_room, players),
       lambda players: players,
@@ -383,7 +382,7 @@ def _draw(models, params, state, action, sampling):
     cache = remember(state.cache)
   else:
     # If the window is now full, its cache is recomputed before the next frame.
-    cache = manual.cond(
+    cache = jax.lax.cond(
       position < models.window - 1, remember, lambda cache: cache, state.cache
     )
   state = state.replace(
@@ -428,7 +427,7 @@ def _make_room(models, params, state):
     return state.replace(decoder_cache=cache, decoder_position=position)
 
   slid = exact if models.slide.mode == "exact" else encode_again
-  return manual.cond(full, slid, lambda state: state, state)
+  return jax.lax.cond(full, slid, lambda state: state, state)
 
 
 def _show(models, params, state):
@@ -457,7 +456,7 @@ def _show(models, params, state):
     position, cache = ring_cache.rebase(position, cache, window - 1)
     shown, cache, position = grow(cache, position)
   else:
-    shown, cache, position = manual.cond(
+    shown, cache, position = jax.lax.cond(
       position == window - 1, slide_over, grow, cache, position
     )
   frames = state.frames

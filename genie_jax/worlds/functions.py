@@ -7,7 +7,8 @@
 Both run under `jit`, `vmap`, `scan` and `shard_map`: no input or output on the
 host, shapes that depend on nothing but the prompt's length, and all randomness
 from the key. `World` compiles these same functions. docs/sampling.md has a
-program that uses all four transformations.
+program that uses all four transformations; `shard_map` needs check_vma=False,
+since JAX's check does not follow the branches of a slide.
 
 Shapes:
   P  prompt frames      A  latent actions (buttons)
@@ -21,7 +22,6 @@ import jax.numpy as jnp
 
 from genie_jax.core import errors
 from genie_jax.sampling import player, prepare, samplers
-from genie_jax.sharding import manual
 from genie_jax.weights import int8
 
 
@@ -94,14 +94,13 @@ class Functions:
     frames = frames[-window:]
     if latent_actions is None:
       latent_actions = self._inferred(params, frames)
-    state = player.reset(
+    return player.reset(
       self.models,
       _play(params),
       _encode(self.models.tokenizer, params["tokenizer"], frames),
       latent_actions[-(window - 1) :],
       key,
     )
-    return manual.differ_with(state, key)
 
   def step(
     self, params: dict[str, Any], state: player.State, action: jax.Array
@@ -125,14 +124,7 @@ class Functions:
         f"The action has shape {action.shape}; give one number, and use "
         "jax.vmap to step several states."
       )
-    state, frame = player.step(
-      self.models,
-      _play(params),
-      manual.differ_with(state, state.key, action),
-      action,
-      self.sampling,
-    )
-    return manual.differ_with(state, state.key, action), frame
+    return player.step(self.models, _play(params), state, action, self.sampling)
 
   def _frames(self, picture: jax.Array) -> jax.Array:
     """Returns a prompt as frames [P, H, W, C]."""

@@ -294,11 +294,6 @@ def test_an_action_out_of_range_is_refused(world, action):
     world.rollout(prompt(), [0, action])
 
 
-def test_frames_of_another_shape_are_refused(world):
-  with pytest.raises(errors.UserError, match="Resize or convert"):
-    world.rollout(np.zeros((1, 4, 4, 3), np.uint8), [0])
-
-
 def test_models_of_different_worlds_are_refused(parts):
   with pytest.raises(errors.UserError, match="num_latent_actions=9"):
     world_lib.World(
