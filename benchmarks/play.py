@@ -180,7 +180,7 @@ def in_browser(
   latest = max(run for run, _ in frames)
   held_for = 1.0
   for number in range(max(1, round(args.seconds / held_for))):
-    key = str(number % buttons + 1)
+    key = str(number % buttons)
     page.keyboard.down(key)
     page.wait_for_timeout(1000 * held_for)
     page.keyboard.up(key)
@@ -213,7 +213,7 @@ def press_and_wait(page: Any, count: int, buttons: int) -> None:
   """Presses keys one by one, each when the last frame was painted."""
   for number in range(count):
     before = page.evaluate("performance.getEntriesByName('genie:frame').length")
-    page.keyboard.press(str(number % buttons + 1))
+    page.keyboard.press(str(number % buttons))
     while (
       page.evaluate("performance.getEntriesByName('genie:frame').length")
       == before

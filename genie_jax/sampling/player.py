@@ -31,6 +31,7 @@ from jax import core
 from genie_jax.models import protocols
 from genie_jax.sampling import prepare, ring_cache, samplers
 from genie_jax.sampling import slide as slide_lib
+from genie_jax.sharding import manual
 from genie_jax.weights import int8
 
 
@@ -298,7 +299,7 @@ def step_stacked(
   if models.slide.mode == "rolling":
     stacked = jax.vmap(make_room)(stacked)
   else:
-    stacked = jax.lax.cond(
+    stacked = manual.cond(
       (stacked.position == models.window - 1).any(),
       lambda players: jax.lax.map(make_room, players),
       lambda players: players,
@@ -382,7 +383,7 @@ def _draw(models, params, state, action, sampling):
     cache = remember(state.cache)
   else:
     # If the window is now full, its cache is recomputed before the next frame.
-    cache = jax.lax.cond(
+    cache = manual.cond(
       position < models.window - 1, remember, lambda cache: cache, state.cache
     )
   state = state.replace(
@@ -427,7 +428,7 @@ def _make_room(models, params, state):
     return state.replace(decoder_cache=cache, decoder_position=position)
 
   slid = exact if models.slide.mode == "exact" else encode_again
-  return jax.lax.cond(full, slid, lambda state: state, state)
+  return manual.cond(full, slid, lambda state: state, state)
 
 
 def _show(models, params, state):
@@ -456,7 +457,7 @@ def _show(models, params, state):
     position, cache = ring_cache.rebase(position, cache, window - 1)
     shown, cache, position = grow(cache, position)
   else:
-    shown, cache, position = jax.lax.cond(
+    shown, cache, position = manual.cond(
       position == window - 1, slide_over, grow, cache, position
     )
   frames = state.frames

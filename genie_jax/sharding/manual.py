@@ -1,5 +1,6 @@
 """Types of arrays inside of a `shard_map`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -31,3 +32,22 @@ def differ_with(tree: Any, *others: jax.Array) -> Any:
   # A choice between two equals, which the compiler removes.
   chosen = sum(x.ravel()[0].astype(jnp.int32) for x in numbers) == 0
   return jax.tree.map(lambda x: jnp.where(chosen, x, x), tree)
+
+
+def cond(
+  predicate: jax.Array,
+  true_function: Callable[..., Any],
+  false_function: Callable[..., Any],
+  *operands: Any,
+) -> Any:
+  """Does what `jax.lax.cond` does, also inside of a `shard_map`.
+
+  There the results of both branches are typed as differing where the
+  predicate does.
+  """
+  return jax.lax.cond(
+    predicate,
+    lambda *args: differ_with(true_function(*args), predicate),
+    lambda *args: differ_with(false_function(*args), predicate),
+    *operands,
+  )

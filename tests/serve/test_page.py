@@ -49,7 +49,7 @@ def shows(page, frame):
 
 def test_ten_frames_are_played_and_painted_as_the_model_drew_them(page):
   page.at(0)
-  page.press("1234123412")
+  page.press("0123012301")
   page.at(10)
   actions = [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
   assert shows(page, fake_world.solo(PROMPT, seed(page), actions)[-1])
@@ -80,12 +80,12 @@ def test_a_held_key_repeats_and_a_released_one_stops(page):
 
 def test_a_dropped_picture_is_played(page):
   page.at(0)
-  page.press("11")
+  page.press("00")
   own = fake_world.picture(123)
   page.drop(images.to_png(own))
   page.at(0)
   assert shows(page, fake_world.solo(own, seed(page), [])[0])
-  page.press("3")
+  page.press("2")
   assert shows(page, fake_world.solo(own, seed(page), [2])[-1])
   # A run from it cannot be a link, and says so.
   page.page.click("#share")
@@ -95,7 +95,7 @@ def test_a_dropped_picture_is_played(page):
   run = json.loads(pathlib.Path(saved.value.path()).read_text())
   assert run["actions"] == "2" and run["prompt"] is None
   page.page.click("#share-dialog [data-close]")
-  page.press("44")
+  page.press("33")
   page.page.click("#share")
   page.page.set_input_files("#share-file", saved.value.path())
   page.at(1)
@@ -104,7 +104,7 @@ def test_a_dropped_picture_is_played(page):
 
 def test_a_pasted_picture_is_played(page, host):
   page.at(0)
-  page.press("1")
+  page.press("0")
   page.context.grant_permissions(["clipboard-read", "clipboard-write"])
   own = fake_world.picture(77)
   page.page.evaluate(
@@ -116,16 +116,16 @@ def test_a_pasted_picture_is_played(page, host):
   page.at(0)
   assert shows(page, fake_world.solo(own, seed(page), [])[0])
   # Text is no picture, and changes nothing.
-  page.press("2")
+  page.press("1")
   page.page.evaluate("navigator.clipboard.writeText('hello')")
   page.page.keyboard.press("Control+V")
-  page.press("3")
+  page.press("2")
   assert shows(page, fake_world.solo(own, seed(page), [1, 2])[-1])
 
 
 def test_what_was_drawn_is_what_the_game_starts_from(page, server):
   page.at(0)
-  page.press("11")
+  page.press("00")
   page.page.click("#draw")
   page.page.click("#palette [aria-label=red]")
   page.page.select_option("#editor-tool", "fill")
@@ -179,20 +179,20 @@ def test_what_is_no_picture_gets_a_notice(page):
 
 def test_looking_back_playing_on_and_branching(page):
   page.at(0)
-  page.press("1" * 8)
+  page.press("0" * 8)
   drawn = fake_world.solo(PROMPT, seed(page), [0] * 8)
   for number in (3, 6):
     page.page.locator("#slider").fill(str(number))
     assert shows(page, drawn[number])
   page.page.click("#branch")
   page.at(6)
-  page.press("2")
+  page.press("1")
   assert shows(page, fake_world.solo(PROMPT, seed(page), [0] * 6 + [1])[-1])
   page.page.select_option("#lines", "0")
   page.at(8)
   assert shows(page, drawn[8])
   page.page.locator("#slider").fill("2")
-  page.page.keyboard.press("4")  # Plays on from the frame looked at.
+  page.page.keyboard.press("3")  # Plays on from the frame looked at.
   page.at(3)
   assert shows(page, fake_world.solo(PROMPT, seed(page), [0, 0, 3])[-1])
 
@@ -200,7 +200,7 @@ def test_looking_back_playing_on_and_branching(page):
 @pytest.mark.parametrize("kind", ["gif", "mp4"])
 def test_a_film_is_saved(page, kind):
   page.at(0)
-  page.press("123")
+  page.press("012")
   page.page.click("#record")
   page.page.select_option("#record-format", kind)
   with page.page.expect_download() as saved:
@@ -222,7 +222,7 @@ def test_a_film_that_a_lost_connection_took_can_be_asked_for_again(
     images, "to_video", lambda *words: (held.wait(20), whole(*words))[1]
   )
   page.at(0)
-  page.press("12")
+  page.press("01")
   page.page.click("#record")
   save = page.page.locator("#record-save")
   save.click()
@@ -252,10 +252,10 @@ def test_a_run_ends_with_a_notice_and_goes_on_from_an_earlier_frame(
     opened.at(0)
     opened.page.select_option("#speed", "most")
     opened.page.evaluate("document.activeElement.blur()")
-    opened.page.keyboard.down("1")
+    opened.page.keyboard.down("0")
     opened.at(6)
     opened.page.wait_for_timeout(600)  # Still held.
-    opened.page.keyboard.up("1")
+    opened.page.keyboard.up("0")
     opened.at(6)
     notice = opened.page.locator("#notice")
     sync_api.expect(notice).to_contain_text("6 frames, the most")
@@ -266,7 +266,7 @@ def test_a_run_ends_with_a_notice_and_goes_on_from_an_earlier_frame(
     ]
     assert len(errors) < 20  # The page stops asking.
     opened.page.locator("#slider").fill("3")
-    opened.page.keyboard.press("2")
+    opened.page.keyboard.press("1")
     opened.at(4)
     assert shows(
       opened, fake_world.solo(PROMPT, seed(opened), [0, 0, 0, 1])[-1]
@@ -278,7 +278,7 @@ def test_a_shared_link_shows_the_same_frames_in_another_browser(page, chromium):
   page.at(0)
   page.page.click("#gallery button:nth-child(2)")
   page.at(0)
-  page.press("1132")
+  page.press("0021")
   page.page.click("#share")
   link = page.page.input_value("#share-link")
   assert "actions=0x2,2,1" in link
@@ -312,7 +312,7 @@ def test_the_page_can_be_used_by_keyboard_alone(page):
   press("Enter")
   press("Tab")
   assert focused() == "slider"
-  page.press("12")
+  page.press("01")
   press("ArrowLeft")  # On the slider the arrows look back.
   sync_api.expect(page.page.locator("#shown")).to_have_text("1")
   reach("rewind")
@@ -353,12 +353,12 @@ def test_names_and_keys_are_kept_for_the_world(page, host):
   count = int(page.page.inner_text("#newest"))
   page.page.keyboard.press("s")
   page.at(count + 1)
-  assert page.page.locator("#buttons small").nth(2).inner_text() == "3 · s"
+  assert page.page.locator("#buttons small").nth(2).inner_text() == "2 · s"
 
 
 def test_every_button_is_compared_from_the_frame_shown(page):
   page.at(0)
-  page.press("11")
+  page.press("00")
   page.page.click("#compare")
   canvases = page.page.locator("#compared canvas")
   sync_api.expect(canvases).to_have_count(fake_world.NUM_ACTIONS)
@@ -372,12 +372,12 @@ def test_every_button_is_compared_from_the_frame_shown(page):
 
 def test_the_page_comes_back_after_its_server_was_lost(page, server):
   page.at(0)
-  page.press("12")
+  page.press("01")
   [session] = server[0].hub
   session.connection.close(1011, "a test")
   page.page.wait_for_selector("#connection[data-state=lost]")
   page.page.wait_for_selector("#connection[data-state=open]")
-  page.press("3")
+  page.press("2")
   assert shows(page, fake_world.solo(PROMPT, seed(page), [0, 1, 2])[-1])
   # The server forgot everything, also what was on its way: the page plays the
   # run to it again.
@@ -386,7 +386,7 @@ def test_the_page_comes_back_after_its_server_was_lost(page, server):
   page.page.wait_for_selector("#connection[data-state=lost]")
   page.page.wait_for_selector("#connection[data-state=open]")
   page.at(3)
-  page.press("4")
+  page.press("3")
   assert shows(page, fake_world.solo(PROMPT, seed(page), [0, 1, 2, 3])[-1])
 
 

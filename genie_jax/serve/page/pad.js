@@ -1,6 +1,6 @@
 // The buttons of a world: keys, fingers, names, and holding them down.
 
-const DIGITS = "1234567890";
+const DIGITS = "0123456789";  // Digit k presses button k.
 const ARROWS = ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"];
 const SIGNS = {
   ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓", " ": "space"};
@@ -68,13 +68,13 @@ export class Pad {
       const key = this.keys[action];
       name.textContent = this.name(action);
       keys.textContent = [digit, SIGNS[key] ?? key].filter(Boolean).join(" · ");
-      button.ariaLabel = `${this.name(action)}, button ${action + 1}`
+      button.ariaLabel = `${this.name(action)}, button ${action}`
         + (key ? `, key ${key}` : "");
     });
   }
 
   name(action) {
-    return this.names[action] || `Button ${action + 1}`;
+    return this.names[action] || `Button ${action}`;
   }
 
   listen(button, action) {
@@ -210,12 +210,12 @@ export class Pad {
       const row = document.createElement("div");
       row.className = "name-row";
       const number = document.createElement("span");
-      number.textContent = action + 1;
+      number.textContent = action;
       const input = document.createElement("input");
       input.maxLength = 24;
       input.value = name;
-      input.placeholder = `Button ${action + 1}`;
-      input.ariaLabel = `Name of button ${action + 1}`;
+      input.placeholder = `Button ${action}`;
+      input.ariaLabel = `Name of button ${action}`;
       input.oninput = () => {
         this.names[action] = input.value.trim();
         this.save();
@@ -225,7 +225,7 @@ export class Pad {
       const show = () => {
         key.textContent = this.keys[action]
           ? `Key ${SIGNS[this.keys[action]] ?? this.keys[action]}` : "Set a key";
-        key.ariaLabel = `${key.textContent}, for button ${action + 1}`;
+        key.ariaLabel = `${key.textContent}, for button ${action}`;
       };
       show();
       key.onclick = () => {
