@@ -58,6 +58,38 @@ def test_one_version_everywhere():
   assert titles[1] == genie_jax.__version__
 
 
+def paths_in_the_tree():
+  """Returns the paths, from the root, that the tree of BUILD.md names."""
+  text = (ROOT / "BUILD.md").read_text()
+  (tree,) = re.findall(r"^## The tree\n\n```\n(.+?)^```", text, re.M | re.S)
+  folders, paths = [], set()
+  for line in tree.splitlines():
+    names = re.split(r"  +", line.strip())[0].split(", ")
+    depth = (len(line) - len(line.lstrip())) // 2
+    folders = folders[:depth]
+    paths |= {"".join(folders) + name for name in names}
+    folders.append(names[0])
+  return paths
+
+
+def test_the_tree_names_every_package_and_module():
+  package = ROOT / "genie_jax"
+  modules = {str(path.relative_to(ROOT)) for path in package.rglob("*.py")}
+  folders = {
+    f"{path.parent.relative_to(ROOT)}/" for path in package.rglob("__init__.py")
+  }
+  # The lines of packages stand for their __init__.py.
+  inner = {name for name in modules if name.endswith("/__init__.py")}
+  named = paths_in_the_tree()
+  assert len(modules) > len(folders) > 1
+  assert (modules - inner) | folders <= named
+
+
+def test_everything_in_the_tree_exists():
+  missing = {name for name in paths_in_the_tree() if not (ROOT / name).exists()}
+  assert not missing
+
+
 def test_types_come_with_the_package(setup_cfg):
   data = setup_cfg["options.package_data"]
   assert "py.typed" in data["genie_jax"].split()
