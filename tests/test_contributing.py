@@ -3,7 +3,7 @@
 Parts that live in a package of the user's own are followed by
 `tests/test_foreign_parts.py` (dynamics model and sampler),
 `tests/stages/test_foreign_stage.py` (stage and model) and
-`tests/evals/test_registry.py` (metric).
+`tests/evals/test_metric_registry.py` (metric).
 """
 
 import dataclasses

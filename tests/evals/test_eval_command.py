@@ -8,7 +8,7 @@ from genie_jax.cli import eval as eval_lib
 from genie_jax.cli import main
 from genie_jax.evals import metric, run
 from genie_jax.sampling import maskgit
-from genie_jax.worlds import world_folder
+from genie_jax.worlds import download, world_folder
 
 
 class _World:
@@ -26,6 +26,8 @@ def stub(monkeypatch):
     _World(os.path.basename(folder)), {"name": "grey"}, ()
   )
   monkeypatch.setattr(world_folder, "load", load)
+  # The names of the stubs are not those of folders.
+  monkeypatch.setattr(download, "local", lambda name: name)
   monkeypatch.setattr(
     eval_lib,
     "_subject",

@@ -210,8 +210,10 @@ def test_the_guide_moves_a_run_to_512_chips_by_allowed_changes(
     return config.data.batch_size % parts
 
   assert remainder(before) and not remainder(after)
-  workdir.write(tmp_path, before)
-  workdir.check(tmp_path, after, resumes=True)  # raises for forbidden changes
+  workdir.write(tmp_path, before.to_dict())
+  workdir.check(
+    tmp_path, after.to_dict(), resumes=True
+  )  # raises for forbidden changes
 
 
 @pytest.mark.parametrize("name", ["docs/launch.md", "BUILD.md"])

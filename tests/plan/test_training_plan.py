@@ -353,7 +353,7 @@ def test_a_mesh_with_a_wrong_product_or_uneven_split_is_rejected(library):
     return str(raised.value)
 
   assert "multiplies to 3 devices" in error("--config.mesh.fsdp=3")
-  assert "does not split" in error("--config.data.batch_size=6")
+  assert "is not divisible" in error("--config.data.batch_size=6")
 
 
 def test_the_error_for_a_missing_compiler_says_what_to_install(

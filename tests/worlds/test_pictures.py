@@ -53,7 +53,7 @@ def test_numbers_of_other_dtypes_are_scaled_to_eight_bits(dtype):
   frame = photo(*SHAPE[:2])
   frame[0, 0] = 255
   scale = {"f": 1 / 255, "u": 257, "i": 1}[np.dtype(dtype).kind]
-  given = (frame * scale).astype(dtype)
+  given = (frame.astype(np.float64) * scale).astype(dtype)
   np.testing.assert_array_equal(pictures.as_frames(given, SHAPE)[0], frame)
 
 
