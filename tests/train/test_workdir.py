@@ -25,7 +25,7 @@ def started(folder, name):
   None to remove a field.
   """
   config = config_lib.load(str(EXPERIMENTS / name))
-  workdir.write(folder, config)
+  workdir.write(folder, config_lib.to_dict(config))
 
   def resume(**changes):
     fields = config_lib.load(str(EXPERIMENTS / name))
@@ -39,7 +39,7 @@ def started(folder, name):
           del group[field]
         else:
           group[field] = value
-    workdir.check(folder, fields, resumes=True)
+    workdir.check(folder, config_lib.to_dict(fields), resumes=True)
 
   return resume
 

@@ -63,8 +63,8 @@ KINDS = {int: "int", float: "float", str: "str", bool: "bool"}
 @pytest.mark.parametrize(
   "heading, module, elsewhere",
   (
-    ("Tokenizer", tokenizer.Tokenizer, STATED | {"patch"}),
-    ("Latent action model", lam.Lam, STATED),
+    ("Tokenizer", tokenizer.Tokenizer, STATED | {"patch", "quantizer"}),
+    ("Latent action model", lam.Lam, STATED | {"quantizer"}),
     ("Dynamics", dynamics.Dynamics, STATED),
     ("Stacks", st_transformer.STTransformer, set()),
   ),
