@@ -1,4 +1,4 @@
-"""`genie train`: trains one stage, resumes by itself."""
+"""`genie train`: trains one stage, and resumes automatically."""
 
 import argparse
 import signal
@@ -9,29 +9,29 @@ from typing import Any
 
 from genie_jax.core import cache, errors
 
-# Later imports are the rule here: JAX takes seconds, which --help need not
-# wait for.
+# Most imports are inside functions: JAX takes seconds to import, and --help
+# must not wait for it.
 _EXAMPLE = """\
 example:
   genie train --config experiments/coinrun/tokenizer.py:tiny \\
       --workdir runs/tokenizer --config.data.path=clips
 
-Run the same line again to go on after a kill, a Ctrl-C or a full disk.
-Any field of the config is set as --config.group.field=value.
+Run the same command again to resume after a kill, a Ctrl-C or a full disk.
+Any field of the config can be set with --config.group.field=value.
 
 many hosts:
-  The same line on each. TPU pods (GKE, XPK, queued resources), Slurm's srun
-  and Open MPI say by themselves which hosts belong together; elsewhere:
+  Run the same command on each. On TPU pods (GKE, XPK, queued resources), and
+  under Slurm's srun and Open MPI, the hosts are found automatically; elsewhere:
   genie train ... --coordinator 10.0.0.1:8476 --num-processes 2 --process-id 0
 
 exit codes:
   0    trained to config.steps
   1    a failure, or another process of the run was lost
-  2    a mistake in what was given, also a host that is missing or differs
+  2    an error in the input; also a host that is missing or differs
   143  stopped by SIGTERM (a preemption) after saving
   130  stopped by Ctrl-C, on a single host after saving
-  134  ended by JAX, as another process fell silent
-Run the same line again after every code but 0 and 2.
+  134  ended by JAX, because another process stopped responding
+Run the same command again after every code except 0 and 2.
 """
 
 
@@ -50,21 +50,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--workdir",
     required=True,
     metavar="DIR",
-    help="checkpoints, metrics and previews go here, a folder, gs://... or "
-    "s3://...; a run that is there goes on",
+    help="folder, gs://... or s3://... for checkpoints, metrics and previews; "
+    "a run that was started there resumes",
   )
   add(
     "--init-from",
     default="",
     metavar="DIR",
-    help="workdir or saved model whose weights to start from; the same as "
-    "--config.init_from",
+    help="workdir or saved model to take the initial weights from; the same "
+    "as --config.init_from",
   )
   add(
     "--compilation-cache",
     default="",
     metavar="DIR",
-    help="folder that keeps compiled steps for the next start, or off "
+    help="folder for compiled programs, which later starts reuse, or off "
     "(default: JAX_COMPILATION_CACHE_DIR, else genie_jax in "
     "XDG_CACHE_HOME or ~/.cache, but off for several processes on CPUs)",
   )
@@ -80,19 +80,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default="auto",
     nargs="?",
     const="on",
-    help="auto: join the other processes where a launcher names some; on: "
-    "fail where none does; off: train on this host alone",
+    help="auto: join other processes if a launcher names them; on: the same, "
+    "but fail if none does; off: train on this host alone",
   )
   add("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
   add(
     "--num-processes",
     type=int,
     metavar="N",
-    help="how many processes the run has",
+    help="number of processes of the run",
   )
-  add(
-    "--process-id", type=int, metavar="I", help="which of them this is, from 0"
-  )
+  add("--process-id", type=int, metavar="I", help="number of this one, from 0")
   add(
     "--initialization-timeout",
     type=int,
@@ -105,7 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=int,
     default=60,
     metavar="SECONDS",
-    help="silence after which a process counts as dead, which ends the run "
+    help="silence after which a process is assumed dead, which ends the run "
     "(default: 60)",
   )
 
@@ -128,18 +126,18 @@ def run(args: argparse.Namespace) -> int:
     cluster.exit_now(1, error.process_id)
   if joined is None:
     _keep_compiled(args.compilation_cache)
-    return _train(args, config, steps, began)
-  # The one place of the program that leaves without unwinding: Python's own
-  # end would wait for processes that wait for this one.
+    return _train(config, args.workdir, steps, began)
+  # The only place that exits without unwinding: Python's normal exit would
+  # wait for processes that wait for this one.
   leave = lambda code: cluster.exit_now(code, joined.process_id)
   try:
     _keep_compiled(args.compilation_cache, alone=False)
-    code = _train(args, config, steps, began)
+    code = _train(config, args.workdir, steps, began)
   except errors.UserError as error:
     _say(error)
     leave(2)
   except OSError as error:
-    # A full disk or a lost file: the machine's fault, and nothing to debug.
+    # A full disk or a lost file: a traceback would not help.
     _say(error)
     leave(1)
   except KeyboardInterrupt:
@@ -158,7 +156,7 @@ def _steps(text: str) -> tuple[int, int] | None:
   """Returns the first and last step of "10-15" or "10"; None for "".
 
   Raises:
-    UserError: It is neither.
+    UserError: The text is neither.
   """
   if not text:
     return None
@@ -174,10 +172,10 @@ def _steps(text: str) -> tuple[int, int] | None:
 
 
 def _join(args: argparse.Namespace, config):
-  """Meets the other processes, and leaves the log to process 0.
+  """Joins the other processes; all but process 0 log warnings only.
 
   Returns:
-    The `cluster.Cluster` that this process is of, None where it is alone.
+    The `cluster.Cluster` of this process; None if it is alone.
   """
   import jax
   from absl import logging
@@ -217,24 +215,24 @@ def _join(args: argparse.Namespace, config):
 
 
 def _keep_compiled(folder: str, alone: bool = True) -> None:
-  """Sets where compiled programs are kept for the next start.
+  """Sets the folder in which JAX keeps compiled programs.
 
   Args:
-    folder: As the flag; "" for the default.
-    alone: False where the run has other processes, which have been joined.
+    folder: The flag's value; "" for the default.
+    alone: False if the run has other processes, which have been joined.
   """
   import jax
 
   if folder == "off":
     jax.config.update("jax_enable_compilation_cache", False)
     return
-  # JAX has read JAX_COMPILATION_CACHE_DIR, or the caller has set it.
+  # Set by JAX_COMPILATION_CACHE_DIR or by the caller.
   settings: Any = jax.config  # Its flags are not in its type.
   if not folder and settings.jax_compilation_cache_dir:
     return
-  # Of several processes only the first writes, and on CPUs each has keys of
-  # its own. At a restart it would find its programs and wait in a collective
-  # while the others compile, and gloo gives up after 30 seconds.
+  # Only process 0 writes to the cache, and on CPUs each process has its own
+  # keys. After a restart, process 0 would find its programs and wait in a
+  # collective while the others compile; gloo gives up after 30 seconds.
   if not folder and not alone and jax.default_backend() == "cpu":
     return
   jax.config.update(
@@ -242,8 +240,8 @@ def _keep_compiled(folder: str, alone: bool = True) -> None:
   )
 
 
-def _train(args: argparse.Namespace, config, profile_steps, began) -> int:
-  """Builds what the config names and trains it."""
+def _train(config, workdir: str, profile_steps, began: float) -> int:
+  """Builds the stage and its data from the config, and trains."""
   import jax
 
   from genie_jax.sharding import hosts
@@ -252,12 +250,12 @@ def _train(args: argparse.Namespace, config, profile_steps, began) -> int:
   stage, make_batches, make_eval_batches, fingerprint = hosts.together(
     lambda: _build(config)
   )
-  # Same paths on different hosts may be different copies.
+  # The same path may hold different data on different hosts.
   hosts.check_same(
     int(fingerprint[:7], 16),  # As much as fits a 32-bit number.
-    f"The number of the data in {config.data.path}",
-    "give every host the same folder (the one on this host has the "
-    f"fingerprint {fingerprint[:12]} in its manifest.json).",
+    f"The fingerprint of the data in {config.data.path}",
+    "give every host the same data (on this host, manifest.json has the "
+    f"fingerprint {fingerprint[:12]}).",
   )
   with config.unlocked():
     config.data.fingerprint = fingerprint  # See `train.workdir`.
@@ -265,7 +263,7 @@ def _train(args: argparse.Namespace, config, profile_steps, began) -> int:
     result = loop.train(
       stage,
       config,
-      args.workdir,
+      workdir,
       make_batches,
       make_eval_batches,
       profile_steps=profile_steps,
@@ -280,11 +278,11 @@ def _train(args: argparse.Namespace, config, profile_steps, began) -> int:
       name = signal.Signals(result.stopped_by).name
       _say(
         f"stopped by {name} at step {result.step} of {config.steps}, which "
-        f"is saved in {args.workdir}; run the same line again to go on."
+        f"is saved in {workdir}; run the same command again to resume."
       )
     return 128 + result.stopped_by
   if first:
-    print(f"{args.workdir}: trained to step {result.step}.")
+    print(f"{workdir}: trained to step {result.step}.")
   return 0
 
 
@@ -293,9 +291,10 @@ def _say(message: object) -> None:
 
 
 def _build(config):
-  """Returns the stage, the two functions that make iterators, and a string.
+  """Returns the stage, two functions that make iterators, and a fingerprint.
 
-  The string is the fingerprint of the data.
+  The first function reads the training split, the second the evaluation split;
+  the fingerprint is that of the data.
   """
   from genie_jax.data import loader
   from genie_jax.stages import registry
@@ -320,7 +319,7 @@ def _build(config):
   return (
     stage,
     batches_of(training, data.num_threads, data.num_workers),
-    # Read for a few batches at a time: workers would cost more to start.
+    # Evaluations read a few batches each; starting workers would cost more.
     batches_of(held_out, data.num_threads, 0),
     training.manifest.fingerprint,
   )

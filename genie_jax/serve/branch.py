@@ -1,7 +1,7 @@
-"""One line of play: a prompt, a seed, actions, and the frames they led to.
+"""A line of play: a prompt, a seed, the actions, and the resulting frames.
 
-The actions are the truth. The model's state follows them: whatever is missing,
-after a rewind or in a shared run, is stepped again.
+The actions define the line. The model's state is derived from them: after a
+rewind, or in a shared run, the missing frames are drawn again.
 """
 
 import dataclasses
@@ -9,22 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from genie_jax.serve import protocol
-
 
 class Rejected(ValueError):
-  """A request that cannot be done now; says why in one line."""
+  """A request that cannot be fulfilled; the message is one line."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """How much of a line is kept.
+  """Memory limits of a line.
 
   Attributes:
-    pictures: Newest frames that can be shown and rewound to.
-    picture_bytes: The same in bytes; the smaller rules.
-    snapshots: States kept for rewinding.
-    spacing: Frames between two snapshots while there is room.
+    pictures: Number of newest frames that are kept; only kept frames can be
+      shown again and rewound to.
+    picture_bytes: Limit for the same frames in bytes; both limits apply.
+    snapshots: Number of states kept for rewinding.
+    spacing: Frames between two snapshots; doubled when there are too many.
   """
 
   pictures: int = 2_000
@@ -35,12 +34,12 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-  """What a line starts from.
+  """The start of a line.
 
   Attributes:
-    frame: uint8 [H, W, C].
-    seed: Fixes all noise.
-    prompt: The gallery's number, None for an own picture.
+    frame: The prompt, uint8 [H, W, C].
+    seed: Determines all noise.
+    prompt: The prompt's number in the gallery; None for an uploaded picture.
   """
 
   frame: np.ndarray
@@ -52,17 +51,18 @@ class Line:
   """One line of play.
 
   Attributes:
-    number: Of the line within its session.
-    origin: What it starts from.
-    actions: All of them; action t leads from frame t to t + 1.
-    seqs: Their sequence numbers, 0 for those of a shared run.
-    first: Number of the oldest picture that is kept.
-    pictures: PNGs of frames `first` and on.
-    reached: The frame that `state` stands at, -1 before the prompt is read.
-    state: The model's, None while it is away being stepped, or not made.
-    away: Whether it is being stepped.
-    epoch: Grows when frames are forgotten: what was being stepped then comes
-      back to nobody.
+    number: Number of the line within its session.
+    origin: The start of the line.
+    actions: All actions; action t leads from frame t to frame t + 1.
+    seqs: Sequence number of each action; 0 in the part that was shared.
+    first: Number of the oldest frame that is kept.
+    pictures: PNGs of frame `first` and all later frames.
+    reached: Number of the frame that `state` belongs to; -1 before the prompt
+      is read.
+    state: The model's state; None while a step uses it or before it exists.
+    away: Whether a step uses the state.
+    epoch: Increases when frames are discarded, so that the result of a step
+      that was in progress is dropped.
   """
 
   def __init__(
@@ -94,12 +94,12 @@ class Line:
 
   @property
   def behind(self) -> bool:
-    """Whether there is something to step, or the prompt to be read."""
+    """Whether an action must be stepped or the prompt must be read."""
     return not self.away and self.reached < len(self.actions)
 
   @property
   def waiting(self) -> int:
-    """Actions whose frames were not shown yet."""
+    """Number of actions whose frames were not shown yet."""
     return len(self.actions) - max(self.end, 0)
 
   def picture(self, number: int) -> bytes:
@@ -107,7 +107,7 @@ class Line:
     return self.pictures[number - self.first]
 
   def header(self, number: int) -> dict[str, int]:
-    """Returns what a message of this frame says of it."""
+    """Returns the header fields of the message that carries a frame."""
     if number == 0:
       return {"frame": 0}
     return {
@@ -116,43 +116,30 @@ class Line:
       "seq": self.seqs[number - 1],
     }
 
-  def act(self, action: int, seq: int) -> None:
-    """Adds an action.
-
-    Raises:
-      Rejected: The line is as long as one may be.
-    """
-    if len(self.actions) >= protocol.MAX_ACTIONS:
-      raise Rejected(
-        f"This run has {protocol.MAX_ACTIONS} frames, the most; go back and "
-        "play on from there, or start anew."
-      )
-    self.actions.append(action)
-    self.seqs.append(seq)
-
   def check(self, frame: int) -> None:
-    """Checks that a frame was shown and is kept.
+    """Checks that a frame was shown and is still kept.
 
     Raises:
-      Rejected: It was not, or is not.
+      Rejected: The frame was not shown or is not kept.
     """
     if not self.first <= frame <= self.end:
       raise Rejected(
-        f"Frame {frame} is not kept; those from {self.first} to {self.end} are."
+        f"Frame {frame} is not kept; frames {self.first} to {self.end} are."
         if self.pictures
         else "There is no frame yet."
       )
 
   def advance(self, state: Any, picture: bytes, copy: Any) -> bool:
-    """Takes the next frame.
+    """Adds the next frame.
 
     Args:
-      state: The model's state after it.
+      state: The model's state after the frame.
       picture: The frame as PNG.
-      copy: A copy of the state if `wants_copy` asked for one, else None.
+      copy: A copy of the state if `wants_copy` was true, else None.
 
     Returns:
-      Whether the frame is new, and was not shown before a rewind.
+      Whether the frame must be shown: False for one that is drawn again only
+      to restore the state.
     """
     self.reached += 1
     self.state, self.away = state, False
@@ -172,12 +159,12 @@ class Line:
 
   @property
   def wants_copy(self) -> bool:
-    """Whether the state after the next frame shall be kept."""
+    """Whether the state after the next frame is to be kept as a snapshot."""
     number = self.reached + 1
     return number % self._spacing == 0 and number not in self._snapshots
 
   def rewind(self, frame: int) -> None:
-    """Goes back to a frame; what came after it is forgotten.
+    """Goes back to a frame and discards the later ones.
 
     Raises:
       Rejected: The frame is not kept.
@@ -186,7 +173,7 @@ class Line:
     self._truncate(frame)
 
   def branch(self, number: int, frame: int) -> "Line":
-    """Returns a new line that shares everything up to a frame.
+    """Returns a new line with the same frames up to the given one.
 
     Raises:
       Rejected: The frame is not kept.
@@ -196,17 +183,17 @@ class Line:
     line.actions, line.seqs = self.actions[:], self.seqs[:]
     line.first, line.pictures = self.first, self.pictures[:]
     line._bytes, line._spacing = self._bytes, self._spacing
-    # Snapshots are copied before they are stepped, so that lines share them.
+    # Lines can share snapshots: a snapshot is copied before it is stepped.
     line._snapshots = dict(self._snapshots)
     line._truncate(frame)
     return line
 
   def park(self) -> None:
-    """Gives up snapshots of a line that is not being played."""
+    """Frees the snapshots of a line that is not being played."""
     self._snapshots.clear()
 
   def snapshot(self) -> tuple[int, Any] | None:
-    """Returns the newest kept state and its frame, if there is one."""
+    """Returns the newest snapshot, as (frame number, state), or None."""
     frame = max(self._snapshots, default=None)
     return None if frame is None else (frame, self._snapshots[frame])
 
@@ -219,8 +206,8 @@ class Line:
     for number in [n for n in self._snapshots if n > frame]:
       del self._snapshots[number]
     if self.state is None or self.reached != frame:
-      # One beyond the frame is of no use, one before it no nearer than the
-      # snapshots.
+      # A state after the frame is useless. A state before the frame is no
+      # nearer than the newest snapshot.
       self.state, self.reached = None, -1
     self.away = False
     self.epoch += 1

@@ -1,6 +1,6 @@
-"""The model as the server uses it: frames in, states and pictures out.
+"""A world with its prompts, and the group sizes for which it is compiled.
 
-One thread owns it. Nothing here knows players.
+Knows nothing of players, sessions or connections.
 """
 
 import dataclasses
@@ -21,21 +21,20 @@ from genie_jax.sampling import prepare, samplers
 from genie_jax.sampling import slide as slide_lib
 from genie_jax.worlds import world as world_lib
 
-BATCHES = tuple(sorted(world_lib.BATCHES))
-
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-  """What a page needs to know of a world.
+  """The properties of a world that the page needs.
 
   Attributes:
-    name: Of the world.
-    fingerprint: Of configs and weights; names of buttons are kept under it.
-    replay: Of all that decides what a seed and actions lead to.
-    num_actions: Buttons.
+    name: The world's name.
+    fingerprint: Of configs and weights; names of buttons are stored under it.
+    replay: Digest of everything that determines the frames of a seed and a
+      sequence of actions.
+    num_actions: Number of buttons.
     height: Rows of a frame.
     width: Columns of a frame.
-    fps: Frames a second at which the world was recorded.
+    fps: Frames per second at which the world was recorded.
   """
 
   name: str
@@ -48,14 +47,16 @@ class Description:
 
 
 class Engine:
-  """A world, its prompts, and which sizes of batches are compiled.
+  """A world, its prompts, and the group sizes that are compiled.
 
   Attributes:
     world: The world.
     prompts: uint8 [H, W, C] each.
-    description: What a page needs to know.
-    state_bytes: Size of one player's state; known once warm.
-    most: Players that may be stepped together.
+    description: The properties that the page needs.
+    state_bytes: Size of one player's state; 0 before `warm_up`.
+    sizes: Sizes of groups of players whose step is compiled, in ascending
+      order; grows while `warm_batches` compiles.
+    most: The largest group that will be compiled.
   """
 
   def __init__(
@@ -66,30 +67,32 @@ class Engine:
     name: str,
     rules: Mapping[str, Any],
     batches: Sequence[int] | None = None,
-    split: bool = False,
+    on_mesh: bool = False,
   ):
-    """Puts a world behind the server.
+    """Creates an engine; nothing is compiled yet.
 
     Args:
       world: The world.
-      prompts: Its gallery.
-      name: Of the world.
-      rules: JSON of whatever else decides a frame: sampling, slide.
-      batches: How many players may be stepped by one call, 1 among them. When
-        left out, all that `World.step_many` compiles, but on a CPU only 1: it
-        steps several no faster together, and a player's pixels would depend in
-        their last bit on who else is there.
-      split: Whether the world lies on several devices.
+      prompts: Its prompts.
+      name: The world's name.
+      rules: Everything else that determines a frame, as JSON values: sampling
+        and slide.
+      batches: Sizes of groups of players that one call may step, 1 among them.
+        By default all sizes in `world.BATCHES`, but only 1 on a CPU: there a
+        group is not faster than its players one by one, and the last bit of a
+        player's pixels would depend on the size of the group.
+      on_mesh: Whether the world is sharded over several devices.
     """
     self.world = world
     self.prompts = list(prompts)
     self.state_bytes = 0
     if batches is None:
-      batches = (1,) if jax.default_backend() == "cpu" else BATCHES
+      on_cpu = jax.default_backend() == "cpu"
+      batches = (1,) if on_cpu else world_lib.BATCHES
     self._batches = sorted(batches)
     self.most = self._batches[-1]
-    self._split = split
-    self._warm = {1}
+    self._on_mesh = on_mesh
+    self.sizes: tuple[int, ...] = (1,)
     self._ended = threading.Event()
     height, width = world.frame_shape[:2]
     digest = hashlib.sha256(
@@ -108,87 +111,42 @@ class Engine:
     )
 
   def warm_up(self) -> None:
-    """Compiles what one player needs, by playing two frames.
+    """Compiles everything that one player needs, by playing two frames.
 
-    Of a world on several devices all batches: programs that two threads send
-    to the same devices may reach them in different orders, and then wait for
-    each other for ever, so that nothing may be compiled beside the game.
+    On several devices all group sizes are compiled now. Compiling a size later
+    would run it in a second thread; programs that two threads send to the same
+    devices may arrive in different orders and then wait for each other forever.
     """
-    if self._split:
-      self._warm = set(self._batches)
-    self.world.warm_up(batches=sorted(self._warm))
-    state, _ = self.start(np.zeros(self.world.frame_shape, np.uint8), 0)
+    if self._on_mesh:
+      self.sizes = tuple(self._batches)
+    self.world.warm_up(batches=self.sizes)
+    state = self.world.reset(np.zeros(self.world.frame_shape, np.uint8), seed=0)
+    images.to_png(self.world.show(state))
     kept = self.world.fork(state)
     self.state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(kept))
     for _ in range(2):
-      state, frame = self.world.step(state, 0)
-    images.to_png(frame)
+      (state,), _ = self.world.step_many([state], [0])
 
   def warm_batches(self) -> threading.Thread:
-    """Compiles larger batches beside the game; each is used when ready."""
+    """Compiles larger groups in a thread; each is used once it is ready."""
 
     def compile_all():
       for size in self._batches[1:]:
         if self._ended.is_set():
           return
-        if size in self._warm:
+        if size in self.sizes:
           continue
         self.world.warm_up(batches=(size,))
-        self._warm = self._warm | {size}
-      logging.getLogger(__name__).debug("all batches are compiled")
+        self.sizes = (*self.sizes, size)
+      logging.getLogger(__name__).debug("all group sizes are compiled")
 
     thread = threading.Thread(target=compile_all, name="compile", daemon=True)
     thread.start()
     return thread
 
   def end(self) -> None:
-    """Stops compiling after the batch that is being compiled."""
+    """Stops `warm_batches` after the size that it is compiling."""
     self._ended.set()
-
-  def start(self, frame: np.ndarray, seed: int) -> tuple[Any, bytes]:
-    """Returns the state after a prompt, and how the world shows the prompt.
-
-    Args:
-      frame: uint8 [H, W, C].
-      seed: Fixes all noise.
-    """
-    state = self.world.reset(frame, seed=seed)
-    return state, images.to_png(np.asarray(self.world.show(state)))
-
-  def fork(self, state: Any) -> Any:
-    """Returns a copy of a state, which steps do not consume."""
-    return self.world.fork(state)
-
-  def step(
-    self, states: Sequence[Any], actions: Sequence[int]
-  ) -> list[tuple[Any, bytes]]:
-    """Steps players together; consumes their states.
-
-    Args:
-      states: One a player.
-      actions: One a player.
-
-    Returns:
-      For each player the new state and its frame as PNG.
-    """
-    done, begin = [], 0
-    while begin < len(states):
-      left = len(states) - begin
-      size = max(size for size in self._warm if size <= left)
-      chunk = slice(begin, begin + size)
-      begin += size
-      if size == 1:
-        state, frame = self.world.step(states[chunk][0], actions[chunk][0])
-        found, frames = [state], [frame]
-      else:
-        found, frames = self.world.step_many(
-          list(states[chunk]), list(actions[chunk])
-        )
-      done += [
-        (state, images.to_png(np.asarray(frame)))
-        for state, frame in zip(found, frames, strict=True)
-      ]
-    return done
 
 
 def open_world(
@@ -199,18 +157,19 @@ def open_world(
   dtype: str | None = None,
   mesh: Mesh | None = None,
 ) -> Engine:
-  """Loads a world and its gallery.
+  """Loads a world and its prompts.
 
   Args:
-    folder_or_url: As `genie_jax.load_world` takes it.
-    refinements: For samplers with such a field: steps a frame; the world's
+    folder_or_url: As in `genie_jax.load_world`.
+    refinements: Passes per frame, for samplers with such a field; the world's
       when left out.
     slide: What happens when the window is full; the world's when left out.
-    dtype: As `genie_jax.load_world` takes it.
-    mesh: The same.
+    dtype: As in `genie_jax.load_world`.
+    mesh: As in `genie_jax.load_world`.
 
   Raises:
-    UserError: It is no world, it is damaged, or a number is out of range.
+    UserError: It is not a world, the world is damaged, or a number is out of
+      range.
   """
   world = genie_jax.load_world(folder_or_url, dtype=dtype, mesh=mesh)
   sampling, sliding = world.sampling, world.slide
@@ -229,5 +188,5 @@ def open_world(
   if dtype not in (None, prepare.default_dtype()):
     rules["dtype"] = dtype  # Links made without the flag stay as they are.
   return Engine(
-    world, prompts, name=world.name, rules=rules, split=mesh is not None
+    world, prompts, name=world.name, rules=rules, on_mesh=mesh is not None
   )

@@ -1,8 +1,8 @@
-"""Who is stepped next: at most one frame a player, then the next player.
+"""Schedules the players' steps fairly and runs them in the model's thread.
 
-The event loop owns sessions and lines; one thread owns the model and sees only
-states. Between two ticks the loop collects what each player waits for, in
-turn, and the thread steps all of it together.
+The event loop owns sessions and lines. One thread owns the model and sees only
+states. In each tick the loop collects at most one job per player, the player
+who has waited longest first, and the thread runs all of these jobs together.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from genie_jax.core import images
 from genie_jax.serve import branch, protocol
 from genie_jax.serve import engine as engine_lib
 from genie_jax.serve import session as session_lib
@@ -19,16 +20,18 @@ from genie_jax.serve import session as session_lib
 
 @dataclasses.dataclass
 class _Step:
-  """A line's next frame, or its prompt, or a kept state.
+  """A job: draw a line's next frame, read its prompt, or copy a snapshot.
 
   Attributes:
-    session: Whose.
-    line: Which.
-    epoch: The line's when the job was made.
-    action: To step; None for a prompt or a kept state.
-    state: To step or to copy; None for a prompt.
-    frame: The frame that the result stands at.
-    copy: Whether a copy of the result shall be kept.
+    session: The session that the line belongs to.
+    line: The line.
+    epoch: The line's epoch when the job was created.
+    action: The action to step with; None for a prompt or a snapshot.
+    state: The state to step or to copy; None for a prompt.
+    frame: Number of the frame that the resulting state belongs to.
+    copy: Whether to also return a copy of the resulting state.
+    picture: Result: the frame as PNG; None for a snapshot.
+    kept: Result: the copy, if `copy`.
   """
 
   session: session_lib.Session
@@ -44,14 +47,15 @@ class _Step:
 
 @dataclasses.dataclass
 class _Spread:
-  """A comparison's next frame of some actions.
+  """A job: draw a comparison's next frame for some of the actions.
 
   Attributes:
-    session: Whose.
-    comparison: Which.
-    source: To be copied for each action; None once that was done.
-    states: One an action.
+    session: The session that the comparison belongs to.
+    comparison: The comparison.
+    source: The state to copy for each action; None once that was done.
+    states: One per action; None until the source was copied.
     places: The actions to step.
+    pictures: Result: action -> frame as PNG.
   """
 
   session: session_lib.Session
@@ -63,17 +67,17 @@ class _Spread:
 
 
 class Scheduler:
-  """Steps everybody's game, fairly."""
+  """Steps all players' worlds in turn."""
 
   def __init__(
     self,
     engine: engine_lib.Engine,
     players: Callable[[], Iterable[session_lib.Session]],
   ):
-    """Makes a scheduler.
+    """Creates a scheduler.
 
     Args:
-      engine: The model.
+      engine: The world to step.
       players: Returns all sessions.
     """
     self._engine = engine
@@ -82,11 +86,11 @@ class Scheduler:
       1, thread_name_prefix="model"
     )
     self._wake = asyncio.Event()
-    # Whoever was stepped longest ago comes first.
+    # The player who was stepped longest ago comes first.
     self._turns: collections.OrderedDict[str, None] = collections.OrderedDict()
 
   def wake(self) -> None:
-    """Says that somebody may have something to step."""
+    """Announces that there may be something to step."""
     self._wake.set()
 
   async def run(self) -> None:
@@ -100,20 +104,20 @@ class Scheduler:
           await loop.run_in_executor(self._thread, self._do, jobs)
           for job in jobs:
             self._deliver(job)
-          # Messages that came meanwhile are read, frames are written.
+          # Lets the tasks that read messages and write frames run.
           await asyncio.sleep(0)
     finally:
       self._thread.shutdown(wait=False, cancel_futures=True)
 
   def _collect(self) -> list[_Step | _Spread]:
-    """Takes at most one job of every player, the longest waiting first."""
+    """Returns at most one job per player, the longest waiting first."""
     players = {player.token: player for player in self._players()}
     for token in [token for token in self._turns if token not in players]:
       del self._turns[token]
     for token in players:
       self._turns.setdefault(token)
     jobs: list[_Step | _Spread] = []
-    spread = False  # One comparison a tick: it steps as many as a crowd.
+    spread = False  # One comparison per tick: it steps as many as a crowd.
     for token in list(self._turns):
       job = self._job(players[token], spread)
       if job is not None:
@@ -133,7 +137,7 @@ class Scheduler:
     if comparison is not None and comparison.states is None:
       source = comparison.line
       if source.state is not None and source.reached == comparison.frame:
-        # Before the next action, which would take the line past the frame.
+        # Now, because the next action would take the line past the frame.
         return None if spread else self._spread(session, source.state)
     if line is not None and line.behind:
       return self._step(session, line)
@@ -146,7 +150,7 @@ class Scheduler:
 
   def _spread(self, session: session_lib.Session, state: Any) -> _Spread:
     comparison = session.comparison
-    assert comparison is not None  # The caller has checked.
+    assert comparison is not None  # Checked by the caller.
     count = self._engine.description.num_actions
     first = comparison.stepped % count
     return _Spread(
@@ -175,46 +179,50 @@ class Scheduler:
     return _Step(session, line, line.epoch, None, None, 0, line.wants_copy)
 
   def _do(self, jobs: list[_Step | _Spread]) -> None:
-    """Runs in the model's thread."""
-    steps = []  # (state, action, what to do with the result)
+    """Does all jobs; runs in the model's thread."""
+    world = self._engine.world
+    steps = []  # (state, action, the job, its place in a comparison or None)
     for job in jobs:
       if isinstance(job, _Spread):
-        self._fan(job, steps)
+        if job.states is None:
+          count = self._engine.description.num_actions
+          job.states = [world.fork(job.source) for _ in range(count)]
+        steps += [
+          (job.states[place], place, job, place) for place in job.places
+        ]
       elif job.state is None:
         origin = job.line.origin
-        job.state, job.picture = self._engine.start(origin.frame, origin.seed)
+        job.state = world.reset(origin.frame, seed=origin.seed)
+        job.picture = images.to_png(world.show(job.state))
       elif job.action is None:
-        job.state = self._engine.fork(job.state)
+        job.state = world.fork(job.state)
       else:
         steps.append((job.state, job.action, job, None))
-    results = self._engine.step(
-      [step[0] for step in steps], [step[1] for step in steps]
+    states, frames = world.step_many(
+      [step[0] for step in steps],
+      [step[1] for step in steps],
+      sizes=self._engine.sizes,
     )
-    for (_, _, job, place), (state, picture) in zip(
-      steps, results, strict=True
+    for (_, _, job, place), state, frame in zip(
+      steps, states, frames, strict=True
     ):
+      picture = images.to_png(frame)
       if place is None:
         job.state, job.picture = state, picture
       else:
         job.states[place], job.pictures[place] = state, picture
     for job in jobs:
       if isinstance(job, _Step) and job.copy:
-        job.kept = self._engine.fork(job.state)
-
-  def _fan(self, job: _Spread, steps: list[Any]) -> None:
-    if job.states is None:
-      count = self._engine.description.num_actions
-      job.states = [self._engine.fork(job.source) for _ in range(count)]
-    steps += [(job.states[place], place, job, place) for place in job.places]
+        job.kept = world.fork(job.state)
 
   def _deliver(self, job: _Step | _Spread) -> None:
-    """Gives a result to its session, unless that went elsewhere meanwhile."""
+    """Gives a result to its session, unless the session has moved on."""
     session = job.session
     if isinstance(job, _Spread):
       comparison = job.comparison
       if session.comparison is not comparison:
         return
-      assert job.states is not None  # `_fan` has made them.
+      assert job.states is not None  # Set by `_do`.
       comparison.states = job.states
       count = len(job.states)
       number = comparison.stepped // count + 1
@@ -238,7 +246,7 @@ class Scheduler:
     line = job.line
     if line.epoch != job.epoch:
       return
-    if job.picture is None:  # A kept state.
+    if job.picture is None:  # A snapshot.
       line.state, line.reached, line.away = job.state, job.frame, False
     elif line.advance(job.state, job.picture, job.kept) and (
       line is session.line

@@ -1,4 +1,4 @@
-"""One player: lines of play, what was asked, and what is sent back."""
+"""A player's session: lines of play, requests, and the replies to them."""
 
 import base64
 import dataclasses
@@ -13,20 +13,20 @@ from genie_jax.serve import branch as branch_lib
 from genie_jax.serve import protocol
 
 _MAX_LINES = 8
-_MAX_WAITING = 64  # Actions sent ahead of their frames.
-_MAX_UNSENT = 16  # Messages to a slow client before its game waits.
+_MAX_WAITING = 64  # Actions whose frames were not shown yet.
+_MAX_UNSENT = 16  # Queued messages at which the game waits for the client.
 
 
 @dataclasses.dataclass
 class Comparison:
-  """All actions from one frame, each held for some frames.
+  """Rollouts from one frame, one per action, that hold the action.
 
   Attributes:
-    line: Which is brought to the frame.
-    frame: From which to compare.
-    frames: How many to draw for each action.
-    states: One an action, None until they were copied from the line's.
-    stepped: Frames drawn so far, of all actions together.
+    line: The line whose state is brought to the frame.
+    frame: Number of the frame where the rollouts start.
+    frames: Number of frames to draw per action.
+    states: One per action; None until they were copied from the line's state.
+    stepped: Frames drawn so far, all actions together.
   """
 
   line: branch_lib.Line
@@ -37,17 +37,17 @@ class Comparison:
 
 
 class Session:
-  """One player.
+  """One player's session.
 
   Attributes:
-    token: Secret that lets a lost connection go on.
-    line: The line being played, None before the first start.
-    comparison: The comparison being drawn.
-    run: Grows with every start, rewind, branch and switch.
-    connection: Where messages go; None while the player is away.
+    token: Secret with which the player reconnects.
+    line: The line being played; None before the first start.
+    comparison: The comparison being drawn, or None.
+    run: Increases with every start, rewind, branch and switch.
+    connection: The player's connection; None while disconnected.
     seen: Time of the last message, by the caller's clock.
-    left: Time when the connection was lost.
-    filming: Whether a film is being made.
+    left: Time when the connection was lost, by the same clock.
+    filming: Whether a film is being encoded.
   """
 
   def __init__(self, num_actions: int, limits: branch_lib.Limits, now: float):
@@ -67,11 +67,11 @@ class Session:
 
   @property
   def ready(self) -> bool:
-    """Whether frames may be drawn: the player is there and keeps up."""
+    """Whether to draw frames: the player is connected and keeps up."""
     return self.connection is not None and self.connection.unsent < _MAX_UNSENT
 
   def send(self, message: dict[str, Any] | bytes) -> None:
-    """Sends a message if the player is there."""
+    """Sends a message if the player is connected."""
     if self.connection is not None:
       self.connection.send(message)
 
@@ -82,10 +82,10 @@ class Session:
     prompt: int | None,
     actions: list[int],
   ) -> None:
-    """Starts anew from a prompt; with actions, a shared run is replayed.
+    """Starts from a prompt; with actions, replays a shared run.
 
     Raises:
-      Rejected: An action is no button of this world.
+      Rejected: An action is not a button of this world.
     """
     for action in actions:
       self._check(action)
@@ -102,35 +102,42 @@ class Session:
     )
 
   def act(self, action: int, seq: int) -> None:
-    """Presses a button.
+    """Adds an action to the line.
 
     Raises:
-      Rejected: There is no such button, no line, or too much waiting.
+      Rejected: There is no such button, nothing is being played, too many
+        actions wait for their frames, or the line has reached its limit.
     """
     self._check(action)
     line = self._line()
     if seq <= self._seq:
       raise branch_lib.Rejected(
-        f"Sequence numbers grow; {seq} does not come after {self._seq}."
+        f"Sequence numbers must increase; {seq} is not above {self._seq}."
       )
     if line.waiting >= _MAX_WAITING:
       raise branch_lib.Rejected(
         f"{_MAX_WAITING} actions are waiting for their frames; send fewer."
       )
-    line.act(action, seq)
+    if len(line.actions) >= protocol.MAX_ACTIONS:
+      raise branch_lib.Rejected(
+        f"This run has {protocol.MAX_ACTIONS} frames, the maximum; rewind, or "
+        "start a new one."
+      )
+    line.actions.append(action)
+    line.seqs.append(seq)
     self._seq = seq
 
   def rewind(self, frame: int) -> None:
-    """Goes back on this line; what came after is forgotten."""
+    """Goes back to a frame of this line and discards the later ones."""
     self._line().rewind(frame)
     self.comparison = None
     self._play(self._line(), "rewound", send_from=None)
 
   def branch(self, frame: int) -> None:
-    """Opens a new line from a frame of this one, which is kept."""
+    """Opens a new line from a frame of this one; this one is kept."""
     if len(self._lines) >= _MAX_LINES:
       raise branch_lib.Rejected(
-        f"There are {_MAX_LINES} lines, the most; start anew."
+        f"There are {_MAX_LINES} lines, the maximum; start from a prompt."
       )
     new = self._line().branch(self._next_line, frame)
     self._take_number()
@@ -139,7 +146,7 @@ class Session:
     self._play(new, "branched", send_from=None)
 
   def switch(self, number: int, have: int) -> None:
-    """Goes on with another line, whose frames up to `have` are known."""
+    """Continues another line; the page has its frames up to `have`."""
     if number not in self._lines:
       raise branch_lib.Rejected(f"There is no line {number}.")
     if self._lines[number] is not self.line:
@@ -148,7 +155,7 @@ class Session:
     self._play(self._lines[number], "switched", send_from=have + 1)
 
   def compare(self, frame: int, frames: int) -> None:
-    """Begins to draw what each action does from a frame."""
+    """Starts a comparison of all actions from a frame."""
     line = self._line()
     line.check(frame)
     if frame != line.end or frame != len(line.actions):
@@ -156,14 +163,15 @@ class Session:
     self.comparison = Comparison(line, frame, frames)
 
   def film(self, message: dict[str, Any], fps: float) -> Callable[[], bytes]:
-    """Returns a function that makes a film of frames, in any thread.
+    """Returns a function that encodes frames as a film, in any thread.
 
     Args:
-      message: A "record".
-      fps: Of the world.
+      message: A message of type "record".
+      fps: Frames per second, where the message has none.
 
     Raises:
-      Rejected: A frame is not kept, or there are too many or too large ones.
+      Rejected: A frame is not kept, or the film would be too long or too
+        large.
     """
     line = self._line()
     first, last = message["first"], message["last"]
@@ -193,11 +201,11 @@ class Session:
     return make
 
   def resume(self, run: int, have: int) -> None:
-    """Tells a player who came back what happened meanwhile.
+    """Sends a player who reconnected the state of the game.
 
     Args:
-      run: The run that the page knows.
-      have: Its newest frame.
+      run: The newest run that the page knows.
+      have: The newest frame of it that the page has.
     """
     if self.line is not None:
       self._tell("resumed", have + 1 if run == self.run else 0)
@@ -210,7 +218,7 @@ class Session:
     self._tell(reason, send_from)
 
   def _tell(self, reason: str, send_from: int | None) -> None:
-    """Describes the line, and sends its frames from a number on."""
+    """Describes the line and sends its frames from `send_from` on."""
     line = self._line()
     message = {
       "type": "line",

@@ -6,8 +6,8 @@
 
 Both run under `jit`, `vmap`, `scan` and `shard_map`: no input or output on the
 host, shapes that depend on nothing but the prompt's length, and all randomness
-from the key. `World` compiles these same functions. docs/sampling.md has a
-program that uses all four transformations; `shard_map` needs check_vma=False,
+from the key. `World` draws its frames with the same code. docs/sampling.md has
+a program that uses all four transformations; `shard_map` needs check_vma=False,
 since JAX's check does not follow the branches of a slide.
 
 Shapes:

@@ -12,7 +12,7 @@ import contextlib
 import copy
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,13 +27,48 @@ from genie_jax.sampling import decoding, player, prepare, samplers
 from genie_jax.sampling import slide as slide_lib
 from genie_jax.sharding import mesh as mesh_lib
 from genie_jax.weights import int8, param_tree
-from genie_jax.worlds import compiled, pictures, validation
 from genie_jax.worlds import functions as functions_lib
+from genie_jax.worlds import pictures, validation
 
 State = player.State
 
-# Players that one compiled call serves; other numbers are split into these.
+# Numbers of players for which a step is compiled; see `split`.
 BATCHES = (16, 8, 4, 2, 1)
+
+# Compiled programs, shared by all worlds of equal shapes. A step takes over the
+# memory of the states it is given.
+_encode = jax.jit(functions_lib.encode, static_argnames="module")
+_step = jax.jit(player.step, static_argnames="models", donate_argnames="state")
+_step_many = jax.jit(
+  player.step_many, static_argnames="models", donate_argnames="states"
+)
+
+
+@jax.jit
+def _reset(functions, frames, latent_actions, key):
+  return functions.reset(functions.params, frames, key, latent_actions)
+
+
+@jax.jit
+def _copy(state):
+  return jax.tree.map(jnp.copy, state)
+
+
+def split(players: int, sizes: Sequence[int]) -> Iterator[slice]:
+  """Splits players into groups for which a step is compiled.
+
+  Args:
+    players: How many there are.
+    sizes: The sizes of groups that may be used; 1 is one of them.
+
+  Yields:
+    Slices of the players, in order, each as large as `sizes` allow.
+  """
+  begin = 0
+  while begin < players:
+    end = begin + max(size for size in sizes if size <= players - begin)
+    yield slice(begin, end)
+    begin = end
 
 
 class World:
@@ -114,6 +149,9 @@ class World:
     self._modules = {name: module for name, (module, _) in ready.items()}
     self._params = {
       name: jax.device_put(params) for name, (_, params) in ready.items()
+    }
+    self._play_params = {
+      name: self._params[name] for name in ("tokenizer", "dynamics")
     }
     self._set_slide(slide or slide_lib.Slide())
 
@@ -224,7 +262,7 @@ class World:
       between = between[-(self.num_frames - 1) :]
     functions = self.functions()
     with self._on_mesh():
-      return compiled.reset(
+      return _reset(
         functions,
         frames[-self.num_frames :],
         between,
@@ -252,19 +290,29 @@ class World:
         "or play several with `step_many`."
       )
     with self._on_mesh():
-      state, frame = compiled.step(
-        self.functions(), state, jnp.asarray(pressed)
+      state, frame = _step(
+        self._models,
+        self._play_params,
+        state,
+        jnp.asarray(pressed),
+        self.sampling,
       )
     return state, np.asarray(frame)
 
   def step_many(
-    self, states: Sequence[State], actions: Sequence[int]
+    self,
+    states: Sequence[State],
+    actions: Sequence[int],
+    *,
+    sizes: Sequence[int] = BATCHES,
   ) -> tuple[list[State], np.ndarray]:
     """Presses a button of each of several players at once.
 
     Args:
       states: S players, at any places of their rollouts; used up.
       actions: S buttons.
+      sizes: Numbers of players that one compiled call may step, 1 among them;
+        S is split into these.
 
     Returns:
       The players after it, and their frames, uint8 [S, H, W, C].
@@ -280,21 +328,22 @@ class World:
         f"{pressed.size} actions were given for {len(states)} players; give "
         "one for each."
       )
-    after, shown, start = [], [], 0
-    while start < len(states):
-      size = next(n for n in BATCHES if n <= len(states) - start)
-      if size == 1:  # The program of `step` serves here too.
-        state, frame = self.step(states[start], int(pressed[start]))
+    after, shown = [], []
+    for group in split(len(states), sizes):
+      if group.stop - group.start == 1:  # Needs no program of its own.
+        state, frame = self.step(states[group.start], pressed[group.start])
         several, frames = [state], frame[None]
       else:
-        some = slice(start, start + size)
         with self._on_mesh():
-          several, frames = compiled.step_many(
-            self.functions(), tuple(states[some]), jnp.asarray(pressed[some])
+          several, frames = _step_many(
+            self._models,
+            self._play_params,
+            tuple(states[group]),
+            jnp.asarray(pressed[group]),
+            self.sampling,
           )
       after += several
       shown.append(np.asarray(frames))
-      start += size
     return after, np.concatenate(
       [np.zeros((0, *self.frame_shape), np.uint8), *shown]
     )
@@ -302,7 +351,7 @@ class World:
   def fork(self, state: State) -> State:
     """Returns a copy of a player, to go back to or to branch from."""
     validation.check_players([state])
-    return compiled.copy(state)
+    return _copy(state)
 
   def show(self, state: State) -> np.ndarray:
     """Returns a player's newest frame, uint8 [H, W, C]."""
@@ -422,6 +471,6 @@ class World:
 
   def _encode(self, name: str, frames: np.ndarray) -> jax.Array:
     with self._on_mesh():
-      return compiled.encode(
+      return _encode(
         self._modules[name], self._params[name], jnp.asarray(frames)
       )

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from genie_jax.serve import engine
+from genie_jax.worlds import world
 
 SHAPE = (16, 24, 3)
 NUM_ACTIONS = 4
@@ -45,9 +46,13 @@ class FakeWorld:
     states, frames = self._step([state], [action])
     return states[0], frames[0]
 
-  def step_many(self, states, actions):
-    assert len(states) in (2, 4, 8, 16), len(states)
-    return self._step(states, actions)
+  def step_many(self, states, actions, *, sizes=world.BATCHES):
+    after, frames = [], []
+    for group in world.split(len(states), sizes):
+      several, shown = self._step(states[group], actions[group])
+      after += several
+      frames += list(shown)
+    return after, frames
 
   def fork(self, state):
     assert state.alive[0], "a state was copied after it was stepped"
@@ -85,11 +90,11 @@ def picture(digest: int) -> np.ndarray:
 
 def solo(frame: np.ndarray, seed: int, actions: list[int]) -> list[np.ndarray]:
   """Returns the frames of a run that nobody else disturbs."""
-  world = FakeWorld()
-  state = world.reset(frame, seed=seed)
-  frames = [world.show(state)]
+  alone = FakeWorld()
+  state = alone.reset(frame, seed=seed)
+  frames = [alone.show(state)]
   for action in actions:
-    state, shown = world.step(state, action)
+    state, shown = alone.step(state, action)
     frames.append(shown)
   return frames
 
@@ -100,7 +105,7 @@ def prompts() -> list[np.ndarray]:
 
 
 def make_engine(
-  seconds: float = 0.0, batches: tuple[int, ...] = engine.BATCHES
+  seconds: float = 0.0, batches: tuple[int, ...] = world.BATCHES
 ) -> engine.Engine:
   """Returns a warm engine over a new fake world."""
   made = engine.Engine(

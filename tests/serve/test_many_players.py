@@ -13,7 +13,8 @@ from players import Player
 from websockets import exceptions
 
 from genie_jax.core import images
-from genie_jax.serve import engine, protocol
+from genie_jax.serve import protocol, scheduler
+from genie_jax.worlds import world
 
 
 def play_at_random(host, seed, count, found):
@@ -39,7 +40,7 @@ def play_at_random(host, seed, count, found):
     found[seed] = (list(player.frames), prompt, actions)
 
 
-@pytest.mark.parametrize("batches", [engine.BATCHES, (1,)])
+@pytest.mark.parametrize("batches", [world.BATCHES, (1,)])
 def test_sixteen_players_see_their_own_frames_in_order(batches):
   made, found = fake_world.make_engine(batches=batches), {}
   with players.serving(made, max_sessions=16) as (_, host):
@@ -65,7 +66,7 @@ def test_sixteen_players_see_their_own_frames_in_order(batches):
   assert (max(made.world.batches) > 1) == (batches != (1,))
 
 
-@pytest.mark.parametrize("batches", [engine.BATCHES, (1,)])
+@pytest.mark.parametrize("batches", [world.BATCHES, (1,)])
 def test_a_crowd_of_waiting_actions_delays_nobody_else(batches):
   made = fake_world.make_engine(seconds=0.01, batches=batches)
   with (
@@ -90,13 +91,9 @@ def test_a_client_that_reads_nothing_blocks_nobody_and_loses_nothing(
 ):
   made = fake_world.make_engine()
   # More than what networks keep on the way; pages ignore what follows a PNG.
-  small, ballast = made.step, bytes(1 << 16)
+  to_png, ballast = scheduler.images.to_png, bytes(1 << 16)
   monkeypatch.setattr(
-    made,
-    "step",
-    lambda states, actions: [
-      (state, picture + ballast) for state, picture in small(states, actions)
-    ],
+    scheduler.images, "to_png", lambda frame: to_png(frame) + ballast
   )
   with (
     players.serving(made) as (server, host),

@@ -141,11 +141,11 @@ def test_a_world_on_two_devices_plays_in_the_server_as_on_one(tmp_path):
     made_by={},
   )
   alone, actions = engine.open_world(tmp_path / "w"), [0, 3, 1, 4, 2]
-  state, picture = alone.start(alone.prompts[0], 7)
-  wanted = [picture]
+  state = alone.world.reset(alone.prompts[0], seed=7)
+  wanted = [alone.world.show(state)]
   for action in actions:
-    [(state, picture)] = alone.step([state], [action])
-    wanted.append(picture)
+    state, frame = alone.world.step(state, action)
+    wanted.append(frame)
   mesh = mesh_lib.make(
     dict(data=1, fsdp=1, tensor=2, frame=1), jax.local_devices()[:2]
   )
@@ -163,20 +163,20 @@ def test_a_world_on_two_devices_plays_in_the_server_as_on_one(tmp_path):
     for each in (player, other):
       np.testing.assert_array_equal(
         [images.from_png(content) for _, content in each.frames],
-        [images.from_png(content) for content in wanted],
+        wanted,
       )
 
 
-@pytest.mark.parametrize("split", [True, False])
-def test_nothing_is_compiled_beside_a_game_on_several_devices(split):
+@pytest.mark.parametrize("on_mesh", [True, False])
+def test_nothing_is_compiled_during_a_game_on_several_devices(on_mesh):
   world = fake_world.FakeWorld()
   sizes = []
   world.warm_up = lambda batches: sizes.extend(batches)
   made = engine.Engine(
-    world, [], name="squares", rules={}, batches=(1, 4, 16), split=split
+    world, [], name="squares", rules={}, batches=(1, 4, 16), on_mesh=on_mesh
   )
   made.warm_up()
-  assert sizes == ([1, 4, 16] if split else [1])
+  assert sizes == ([1, 4, 16] if on_mesh else [1])
   made.warm_batches().join(20)
   assert sizes == [1, 4, 16]
 

@@ -254,6 +254,6 @@ def test_hosts_with_different_data_at_one_path_all_end_with_code_2(tmp_path):
   ) as both:
     assert both.codes() == [2, 2], both.text(0) + both.text(1)
   for n in (0, 1):
-    assert "The number of the data in tokens is" in both.text(n)
+    assert "The fingerprint of the data in tokens is" in both.text(n)
     assert "Traceback" not in both.text(n)
   assert not (tmp_path / "run").exists()
