@@ -1,1 +1,1 @@
-"""Running a world outside of JAX's Python models."""
+"""Ports that run worlds without the JAX models of this package."""

@@ -1,11 +1,11 @@
-"""Clips to token records, with a trained tokenizer and, if given, a LAM.
+"""Encodes clips as token records with a trained tokenizer and, optionally, LAM.
 
-One record is one clip of T frames encoded from its own first frame: both
-models are causal in time, so a code depends on where encoding began, and
-records are neither cut at their front nor joined.
+A record is a clip of T frames, encoded from its own first frame. Both models
+are causal in time, so a code depends on the frame at which encoding began.
+Records are therefore neither shortened at the front nor concatenated.
 
 Shapes:
-  n  clips of one batch, the same for every call of the models
+  n  clips per batch, the same in all calls of the models
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from genie_jax.models import build, store
 from genie_jax.sampling import prepare
 from genie_jax.worlds import trained_models
 
-_VERSION = 1  # Raised when the same options would give other bytes.
+_VERSION = 1  # Increase it if the same options give other bytes.
 
 # `frames uint8 [n, T, H, W, C] -> tokens [n, T, h, w], latent actions [n, T-1]`
 Encode = Callable[[np.ndarray], tuple[jax.Array, jax.Array | None]]
@@ -33,18 +33,20 @@ Encode = Callable[[np.ndarray], tuple[jax.Array, jax.Array | None]]
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What is written; the same options give the same bytes.
+  """Options of `tokenize`; the same options give the same bytes.
 
   Attributes:
-    num_frames: T, frames of a record; 0 for those the tokenizer was trained
-      on.
-    stride: Frames from one record's start to the next one's; 0 for T.
-    keep_frames: Whether records also hold the pixels, for the joint stage.
-    uncompressed: Stores kept pixels as they are: five times the bytes of
-      game frames, read a third faster. Tokens are never compressed.
+    num_frames: T, frames per record; 0 for the number that the tokenizer was
+      trained on.
+    stride: Frames from the start of a record to that of the next; 0 for T.
+    keep_frames: Whether records also contain the pixels, for the joint stage.
+    uncompressed: Whether pixels are stored uncompressed. Frames of games then
+      take five times the space, and are read a third faster. Tokens are never
+      compressed.
     batch_size: Clips encoded at once.
-    records_per_shard: Records of one file; a killed run repeats at most one.
-    splits: Which splits to encode; empty for all that the clips have.
+    records_per_shard: Records per shard file. A killed run repeats at most one
+      shard.
+    splits: Splits to encode; empty for all splits of the clips.
   """
 
   num_frames: int = 0
@@ -56,7 +58,7 @@ class Options:
   splits: tuple[str, ...] = ()
 
   def check(self) -> None:
-    """Raises UserError where a value is out of range."""
+    """Raises UserError if a value is out of range."""
     for name, least in (
       ("num_frames", 0),
       ("stride", 0),
@@ -72,12 +74,12 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What one call of `tokenize` did.
+  """The result of a call of `tokenize`.
 
   Attributes:
-    manifest: Of the finished folder.
-    records: Records written by this call.
-    kept_records: Records that an earlier call had written.
+    manifest: Manifest of the finished folder.
+    records: Number of records written by this call.
+    kept_records: Number of records written by earlier calls.
     seconds: Wall time of this call, compilation included.
   """
 
@@ -89,10 +91,10 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-  """All that a call needs to know."""
+  """The checked inputs of a call."""
 
   options: Options
-  manifest: manifest_lib.Manifest  # Of the tokens, without its splits.
+  manifest: manifest_lib.Manifest  # Of the tokens, without the splits.
   splits: dict[str, sources.WindowSource]
 
 
@@ -104,20 +106,21 @@ def tokenize(
   lam: files.PathLike | None = None,
   options: Options | None = None,
 ) -> Report:
-  """Writes a token folder, or finishes one that a killed run began.
+  """Writes a token folder, or completes one that an interrupted run started.
 
   Args:
     clips: The clips folder; may be in a bucket.
-    out: The folder to write; gets the models too, in tokenizer/ and lam/.
+    out: The folder to write; the models are copied to tokenizer/ and lam/ in
+      it.
     tokenizer: Workdir or saved model of a tokenizer.
     lam: Workdir or saved model of a LAM; None for tokens without latent
       actions.
-    options: What to write.
+    options: Options; the defaults if None.
 
   Raises:
-    UserError: Something is missing or does not fit, or `out` was begun with
-      other models, clips or options.
-    OSError: The disk is full; finished shards stay for the next run.
+    UserError: An input is missing, inputs do not fit together, or `out` was
+      started with other models, clips or options.
+    OSError: The disk is full; the next run keeps the finished shards.
   """
   began, out = time.monotonic(), buckets.disk(out, "--out")
   options = options or Options()
@@ -155,7 +158,7 @@ def _plan(
   prints: dict[str, str],
   options: Options,
 ) -> _Plan:
-  """Checks that everything fits."""
+  """Checks that the inputs fit together, and returns the plan."""
   if out.resolve() == pathlib.Path(clips).resolve():
     raise errors.UserError(
       f"--out {out} is the clips folder itself; give another folder."
@@ -178,7 +181,7 @@ def _plan(
     options, stride=options.stride or options.num_frames
   )
   for split in options.splits:
-    source.shards(split)  # Refuses a split that is not there.
+    source.shards(split)  # Raises if the split does not exist.
   splits = {}
   for split, summary in source.splits.items():
     wanted = not options.splits or split in options.splits
@@ -220,7 +223,7 @@ def _plan(
 
 
 def _arrays_of(source: manifest_lib.Manifest, split: str) -> tuple[str, ...]:
-  """Returns what to read: frames, and true actions where clips have them."""
+  """Returns the arrays to read: frames, and true actions if there are any."""
   path, entry = source.shards(split)[0]
   arrays, _ = shards.ShardReader(path, entry).read([0])[0]
   return ("frames", "actions") if "actions" in arrays else ("frames",)
@@ -286,9 +289,9 @@ def _encoded(
 ) -> Iterator[dict[str, np.ndarray]]:
   """Yields the arrays of one shard's records in batches.
 
-  Batches begin with the shard and the last one is filled up by repeating its
-  last clip: one compiled program serves all, and a shard's bytes do not
-  depend on which shards were written before it.
+  The first batch begins with the first record of the shard, and the last batch
+  is padded with copies of its last clip. All batches therefore use one compiled
+  program, and a shard's bytes do not depend on the shards written before it.
   """
   source, size = plan.splits[shard.split], plan.options.batch_size
   starts = range(shard.items.start, shard.items.stop, size)
@@ -296,7 +299,7 @@ def _encoded(
   num_codes = plan.manifest.num_codes
   assert num_codes is not None  # Set for every token folder.
   token_dtype = np.uint16 if num_codes <= 1 << 16 else np.uint32
-  # The next batch is read while the models work.
+  # The next batch is read while the models run.
   with futures.ThreadPoolExecutor(1) as reader:
     coming = reader.submit(source.gather, rows(starts[0]))
     for number, start in enumerate(starts):

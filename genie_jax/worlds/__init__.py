@@ -1,7 +1,7 @@
-"""Playable worlds: their folder, export, download and environments.
+"""Playable worlds: their folders, export, download and environments.
 
-The package itself can be called: `genie_jax.worlds()` returns the names of the
-worlds that ship.
+The package itself is callable: `genie_jax.worlds()` returns the names of the
+worlds that ship with genie_jax.
 """
 
 import sys
@@ -9,11 +9,11 @@ import types
 
 
 class _Worlds(types.ModuleType):
-  """This package, callable."""
+  """This package as a callable module."""
 
   def __call__(self) -> list[str]:
-    """Returns the names of the worlds that ship, for `genie_jax.load_world`."""
-    # Late: `import genie_jax` reads no files.
+    """Returns the names that `genie_jax.load_world` accepts, sorted."""
+    # Imported late, so that `import genie_jax` reads no files.
     from genie_jax.worlds import shipped
 
     return shipped.names()

@@ -1,4 +1,4 @@
-"""Worlds at an address: downloaded once, checked, kept in the user's cache."""
+"""Downloads worlds, checks them, and stores them in the user's cache."""
 
 import contextlib
 import errno
@@ -17,11 +17,12 @@ from absl import logging
 from genie_jax.core import errors, files
 from genie_jax.worlds import shipped, world_manifest
 
-# Scheme -> the driver of etils and fsspec that serves it.
+# Scheme -> the fsspec driver that etils uses for it.
 _BUCKETS = {"gs": "gcsfs", "s3": "s3fs"}
 _SCHEMES = ("https", *_BUCKETS)
 _HUB = "hf"
-# Without encryption anyone on the way could give another world.
+# Unencrypted addresses are accepted only here: elsewhere, a world could be
+# replaced in transit.
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _BLOCK_BYTES = 1 << 20
 _MANIFEST_BYTES = 16 << 20
@@ -33,21 +34,20 @@ _Loaded = TypeVar("_Loaded")
 def read(
   folder_or_url: files.PathLike, load: Callable[[pathlib.Path], _Loaded]
 ) -> _Loaded:
-  """Loads a world, which is downloaded anew where its cached copy is damaged.
+  """Loads a world, and downloads it again if its cached copy is damaged.
 
-  `load` hashes every file as it is; hashing them beforehand too would cost
-  seconds for large worlds. So only a refusal makes it be asked whether the
-  copy is at fault.
+  `load` hashes every file. Hashing them before as well would take seconds for
+  large worlds, so the cached copy is checked only after `load` has failed.
 
   Args:
     folder_or_url: As in `local`.
-    load: Reads the folder, and raises UserError where it is damaged.
+    load: Reads the folder; raises UserError if it is damaged.
 
   Returns:
-    What `load` returns.
+    The result of `load`.
 
   Raises:
-    UserError: See `local`; and what `load` raises of a whole folder.
+    UserError: See `local`; also raised if `load` fails on an undamaged folder.
   """
   folder = local(folder_or_url)
   try:
@@ -59,19 +59,19 @@ def read(
 
 
 def local(folder_or_url: files.PathLike) -> pathlib.Path:
-  """Returns the folder of a world, downloaded first if it has an address.
+  """Returns the folder of a world, after downloading it if necessary.
 
-  A cached copy that lacks a file, or has one of another size, is downloaded
-  anew; for one that is damaged otherwise see `read`.
+  A cached copy is downloaded again if a file is missing or has the wrong size.
+  Other damage is handled by `read`.
 
   Args:
-    folder_or_url: A folder, the name of a world that ships, or the address of
-      a folder (or of its manifest.json).
+    folder_or_url: A folder, the name of a world that ships with genie_jax, or
+      the address of a folder (or of its manifest.json).
 
   Raises:
-    UserError: There is no such folder or name; or the address is of an unknown
-      kind or cannot be reached, or what comes back is not a world or not the
-      one that its manifest describes.
+    UserError: There is no such folder or name; the address has an unsupported
+      scheme or cannot be reached; or the downloaded files are not a world, or
+      differ from its manifest.
   """
   text = os.fspath(folder_or_url)
   if "://" not in text:
@@ -80,29 +80,28 @@ def local(folder_or_url: files.PathLike) -> pathlib.Path:
 
 
 def _fetched(text: str, good: Callable[[pathlib.Path], bool]) -> pathlib.Path:
-  """Returns the cached folder of an address if it is good, or a new one."""
+  """Returns the cached folder of an address, downloaded again if not `good`."""
   source = _source(text)
   url = source.url
   content = source.manifest(_MANIFEST_BYTES)
   manifest = world_manifest.check_manifest(
     f"{url}/{world_manifest.MANIFEST}", content
   )
-  # Named by all that it holds: a changed world is another folder.
+  # The manifest has the hashes of all files, so a changed world gets another
+  # folder.
   target = cache_folder() / hashlib.sha256(content).hexdigest()[:32]
   replace = target.is_dir()
   if replace and _same(target, content) and good(target):
     return target
   if replace:
-    logging.warning(
-      "%s is damaged; downloading %s again in its place.", target, url
-    )
-  with _one_line(url):
+    logging.warning("%s is damaged; downloading %s again.", target, url)
+  with _disk_errors(url):
     _download(source, manifest, content, target, replace)
   return target
 
 
 def cache_folder(environ: Mapping[str, str] | None = None) -> pathlib.Path:
-  """Returns where downloaded worlds are kept.
+  """Returns the folder that downloaded worlds are stored in.
 
   Args:
     environ: Environment variables; those of this process by default.
@@ -114,7 +113,11 @@ def cache_folder(environ: Mapping[str, str] | None = None) -> pathlib.Path:
 
 
 class _Source(Protocol):
-  """A world at an address, whose `url` messages name."""
+  """A world at an address.
+
+  Attributes:
+    url: The address, for messages.
+  """
 
   url: str
 
@@ -125,7 +128,7 @@ class _Source(Protocol):
   def download(
     self, stated: Mapping[str, Mapping[str, Any]], folder: pathlib.Path
   ) -> dict[str, str]:
-    """Writes the files that a manifest states; returns their SHA-256."""
+    """Writes the files that a manifest lists; returns their SHA-256."""
     ...
 
 
@@ -155,12 +158,12 @@ class _Web:
 
 
 def _source(text: str) -> _Source:
-  """Returns what serves an address, or the address of a manifest.json."""
+  """Returns the source for the address of a folder or of a manifest.json."""
   url = text.removesuffix(world_manifest.MANIFEST).rstrip("/")
   if urllib.parse.urlsplit(url).scheme != _HUB:
     return _Web(url)
   try:
-    # Late: an extra, which other addresses do without.
+    # Imported late: an extra that other addresses do not need.
     from genie_jax.worlds import hub
   except ModuleNotFoundError as error:
     if error.name != "huggingface_hub":
@@ -172,8 +175,8 @@ def _source(text: str) -> _Source:
   repository = hub.Repository(url)
   if not _encrypted(urllib.parse.urlsplit(repository.endpoint)):
     raise errors.UserError(
-      f"HF_ENDPOINT is {repository.endpoint}, over which anyone on the way "
-      "could give another world; give one that begins with https://."
+      f"HF_ENDPOINT is {repository.endpoint}, which is not encrypted, so a "
+      "world could be replaced in transit; use one that begins with https://."
     )
   return repository
 
@@ -185,9 +188,15 @@ def _download(
   target: pathlib.Path,
   replace: bool,
 ) -> None:
-  """Downloads a world next to `target`, and renames it there when whole.
+  """Downloads a world next to `target`, and renames it when it is complete.
 
-  With `replace`, what is there is damaged, and goes once there is better.
+  Args:
+    source: The world.
+    manifest: Its manifest.
+    content: The bytes of its manifest.json.
+    target: The folder to write.
+    replace: Whether `target` exists and is damaged. It is replaced after the
+      download is complete.
   """
   temporary = files.temporary_sibling(target)
   damaged = files.temporary_sibling(target)
@@ -201,7 +210,7 @@ def _download(
         raise errors.UserError(
           f"{source.url}/{name} is not the file that "
           f"{world_manifest.MANIFEST} describes (its SHA-256 differs); try "
-          "again, or ask who published it."
+          "again, or ask its publisher."
         )
     files.write_atomic(temporary / world_manifest.MANIFEST, content)
     if replace:
@@ -210,7 +219,7 @@ def _download(
     try:
       os.replace(temporary, target)
     except OSError as error:
-      # Someone else was faster; theirs is as good.
+      # Another process has just written the same world.
       if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
         raise
   finally:
@@ -219,13 +228,13 @@ def _download(
 
 
 def _same(folder: pathlib.Path, content: bytes) -> bool:
-  """Returns whether a cached manifest is the one that was just read."""
+  """Returns whether a cached manifest has these bytes."""
   path = folder / world_manifest.MANIFEST
   return path.is_file() and path.read_bytes() == content
 
 
 def _complete(folder: pathlib.Path) -> bool:
-  """Returns whether all files are there with their sizes, reading none."""
+  """Returns whether all files exist with the right sizes; reads none."""
   stated = world_manifest.read_manifest(folder)["files"]
   return all(
     (folder / name).is_file()
@@ -235,7 +244,7 @@ def _complete(folder: pathlib.Path) -> bool:
 
 
 def _intact(folder: pathlib.Path) -> bool:
-  """Returns whether every byte is as the manifest says."""
+  """Returns whether every byte agrees with the manifest."""
   try:
     world_manifest.check_files(folder, world_manifest.read_manifest(folder))
   except errors.UserError:
@@ -244,24 +253,26 @@ def _intact(folder: pathlib.Path) -> bool:
 
 
 @contextlib.contextmanager
-def _one_line(url: str) -> Iterator[None]:
+def _disk_errors(url: str) -> Iterator[None]:
+  """Raises UserError for errors of the disk that the cache is on."""
   try:
     yield
   except OSError as error:
     raise errors.UserError(
-      f"{url} cannot be kept in {cache_folder()} ({error.strerror}); free "
+      f"{url} cannot be stored in {cache_folder()} ({error.strerror}); free "
       "some space, or set XDG_CACHE_HOME to another folder."
     ) from error
 
 
 def _encrypted(parts: urllib.parse.SplitResult) -> bool:
-  """Returns whether nobody on the way can change what an address gives."""
+  """Returns whether the content of an address is safe in transit."""
   return parts.scheme == "https" or (
     parts.scheme == "http" and parts.hostname in _LOOPBACK
   )
 
 
 def _check(url: str) -> None:
+  """Raises UserError unless this module can load from an address."""
   parts = urllib.parse.urlsplit(url)
   if parts.scheme == "http" and _encrypted(parts):
     return
@@ -273,21 +284,21 @@ def _check(url: str) -> None:
     )
   if parts.query or parts.fragment:
     raise errors.UserError(
-      f"{url} has a query, which cannot be carried over to the world's "
-      "files; give the address of a folder."
+      f"{url} has a query, which cannot be used for the other files of the "
+      "world; give the address of a folder."
     )
 
 
 def _blocks(url: str, limit: int) -> Iterator[bytes]:
-  """Yields a file's bytes; more than `limit` of them are refused."""
+  """Yields a file's bytes; raises UserError if there are more than `limit`."""
   done = 0
   with _open(url) as file:
     while block := _read(url, file):
       done += len(block)
       if done > limit:
         raise errors.UserError(
-          f"{url} is longer than the {limit} bytes it may have; try again, "
-          "or ask who published it."
+          f"{url} is longer than the limit of {limit} bytes; try again, or "
+          "ask its publisher."
         )
       yield block
 
@@ -304,7 +315,7 @@ def _open(url: str) -> Iterator[Any]:
   scheme = urllib.parse.urlsplit(url).scheme
   try:
     if scheme in _BUCKETS:
-      # Late: only for buckets, and slow to import.
+      # Imported late: slow, and needed only for buckets.
       from etils import epath
 
       file = epath.Path(url).open("rb")
@@ -314,7 +325,7 @@ def _open(url: str) -> Iterator[Any]:
       )
       with contextlib.ExitStack() as stack:
         stack.callback(file.close)
-        _check(file.geturl().partition("?")[0])  # Where it was sent on to.
+        _check(file.geturl().partition("?")[0])  # It may be redirected.
         stack.pop_all()
   except ImportError as error:
     raise errors.UserError(

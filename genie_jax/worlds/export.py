@@ -1,4 +1,4 @@
-"""Checkpoints to a world folder."""
+"""Exports checkpoints to a world folder."""
 
 import errno
 import os
@@ -20,9 +20,10 @@ from genie_jax.weights import tensor_files
 from genie_jax.worlds import trained_models, world_folder, world_manifest
 
 _PROMPTS = 8
-# Held-out frames first: a prompt seen in training would flatter the world.
+# Held-out frames first: a prompt seen in training makes the world look better
+# than it is.
 _SPLITS = ("test", "validation", "train")
-# What a disk or a folder says that cannot be written to.
+# Errors of a disk or a folder that cannot be written to.
 _REFUSALS = (
   errno.ENOSPC,
   errno.EDQUOT,
@@ -46,25 +47,25 @@ def export(
   shard_bytes: int = tensor_files.SHARD_BYTES,
   write_programs: world_folder.WritePrograms | None = None,
 ) -> dict[str, Any]:
-  """Writes a world folder from what `genie train` left.
+  """Writes a world folder from workdirs of `genie train`.
 
-  Parameters are read and written one at a time, whatever the mesh that
-  trained them. The folder appears whole, or not at all.
+  Parameters are read and written one at a time, and may have been trained on
+  any mesh. `out` is written completely or not at all.
 
-  The tokenizer and the LAM need not be named: the token folder that the
-  dynamics model was trained on carries those that made it.
+  The tokenizer and the LAM may be left out: the token folder that the dynamics
+  model was trained on contains copies of them.
 
   Args:
-    workdirs: Workdirs of `genie train`, or saved models; one of them holds
-      the dynamics model.
+    workdirs: Workdirs of `genie train`, or saved models; one of them must
+      contain the dynamics model.
     out: The folder to write; an older world there is replaced.
-    prompts: Clips folder, or folder of pictures, to take prompts from; None
-      for the clips that a given workdir was trained on.
-    num_prompts: How many, at most.
+    prompts: Clips folder, or folder of images, to take prompts from; None for
+      the clips that one of the workdirs was trained on.
+    num_prompts: Maximum number of prompts.
     dtype: "bfloat16", "float32", or "int8" for the matrices of layers.
-    name: Name of the world; that of the folder when empty.
-    metrics: Figures to state, for example those of `genie eval`.
-    shard_bytes: Most bytes of tensors in one file.
+    name: Name of the world; by default that of the folder.
+    metrics: Figures for the manifest, for example those of `genie eval`.
+    shard_bytes: Maximum bytes of tensors per file.
     write_programs: Also writes the models as programs, for example
       `ports.stablehlo.exporter.write`.
 
@@ -72,8 +73,8 @@ def export(
     The manifest.
 
   Raises:
-    UserError: Models are missing or do not fit, `out` holds other things, or
-      there is no room.
+    UserError: Models are missing or do not fit together, `out` is not empty
+      and not a world, or there is not enough disk space.
   """
   out = buckets.disk(out, "--out")
   name = name or out.resolve().name
@@ -88,8 +89,8 @@ def export(
   config = origins["dynamics"].config
   if "actions" not in config:
     raise errors.UserError(
-      "The dynamics model given is a saved model that does not say what its "
-      "buttons are; give the workdir that trained it, or a world."
+      "The dynamics model is a saved model whose config.json has no field "
+      '"actions"; give the workdir that trained it, or a world.'
     )
   actions = config["actions"]
   if actions == "true" and "lam" in parts:
@@ -135,7 +136,7 @@ def export(
 def _check_room(
   out: pathlib.Path, parts: Mapping[str, store.Part], dtype: str
 ) -> None:
-  """Raises where the disk is full already, before hours of writing."""
+  """Raises UserError if the disk is too small, before hours of writing."""
   parent = next(path for path in out.absolute().parents if path.is_dir())
   needed, free = store.num_bytes(parts, dtype), shutil.disk_usage(parent).free
   if needed > free:
@@ -152,15 +153,15 @@ def _check_out(out: pathlib.Path) -> None:
       world_folder.read_manifest(out)
     except errors.UserError as error:
       raise errors.UserError(
-        f"--out {out} is not empty and holds no world; give a new folder, "
-        "or remove this one."
+        f"--out {out} is not empty and is not a world; give a new folder, or "
+        "remove this one."
       ) from error
   elif out.exists() and not out.is_dir():
     raise errors.UserError(f"--out {out} is a file; give a folder.")
 
 
 def _replace(new: pathlib.Path, out: pathlib.Path) -> None:
-  """Puts a whole folder in the place of an older one."""
+  """Renames a folder to `out`, and deletes an older folder there."""
   if out.exists():
     old = files.temporary_sibling(out)
     os.replace(out, old)
@@ -177,14 +178,14 @@ def _replace(new: pathlib.Path, out: pathlib.Path) -> None:
 def _gather(
   workdirs: Sequence[files.PathLike],
 ) -> tuple[dict[str, store.Part], dict[str, trained_models.Found]]:
-  """Returns the models of all folders, and what each model came from."""
+  """Returns the models of all folders, and the source of each model."""
   parts, origins, folders = {}, {}, {}
   for folder in workdirs:
     found = trained_models.read(folder, lazy=True)
     for name, part in found.parts.items():
       if name in parts:
         raise errors.UserError(
-          f"Both {folders[name]} and {folder} hold a {name}; give one of them."
+          f"Both {folders[name]} and {folder} have a {name}; give one of them."
         )
       parts[name], origins[name], folders[name] = part, found, folder
   return parts, origins
@@ -195,11 +196,11 @@ def _complete(parts: dict[str, store.Part], config: Mapping[str, Any]) -> None:
   folder = config["data"]["path"]
   if not manifest_lib.exists(folder):
     logging.warning(
-      "%s, on which the dynamics model was trained, is gone: whether the "
-      "tokenizer fits cannot be checked.",
+      "%s, the training data of the dynamics model, does not exist, so the "
+      "tokenizer cannot be compared with the one that made it.",
       folder,
     )
-    return  # What is missing is named by `validation.check_parts`.
+    return  # `validation.check_parts` reports missing models.
   manifest = manifest_lib.Manifest.read(folder)
   for name in registry.made_by(config):
     fingerprint = manifest.model_fingerprint(name) or ""
@@ -213,20 +214,20 @@ def _complete(parts: dict[str, store.Part], config: Mapping[str, Any]) -> None:
       raise errors.UserError(
         f"The dynamics model was trained on {folder}, made by the {name} "
         f"{fingerprint[:12]}, but the {name} given is {found[:12]}; leave "
-        f"it out (the folder carries its own) or train on new tokens."
+        f"it out (the folder has its own) or train on new tokens."
       )
 
 
 def _sampling(config: Mapping[str, Any]) -> dict[str, Any]:
   fields = dict(config["sampling"])
-  samplers.make(fields)  # Refused now rather than when it is played.
+  samplers.make(fields)  # Invalid fields raise now, not when it is played.
   if fields.get("name") == samplers.DEFAULT:
-    del fields["name"]  # Worlds say it by saying nothing.
+    del fields["name"]  # In a world, no name means the default sampler.
   return fields
 
 
 def _made_by(origins: Mapping[str, trained_models.Found]) -> dict[str, Any]:
-  """Returns an account of the training, without paths of this machine."""
+  """Returns the training record of each model, without local paths."""
   return {
     name: _account(found.config)
     for name, found in origins.items()
@@ -235,7 +236,7 @@ def _made_by(origins: Mapping[str, trained_models.Found]) -> dict[str, Any]:
 
 
 def _account(config: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns how a run was trained, and how the one that it went on from."""
+  """Returns the record of a run, and of the run that it was started from."""
   account = {
     **{key: config[key] for key in ("stage", "seed", "steps", "optimizer")},
     **{key: config[key] for key in ("mask",) if key in config},
@@ -252,7 +253,7 @@ def _account(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _data(manifest: manifest_lib.Manifest, split: str) -> dict[str, Any]:
-  """Returns what a run was trained on."""
+  """Returns the record of the data that a run was trained on."""
   found = manifest.splits[split]
   return {
     "name": manifest.name,
@@ -280,15 +281,15 @@ def _prompts(
     if not folder.is_dir():
       raise errors.UserError(
         f"--prompts {folder} does not exist; give a clips folder or a "
-        "folder of pictures."
+        "folder of images."
       )
     pictures = sorted(
       path for path in folder.iterdir() if path.suffix.lower() in _PICTURES
     )[:count]
     if not pictures:
       raise errors.UserError(
-        f"--prompts {folder} holds neither clips nor pictures; give a "
-        "folder of either."
+        f"--prompts {folder} has neither clips nor images; give a folder "
+        "with one or the other."
       )
     return np.stack([images.load_prompt(path, *shape[:2]) for path in pictures])
   for found in origins.values():
@@ -304,7 +305,7 @@ def _prompts(
 def _first_frames(
   folder: files.PathLike, shape: tuple[int, int, int], count: int
 ) -> np.ndarray:
-  """Returns first frames of windows from as many sources as there are."""
+  """Returns the first frames of up to `count` evenly spaced windows."""
   manifest = manifest_lib.Manifest.read(folder)
   manifest.check({"kind": "clips", "frame_shape": list(shape)})
   split = next(
@@ -317,7 +318,7 @@ def _first_frames(
   )
   if split is None:
     raise errors.UserError(
-      f"{folder} holds no clips; collect some, or give --prompts."
+      f"{folder} has no clips; collect some, or give --prompts."
     )
   source = sources.WindowSource(folder, split, 1, keys=("frames",))
   places = np.linspace(0, len(source), count, endpoint=False).astype(int)

@@ -1,14 +1,14 @@
-"""A world as pure functions, to be traced inside larger JAX programs.
+"""A world as pure functions that can be traced inside larger JAX programs.
 
     functions = world.functions()
     state = functions.reset(functions.params, picture, jax.random.key(0))
     state, frame = jax.jit(functions.step)(functions.params, state, 3)
 
-Both run under `jit`, `vmap`, `scan` and `shard_map`: no input or output on the
-host, shapes that depend on nothing but the prompt's length, and all randomness
+Both run under `jit`, `vmap`, `scan` and `shard_map`: they do no work on the
+host, their shapes depend only on the prompt's length, and all randomness comes
 from the key. `World` draws its frames with the same code. docs/sampling.md has
-a program that uses all four transformations; `shard_map` needs check_vma=False,
-since JAX's check does not follow the branches of a slide.
+a program that uses all four transformations. `shard_map` needs check_vma=False,
+because JAX's check does not support the branches of a slide.
 
 Shapes:
   P  prompt frames      A  latent actions (buttons)
@@ -27,15 +27,15 @@ from genie_jax.weights import int8
 
 @flax.struct.dataclass
 class Functions:
-  """`reset` and `step` of one world, with the parameters they take.
+  """`reset` and `step` of one world, and its parameters.
 
-  A pytree of `params` and `sampling`, so it may itself be an argument of a
-  transformed function.
+  A pytree whose children are `params` and `sampling`, so it may be an argument
+  of a transformed function.
 
   Attributes:
-    params: {"tokenizer": ..., "dynamics": ...} and "lam" where the world has
-      a latent action model; leaves are arrays or `int8.Int8`.
-    sampling: How frames are drawn, a frame sampler.
+    params: {"tokenizer": ..., "dynamics": ...}, and "lam" if the world has a
+      latent action model; leaves are arrays or `int8.Int8`.
+    sampling: The frame sampler.
     models: The tokenizer, the dynamics model and the slide.
     lam: The latent action model, or None.
     frame_shape: (H, W, C).
@@ -52,7 +52,7 @@ class Functions:
   @staticmethod
   def key(seed: int) -> jax.Array:
     """Returns the key that `world.reset(..., seed=seed)` uses."""
-    # The noise of the first clip of `rollout.rollout` with this seed.
+    # The same key as that of the first clip of `rollout.rollout`.
     return jax.random.fold_in(jax.random.key(seed), 0)
 
   def reset(
@@ -68,18 +68,17 @@ class Functions:
       params: As in `self.params`.
       picture: uint8 [H, W, C] or [P, H, W, C] at the world's size; only the
         last frames that fit the window are used.
-      key: A typed JAX key, [], of all noise to come.
-      latent_actions: int [P - 1], those between the prompt's frames, each in
-        [0, A), which is not checked here; inferred by the latent action model
-        when left out.
+      key: A typed JAX key, [], for all noise of the following steps.
+      latent_actions: int [P - 1] between the prompt's frames, in [0, A) (not
+        checked); by default inferred by the latent action model.
 
     Returns:
-      The state, to be given to `step`.
+      The state for `step`.
 
     Raises:
-      UserError: While tracing: frames, key or actions of another shape or
-        dtype, or several frames without actions and without a latent action
-        model.
+      UserError: While tracing: frames, key or actions have the wrong shape or
+        dtype, or there are several frames, but neither actions nor a latent
+        action model.
     """
     frames = self._frames(picture)
     _check_key(key)
@@ -109,14 +108,14 @@ class Functions:
 
     Args:
       params: As in `self.params`.
-      state: What `reset` or `step` returned.
-      action: int scalar in [0, A), which is not checked here.
+      state: From `reset` or `step`.
+      action: int scalar in [0, A) (not checked).
 
     Returns:
-      The state after it, and the frame, uint8 [H, W, C].
+      The next state, and the frame, uint8 [H, W, C].
 
     Raises:
-      UserError: While tracing: the action is not one whole number.
+      UserError: While tracing: the action is not one integer.
     """
     action = _whole_numbers("action", action)
     if action.shape:
@@ -139,7 +138,7 @@ class Functions:
       raise errors.UserError(
         f"The prompt is {picture.dtype} of shape {picture.shape}; these "
         f"functions take uint8 frames of shape {self.frame_shape}, one or "
-        "several. `world.reset` fits pictures of any size."
+        "several. `world.reset` resizes images of any size."
       )
     return frames
 
@@ -149,7 +148,7 @@ class Functions:
       return jnp.zeros((0,), jnp.int32)
     if self.lam is None:
       raise errors.UserError(
-        "This world holds no latent action model, which a prompt of several "
+        "This world has no latent action model, which a prompt of several "
         "frames needs; give one frame, give latent_actions, or export the "
         "world with its LAM."
       )
@@ -157,7 +156,7 @@ class Functions:
 
 
 def _encode(module: Any, params: Any, frames: jax.Array) -> jax.Array:
-  """Returns what a tokenizer or a LAM makes of uint8 frames [T, H, W, C]."""
+  """Encodes one clip, uint8 [T, H, W, C]; see `encode`."""
   return encode(module, params, frames[None])[0]
 
 
@@ -201,6 +200,6 @@ def _whole_numbers(name: str, values: Any) -> jax.Array:
   values = jnp.asarray(values)
   if values.size and not jnp.issubdtype(values.dtype, jnp.integer):
     raise errors.UserError(
-      f"{name} is {values.dtype}; give whole numbers from 0 to A - 1."
+      f"{name} is {values.dtype}; give integers from 0 to num_actions - 1."
     )
   return values.astype(jnp.int32)

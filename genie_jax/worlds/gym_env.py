@@ -1,12 +1,12 @@
-"""Worlds as `gymnasium` environments, so that agents can be trained in dreams.
+"""Worlds as `gymnasium` environments, to train agents in a learned world.
 
     env = DreamEnv(genie_jax.load_world("world"), max_steps=64)
     observation, info = env.reset(seed=0)
     observation, reward, terminated, truncated, info = env.step(3)
 
-A world knows no reward and no end: `judge` gives both, and without one an
-episode pays nothing and is cut after `max_steps`. Needs gymnasium, which comes
-with `pip install genie_jax[rl]`.
+A world predicts neither rewards nor the end of an episode: `judge` returns
+both. Without a judge all rewards are 0, and an episode is truncated after
+`max_steps`. Needs gymnasium (`pip install genie_jax[rl]`).
 
 Shapes:
   P  prompt frames      A  buttons      S  environments
@@ -25,7 +25,7 @@ from gymnasium.vector import utils as vector_utils
 from genie_jax.core import errors, images
 from genie_jax.worlds import world as world_lib
 
-# `judge(frame, action, next_frame) -> (reward, terminated)`, of uint8 frames
+# `judge(frame, action, next_frame) -> (reward, terminated)`; frames are uint8
 # [H, W, C].
 Judge = Callable[[np.ndarray, int, np.ndarray], tuple[float, bool]]
 
@@ -33,10 +33,10 @@ _SEEDS = 1 << 31
 
 
 class DreamEnv(gymnasium.Env):
-  """One player of a world.
+  """An environment with one player.
 
-  Observations are frames, actions are buttons. The seed of `reset` chooses the
-  prompt and fixes all noise: equal seeds and actions give equal frames.
+  Observations are frames, actions are buttons. The seed of `reset` determines
+  the prompt and all noise: equal seeds and actions give equal frames.
   """
 
   metadata: dict[str, Any] = {  # noqa: RUF012  As gymnasium declares it.
@@ -53,14 +53,14 @@ class DreamEnv(gymnasium.Env):
     judge: Judge | None = None,
     render_mode: str | None = None,
   ):
-    """Puts a player into a world.
+    """Creates an environment for a world.
 
     Args:
       world: The world.
-      prompts: uint8 frames [H, W, C] or [P, H, W, C] to start from; the
-        world's own when left out.
-      max_steps: Frames after which an episode is truncated.
-      judge: Gives reward and end.
+      prompts: Paths, or uint8 frames [H, W, C] or [P, H, W, C], to start from;
+        by default the world's prompts.
+      max_steps: Number of steps after which an episode is truncated.
+      judge: Computes reward and termination.
       render_mode: "rgb_array" or None.
 
     Raises:
@@ -84,13 +84,13 @@ class DreamEnv(gymnasium.Env):
     """Starts an episode.
 
     Args:
-      seed: Chooses the prompt and all noise; goes on from the last when left
-        out.
-      options: {"prompt": number} chooses the prompt.
+      seed: Determines the prompt and all noise; None continues with the random
+        generator of the last episode.
+      options: {"prompt": index} selects the prompt.
 
     Returns:
-      The prompt as the tokenizer shows it, uint8 [H, W, C], and
-      {"prompt": its number}.
+      The reconstruction of the prompt by the tokenizer, uint8 [H, W, C], and
+      {"prompt": index}.
     """
     super().reset(seed=seed)
     number, noise = _draw(self.np_random, len(self._prompts), options)
@@ -103,11 +103,18 @@ class DreamEnv(gymnasium.Env):
   ) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
     """Presses a button.
 
+    Args:
+      action: In [0, A).
+
     Returns:
-      Frame, reward, whether the judge ended it, whether its time is up, {}.
+      Frame uint8 [H, W, C], reward, terminated (by the judge), truncated (by
+      `max_steps`), {}.
+
+    Raises:
+      UserError: The action is out of range, or `reset` was not called.
     """
     if self._state is None or self._frame is None:
-      raise errors.UserError("The episode has not begun; call reset first.")
+      raise errors.UserError("No episode has started; call reset first.")
     self._state, frame = self._world.step(self._state, action)
     self._steps += 1
     reward, ended = _judged(self._judge, self._frame, action, frame)
@@ -122,10 +129,10 @@ class DreamEnv(gymnasium.Env):
 class DreamVectorEnv(gymnasium.vector.VectorEnv):
   """Several players of a world, stepped together on the device.
 
-  Each environment has its own seed (the seed of `reset` plus its number, as in
-  gymnasium's own vectors) and shows what a `DreamEnv` with that seed shows.
-  One that has ended is reset by the next `step`, which ignores its action and
-  pays nothing (`AutoresetMode.NEXT_STEP`).
+  Each environment has its own seed (the seed of `reset` plus its index, as in
+  gymnasium's vector environments) and the same observations as a `DreamEnv`
+  with that seed. An environment whose episode has ended is reset by the next
+  `step`, which ignores its action; the reward is 0 (`AutoresetMode.NEXT_STEP`).
   """
 
   metadata: dict[str, Any] = {  # noqa: RUF012  As gymnasium declares it.
@@ -144,14 +151,15 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv):
     judge: Judge | None = None,
     render_mode: str | None = None,
   ):
-    """Puts players into a world; arguments as in `DreamEnv`.
+    """Creates environments for a world; arguments as in `DreamEnv`.
 
     Args:
       world: The world.
-      num_envs: S; 1, 2, 4, 8 and 16 players are one compiled call.
-      prompts: Frames to start from.
-      max_steps: Frames after which an episode is truncated.
-      judge: Gives reward and end.
+      num_envs: S; 1, 2, 4, 8 and 16 players need one compiled call per step,
+        other numbers several.
+      prompts: Paths or frames to start from.
+      max_steps: Number of steps after which an episode is truncated.
+      judge: Computes reward and termination.
       render_mode: "rgb_array" or None.
 
     Raises:
@@ -189,15 +197,15 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv):
     """Starts an episode in every environment.
 
     Args:
-      seed: Of the first environment, the next ones count on from it; or one
-        for each.
-      options: {"prompt": number} chooses the prompt of all.
+      seed: Seed of the first environment, increased by 1 for each of the
+        others; or a sequence with a seed for each.
+      options: {"prompt": index} selects the prompt of all environments.
 
     Returns:
       Frames uint8 [S, H, W, C], and {"prompt": int [S]}.
 
     Raises:
-      UserError: There are not as many seeds as environments.
+      UserError: The number of seeds differs from that of environments.
     """
     if seed is None or isinstance(seed, int | np.integer):
       first, seed = seed, [None] * self.num_envs
@@ -227,8 +235,8 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv):
       bool [S], {}.
 
     Raises:
-      UserError: There are not as many actions as environments, or one is out
-        of range.
+      UserError: The number of actions differs from that of environments, or
+        an action is out of range.
     """
     pressed = np.asarray(actions)
     if pressed.shape != (self.num_envs,):
@@ -257,7 +265,7 @@ class DreamVectorEnv(gymnasium.vector.VectorEnv):
   def render(self) -> tuple[np.ndarray, ...] | None:
     """Returns the newest frames in mode "rgb_array", else None.
 
-    They are copies, which later steps leave as they are.
+    The frames are copies that later steps do not change.
     """
     if self.render_mode != "rgb_array":
       return None
@@ -292,12 +300,11 @@ def _check(max_steps: int, render_mode: str | None) -> None:
 def _prompts(
   world: world_lib.World, prompts: Sequence[np.ndarray] | None
 ) -> list[np.ndarray]:
-  """Returns what episodes start from, as arrays."""
+  """Returns the prompts of the episodes as arrays."""
   given = world.prompts if prompts is None else prompts
   if not len(given):
     raise errors.UserError(
-      "There is nothing to start from: this world has no prompts; give some "
-      "as prompts=[...]."
+      "This world has no prompts to start from; give some as prompts=[...]."
     )
   return [
     images.load_prompt(prompt, *world.frame_shape[:2])
@@ -312,7 +319,7 @@ def _draw(
   count: int,
   options: Mapping[str, Any] | None,
 ) -> tuple[int, int]:
-  """Returns the number of a prompt and a seed for the noise."""
+  """Returns the index of a prompt and a seed for the noise."""
   number = int(generator.integers(count))
   noise = int(generator.integers(_SEEDS))
   if options is not None and "prompt" in options:

@@ -1,7 +1,7 @@
-"""Worlds in repositories of a hub that `huggingface_hub` reads.
+"""Downloads worlds from repositories on the Hugging Face Hub.
 
-Needs `pip install 'genie_jax[hf]'`. HF_ENDPOINT and the user's token are read
-by that library.
+Needs huggingface_hub (`pip install 'genie_jax[hf]'`), which also reads
+HF_ENDPOINT and the user's token.
 """
 
 import contextlib
@@ -20,8 +20,8 @@ from genie_jax.core import errors, files
 from genie_jax.worlds import world_manifest
 
 _ADDRESS = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w./-]+))?/?")
-# Where the library notes what it has downloaded.
-_NOTES = ".cache"
+# Folder in which the library records its downloads.
+_RECORDS = ".cache"
 
 
 class Repository:
@@ -33,13 +33,13 @@ class Repository:
   """
 
   def __init__(self, url: str):
-    """Takes an address; nothing is asked of the hub yet.
+    """Parses an address, without connecting to the hub.
 
     Args:
       url: hf://owner/name[@revision].
 
     Raises:
-      UserError: It is not such an address.
+      UserError: The address has another form.
     """
     match = _ADDRESS.fullmatch(url)
     if match is None:
@@ -54,20 +54,20 @@ class Repository:
     self._sizes: dict[str, int | None] = {}
 
   def manifest(self, limit: int) -> bytes:
-    """Returns the bytes of the newest manifest.json of the revision.
+    """Returns the bytes of manifest.json at the revision.
 
     Args:
-      limit: Most bytes that are read.
+      limit: Maximum number of bytes.
 
     Raises:
-      UserError: There is none, it is longer, or the hub cannot be reached.
+      UserError: The file is missing or longer, or the hub cannot be reached.
     """
     api = huggingface_hub.HfApi(endpoint=self.endpoint)
-    with self._one_line(), tempfile.TemporaryDirectory() as folder:
+    with self._network_errors(), tempfile.TemporaryDirectory() as folder:
       found: Any = api.repo_info(
         self._name, revision=self._revision, files_metadata=True
       )
-      # What is read from here on is of one commit, also if a branch moves.
+      # All later reads use this commit, even if the branch changes.
       self._commit = found.sha
       self._sizes = {one.rfilename: one.size for one in found.siblings or ()}
       self._check_size(world_manifest.MANIFEST, limit)
@@ -87,18 +87,18 @@ class Repository:
 
     Args:
       stated: The manifest's files: name -> {"bytes": ...}.
-      folder: Where they go.
+      folder: The folder to write to.
 
     Returns:
-      Name -> SHA-256 of what came.
+      Name -> SHA-256 of the downloaded file.
 
     Raises:
-      UserError: One is missing or too long, or the hub cannot be reached.
-      OSError: They cannot be written.
+      UserError: A file is missing or too long, or the hub cannot be reached.
+      OSError: A file cannot be written.
     """
     for name in stated:
       self._check_size(name, stated[name]["bytes"])
-    with self._one_line():
+    with self._network_errors():
       huggingface_hub.snapshot_download(
         self._name,
         revision=self._commit,
@@ -106,24 +106,25 @@ class Repository:
         local_dir=folder,
         allow_patterns=list(stated),
       )
-    shutil.rmtree(folder / _NOTES, ignore_errors=True)
+    shutil.rmtree(folder / _RECORDS, ignore_errors=True)
     return {name: files.sha256(folder / name) for name in stated}
 
   def _check_size(self, name: str, limit: int) -> None:
     if name not in self._sizes:
       raise errors.UserError(
-        f"{self.url} has no {name}; give a repository that holds a world "
-        "folder, or ask who published it."
+        f"{self.url} has no {name}; give a repository that contains a world "
+        "folder, or ask its publisher."
       )
     size = self._sizes[name]
     if size is None or size > limit:
       raise errors.UserError(
-        f"{self.url}/{name} is longer than the {limit} bytes it may have; "
-        "ask who published it."
+        f"{self.url}/{name} is longer than the limit of {limit} bytes; ask "
+        "its publisher."
       )
 
   @contextlib.contextmanager
-  def _one_line(self) -> Iterator[None]:
+  def _network_errors(self) -> Iterator[None]:
+    """Raises UserError for errors of the library, but not of the disk."""
     try:
       yield
     except errors.UserError:
@@ -138,7 +139,7 @@ class Repository:
       hub_errors.XetDownloadError,
     ) as error:
       if isinstance(error, OSError) and error.errno is not None:
-        raise  # Of this machine's disk.
+        raise  # An error of the local disk.
       why = " ".join(str(error).split())[:120] or type(error).__name__
       raise errors.UserError(
         f"{self.url} cannot be read from {self.endpoint} ({why}); check the "

@@ -1,10 +1,10 @@
-"""Pictures of any kind and size as frames of a world.
+"""Converts images of any kind and size to frames of a world.
 
-The rule is that of docs/play.md: the largest centred crop of the frame's
-aspect ratio, resized by averaging.
+As described in docs/play.md: the largest centred crop with the frame's aspect
+ratio, resized by averaging.
 
 Shapes:
-  P  prompt frames      K  channels of a picture, 1 to 4
+  P  prompt frames      K  channels of an image, 1 to 4
 """
 
 import os
@@ -24,18 +24,20 @@ def as_frames(given: Any, frame_shape: tuple[int, int, int]) -> np.ndarray:
 
   Args:
     given: A path, a PIL image, an array [rows, columns], [rows, columns, K]
-      or [P, rows, columns, K], or a list of any of these, one for each frame.
-      uint8 frames of the world's size stay as they are. In other arrays floats
-      are multiplied by 255 if none exceeds 1, integers are divided by 257 if
-      one exceeds 255, and both are rounded and clipped to 0 to 255; NaN is
-      black. K is 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGB and alpha).
+      or [P, rows, columns, K], or a list of these with one item per frame.
+      uint8 frames of the world's size are not changed. In other arrays, floats
+      are multiplied by 255 if none exceeds 1, and integers are divided by 257
+      if one exceeds 255; both are then rounded and clipped to 0 to 255. NaN
+      becomes black. K is 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 (RGB and
+      alpha).
     frame_shape: (H, W, C) of the world.
 
   Returns:
     uint8 [P, H, W, C].
 
   Raises:
-    UserError: It is not a picture, or cannot become a frame of this world.
+    UserError: It is not an image, or cannot be converted to frames of this
+      world.
   """
   if _is_picture(given) and not hasattr(given, "ndim"):
     return _frame(given, frame_shape)[None]
@@ -45,7 +47,7 @@ def as_frames(given: Any, frame_shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def _is_picture(value: Any) -> bool:
-  """Returns whether a value is one whole picture rather than rows of one."""
+  """Returns whether a value is one image, and not a row of numbers."""
   return (
     isinstance(value, str | os.PathLike | Image.Image)
     or getattr(value, "ndim", 0) == 3
@@ -55,17 +57,17 @@ def _is_picture(value: Any) -> bool:
 def _array(given: Any) -> np.ndarray:
   try:
     return np.asarray(given)
-  except ValueError as error:  # Rows of several lengths.
+  except ValueError as error:  # Rows of different lengths.
     raise errors.UserError(
-      "The prompt is not an array: its rows differ in length; give a path, a "
-      "picture, or an array [H, W, C] or [P, H, W, C]."
+      "The prompt is not an array: its rows differ in length; give a path, an "
+      "image, or an array [H, W, C] or [P, H, W, C]."
     ) from error
 
 
 def _of_array(
   array: np.ndarray, frame_shape: tuple[int, int, int]
 ) -> np.ndarray:
-  """Returns frames of an array of one picture or several."""
+  """Returns the frames of an array with one image or several."""
   frames = array[..., None] if array.ndim == 2 else array
   frames = frames[None] if frames.ndim == 3 else frames
   if (
@@ -83,7 +85,7 @@ def _of_array(
     raise errors.UserError(
       f"The prompt is an array of {array.dtype} and shape {array.shape}; give "
       "numbers of shape [H, W, C] or [P, H, W, C] with 1 to 4 channels and at "
-      "least one pixel, a path, or a picture."
+      "least one pixel, a path, or an image."
     )
   if frames.shape[-1] == 1:
     frames = frames[..., 0]
@@ -96,7 +98,7 @@ def _of_array(
 
 
 def _eight_bits(values: np.ndarray) -> np.ndarray:
-  """Returns numbers as uint8."""
+  """Converts numbers to uint8 as described in `as_frames`."""
   if values.dtype == np.uint8:
     return values
   if values.dtype.kind == "b":
@@ -115,7 +117,7 @@ def _frame(given: Any, frame_shape: tuple[int, int, int]) -> np.ndarray:
   height, width, channels = frame_shape
   if channels != 3:
     raise errors.UserError(
-      f"Frames of this world have {channels} channels and pictures have 3; "
+      f"Frames of this world have {channels} channels and images have 3; "
       f"give uint8 arrays of shape {frame_shape}."
     )
   if isinstance(given, Image.Image):

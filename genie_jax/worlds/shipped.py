@@ -1,7 +1,7 @@
-"""Worlds that ship with this package, found by name.
+"""Finds the worlds that ship with this package by name.
 
-They are package data: in a checkout `shipped/NAME` is a link to where the
-world's figures are kept, and an installed wheel holds a copy.
+They are package data: in a checkout, `shipped/NAME` is a link to the folder
+with the world's results; an installed wheel contains a copy.
 """
 
 import os
@@ -14,7 +14,7 @@ _FOLDER = pathlib.Path(__file__).parent / "shipped"
 
 
 def names() -> list[str]:
-  """Returns the names of the worlds that ship, sorted."""
+  """Returns the names of the worlds that ship with this package, sorted."""
   return sorted(
     path.parent.name for path in _FOLDER.glob(f"*/{world_manifest.MANIFEST}")
   )
@@ -24,15 +24,15 @@ def find(name_or_folder: files.PathLike) -> pathlib.Path:
   """Returns a world's folder.
 
   Args:
-    name_or_folder: A folder, or where there is no such folder the name of a
-      world that ships.
+    name_or_folder: A folder, or if it does not exist the name of a world that
+      ships with this package. A path with separators is returned unchecked.
 
   Raises:
-    UserError: There is neither.
+    UserError: There is no such folder, and no world of that name.
   """
   text = os.fspath(name_or_folder)
   folder = pathlib.Path(text)
-  # A name has no separators: a mistyped path is not one.
+  # Names have no separators, so this is a path, perhaps mistyped.
   if folder.exists() or os.sep in text:
     return folder
   known = names()

@@ -1,4 +1,4 @@
-"""Trained models, whether they lie in a workdir or in a saved folder."""
+"""Reads trained models from workdirs and from folders of saved models."""
 
 import dataclasses
 from typing import Any
@@ -30,11 +30,11 @@ def read(folder: files.PathLike, *, lazy: bool = False) -> Found:
 
   Args:
     folder: A workdir, a saved model, or a world.
-    lazy: Whether to leave parameters on disk until each is asked for, as
-      `lazy_array.Lazy`.
+    lazy: Whether parameters are `lazy_array.Lazy`, which are read from disk
+      when they are used.
 
   Raises:
-    UserError: It is neither, or it is damaged.
+    UserError: The folder is none of these, or it is damaged.
   """
   at = buckets.run_folder(buckets.reached(folder))
   if tensor_files.exist(at):
@@ -46,8 +46,8 @@ def read(folder: files.PathLike, *, lazy: bool = False) -> Found:
     raise errors.UserError(
       f"{folder} is neither a workdir with a finished checkpoint nor the "
       f"folder of a saved model (no {tensor_files.WHOLE}); give a folder that "
-      "`genie train`, `genie tokenize` or `genie export` wrote (of one in a "
-      "bucket, only what `genie train` wrote; copy others to a disk)."
+      "`genie train`, `genie tokenize` or `genie export` wrote (in a bucket, "
+      "only a folder that `genie train` wrote; copy others to a disk)."
     )
   if lazy:
     params, config = reader.lazy_params(at)
@@ -59,8 +59,8 @@ def read(folder: files.PathLike, *, lazy: bool = False) -> Found:
   if missing := sorted(set(models) - set(params)):
     raise errors.UserError(
       f"{folder} was trained by the stage {config['stage']!r}, whose "
-      f"parameters have no {missing[0]}; let the `parts` of its StageType name "
-      "the keys of what its `init` returns."
+      f"parameters have no {missing[0]}; the `parts` of its StageType must be "
+      "keys of the parameters that its `init` returns."
     )
   parts = {
     role: store.part(role, fields, params[role])
@@ -80,17 +80,17 @@ def part(
     lazy: See `read`.
 
   Returns:
-    The model and its fingerprint, which does not depend on what else the
-    folder holds.
+    The model and its fingerprint, which does not depend on the other models
+    in the folder.
 
   Raises:
-    UserError: There is no such model there.
+    UserError: The folder does not contain this model.
   """
   found = read(folder, lazy=lazy)
   if name not in found.parts:
     raise errors.UserError(
-      f"{folder} holds {', '.join(found.parts)} and no {name}; give a "
-      f"folder of a trained {name}."
+      f"{folder} contains {', '.join(found.parts)} but no {name}; give a "
+      f"folder with a trained {name}."
     )
   return found.parts[name], fingerprint(name, found.parts[name])
 

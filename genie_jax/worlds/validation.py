@@ -1,4 +1,4 @@
-"""Whether models belong to one world, and players and seeds to a step."""
+"""Validates the models of a world, and the players and seeds of its steps."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from genie_jax.sampling import player
 
 
 def check_seed(seed: Any) -> None:
-  """Raises UserError unless a seed is a whole number of 32 bits."""
+  """Raises UserError unless a seed is an unsigned 32-bit integer."""
   whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
   if not whole or not 0 <= seed < 1 << 32:
     raise errors.UserError(
@@ -22,36 +22,35 @@ def check_seed(seed: Any) -> None:
 
 
 def check_players(states: Sequence[Any]) -> None:
-  """Raises UserError unless these are players that can go on."""
+  """Raises UserError unless all states can be stepped together."""
   for state in states:
     if not isinstance(state, player.State):
       raise errors.UserError(
-        f"A player is needed here, not {type(state).__name__}; give what "
-        "`reset` or `step` returned."
+        f"A player is a state that `reset` or `step` returned, not "
+        f"{type(state).__name__}; give one of these."
       )
     leaves = jax.tree.leaves(state)
     if any(isinstance(leaf, core.Tracer) for leaf in leaves):
       raise errors.UserError(
-        "A world cannot be stepped inside of jit, vmap or scan; "
-        "`world.functions()` gives the reset and step that can."
+        "A world cannot be stepped inside jit, vmap or scan; use the reset "
+        "and step of `world.functions()` there."
       )
     if any(leaf.is_deleted() for leaf in leaves):
       raise errors.UserError(
-        "This player was used up by an earlier step; go on from the one "
+        "This player was used up by an earlier step; continue with the one "
         "that the step returned, and `fork` a player to keep it."
       )
   if len({id(state) for state in states}) < len(states):
     raise errors.UserError(
-      "The same player stands twice among those to be stepped; `fork` it "
-      "to step it twice."
+      "The same player is given twice; `fork` it to step it twice."
     )
 
 
 def check_parts(parts: Mapping[str, store.Part]) -> None:
-  """Checks that models make up a world.
+  """Checks that models form a world.
 
   Raises:
-    UserError: One is missing, or two were made for different worlds.
+    UserError: A model is missing, or two were trained for different worlds.
   """
   for name in ("tokenizer", "dynamics"):
     if name not in parts:
@@ -72,6 +71,6 @@ def check_parts(parts: Mapping[str, store.Part]) -> None:
       if found[field] != needed[field]:
         raise errors.UserError(
           f"The {name} was trained with config.world.{field}="
-          f"{found[field]!r}, the dynamics with {needed[field]!r}; put "
-          "together models of the same world."
+          f"{found[field]!r}, the dynamics with {needed[field]!r}; combine "
+          "models of the same world."
         )

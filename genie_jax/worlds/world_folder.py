@@ -1,13 +1,13 @@
-"""A world folder: all that is needed to play, and nothing of its training.
+"""Writes and loads a world folder: everything needed to play a world.
 
-  config.json         configs of the models, sampling, what the buttons are
-  model.safetensors   weights; several files with an index when large
-  manifest.json       sha256 of each of the other files, fingerprint, metrics
+  config.json         configs of the models, sampling, kind of actions
+  model.safetensors   weights; if large, several files with an index
+  manifest.json       SHA-256 of each of the other files, fingerprint, metrics
   prompts/*.png       frames to start from
-  stablehlo/*         the models as programs, on request
-  README.md           what it is, for people; may be edited
+  stablehlo/*         the models as programs, optional
+  README.md           a description for people; may be edited
 
-docs/world_format.md has every detail.
+It contains no optimizer state. docs/world_format.md describes the format.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from genie_jax.worlds import validation, world_manifest
 from genie_jax.worlds import world as world_lib
 
 MANIFEST = world_manifest.MANIFEST
-# Numbers that a report of `genie eval` holds beside its figures.
+# Numbers in a report of `genie eval` that are not figures.
 _NO_FIGURES = ("schema_version", "seed")
 read_manifest = world_manifest.read_manifest
 
@@ -46,12 +46,12 @@ WritePrograms = Callable[
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-  """A world and what lies beside it.
+  """The content of a world folder.
 
   Attributes:
     world: The playable world.
     manifest: The whole manifest.json.
-    prompts: Pictures to start from, in order.
+    prompts: Paths of images to start from, in order.
     name: Name of the world.
   """
 
@@ -79,25 +79,28 @@ def write(
   slide: Mapping[str, Any] | None = None,
   write_programs: WritePrograms | None = None,
 ) -> dict[str, Any]:
-  """Writes a world folder; the manifest is its last file.
+  """Writes a world folder; the manifest is written last.
 
   Args:
-    folder: New or empty.
-    parts: "tokenizer", "dynamics" and perhaps "lam"; parameters may be lazy.
+    folder: A folder that is empty or does not exist.
+    parts: "tokenizer", "dynamics" and optionally "lam"; parameters may be lazy.
     name: Name of the world.
     actions: "latent" or "true".
-    sampling: As `samplers.make` takes it.
+    sampling: Fields of the frame sampler, see `samplers.make`.
     prompts: uint8 [n, H, W, C], n may be 0.
     dtype: "bfloat16", "float32" or "int8".
-    metrics: JSON figures to state beside the weights.
-    made_by: JSON account of the training.
-    shard_bytes: Most bytes of tensors in one file.
-    slide: Fields of `slide.Slide`; none for the default.
+    metrics: Figures for the manifest, as JSON.
+    made_by: Record of the training, as JSON.
+    shard_bytes: Maximum bytes of tensors per file.
+    slide: Fields of `slide.Slide`; None for the default.
     write_programs: Also writes the models as programs, for example
       `ports.stablehlo.exporter.write`.
 
   Returns:
     The manifest.
+
+  Raises:
+    UserError: The models do not form a world.
   """
   folder = pathlib.Path(folder)
   validation.check_parts(parts)
@@ -151,24 +154,24 @@ def load(
   dtype: str | None = None,
   mesh: Mesh | None = None,
 ) -> Bundle:
-  """Reads a world folder and checks every byte that is used.
+  """Loads a world folder and checks every byte that is used.
 
-  Weights are memory-mapped, and each goes straight to its device.
+  Weights are memory-mapped, and each is copied directly to its device.
 
   Args:
     folder: A world.
-    dtype: How matrices are held in memory, see `placement.make`.
-    mesh: Devices to spread the weights over; None for the default device.
+    dtype: Dtype of matrices in memory, see `placement.make`.
+    mesh: Devices to split the weights over; None for the default device.
 
   Raises:
-    UserError: The folder is no world, is of another version, or a file of it
-      is missing or changed.
+    UserError: The folder is not a world, has another version, or one of its
+      files is missing or changed.
   """
   folder = pathlib.Path(folder)
   place = placement.make(dtype, mesh)
   manifest = read_manifest(folder)
   world_manifest.check_files(folder, manifest)
-  # The hashes of the files just vouched for what the fingerprint is made of.
+  # The fingerprint need not be computed: the hashes of the files were checked.
   found = store.load(folder, place=place, fingerprint=False)
   prompts = world_manifest.prompts(folder, manifest)
   world = world_lib.World(
@@ -185,7 +188,7 @@ def load(
 
 
 def _playing(folder: pathlib.Path, found: store.Saved) -> dict[str, Any]:
-  """Returns what config.json says of playing, checked."""
+  """Checks the fields of config.json for playing; returns them for `World`."""
   config, path = found.config, folder / world_manifest.CONFIG
   slide = config.get("slide", {})
   if (
@@ -194,8 +197,8 @@ def _playing(folder: pathlib.Path, found: store.Saved) -> dict[str, Any]:
     or not isinstance(slide, dict)
   ):
     raise errors.UserError(
-      f"{path} does not say what its buttons are and how frames are drawn; "
-      "export the world again."
+      f'{path} must have "actions" ("latent" or "true"), and objects as '
+      '"sampling" and "slide" (optional); export the world again.'
     )
   for name, part in found.parts.items():
     fps = part.config["world"].get("fps")
@@ -217,7 +220,7 @@ def _playing(folder: pathlib.Path, found: store.Saved) -> dict[str, Any]:
     }
   except TypeError as error:
     raise errors.UserError(
-      f"{path}: sampling or slide holds a value of another type; export the "
+      f"{path}: sampling or slide has a value of the wrong type; export the "
       "world again."
     ) from error
 
@@ -248,13 +251,13 @@ def _card(
   return f"""\
 # {manifest["name"]}
 
-A world in the manner of Genie (arXiv:2402.15391): one picture starts it, and
-{world["num_latent_actions"]} {actions} actions move it.
+A world model as in Genie (arXiv:2402.15391): play starts from an image, and
+each of {world["num_latent_actions"]} {actions} actions leads to another frame.
 
     genie play --world .
     genie sample --world . --actions 0,1,2,3 --out rollout.gif
 
-- Frames: {world["height"]} x {world["width"]}, {world["fps"]} a second.
+- Frames: {world["height"]} x {world["width"]}, {world["fps"]} per second.
 - Window: {world["num_frames"]} frames.
 - Tokens: patches of {world["token_patch"]} x {world["token_patch"]} pixels, \
 {world["num_codes"]} codes.
@@ -269,13 +272,13 @@ A world in the manner of Genie (arXiv:2402.15391): one picture starts it, and
 {measured}
 ## Limits
 
-It draws what its training clips held and nothing else; frames may flicker or
-drift, the more so the longer a rollout runs. It is for research.
+The world draws only what its training clips showed. Frames may flicker or
+drift, more so in longer rollouts. It is intended for research.
 """
 
 
 def _training(made_by: Mapping[str, Any]) -> str:
-  """Returns the model card's table of training; empty where none is known."""
+  """Returns the model card's table of training; "" without records."""
   rows = []
   for name, account in sorted(made_by.items()):
     chain = []
@@ -285,7 +288,7 @@ def _training(made_by: Mapping[str, Any]) -> str:
     for run in chain:
       data = run.get("data")
       seen = (
-        "not known"
+        "unknown"
         if data is None
         else (
           f"{data['frames']:,} frames of {data['sources']:,} sources of "
@@ -302,9 +305,9 @@ def _training(made_by: Mapping[str, Any]) -> str:
         "",
         "## Training",
         "",
-        "Each run goes on from the one above it, where a model has several.",
+        "If a model has several runs, each started from the one above it.",
         "",
-        "| model | steps | clips x frames a step | data |",
+        "| model | steps | clips x frames per step | data |",
         "|---|---|---|---|",
         *rows,
         "",

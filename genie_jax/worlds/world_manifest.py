@@ -1,6 +1,6 @@
-"""A world folder as files: what may lie in it, and that it is whole.
+"""Reads the manifest of a world folder and checks its files.
 
-Needs neither JAX nor the models, so that other loaders check as strictly.
+Needs neither JAX nor the models, so that all loaders use the same checks.
 """
 
 import concurrent.futures
@@ -16,10 +16,10 @@ from genie_jax.core import errors, files
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 CONFIG = "config.json"
-MAX_NAME = 200  # Characters; it is shown in one line.
+MAX_NAME = 200  # Characters; a name is shown on one line.
 
-# All that a world may list: data, and the programs of `genie export
-# --stablehlo`, which are only run by who asks for them.
+# All files that a manifest may list: data, and the programs of `genie export
+# --stablehlo`, which `load_world` does not run.
 _KNOWN = re.compile(
   r"config\.json|model\.safetensors(\.index\.json)?"
   r"|model-\d{5}-of-\d{5}\.safetensors|prompts/[\w-]{1,64}\.png"
@@ -41,8 +41,8 @@ def read_manifest(folder: files.PathLike) -> dict[str, Any]:
   """Returns the manifest of a world folder.
 
   Raises:
-    UserError: There is none, or it is of another version, was changed, or
-      lists what is no part of a world.
+    UserError: There is none, or it has another version, was changed, or lists
+      a file that is not part of a world.
   """
   path = pathlib.Path(folder) / MANIFEST
   if not path.is_file():
@@ -52,18 +52,21 @@ def read_manifest(folder: files.PathLike) -> dict[str, Any]:
     )
   if path.stat().st_size > _MANIFEST_BYTES:
     raise errors.UserError(
-      f"{path} is larger than any manifest ({_MANIFEST_BYTES} bytes); give "
-      "a folder that `genie export` wrote."
+      f"{path} is larger than the limit of {_MANIFEST_BYTES} bytes; give a "
+      "folder that `genie export` wrote."
     )
   return check_manifest(str(path), path.read_bytes())
 
 
 def check_manifest(where: str, content: bytes) -> dict[str, Any]:
-  """Returns the manifest in `content`.
+  """Parses and checks a manifest.
 
   Args:
     where: Its path or address, for messages.
     content: Bytes of a manifest.json.
+
+  Returns:
+    The manifest without its seal.
 
   Raises:
     UserError: See `read_manifest`.
@@ -76,8 +79,8 @@ def check_manifest(where: str, content: bytes) -> dict[str, Any]:
     ) from error
   if not isinstance(manifest, dict) or manifest.get("kind") != "world":
     raise errors.UserError(
-      f"{where} is not that of a world; give a folder that `genie export` "
-      "wrote."
+      f"{where} is not the manifest of a world; give a folder that `genie "
+      "export` wrote."
     )
   if manifest.get("schema_version") != SCHEMA_VERSION:
     raise errors.UserError(
@@ -93,8 +96,8 @@ def check_manifest(where: str, content: bytes) -> dict[str, Any]:
   for name, kind in _FIELDS.items():
     if not isinstance(manifest.get(name), kind):
       raise errors.UserError(
-        f"{where}: {name}={manifest.get(name)!r:.40} is no {kind.__name__}; "
-        "export the world again."
+        f"{where}: {name}={manifest.get(name)!r:.40} is not a "
+        f"{kind.__name__}; export the world again."
       )
   check_name(manifest["name"], where)
   _check_list(where, manifest["files"])
@@ -102,18 +105,18 @@ def check_manifest(where: str, content: bytes) -> dict[str, Any]:
 
 
 def check_name(name: str, where: str = "The world") -> None:
-  """Checks that a world's name can be shown in one line.
+  """Checks that a world's name can be shown on one line.
 
   Args:
     name: The name.
-    where: What holds it, for the message.
+    where: Where the name is stored, for the message.
 
   Raises:
-    UserError: It cannot.
+    UserError: The name is too long or not printable.
   """
   if not name.isprintable() or len(name) > MAX_NAME:
     raise errors.UserError(
-      f"{where}: name={name[:40]!a} is no printable text of at most "
+      f"{where}: name={name[:40]!a} is not printable text of at most "
       f"{MAX_NAME} characters; export the world with another --name."
     )
 
@@ -128,8 +131,8 @@ def check_files(folder: files.PathLike, manifest: Mapping[str, Any]) -> None:
   """Checks every byte of every file that a manifest lists.
 
   Raises:
-    UserError: One is missing, damaged, or a link out of the folder; or the
-      folder holds weights that the manifest does not list.
+    UserError: A file is missing, damaged, or a link to a file outside the
+      folder; or the folder contains weights that the manifest does not list.
   """
   folder = pathlib.Path(folder)
   root = folder.resolve()
@@ -137,13 +140,13 @@ def check_files(folder: files.PathLike, manifest: Mapping[str, Any]) -> None:
     path = folder / name
     if not path.is_file():
       raise errors.UserError(
-        f"{path} is missing though {MANIFEST} lists it; copy the world "
-        "again or export it again."
+        f"{path} is missing, but {MANIFEST} lists it; copy the world again "
+        "or export it again."
       )
     if not path.resolve().is_relative_to(root):
       raise errors.UserError(
-        f"{path} is a link out of its world; copy the world again with the "
-        "file itself."
+        f"{path} is a link to a file outside its world; copy the world again "
+        "with the file itself."
       )
     if path.stat().st_size != stated["bytes"]:
       raise _damaged(path)
@@ -153,7 +156,7 @@ def check_files(folder: files.PathLike, manifest: Mapping[str, Any]) -> None:
         f"{path} is not listed in {MANIFEST}; remove it, or export the "
         "world again."
       )
-  # Hashing lets go of the interpreter's lock: shards are read side by side.
+  # Hashing releases the GIL, so several files are read at once.
   with concurrent.futures.ThreadPoolExecutor(4) as pool:
     found = pool.map(
       lambda name: files.sha256(folder / name), manifest["files"]
@@ -168,7 +171,7 @@ def check_files(folder: files.PathLike, manifest: Mapping[str, Any]) -> None:
 def prompts(
   folder: files.PathLike, manifest: Mapping[str, Any]
 ) -> tuple[pathlib.Path, ...]:
-  """Returns the pictures to start from, in order."""
+  """Returns the paths of the images to start from, in order."""
   return tuple(
     pathlib.Path(folder) / name
     for name in sorted(manifest["files"])
@@ -184,10 +187,11 @@ def _damaged(path: pathlib.Path) -> errors.UserError:
 
 
 def _check_list(where: str, listed: Mapping[str, Any]) -> None:
+  """Checks the names, hashes and sizes in a manifest's list of files."""
   for name, stated in listed.items():
     if not _KNOWN.fullmatch(name):
       raise errors.UserError(
-        f"{where} lists {name!r:.80}, which is no part of a world; export "
+        f"{where} lists {name!r:.80}, which is not part of a world; export "
         "the world again."
       )
     if not isinstance(stated, dict) or (
@@ -197,12 +201,12 @@ def _check_list(where: str, listed: Mapping[str, Any]) -> None:
       or stated["bytes"] < 0
     ):
       raise errors.UserError(
-        f"{where} states neither SHA-256 nor size of {name}; export the "
-        "world again."
+        f"{where} does not state a valid SHA-256 and size of {name}; export "
+        "the world again."
       )
   if CONFIG not in listed or not any(
     name.endswith(".safetensors") for name in listed
   ):
     raise errors.UserError(
-      f"{where} lists no {CONFIG} or no weights; export the world again."
+      f"{where} must list {CONFIG} and weights; export the world again."
     )

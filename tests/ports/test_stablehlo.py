@@ -1,4 +1,4 @@
-"""StableHLO programs: without the package's models, the same frames."""
+"""Tests that StableHLO programs draw the world's frames without its models."""
 
 import pathlib
 import subprocess
@@ -61,19 +61,19 @@ def play_both(world, ready, count):
     state, found = ready.step(state, actions)
     for i, action in enumerate(actions):
       players[i], frame = world.step(players[i], action)
-      # A rounding may fall otherwise in another program.
+      # Rounding may differ in another program.
       assert np.abs(found[i].astype(int) - frame.astype(int)).max() <= 1
 
 
 @pytest.mark.parametrize(
   "slide", ({"mode": "rolling"}, {"mode": "exact", "drop": 2})
 )
-def test_programs_slide_as_their_world_does(tmp_path, slide):
+def test_programs_slide_like_their_world(tmp_path, slide):
   folder = write(tmp_path / "w", dtype="float32", slide=slide)
   play_both(world_folder.load(folder).world, runtime.load(folder), 3)
 
 
-def test_programs_round_codes_as_their_world_does(tmp_path):
+def test_programs_quantize_with_fsq_like_their_world(tmp_path):
   folder = write(tmp_path / "w", quantizer={"name": "fsq"}, dtype="float32")
   ready = runtime.load(folder)
   play_both(world_folder.load(folder).world, ready, 3)
@@ -81,7 +81,7 @@ def test_programs_round_codes_as_their_world_does(tmp_path):
   assert len(np.unique(tokens)) > 3
 
 
-def test_players_slide_only_in_frames_in_which_one_is_full(
+def test_a_slide_is_computed_only_if_a_players_window_is_full(
   tmp_path, monkeypatch
 ):
   made = []
@@ -94,7 +94,7 @@ def test_players_slide_only_in_frames_in_which_one_is_full(
     lambda x: jax.ShapeDtypeStruct((3, *x.shape), x.dtype), inputs
   )
   program = jax.make_jaxpr(step)(weights, *rows)
-  # Choices of each player by itself become selects, which run both sides.
+  # A cond inside vmap would become a select, which computes both branches.
   choices = [
     equation for equation in program.eqns if equation.primitive.name == "cond"
   ]
@@ -136,11 +136,11 @@ def test_programs_run_without_the_packages_models(written):
   assert done.stdout.strip() == "(2, 8, 12, 3) uint8"
 
 
-def test_mistakes_are_one_line(written, tmp_path):
+def test_invalid_inputs_raise_a_one_line_error(written, tmp_path):
   ready = runtime.load(written)
   with pytest.raises(errors.UserError, match="are out of range"):
     ready.step(ready.reset(np.zeros((1, 2, 3), np.int32), [0]), [5])
   with pytest.raises(errors.UserError, match="Clips of 5 frames do not fit"):
     ready.encode(np.zeros((1, 5, *tiny_world.SHAPE), np.uint8))
-  with pytest.raises(errors.UserError, match="holds no programs"):
+  with pytest.raises(errors.UserError, match="has no programs"):
     runtime.load(ROOT / "experiments/coinrun/results/world")

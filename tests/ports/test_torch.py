@@ -1,4 +1,4 @@
-"""PyTorch's loader against JAX: the same tokens in, the same logits out."""
+"""Tests that worlds in PyTorch have the tokens, logits and frames of JAX."""
 
 import pathlib
 import subprocess
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parents[2]
 SHIPPED = ROOT / "experiments/coinrun/results/world"
-# float32 sums in another order; logits are a few units large.
+# Relative to the largest value; float32 sums are in another order.
 TOLERANCE = 1e-4
 
 
@@ -91,7 +91,7 @@ def close(found, wanted):
 
 
 def compare(ours, theirs, seed=0):
-  """Compares tokenizer, LAM and logits on noise."""
+  """Compares tokenizer, LAM and dynamics model on noise."""
   rng = np.random.default_rng(seed)
   dynamics = ours.parts["dynamics"]
   world = dynamics.config["world"]
@@ -110,7 +110,7 @@ def compare(ours, theirs, seed=0):
     )
     shown = theirs.tokenizer.decode(of_torch(tokens))
     logits = theirs.dynamics(*map(of_torch, (tokens, actions, hidden)))
-  # One level of 255 where a rounding falls the other way.
+  # Rounding may differ by one of 255 levels.
   wanted = ours.decode(tokens.astype(np.int32)).astype(int)
   assert np.abs(np.round(shown.numpy() * 255) - wanted).max() <= 1
   run = jax.jit(
@@ -125,25 +125,25 @@ def compare(ours, theirs, seed=0):
 
 
 @pytest.mark.parametrize("dtype", ("float32", "bfloat16", "int8"))
-def test_tokens_actions_and_logits_are_those_of_jax(tmp_path, dtype):
+def test_tokens_actions_and_logits_equal_those_of_jax(tmp_path, dtype):
   compare(*write(tmp_path / "w", dtype=dtype, shard_bytes=4000))
 
 
-def test_rounded_codes_are_those_of_jax(tmp_path):
+def test_fsq_codes_equal_those_of_jax(tmp_path):
   ours, theirs = write(tmp_path / "w", quantizer={"name": "fsq"})
   compare(ours, theirs)
   frames = np.random.default_rng(1).integers(
     0, 256, (8, 4, *ours.frame_shape), dtype=np.uint8
   )
   assert len(np.unique(ours.encode(frames))) > 3
-  # A level that the file does not state, or states wrongly, is one line.
+  # Levels that do not fit raise a one-line error.
   group = dict(theirs.tokenizer._part.quantizer, levels=[3, 5])
   with pytest.raises(errors.UserError, match=r"multiplies to 15.*13 codes"):
     quantizers.build(group, theirs.tokenizer.fields, {}, 13)
 
 
 @pytest.mark.parametrize("levels", [(13,), (16, 8, 8), (8, 5, 5, 5), (3, 2)])
-def test_every_vector_is_that_of_jax_bit_for_bit(levels):
+def test_fsq_vectors_equal_those_of_jax_bit_for_bit(levels):
   ours = fsq.FSQ(levels)
   group = {"name": "fsq", "levels": list(levels)}
   model = {"code_dim": 4}
@@ -154,7 +154,7 @@ def test_every_vector_is_that_of_jax_bit_for_bit(levels):
   x = np.random.default_rng(0).normal(size=(4000, len(levels)))
   x = x.astype(np.float32)
   found = theirs.encode(of_torch(x)).numpy()
-  # A tie may fall otherwise where tanh differs by its last bit.
+  # Ties may be rounded differently if tanh differs in its last bit.
   assert (found != np.asarray(ours.apply({}, x).codes)).mean() < 1e-3
 
 
@@ -172,7 +172,7 @@ def test_every_vector_is_that_of_jax_bit_for_bit(levels):
     },
   ),
 )
-def test_every_kind_of_dynamics_model_is_followed(tmp_path, model):
+def test_every_option_of_the_dynamics_model_is_supported(tmp_path, model):
   compare(*write(tmp_path / "w", dynamics=part("dynamics", **model)))
 
 
@@ -206,7 +206,7 @@ def jax_noise(state, sampling, places, codes):
   ),
 )
 @pytest.mark.parametrize("drop", (1, 2))
-def test_a_player_draws_the_frames_of_jax_over_the_windows_end(
+def test_a_player_draws_the_frames_of_jax_past_the_end_of_the_window(
   tmp_path, sampling, drop
 ):
   ours, theirs = write(
@@ -221,7 +221,7 @@ def test_a_player_draws_the_frames_of_jax_over_the_windows_end(
     noise = jax_noise(state, ours.sampling, places, theirs.dynamics.num_codes)
     state, frame = ours.step(state, number % 5)
     other, found = theirs.step(other, number % 5, noise)
-    # From JAX's history: a tie that falls otherwise must not carry over.
+    # All frames of the history are equal, so differences cannot accumulate.
     kept = len(other.tokens)
     np.testing.assert_array_equal(
       other.tokens.numpy(), np.asarray(state.tokens)[-kept:]
@@ -229,7 +229,7 @@ def test_a_player_draws_the_frames_of_jax_over_the_windows_end(
     assert np.abs(found.astype(int) - frame.astype(int)).max() <= 1
 
 
-def test_its_own_noise_plays_and_moves_the_shipped_world():
+def test_the_shipped_world_can_be_played_with_noise_of_torch():
   world = world_lib.load_world(SHIPPED)
   picture = np.asarray(PIL.Image.open(world.prompts[0]).convert("RGB"))
   torch.manual_seed(0)
@@ -240,7 +240,7 @@ def test_its_own_noise_plays_and_moves_the_shipped_world():
   assert np.abs(frame.astype(int) - start.frame.astype(int)).mean() > 0.5
 
 
-def test_several_frames_start_a_player(tmp_path):
+def test_a_prompt_of_several_frames_starts_the_same_player(tmp_path):
   ours, theirs = write(tmp_path / "w")
   clip = np.random.default_rng(3).integers(
     0, 256, (3, *tiny_world.SHAPE), dtype=np.uint8
@@ -250,7 +250,7 @@ def test_several_frames_start_a_player(tmp_path):
   np.testing.assert_array_equal(found.incoming, wanted.incoming[-3:])
 
 
-def test_mistakes_are_one_line(tmp_path):
+def test_invalid_inputs_raise_a_one_line_error(tmp_path):
   _, world = write(tmp_path / "w")
   with pytest.raises(errors.UserError, match="Action 5 is out of range"):
     world.step(world.reset(np.zeros(tiny_world.SHAPE, np.uint8)), 5)
@@ -275,11 +275,11 @@ def test_mistakes_are_one_line(tmp_path):
   match = "slides in mode 'rolling'.*load it with slide=\"exact\""
   with pytest.raises(errors.UserError, match=match):
     world_lib.load_world(tmp_path / "r")
-  with pytest.raises(errors.UserError, match="only 'exact' is there"):
+  with pytest.raises(errors.UserError, match="only 'exact' is available"):
     world_lib.load_world(tmp_path / "r", slide="rolling")
   exact = world_lib.load_world(tmp_path / "r", slide="exact")
   state = exact.reset(np.zeros(tiny_world.SHAPE, np.uint8))
-  for _ in range(5):  # Over the window's end.
+  for _ in range(5):  # Past the end of the window.
     state, frame = exact.step(state, 1)
   assert frame.shape == tiny_world.SHAPE and exact.drop == 1
   path = tmp_path / "w" / "model.safetensors"
@@ -305,7 +305,7 @@ class Raster:
     return tokens.reshape(grid)
 
 
-def test_a_world_of_another_sampler_needs_its_counterpart(
+def test_a_world_of_another_sampler_needs_a_counterpart_in_pytorch(
   tmp_path, monkeypatch
 ):
   for known in (samplers.REGISTRY, torch_samplers.REGISTRY):

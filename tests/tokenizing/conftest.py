@@ -1,4 +1,4 @@
-"""What the tests of tokenizing share with those of worlds."""
+"""Fixtures of the tests of tokenizing, shared with those of worlds."""
 
 from tests.fixtures.tiny_folders import clips, models, parts
 

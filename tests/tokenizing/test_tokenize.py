@@ -1,4 +1,4 @@
-"""Clips to token records."""
+"""Tests of encoding clips as token records."""
 
 import pathlib
 
@@ -55,7 +55,7 @@ def test_each_record_is_its_window_encoded_from_its_own_first_frame(
       np.testing.assert_array_equal(found[key], window[key])
 
 
-def test_the_manifest_says_what_made_the_tokens(clips, models, tmp_path):
+def test_the_manifest_states_how_the_tokens_were_made(clips, models, tmp_path):
   out = tmp_path / "tokens"
   write(clips, out, models)
   found = manifest.Manifest.read(out)
@@ -99,7 +99,7 @@ def test_clips_without_true_actions_are_tokenized(models, tmp_path):
   assert "actions" not in element and "latent_actions" in element
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
+def test_a_killed_run_resumes_and_writes_the_same_bytes(
   clips, models, tmp_path, monkeypatch
 ):
   write(clips, tmp_path / "whole", models)
@@ -126,7 +126,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
   assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
-def test_a_finished_folder_is_left_alone_and_a_damaged_shard_is_mended(
+def test_a_finished_folder_is_kept_and_a_damaged_shard_is_rewritten(
   clips, models, tmp_path
 ):
   out = tmp_path / "tokens"
@@ -186,7 +186,7 @@ def test_a_model_of_another_frame_shape_is_refused(clips, tmp_path):
   assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_with_other_things_is_not_touched(clips, models, tmp_path):
+def test_a_folder_with_other_files_is_not_changed(clips, models, tmp_path):
   (tmp_path / "notes.txt").write_text("mine")
   with pytest.raises(errors.UserError, match="holds no tokens"):
     write(clips, tmp_path, models)
@@ -208,8 +208,8 @@ def test_a_workdir_and_a_saved_model_give_the_same_tokens(
   assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
-def test_a_folder_without_the_wanted_model_is_refused(models, tmp_path):
-  with pytest.raises(errors.UserError, match="holds lam and no tokenizer"):
+def test_a_folder_without_the_right_model_is_refused(models, tmp_path):
+  with pytest.raises(errors.UserError, match="contains lam but no tokenizer"):
     trained_models.part(models["lam"], "tokenizer")
   with pytest.raises(errors.UserError, match="neither a workdir"):
     trained_models.part(pathlib.Path(tmp_path) / "absent", "tokenizer")
@@ -226,7 +226,7 @@ def test_clips_in_a_bucket_give_the_same_bytes(
   assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
-def test_tokens_and_saved_models_of_a_bucket_are_one_clear_line(
+def test_tokens_and_saved_models_in_a_bucket_raise_a_one_line_error(
   clips, models, tmp_path, monkeypatch
 ):
   monkeypatch.chdir(tmp_path)

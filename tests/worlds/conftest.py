@@ -1,4 +1,4 @@
-"""What the tests of worlds share."""
+"""Fixtures of the tests of worlds."""
 
 from tests.fixtures.tiny_folders import clips, models, parts
 

@@ -1,4 +1,4 @@
-"""What a world says of its training and its figures."""
+"""Tests of the training record and the figures in a world's folder."""
 
 import json
 
@@ -13,7 +13,7 @@ from tests.fixtures import tiny_world
 
 @pytest.fixture
 def world(tmp_path, parts, clips):
-  """A world whose tokenizer was trained in two runs, with figures."""
+  """A world with figures, whose tokenizer was trained in two runs."""
   workdir = lambda name, stage, data, **fields: tiny_world.write_workdir(
     tmp_path / name,
     stage,
@@ -75,7 +75,7 @@ def world(tmp_path, parts, clips):
   return out
 
 
-def test_a_world_states_the_figures_that_were_measured(world):
+def test_a_world_states_the_given_figures(world):
   manifest = world_folder.read_manifest(world)
   assert manifest["metrics"]["delta_psnr"] == 1.2345
   assert "details" not in manifest["metrics"]
@@ -96,7 +96,7 @@ def test_a_world_states_every_run_that_made_a_model(world, clips, tmp_path):
     "sources": 3,
   }
   assert account["started_from"]["steps"] == 7
-  assert "data" not in account["started_from"]  # Its clips are gone.
+  assert "data" not in account["started_from"]  # Its clips do not exist.
   rows = [
     line
     for line in (world / "README.md").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Worlds at an address, from a web server on this machine."""
+"""Tests of downloading worlds, from a web server on this machine."""
 
 import functools
 import http.server
@@ -18,7 +18,7 @@ from tests.fixtures import tiny_world
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-  """Serves files and remembers which."""
+  """Serves files and records the requested paths."""
 
   asked: ClassVar[list[str]] = []
 
@@ -37,7 +37,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-  """A web server's folder and address."""
+  """The folder and the address of a web server."""
   root = tmp_path_factory.mktemp("site")
   world_folder.write(
     root / "world",
@@ -81,7 +81,7 @@ def test_a_world_is_downloaded_once_and_played_from_the_cache(site, cache):
 
 
 def checked(folder):
-  """What every loader begins with."""
+  """Does the checks that every loader does first."""
   world_manifest.check_files(folder, world_manifest.read_manifest(folder))
   return folder
 
@@ -97,7 +97,7 @@ def checked(folder):
   ),
   ids=("flipped", "longer", "gone", "manifest", "no manifest"),
 )
-def test_a_damaged_copy_in_the_cache_is_downloaded_anew(site, cache, change):
+def test_a_damaged_copy_in_the_cache_is_downloaded_again(site, cache, change):
   url = f"{site[1]}/world"
   folder = download.local(url)
   change(folder)
@@ -112,13 +112,13 @@ def test_a_damaged_copy_in_the_cache_is_downloaded_anew(site, cache, change):
   assert warned.call_count == 1 and Handler.asked == ["/world/manifest.json"]
 
 
-def test_a_flipped_bit_in_the_cache_does_not_keep_a_world_from_loading(site):
+def test_a_world_with_a_flipped_bit_in_the_cache_can_be_loaded(site):
   url = f"{site[1]}/world"
   flip(download.local(url))
   assert genie_jax.load_world(url).name == "far away"
 
 
-def test_a_damaged_copy_stays_where_nothing_better_can_be_had(site, cache):
+def test_a_damaged_copy_is_kept_if_the_download_fails(site, cache):
   url = publish(site, "vanished", lambda folder: None)
   folder = download.local(url)
   (folder / "config.json").unlink()
@@ -128,7 +128,7 @@ def test_a_damaged_copy_stays_where_nothing_better_can_be_had(site, cache):
   assert list(cache.iterdir()) == [folder]
 
 
-def test_a_whole_copy_that_is_refused_is_not_downloaded_again(site):
+def test_an_undamaged_copy_that_fails_to_load_is_not_downloaded_again(site):
   url = f"{site[1]}/world"
   download.local(url)
   Handler.asked.clear()
@@ -181,7 +181,7 @@ def escape(folder):
       "SHA-256 differs",
     ),
     ("gone", lambda folder: (folder / "config.json").unlink(), "404"),
-    ("escape", escape, "is no part of a world"),
+    ("escape", escape, "is not part of a world"),
     (
       "html",
       lambda folder: (folder / "manifest.json").write_text("<html>"),
@@ -189,7 +189,7 @@ def escape(folder):
     ),
   ],
 )
-def test_what_is_not_the_world_described_leaves_nothing_behind(
+def test_a_download_that_differs_from_its_manifest_leaves_no_files(
   site, cache, name, change, match
 ):
   with pytest.raises(errors.UserError, match=match) as raised:
@@ -208,16 +208,16 @@ def test_what_is_not_the_world_described_leaves_nothing_behind(
     ("http://127.0.0.1:9/world", "cannot be read"),
   ],
 )
-def test_addresses_of_other_kinds_are_one_line(url, match):
+def test_unsupported_addresses_raise_a_one_line_error(url, match):
   with pytest.raises(errors.UserError, match=match) as raised:
     download.local(url)
   assert "\n" not in str(raised.value)
 
 
-def test_being_sent_on_to_an_open_address_is_refused(site):
+def test_a_redirect_to_an_unencrypted_address_is_refused(site):
   with pytest.raises(errors.UserError, match=r"https://|cannot be read"):
     download.local(f"{site[1]}/moved")
 
 
-def test_a_folder_is_taken_as_it_is(tmp_path):
+def test_a_folder_is_returned_unchanged(tmp_path):
   assert download.local(tmp_path) == tmp_path

@@ -1,4 +1,4 @@
-"""From checkpoints to worlds: any mesh, bounded memory, whole or nothing."""
+"""Tests of the export: any mesh, bounded memory, complete or not at all."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ WORLD = {"num_codes": 16, "num_latent_actions": 6}
 
 @pytest.fixture(scope="module")
 def parts():
-  """Models whose sizes split over eight devices."""
+  """Models whose sizes can be split over eight devices."""
   return {
     name: tiny_world.make_part(name, **WORLD)
     for name in ("tokenizer", "dynamics")
@@ -30,7 +30,7 @@ def parts():
 
 @pytest.fixture(scope="module")
 def runs(parts, tmp_path_factory):
-  """Workdirs written by eight devices, and the model saved beside them."""
+  """Workdirs written by eight devices, and the saved models."""
   folder = tmp_path_factory.mktemp("runs")
   mesh = mesh_lib.make(dict(data=1, fsdp=4, tensor=2, frame=1))
   place = world_folder.placement.make(None, mesh)
@@ -119,7 +119,7 @@ def test_a_checkpoint_larger_than_memory_is_read_group_by_group(runs, parts):
   )
 
 
-def test_a_group_stays_in_memory_until_another_is_asked_for(monkeypatch):
+def test_a_group_stays_in_memory_until_another_is_read(monkeypatch):
   read = []
 
   def load(path, like):
@@ -167,7 +167,7 @@ def everything(folder):
   ],
 )
 @pytest.mark.parametrize("at", ("model.safetensors", "manifest.json"))
-def test_an_export_that_fails_leaves_the_older_world_as_it_was(
+def test_an_export_that_fails_does_not_change_the_older_world(
   runs, world, tmp_path, monkeypatch, error, raised, match, at
 ):
   before = everything(world)
@@ -186,13 +186,13 @@ def test_an_export_that_fails_leaves_the_older_world_as_it_was(
   assert [path.name for path in tmp_path.iterdir()] == ["w"]
 
 
-def test_a_name_that_no_loader_would_take_is_refused_at_once(tmp_path):
+def test_a_name_that_loaders_reject_is_refused_at_once(tmp_path):
   with pytest.raises(errors.UserError, match="another --name"):
     export.export([tmp_path / "none"], tmp_path / "w", name="a\nb")
   assert not list(tmp_path.iterdir())
 
 
-def test_a_world_that_cannot_be_put_in_place_leaves_the_older_one(
+def test_a_world_that_cannot_be_renamed_leaves_the_older_one(
   runs, world, tmp_path, monkeypatch
 ):
   before, replace = everything(world), os.replace
@@ -215,14 +215,14 @@ def test_a_world_that_cannot_be_put_in_place_leaves_the_older_one(
   assert [path.name for path in tmp_path.iterdir()] == ["w"]
 
 
-def test_a_killed_exports_leavings_are_taken_for_no_world(runs, tmp_path):
+def test_the_folder_of_a_killed_export_is_not_a_world(runs, tmp_path):
   left = files.temporary_sibling(tmp_path / "w")
   tensor_files.write(left, {"dynamics/x": np.zeros(3, np.float32)})
   with pytest.raises(errors.UserError, match="is not a world"):
     world_folder.load(left)
 
 
-def test_a_full_disk_is_noticed_before_anything_is_written(
+def test_a_full_disk_is_detected_before_anything_is_written(
   runs, tmp_path, monkeypatch
 ):
   usage = type("Usage", (), {"free": 10})

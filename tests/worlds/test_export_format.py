@@ -1,4 +1,4 @@
-"""What docs/world_format.md says of a world is so."""
+"""Tests that docs/world_format.md describes the code and the shipped world."""
 
 import dataclasses
 import json
@@ -43,12 +43,12 @@ def test_the_documented_fields_are_those_of_the_shipped_world():
   assert set(config) <= fields("config.json")
 
 
-def test_the_fingerprint_is_made_as_documented():
+def test_the_stated_fingerprint_is_that_of_the_stored_models():
   manifest = world_manifest.read_manifest(WORLD)
   assert store.load(WORLD).fingerprint == manifest["fingerprint"]
 
 
-# Fields that `world` states, once for all models.
+# Sizes that the group `world` states, so that models do not repeat them.
 STATED = {
   "height",
   "width",
@@ -82,7 +82,7 @@ def test_the_documented_fields_of_a_model_are_those_of_the_code(
   wanted = {}
   for field in dataclasses.fields(module):
     if field.name not in elsewhere | {"parent", "name"}:
-      # A stack's dtype has a default in the code only: files must state it.
+      # A stack's dtype has a default only in the code; files must state it.
       needed = field.default is dataclasses.MISSING or field.name == "dtype"
       wanted[field.name] = (
         KINDS.get(field.type, "group"),

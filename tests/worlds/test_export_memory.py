@@ -1,4 +1,4 @@
-"""How much host memory `genie export` takes of a model with large tensors.
+"""Measures the host memory of `genie export` for a model with large tensors.
 
 python tests/worlds/test_export_memory.py write 8 DIR
 python tests/worlds/test_export_memory.py export bfloat16 DIR
@@ -76,16 +76,16 @@ def write(folder, num_devices):
 
 
 def export(folder, dtype):
-  """Exports, and prints the bytes that this took above the baseline."""
+  """Exports, and prints the peak memory above the baseline."""
   from genie_jax.worlds import export as export_lib
 
-  # What libraries take when they are first used is no matter of sizes.
+  # A first export, so that memory for loading libraries is not counted.
   export_lib.export(
     [folder / "tokenizer", folder / "tiny"],
     folder / f"{dtype}_tiny",
     dtype=dtype,
   )
-  pathlib.Path("/proc/self/clear_refs").write_text("5")  # Forgets the peak.
+  pathlib.Path("/proc/self/clear_refs").write_text("5")  # Resets the peak.
   before = status("VmRSS")
   export_lib.export(
     [folder / "tokenizer", folder / "dynamics"], folder / dtype, dtype=dtype
@@ -103,14 +103,14 @@ def export(folder, dtype):
 
 
 def status(field):
-  """Returns a count of bytes that Linux keeps of this process."""
+  """Returns a field of /proc/self/status, in bytes."""
   lines = pathlib.Path("/proc/self/status").read_text().splitlines()
   line = next(line for line in lines if line.startswith(f"{field}:"))
   return int(line.split()[1]) * 1024
 
 
 def run(*arguments):
-  """Runs this file in a process of its own; returns what it printed last."""
+  """Runs this file in a new process; returns the last line it printed."""
   done = subprocess.run(
     [sys.executable, __file__, *map(str, arguments)],
     cwd=ROOT,
@@ -135,8 +135,8 @@ def test_an_export_takes_less_than_a_large_tensor_and_a_copy(tmp_path):
   for dtype in ("int8", "bfloat16", "float32"):
     found = json.loads(run("export", dtype, tmp_path))
     print(found)
-    # Tensors that were read whole took 4.3 to 5.9 of one, pieces 0.9 to 1.25,
-    # mostly what decoding some chunks leaves behind.
+    # Measured in units of the largest tensor: 4.3 to 5.9 if tensors are read
+    # whole, 0.9 to 1.25 in pieces, mostly memory for decoding chunks.
     assert found["peak_above_mb"] < 1.75 * found["largest_tensor_mb"]
 
 

@@ -1,4 +1,4 @@
-"""A world whose codes are rounded vectors: exported, played and evaluated."""
+"""Tests that worlds with FSQ can be exported, played and evaluated."""
 
 import json
 
@@ -32,7 +32,7 @@ def clips(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(clips, tmp_path_factory):
-  """Workdirs of the three stages, the dynamics model's on fresh tokens."""
+  """Workdirs of three stages; the dynamics model's data are new tokens."""
   folder = tmp_path_factory.mktemp("runs")
   for name in ("tokenizer", "lam", "dynamics"):
     fields = {}
@@ -66,7 +66,7 @@ def exported(runs, tmp_path_factory):
   return folder
 
 
-def test_the_world_records_levels_and_stores_no_table(exported):
+def test_the_world_states_levels_and_stores_no_table(exported):
   parts = json.loads((exported / "config.json").read_text())["parts"]
   assert parts["tokenizer"]["quantizer"] == {"name": "fsq", "levels": [4, 16]}
   assert parts["lam"]["quantizer"] == {"name": "fsq", "levels": [6]}
@@ -76,7 +76,7 @@ def test_the_world_records_levels_and_stores_no_table(exported):
   assert "codes" not in stored["lam"].params
 
 
-def test_players_step_through_the_window_and_pixels_follow_tokens(exported):
+def test_players_step_past_the_window_and_pixels_depend_on_tokens(exported):
   world = world_folder.load(exported).world
   clip = np.random.default_rng(0).integers(0, 256, (3, *SHAPE), dtype=np.uint8)
   inferred = world.infer_actions(clip[None])
@@ -95,7 +95,7 @@ def test_players_step_through_the_window_and_pixels_follow_tokens(exported):
   assert (world.decode(tokens) != world.decode(other)).any()
 
 
-def test_the_evaluation_measures_it(exported, clips, tmp_path):
+def test_the_world_can_be_evaluated(exported, clips, tmp_path):
   code = main.main(
     [
       "eval",

@@ -1,4 +1,4 @@
-"""A world as pure functions, under every transformation."""
+"""Tests of a world's pure functions under all transformations of JAX."""
 
 import functools
 import pathlib
@@ -31,7 +31,7 @@ def picture(frames=1, seed=0):
 
 
 def played(world, prompt, seed, actions, **given):
-  """Returns the frames that `World` draws, and its first state."""
+  """Returns a world's first state and the frames that it draws."""
   state = world.reset(prompt, seed=seed, **given)
   first, frames = world.fork(state), []
   for action in actions:
@@ -41,14 +41,14 @@ def played(world, prompt, seed, actions, **given):
 
 
 def play(functions, params, prompt, key, actions):
-  """A rollout in one program: uint8 frames [F, H, W, C]."""
+  """Returns a rollout of one program, uint8 frames [F, H, W, C]."""
   state = functions.reset(params, prompt, key)
   step = functools.partial(functions.step, params)
   return jax.lax.scan(step, state, actions)[1]
 
 
 @pytest.mark.parametrize("count", (1, 3))
-def test_reset_and_step_are_those_of_the_world_bit_for_bit(world, count):
+def test_reset_and_step_equal_those_of_the_world_bit_for_bit(world, count):
   functions = world.functions()
   state, wanted = played(world, picture(count), 5, ACTIONS[0])
   found = jax.jit(functions.reset)(
@@ -65,7 +65,7 @@ def test_reset_and_step_are_those_of_the_world_bit_for_bit(world, count):
     np.testing.assert_array_equal(shown, frame)
 
 
-def test_given_actions_take_the_place_of_inferred_ones(world):
+def test_given_actions_replace_inferred_ones(world):
   functions = world.functions()
   _, wanted = played(world, picture(3), 0, ACTIONS[0], latent_actions=[4, 0])
   state = functions.reset(
@@ -109,7 +109,7 @@ def test_scan_vmap_and_shard_map_draw_what_the_world_draws(world):
   np.testing.assert_array_equal(found, wanted)
 
 
-def test_the_functions_may_be_an_argument_themselves(world):
+def test_the_functions_can_be_an_argument_of_a_compiled_function(world):
   warm = world.functions()
   cold = world.with_options(
     sampling=maskgit.MaskGIT(refinements=3, temperature=0.0)
@@ -120,12 +120,12 @@ def test_the_functions_may_be_an_argument_themselves(world):
     )
   )
   one, other = run(warm, warm.key(0)), run(cold, cold.key(0))
-  # A temperature is data: nothing was compiled for it.
+  # A temperature is an array, so another one does not recompile.
   assert run._cache_size() == 1
   assert (np.asarray(one) != np.asarray(other)).any()
 
 
-def test_the_example_of_the_docs_runs(world, tmp_path, monkeypatch):
+def test_the_example_in_the_docs_runs(world, tmp_path, monkeypatch):
   from genie_jax.core import images
 
   path = tmp_path / "prompt.png"
@@ -151,7 +151,7 @@ def test_the_example_of_the_docs_runs(world, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   "prompt, key, actions, message",
   (
-    (picture()[0, 1:], jax.random.key(0), None, "`world.reset` fits"),
+    (picture()[0, 1:], jax.random.key(0), None, "`world.reset` resizes"),
     (picture()[0] / 255, jax.random.key(0), None, "take uint8 frames"),
     (picture()[0], jax.random.PRNGKey(0), None, "typed JAX key"),
     (picture()[0], jax.random.split(jax.random.key(0)), None, "give one"),
@@ -160,7 +160,7 @@ def test_the_example_of_the_docs_runs(world, tmp_path, monkeypatch):
     (picture(2), jax.random.key(0), [1.5], "latent_actions is float"),
   ),
 )
-def test_a_wrong_argument_of_reset_is_one_line(
+def test_an_invalid_argument_of_reset_raises_a_one_line_error(
   world, prompt, key, actions, message
 ):
   functions = world.functions()
@@ -169,7 +169,7 @@ def test_a_wrong_argument_of_reset_is_one_line(
   assert "\n" not in str(caught.value)
 
 
-def test_a_wrong_action_is_one_line(world):
+def test_an_invalid_action_raises_a_one_line_error(world):
   functions = world.functions()
   state = functions.reset(functions.params, picture(), functions.key(0))
   for action, message in (([0, 1], "jax.vmap"), (1.5, "action is float")):
@@ -187,7 +187,7 @@ def test_several_frames_need_actions_or_a_latent_action_model(parts):
   assert int(state.incoming[-1]) == 3
 
 
-def test_tracing_a_world_itself_points_to_its_functions(world):
+def test_the_error_of_tracing_a_world_names_its_functions(world):
   state = world.reset(picture())
   with pytest.raises(errors.UserError, match=r"`world\.functions\(\)`"):
     jax.jit(world.step)(state, 0)

@@ -1,4 +1,4 @@
-"""Worlds as environments, by gymnasium's own checks."""
+"""Tests of worlds as environments, with gymnasium's own checks."""
 
 import gymnasium
 import numpy as np
@@ -53,7 +53,7 @@ def play(env, actions, seed):
   return [shown] + [env.step(action)[0] for action in actions], info["prompt"]
 
 
-def test_a_seed_and_actions_fix_every_frame_and_seeds_choose_prompts(
+def test_seed_and_actions_determine_all_frames_and_seeds_select_prompts(
   world, prompts
 ):
   env = gym_env.DreamEnv(world, prompts=prompts)
@@ -65,7 +65,7 @@ def test_a_seed_and_actions_fix_every_frame_and_seeds_choose_prompts(
   assert env.reset(options={"prompt": 2})[1]["prompt"] == 2
 
 
-def test_an_episode_ends_by_its_judge_or_by_its_length(world, prompts):
+def test_a_judge_or_the_length_ends_an_episode(world, prompts):
   env = gym_env.DreamEnv(
     world,
     prompts=prompts,
@@ -78,7 +78,7 @@ def test_an_episode_ends_by_its_judge_or_by_its_length(world, prompts):
   assert env.step(0)[1:4] == (0.0, False, True)
 
 
-def test_a_vector_shows_what_single_environments_show(world, prompts):
+def test_a_vector_has_the_observations_of_single_environments(world, prompts):
   judge = lambda frame, action, after: (1.0, action == 4)
   vector = gym_env.DreamVectorEnv(world, 3, prompts=prompts, judge=judge)
   singles = [
@@ -105,7 +105,7 @@ def test_a_vector_shows_what_single_environments_show(world, prompts):
       over[i] = done
 
 
-def test_a_vector_passes_gymnasiums_wrappers_and_is_cut_and_rendered(
+def test_a_vector_in_gymnasiums_wrappers_is_truncated_and_rendered(
   world, prompts
 ):
   vector = gym_env.DreamVectorEnv(
@@ -119,11 +119,11 @@ def test_a_vector_passes_gymnasiums_wrappers_and_is_cut_and_rendered(
   assert not counted.step(vector.action_space.sample())[3].any()
   *_, cut, info = counted.step(vector.action_space.sample())
   assert cut.all() and (info["episode"]["l"] == 2).all()
-  frames = counted.step(vector.action_space.sample())[0]  # Reset by itself.
+  frames = counted.step(vector.action_space.sample())[0]  # An automatic reset.
   np.testing.assert_array_equal(vector.render(), frames)
 
 
-def test_what_a_vector_rendered_is_not_changed_by_its_next_step(world, prompts):
+def test_rendered_frames_are_not_changed_by_the_next_step(world, prompts):
   vector = gym_env.DreamVectorEnv(
     world, 2, prompts=prompts, render_mode="rgb_array"
   )
@@ -136,7 +136,7 @@ def test_what_a_vector_rendered_is_not_changed_by_its_next_step(world, prompts):
 
 
 @pytest.mark.parametrize("seeds", ([3], [3, 3, 3]))
-def test_seeds_of_a_vector_are_one_for_each_environment(world, prompts, seeds):
+def test_a_vector_needs_one_seed_for_each_environment(world, prompts, seeds):
   vector = gym_env.DreamVectorEnv(world, 2, prompts=prompts)
   match = rf"^{len(seeds)} seeds were given for 2 environments; .*$"
   with pytest.raises(errors.UserError, match=match):
@@ -144,7 +144,7 @@ def test_seeds_of_a_vector_are_one_for_each_environment(world, prompts, seeds):
 
 
 @pytest.mark.parametrize("actions", ([0], [0, 0, 0], [[0, 0]], 0))
-def test_actions_of_a_vector_are_one_for_each_environment(
+def test_a_vector_needs_one_action_for_each_environment(
   world, prompts, actions
 ):
   vector = gym_env.DreamVectorEnv(world, 2, prompts=prompts)
@@ -152,10 +152,10 @@ def test_actions_of_a_vector_are_one_for_each_environment(
   match = r"^Actions of shape .* for 2 environments; give one for each\.$"
   with pytest.raises(errors.UserError, match=match):
     vector.step(actions)
-  vector.step([0, 0])  # Nothing was used up.
+  vector.step([0, 0])  # The players can still be stepped.
 
 
-def test_wrong_arguments_are_refused(world, prompts):
+def test_invalid_arguments_are_refused(world, prompts):
   with pytest.raises(errors.UserError, match="no prompts"):
     gym_env.DreamEnv(world)
   with pytest.raises(errors.UserError, match="max_steps is 0"):

@@ -1,4 +1,4 @@
-"""Worlds at hf:// addresses, from a hub on this machine."""
+"""Tests of worlds at hf:// addresses, from a hub on this machine."""
 
 import http.server
 import json
@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-  """A world's folder."""
+  """The folder of a world."""
   folder = tmp_path_factory.mktemp("world")
   world_folder.write(
     folder,
@@ -43,9 +43,10 @@ def world(tmp_path_factory):
 
 @pytest.fixture
 def hub(world, tmp_path):
-  """A hub's repository and `ask(address)`, which downloads in a new process.
+  """A hub's repository, its handler, and `ask(address)`.
 
-  `ask` returns the folder, or the one line that the user is told.
+  `ask` downloads a world in a new process, and returns the folder or the error
+  message.
   """
   root = tmp_path / "repository"
   shutil.copytree(world, root)
@@ -87,7 +88,7 @@ def hub(world, tmp_path):
   thread.join()
 
 
-def test_a_world_is_downloaded_once_without_what_it_does_not_list(hub, world):
+def test_a_world_is_downloaded_once_and_only_its_listed_files(hub, world):
   _, handler, ask = hub
   folder = pathlib.Path(ask("hf://owner/noise"))
   manifest = world_folder.read_manifest(world)
@@ -115,7 +116,7 @@ def test_a_file_that_differs_from_the_manifest_is_refused(hub, tmp_path):
   assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
 
-def test_a_manifest_that_leads_out_of_the_folder_is_refused(hub):
+def test_a_changed_manifest_is_refused(hub):
   root, _, ask = hub
   manifest = json.loads((root / "manifest.json").read_text())
   (root / "manifest.json").write_text(json.dumps({**manifest, "name": "x"}))
@@ -133,14 +134,14 @@ def test_a_manifest_that_leads_out_of_the_folder_is_refused(hub):
     ("hf://owner/noise", {"HF_HUB_OFFLINE": "1"}, "cannot be read from"),
   ),
 )
-def test_a_repository_that_cannot_be_read_is_one_line(
+def test_a_repository_that_cannot_be_read_raises_a_one_line_error(
   hub, address, environ, message
 ):
   answer = hub[2](address, **environ)
   assert answer.startswith("refused: ") and message in answer
 
 
-def test_a_missing_package_is_one_line_with_the_command(monkeypatch):
+def test_the_error_of_a_missing_package_names_the_command(monkeypatch):
   monkeypatch.setitem(sys.modules, "huggingface_hub", None)
   monkeypatch.delitem(sys.modules, "genie_jax.worlds.hub", raising=False)
   with pytest.raises(errors.UserError, match="`pip install huggingface_hub`"):

@@ -1,4 +1,4 @@
-"""Pictures of any kind as frames, and what a world starts from."""
+"""Tests of images of any kind as frames and as prompts of a world."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def photo(rows=50, columns=70, seed=0):
   return random.integers(0, 256, (rows, columns, 3), dtype=np.uint8)
 
 
-def test_a_path_a_picture_and_an_array_of_one_photo_are_one_frame(tmp_path):
+def test_path_image_and_array_of_a_photo_give_the_same_frame(tmp_path):
   path = tmp_path / "photo.png"
   images.save_png(path, photo())
   wanted = images.load_prompt(path, *SHAPE[:2])[None]
@@ -29,7 +29,7 @@ def test_a_path_a_picture_and_an_array_of_one_photo_are_one_frame(tmp_path):
   )
 
 
-def test_frames_of_the_worlds_size_stay_as_they_are():
+def test_frames_of_the_worlds_size_are_not_changed():
   frames = np.stack([photo(*SHAPE[:2], seed=seed) for seed in range(3)])
   np.testing.assert_array_equal(pictures.as_frames(frames, SHAPE), frames)
   np.testing.assert_array_equal(
@@ -40,7 +40,7 @@ def test_frames_of_the_worlds_size_stay_as_they_are():
   )
 
 
-def test_a_clip_of_another_size_is_cut_and_resized_frame_by_frame():
+def test_a_clip_of_another_size_is_cropped_and_resized_frame_by_frame():
   clip = np.stack([photo(seed=seed) for seed in range(2)])
   np.testing.assert_array_equal(
     pictures.as_frames(clip, SHAPE),
@@ -57,7 +57,7 @@ def test_numbers_of_other_dtypes_are_scaled_to_eight_bits(dtype):
   np.testing.assert_array_equal(pictures.as_frames(given, SHAPE)[0], frame)
 
 
-def test_grey_transparent_and_undefined_pixels():
+def test_grey_transparent_and_nan_pixels_are_converted():
   grey = photo(*SHAPE[:2])[..., 0]
   for given in (grey, grey[..., None]):
     found = pictures.as_frames(given, SHAPE)[0]
@@ -69,7 +69,7 @@ def test_grey_transparent_and_undefined_pixels():
   assert (pictures.as_frames(np.ones(SHAPE, bool), SHAPE) == 255).all()
 
 
-def test_a_picture_that_was_given_stays_as_it_was(tmp_path):
+def test_a_given_image_is_not_changed(tmp_path):
   path = tmp_path / "photo.jpg"
   Image.fromarray(photo(800, 900)).save(path)
   with Image.open(path) as opened:
@@ -89,13 +89,13 @@ def test_a_picture_that_was_given_stays_as_it_was(tmp_path):
     ("missing.png", "does not exist"),
   ),
 )
-def test_what_is_not_a_picture_is_one_line(given, message):
+def test_other_values_raise_a_one_line_error(given, message):
   with pytest.raises(errors.UserError, match=message) as caught:
     pictures.as_frames(given, SHAPE)
   assert "\n" not in str(caught.value)
 
 
-def test_a_reset_takes_any_picture_or_the_first_prompt(parts, tmp_path):
+def test_reset_takes_any_image_or_the_first_prompt(parts, tmp_path):
   path = tmp_path / "prompt.png"
   images.save_png(path, photo())
   world = world_lib.World(parts, prompts=[path], name="noise")
@@ -107,7 +107,7 @@ def test_a_reset_takes_any_picture_or_the_first_prompt(parts, tmp_path):
     world_lib.World(parts).reset()
 
 
-def test_a_world_and_its_states_are_one_line_when_printed(parts):
+def test_a_world_and_its_states_are_printed_on_one_line(parts):
   world = world_lib.World(parts, name="noise")
   assert repr(world) == (
     "World('noise', 5 latent actions, 8x12x3 frames at 10 a second, window 4, "

@@ -1,4 +1,4 @@
-"""A world played step by step."""
+"""Tests of playing a world step by step."""
 
 import gc
 
@@ -35,7 +35,7 @@ def play(world, state, actions):
   return state, np.stack(frames)
 
 
-def test_a_step_gives_a_frame_and_the_state_shows_it(world):
+def test_a_step_returns_a_frame_and_the_state_shows_it(world):
   state = world.reset(picture()[0])
   shown = world.show(state)
   assert shown.shape == tiny_world.SHAPE and shown.dtype == np.uint8
@@ -47,7 +47,7 @@ def test_a_step_gives_a_frame_and_the_state_shows_it(world):
   np.testing.assert_array_equal(world.show(state), frame)
 
 
-def test_a_rollout_is_its_steps(world):
+def test_a_rollout_equals_its_steps(world):
   actions = [0, 3, 1, 1, 4, 2, 0, 3]
   _, frames = play(world, world.reset(picture(3), seed=5), actions)
   np.testing.assert_array_equal(
@@ -55,7 +55,7 @@ def test_a_rollout_is_its_steps(world):
   )
 
 
-def test_a_fork_is_untouched_and_replays_the_same_frames(world):
+def test_a_fork_is_not_changed_and_replays_the_same_frames(world):
   state, _ = play(world, world.reset(picture(), seed=1), [0, 1])
   kept = world.fork(state)
   before = world.show(kept)
@@ -82,12 +82,12 @@ def test_a_state_is_used_up_by_a_step(world):
       use()
 
 
-def test_what_is_no_player_or_stands_twice_is_refused(world):
+def test_other_values_and_the_same_player_twice_are_refused(world):
   for thing in (None, "player", picture()):
-    with pytest.raises(errors.UserError, match="A player is needed here"):
+    with pytest.raises(errors.UserError, match="A player is a state that"):
       world.step(thing, 0)
   state = world.reset(picture())
-  with pytest.raises(errors.UserError, match="stands twice"):
+  with pytest.raises(errors.UserError, match="is given twice"):
     world.step_many([state, state], [0, 1])
   with pytest.raises(errors.UserError, match="2 actions were given for one"):
     world.step(state, [0, 1])
@@ -95,12 +95,12 @@ def test_what_is_no_player_or_stands_twice_is_refused(world):
 
 
 @pytest.mark.parametrize("seed", (-1, 1 << 32, 1.5, "a", None, True))
-def test_a_seed_that_is_no_number_of_32_bits_is_refused(world, seed):
+def test_a_seed_that_is_not_an_unsigned_32_bit_integer_is_refused(world, seed):
   with pytest.raises(errors.UserError, match="from 0 to 4294967295"):
     world.reset(picture(), seed=seed)
 
 
-def test_nothing_is_compiled_after_warming_up(parts):
+def test_nothing_is_compiled_after_warm_up(parts):
   world = world_lib.World(parts, sampling=maskgit.MaskGIT(refinements=2))
   world.warm_up((1, 2))
   count = []
@@ -109,7 +109,7 @@ def test_nothing_is_compiled_after_warming_up(parts):
   )
   jax.monitoring.register_event_duration_secs_listener(listen)
   state = world.reset(picture()[0], seed=3)
-  state, _ = play(world, state, [0, 1, 2, 3, 4] * 3)  # Windows slide.
+  state, _ = play(world, state, [0, 1, 2, 3, 4] * 3)  # The window slides.
   other = world.fork(state)
   world.step_many([state, other], [1, 2])
   world.with_options(sampling=maskgit.MaskGIT(2, temperature=0.3)).reset(
@@ -120,7 +120,7 @@ def test_nothing_is_compiled_after_warming_up(parts):
 
 
 @pytest.mark.parametrize("mode", slide.MODES)
-def test_many_players_see_what_each_would_see_alone(world, mode):
+def test_many_players_get_the_same_frames_as_each_alone(world, mode):
   world = world.with_options(slide=slide.Slide(mode))
   reset = lambda: [
     world.reset(picture(count, count), seed=count) for count in (1, 3, 4)
@@ -137,7 +137,7 @@ def test_many_players_see_what_each_would_see_alone(world, mode):
     np.testing.assert_array_equal(shown[i], frames)
 
 
-def test_no_players_make_no_frames(world):
+def test_stepping_no_players_returns_no_frames(world):
   states, frames = world.step_many([], [])
   assert states == [] and frames.shape == (0, *tiny_world.SHAPE)
 
@@ -160,7 +160,7 @@ def test_memory_does_not_grow_with_steps(world, mode, steps):
 
 
 @pytest.mark.parametrize("dtype", ("bfloat16", "int8"))
-def test_narrow_weights_play(parts, dtype, tmp_path):
+def test_weights_in_bfloat16_and_int8_can_be_played(parts, dtype, tmp_path):
   store.save(tmp_path, parts, dtype=dtype)
   found = store.load(tmp_path, place=placement.make(dtype)).parts
   world = world_lib.World(found, sampling=maskgit.MaskGIT(2))
@@ -168,7 +168,7 @@ def test_narrow_weights_play(parts, dtype, tmp_path):
   assert frames.shape == (4, *tiny_world.SHAPE)
 
 
-def test_a_world_spread_over_eight_devices_shows_the_same_frames(
+def test_a_world_split_over_eight_devices_draws_the_same_frames(
   tmp_path, monkeypatch
 ):
   stack = dict(tiny_world.MODELS["dynamics"]["transformer"], num_heads=4)
@@ -218,13 +218,15 @@ def test_a_mesh_that_splits_batches_is_refused(parts):
     (np.zeros((2, *tiny_world.SHAPE), np.uint8), [9], "out of range"),
   ),
 )
-def test_a_wrong_prompt_is_refused(world, frames, given, message):
+def test_actions_that_do_not_fit_the_prompt_are_refused(
+  world, frames, given, message
+):
   with pytest.raises(errors.UserError, match=message) as caught:
     world.reset(frames, latent_actions=given)
   assert "\n" not in str(caught.value)
 
 
-def test_given_actions_take_the_place_of_inferred_ones(world):
+def test_given_actions_replace_inferred_ones(world):
   frames = picture(3)
   inferred = np.asarray(world.infer_actions(frames[None]))[0]
   state = world.reset(frames, latent_actions=inferred)
@@ -236,7 +238,7 @@ def test_given_actions_take_the_place_of_inferred_ones(world):
 
 
 @pytest.mark.parametrize("action", (-1, 5, 1.5, "up"))
-def test_a_wrong_action_leaves_the_state_as_it_was(world, action):
+def test_an_invalid_action_does_not_use_up_the_state(world, action):
   state = world.reset(picture())
   with pytest.raises(errors.UserError):
     world.step(state, action)
@@ -257,6 +259,6 @@ def test_a_wrong_action_leaves_the_state_as_it_was(world, action):
     (dict(keep=1), "Unknown field slide.keep"),
   ),
 )
-def test_a_wrong_slide_is_refused(world, fields, message):
+def test_an_invalid_slide_is_refused(world, fields, message):
   with pytest.raises(errors.UserError, match=message):
     slide.make_slide(fields, world.num_frames)

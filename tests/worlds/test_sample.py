@@ -1,4 +1,4 @@
-"""`genie sample`, from its flags to a film."""
+"""Tests of `genie sample`, from its flags to a video file."""
 
 import argparse
 
@@ -54,10 +54,10 @@ def test_a_prompt_of_any_size_and_mode_is_played(folder, tmp_path, mode, size):
   frames, shown = run(
     folder, tmp_path, "--prompt", str(picture), "--actions", "0,3x2"
   )
-  assert frames <= 4 and shown == (12, 8)  # GIF joins equal frames.
+  assert frames <= 4 and shown == (12, 8)  # A GIF joins equal frames.
 
 
-def test_the_worlds_own_prompt_serves_where_none_is_given(folder, tmp_path):
+def test_the_worlds_own_prompt_is_the_default(folder, tmp_path):
   frames, _ = run(
     folder,
     tmp_path,
@@ -68,14 +68,16 @@ def test_the_worlds_own_prompt_serves_where_none_is_given(folder, tmp_path):
     "--refinements",
     "3",
   )
-  assert frames == 4  # The prompt and one frame an action.
+  assert frames == 4  # The prompt and one frame per action.
 
 
 @pytest.mark.parametrize(
   "slide",
   (("exact", "--drop", "2"), ("rolling",), ("re-encode", "--drop", "3")),
 )
-def test_a_film_may_outgrow_the_window_in_any_mode(folder, tmp_path, slide):
+def test_a_video_can_be_longer_than_the_window_in_any_mode(
+  folder, tmp_path, slide
+):
   frames, _ = run(
     folder,
     tmp_path,
@@ -88,7 +90,7 @@ def test_a_film_may_outgrow_the_window_in_any_mode(folder, tmp_path, slide):
     "--top-p",
     "0.9",
   )
-  assert 2 <= frames <= 10  # GIF joins equal frames.
+  assert 2 <= frames <= 10  # A GIF joins equal frames.
 
 
 @pytest.mark.parametrize(
@@ -113,18 +115,20 @@ def test_a_film_may_outgrow_the_window_in_any_mode(folder, tmp_path, slide):
     (("--actions", "0", "--seed", "-1"), "--seed -1"),
   ),
 )
-def test_a_wrong_flag_is_refused_in_one_line(folder, tmp_path, flags, message):
+def test_an_invalid_flag_raises_a_one_line_error(
+  folder, tmp_path, flags, message
+):
   with pytest.raises(errors.UserError, match=message) as caught:
     run(folder, tmp_path, *flags)
   assert "\n" not in str(caught.value)
 
 
-def test_a_folder_that_is_no_world_is_refused(tmp_path):
+def test_a_folder_that_is_not_a_world_is_refused(tmp_path):
   with pytest.raises(errors.UserError, match="is not a world"):
     run(tmp_path, tmp_path, "--actions", "0")
 
 
-def test_lists_of_actions():
+def test_lists_of_actions_are_parsed():
   assert sample.parse_actions("0, 3x2,1", 5, 0) == [0, 3, 3, 1]
   drawn = sample.parse_actions("random:200", 5, 0)
   assert set(drawn) == set(range(5)) and len(drawn) == 200

@@ -1,4 +1,4 @@
-"""The world in the tree: it is the one that was measured, and it plays."""
+"""Tests that the shipped world has the published figures and can be played."""
 
 import pathlib
 
@@ -13,7 +13,7 @@ RESULTS = pathlib.Path(__file__).parents[2] / "experiments/coinrun/results"
 WORLD = RESULTS / "world"
 
 
-def test_it_is_the_world_of_the_stated_figures():
+def test_it_is_the_world_of_the_published_figures():
   manifest = world_folder.read_manifest(WORLD)
   figures = files.read_json(RESULTS / "world.json")
   assert manifest["fingerprint"] == figures["world_fingerprint"]
@@ -24,7 +24,7 @@ def test_it_is_the_world_of_the_stated_figures():
   assert sum(path.stat().st_size for path in WORLD.rglob("*")) < 25e6
 
 
-def test_its_long_rollouts_reach_the_bars_of_a_world_that_ships():
+def test_its_long_rollouts_reach_the_required_quality():
   found = files.read_json(RESULTS / "world_quality.json")
   world = world_folder.load(WORLD).world
   assert found["world"] == world.fingerprint
@@ -41,7 +41,7 @@ def test_its_long_rollouts_reach_the_bars_of_a_world_that_ships():
 
 
 @pytest.mark.parametrize("mode", ["tiny", "small", "world"])
-def test_stated_figures_follow_the_protocol(mode):
+def test_published_figures_follow_the_protocol(mode):
   figures = files.read_json(RESULTS / f"{mode}.json")
   assert figures["meets_protocol"] and figures["split"] == "test"
   assert figures["delta_psnr_low"] > 0.5
@@ -53,7 +53,7 @@ def test_stated_figures_follow_the_protocol(mode):
   assert figures["code_usage"] > 0.5
 
 
-def test_its_buttons_move_the_picture():
+def test_its_buttons_change_the_frames():
   world = world_folder.load(WORLD).world
   picture = PIL.Image.open(WORLD / "prompts/00.png").convert("RGB")
   prompt = np.asarray(picture)[None]  # [1, H, W, C]

@@ -1,4 +1,4 @@
-"""Worlds: exported, loaded, played."""
+"""Tests of exporting, loading and playing worlds."""
 
 import json
 import subprocess
@@ -83,7 +83,7 @@ def test_export_and_load_keep_every_weight_bit_for_bit(folder, parts):
   assert found.world.sampling.refinements == 3
 
 
-def test_half_precision_weights_come_back_as_the_nearest_ones(
+def test_weights_stored_in_bfloat16_are_close_to_the_original(
   run, parts, tmp_path
 ):
   export.export([run], tmp_path / "w", prompts=None)
@@ -96,7 +96,7 @@ def test_half_precision_weights_come_back_as_the_nearest_ones(
   )
 
 
-def test_a_loaded_world_plays_as_the_models_did(folder, world):
+def test_a_loaded_world_draws_the_frames_of_its_models(folder, world):
   loaded = world_folder.load(folder).world
   actions = np.array([0, 1, 2, 3, 4, 0])
   np.testing.assert_array_equal(
@@ -115,7 +115,7 @@ def test_prompts_are_held_out_frames_of_the_clips(folder, clips):
     assert (picture == frames).all((1, 2, 3)).any()
 
 
-def test_the_card_states_figures_and_holds_no_path(folder, run):
+def test_the_model_card_states_figures_and_no_local_paths(folder, run):
   text = (folder / "README.md").read_text()
   assert "| delta psnr | 0.5 |" in text
   for path in folder.rglob("*"):
@@ -146,7 +146,7 @@ def copy_of(folder, tmp_path):
   return copy
 
 
-def test_a_missing_file_an_edited_manifest_and_no_world_are_refused(
+def test_missing_files_edited_manifests_and_other_folders_are_refused(
   folder, tmp_path
 ):
   copy = copy_of(folder, tmp_path)
@@ -177,7 +177,7 @@ def test_a_world_is_replaced_but_other_folders_are_not(run, tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ["w"]
   (tmp_path / "mine").mkdir()
   (tmp_path / "mine" / "notes.txt").write_text("mine")
-  with pytest.raises(errors.UserError, match="holds no world"):
+  with pytest.raises(errors.UserError, match="not empty and is not a world"):
     export.export([run], tmp_path / "mine")
 
 
@@ -190,7 +190,7 @@ def test_a_tokenizer_that_did_not_make_the_tokens_is_refused(run, tmp_path):
   assert not (tmp_path / "w").exists()
 
 
-def test_a_tokenizer_alone_is_no_world(models, tmp_path):
+def test_a_tokenizer_alone_is_not_a_world(models, tmp_path):
   with pytest.raises(errors.UserError, match="No dynamics model"):
     export.export([models["tokenizer"]], tmp_path / "w")
 
@@ -213,7 +213,7 @@ def test_a_world_of_true_actions_has_no_lam(tokens, parts, tmp_path):
     world.rollout(prompt(frames=2), [0])
 
 
-def test_a_joint_workdir_gives_lam_and_dynamics(tokens, parts, tmp_path):
+def test_a_joint_workdir_contains_lam_and_dynamics(tokens, parts, tmp_path):
   both = {
     "lam": tiny_world.make_part("lam", seed=3),
     "dynamics": parts["dynamics"],
@@ -242,25 +242,25 @@ def test_loading_a_world_imports_no_training_code():
   assert found.stdout.strip() == "[]"
 
 
-def test_a_rollout_shows_the_prompt_then_a_frame_for_each_action(world):
+def test_a_rollout_is_the_prompt_and_a_frame_for_each_action(world):
   frames = world.rollout(prompt(frames=3), [0] * 7)
   assert frames.shape == (10, *tiny_world.SHAPE) and frames.dtype == np.uint8
   tokens = world.encode(prompt(frames=3)[None])
-  # Decoded with other neighbours in the program: a rounding may differ.
+  # Decoded by another program, so rounding may differ.
   assert (
     np.abs(frames[:3].astype(int) - world.decode(tokens)[0].astype(int)).max()
     <= 1
   )
 
 
-def test_one_picture_is_a_rollouts_prompt_as_it_is_of_a_reset(world):
+def test_a_rollout_also_accepts_one_frame_without_a_time_axis(world):
   np.testing.assert_array_equal(
     world.rollout(prompt()[0], [0, 1]), world.rollout(prompt(), [0, 1])
   )
 
 
 @pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
-def test_weights_cast_once_give_the_logits_of_weights_cast_in_every_call(
+def test_weights_cast_once_give_the_same_logits_as_cast_in_every_call(
   parts, dtype
 ):
   part = parts["dynamics"]
@@ -281,7 +281,7 @@ def test_weights_cast_once_give_the_logits_of_weights_cast_in_every_call(
   np.testing.assert_array_equal(run(ready, cast), run(module, part.params))
 
 
-def test_a_prompt_longer_than_the_window_is_cut_to_its_end(world):
+def test_only_the_end_of_a_prompt_longer_than_the_window_is_used(world):
   long = prompt(frames=6)
   np.testing.assert_array_equal(
     world.rollout(long, [0, 1]), world.rollout(long[-4:], [0, 1])

@@ -1,4 +1,4 @@
-"""World folders: round trips, shards, meshes, and every refusal."""
+"""Tests of world folders: round trips, shards, meshes, and invalid folders."""
 
 import functools
 import json
@@ -73,7 +73,7 @@ def written(parts, tmp_path_factory):
 
 @pytest.fixture
 def folder(written, tmp_path):
-  """A copy, to be damaged."""
+  """A copy that a test may damage."""
   return shutil.copytree(written, tmp_path / "noise")
 
 
@@ -98,7 +98,7 @@ def test_a_bfloat16_world_is_the_checkpoint_cast_to_bfloat16(parts, tmp_path):
   np.testing.assert_array_equal(
     logits(found), logits(parts["dynamics"], wanted)
   )
-  # Matrices held in half precision give the same products in full.
+  # Matrices in bfloat16 give the same products in float32.
   held = world_folder.load(tmp_path / "w", dtype="bfloat16").world.parts[
     "dynamics"
   ]
@@ -127,7 +127,7 @@ def test_int8_keeps_matrices_as_integers_and_all_else_as_bfloat16(
     found["token_embedding"],
     rounded(parts["dynamics"].params["token_embedding"]),
   )
-  # A matrix quantised when it is loaded is the one quantised on disk.
+  # A matrix quantised on loading equals the one quantised on disk.
   write(tmp_path / "full", parts)
   equal(
     world_folder.load(tmp_path / "full", dtype="int8")
@@ -150,7 +150,7 @@ def test_shards_hold_the_same_world(parts, written, tmp_path):
   for name, part in whole.world.parts.items():
     equal(cut.world.parts[name].params, part.params)
   (tmp_path / "w" / names[0]).unlink()
-  with pytest.raises(errors.UserError, match="is missing though"):
+  with pytest.raises(errors.UserError, match="is missing, but manifest"):
     world_folder.load(tmp_path / "w")
 
 
@@ -160,7 +160,7 @@ def eight():
 
 
 def wide_parts():
-  """Parts whose sizes split over the mesh."""
+  """Returns parts whose sizes can be split over the mesh."""
   return {
     name: tiny_world.make_part(name, num_codes=16, num_latent_actions=6)
     for name in ("tokenizer", "dynamics")
@@ -178,7 +178,7 @@ def test_a_world_loads_straight_onto_a_mesh(tmp_path, dtype):
   for part in ("values", "scales") if dtype == "int8" else ("",):
     leaf = many.params["stack"]["layers"]["mlp_in"]["kernel"]
     leaf = leaf if not part else leaf.__dict__[part]
-    # [Y, D, mlp]; a scale is shared along D, which is not split then.
+    # [Y, D, mlp]; scales have size 1 on axis D, which is then not split.
     wanted = (1, 1 if part == "scales" else 4, 8)
     assert leaf.sharding.shard_shape(leaf.shape) == wanted
   np.testing.assert_allclose(logits(many), logits(one), rtol=2e-5, atol=2e-6)
@@ -213,7 +213,7 @@ def test_loading_a_world_imports_no_training_code(written):
 
 
 def reseal(folder, change):
-  """Changes a manifest as one would who knows how it is sealed."""
+  """Changes a manifest and gives it a valid seal."""
   path = folder / "manifest.json"
   manifest = json.loads(path.read_text())
   change(manifest)
@@ -223,7 +223,7 @@ def reseal(folder, change):
 
 
 def restate(folder):
-  """Lists the files as they are now."""
+  """Updates the hashes and sizes in the manifest."""
 
   def change(manifest):
     for name, stated in manifest["files"].items():
@@ -259,26 +259,26 @@ STATED = {"sha256": "0" * 64, "bytes": 1}
 )
 def test_a_manifest_lists_no_path_out_of_its_world_and_no_code(folder, name):
   reseal(folder, lambda m: m["files"].update({name: STATED}))
-  one_line(folder, "is no part of a world")
+  one_line(folder, "is not part of a world")
 
 
 @pytest.mark.parametrize(
   "change, match",
   [
-    (lambda m: m.update(files=[]), "files=.* is no dict"),
-    (lambda m: m.update(name=3), "name=3 is no str"),
-    (lambda m: m.update(name="\ud800"), "no printable text"),
-    (lambda m: m.update(name="a\nb"), "no printable text"),
-    (lambda m: m.update(name="x" * 201), "no printable text"),
-    (lambda m: m["files"].update({"config.json": 3}), "neither SHA-256"),
-    (lambda m: m["files"]["config.json"].update(bytes=-1), "neither SHA-256"),
-    (lambda m: m["files"]["config.json"].update(bytes=True), "neither SHA"),
-    (lambda m: m["files"].pop("config.json"), "lists no config.json"),
-    (lambda m: m["files"].pop("model.safetensors"), "or no weights"),
+    (lambda m: m.update(files=[]), "files=.* is not a dict"),
+    (lambda m: m.update(name=3), "name=3 is not a str"),
+    (lambda m: m.update(name="\ud800"), "not printable text"),
+    (lambda m: m.update(name="a\nb"), "not printable text"),
+    (lambda m: m.update(name="x" * 201), "not printable text"),
+    (lambda m: m["files"].update({"config.json": 3}), "a valid SHA-256"),
+    (lambda m: m["files"]["config.json"].update(bytes=-1), "a valid SHA-256"),
+    (lambda m: m["files"]["config.json"].update(bytes=True), "a valid SHA-256"),
+    (lambda m: m["files"].pop("config.json"), "must list config.json"),
+    (lambda m: m["files"].pop("model.safetensors"), "json and weights"),
     (lambda m: m["files"]["config.json"].update(sha256="0" * 64), "damaged"),
   ],
 )
-def test_a_manifest_that_says_something_else_is_refused(folder, change, match):
+def test_a_manifest_with_invalid_fields_is_refused(folder, change, match):
   reseal(folder, change)
   one_line(folder, match)
 
@@ -286,15 +286,15 @@ def test_a_manifest_that_says_something_else_is_refused(folder, change, match):
 def test_links_out_of_the_folder_are_refused(folder, tmp_path):
   shutil.move(folder / "config.json", tmp_path / "config.json")
   (folder / "config.json").symlink_to(tmp_path / "config.json")
-  one_line(folder, "is a link out of its world")
+  one_line(folder, "is a link to a file outside its world")
 
 
-def test_links_of_the_whole_folder_are_fine(folder, tmp_path):
+def test_a_link_to_the_whole_folder_is_accepted(folder, tmp_path):
   (tmp_path / "link").symlink_to(folder)
   assert world_folder.load(tmp_path / "link").name == "noise"
 
 
-def test_weights_that_nobody_vouches_for_are_refused(folder):
+def test_weights_that_the_manifest_does_not_list_are_refused(folder):
   shutil.copy(
     folder / "model.safetensors", folder / "model-00001-of-00002.safetensors"
   )
@@ -333,13 +333,13 @@ def retensor(folder, change):
   ],
   ids=["missing", "extra", "part", "root", "dtype"],
 )
-def test_missing_and_foreign_tensors_are_refused(folder, change, match):
+def test_missing_and_unknown_tensors_are_refused(folder, change, match):
   retensor(folder, change)
   one_line(folder, match)
 
 
 @pytest.mark.parametrize("length", (0, 1 << 40, 2**64 - 1))
-def test_absurd_headers_are_refused(folder, length):
+def test_headers_of_impossible_length_are_refused(folder, length):
   path = folder / "model.safetensors"
   path.write_bytes(length.to_bytes(8, "little") + path.read_bytes()[8:])
   restate(folder)
@@ -361,9 +361,9 @@ def reconfigure(folder, keys, value):
   "keys, value, match",
   [
     (("dtype",), "float64", "dtype='float64' is unknown"),
-    (("actions",), "joystick", "what its buttons are"),
+    (("actions",), "joystick", 'must have "actions"'),
     (("sampling",), {"refinements": 0}, "must be at least 1"),
-    (("sampling",), {"temperature": "hot"}, "a value of another type"),
+    (("sampling",), {"temperature": "hot"}, "a value of the wrong type"),
     (("slide",), {"mode": "sideways"}, "slide.mode is 'sideways'"),
     (("parts", "dynamics"), [], "not a group of fields"),
     (("parts", "dynamics", "world", "width"), 10**9, "out of range"),
@@ -381,7 +381,7 @@ def reconfigure(folder, keys, value):
     (("parts", "dynamics", "model", "transformer"), None, "out of range"),
   ],
 )
-def test_foreign_configs_are_refused(folder, keys, value, match):
+def test_invalid_configs_are_refused(folder, keys, value, match):
   reconfigure(folder, keys, value)
   one_line(folder, match)
 
@@ -476,7 +476,7 @@ def test_the_command_line_refuses_a_broken_world_with_code_2(folder):
     cwd=pathlib.Path(genie_jax.__file__).parents[1],
   )
   assert done.returncode == 2 and done.stderr.count("\n") == 1
-  assert "is no part of a world" in done.stderr
+  assert "is not part of a world" in done.stderr
 
 
 def test_every_parameter_has_axes_that_a_mesh_can_use(parts):

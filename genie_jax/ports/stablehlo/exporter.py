@@ -1,9 +1,10 @@
-"""A world's models as StableHLO programs, written by `jax.export`.
+"""Writes a world's models as StableHLO programs with `jax.export`.
 
-Four programs: encode, decode, reset and step. Weights are their first input,
-as {tensor's name: float32 array}, so that one program serves every precision
-of the world's tensors and stays small. The first axis of every other input is
-the batch, of any size. `programs` runs them, without the package's models.
+There are four programs: encode, decode, reset and step. Their first input is
+the weights, as {tensor name: float32 array}, so programs are small and do not
+depend on the dtype in which the world stores its tensors. The first axis of
+every other input is the batch, of any size. `runtime` runs the programs without
+the package's models.
 
 Shapes:
   B  players                    W  frames in the window
@@ -27,7 +28,8 @@ from genie_jax.sampling import player, prepare, samplers, slide
 from genie_jax.weights import param_tree
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-# Jax.random's default; named, as a key's bits mean nothing without it.
+# The default of jax.random. It is stored, because a key's bits can be used only
+# with their implementation.
 _KEYS = "threefry2x32"
 
 
@@ -37,16 +39,19 @@ def write(
   sampling: samplers.FrameSampler,
   slide: slide.Slide,
 ) -> None:
-  """Writes the programs and programs.json; no weights are read.
+  """Writes the programs and programs.json, without reading weights.
 
   Args:
-    folder: Made when missing.
+    folder: The folder to write; created if missing.
     parts: "tokenizer" and "dynamics"; others are ignored.
-    sampling: How frames are drawn; fixed in the programs.
-    slide: What happens when the window is full; fixed as well.
+    sampling: The frame sampler, compiled into the programs.
+    slide: How a full window makes room, compiled into the programs.
+
+  Raises:
+    UserError: flatbuffers is not installed.
   """
   try:
-    import flatbuffers  # noqa: F401  What `serialize` needs, of no use alone.
+    import flatbuffers  # noqa: F401  Needed by `serialize`.
   except ImportError as error:
     raise errors.UserError(
       "Programs need a package that is not installed; `pip install "
@@ -109,7 +114,7 @@ def write(
 
 
 class _State:
-  """How a player's state is taken apart: leaves, and how to join them."""
+  """Shapes of the leaves of a player's state, and its tree structure."""
 
   def __init__(self, like: player.State):
     self.leaves, self.structure = jax.tree.flatten(_plain(like))
@@ -159,12 +164,12 @@ def _weights(
 def _exported(
   function: Callable[..., Any], weights: Any, inputs: list[Any]
 ) -> bytes:
-  """Returns a program over any number of rows of `inputs`.
+  """Returns a serialized program with a symbolic batch size.
 
   Args:
-    function: Takes weights and inputs, each with a first axis [B].
+    function: Takes weights, and inputs with a first axis [B].
     weights: Shapes of the weights.
-    inputs: Shapes of one row.
+    inputs: Shapes of the inputs without the batch axis.
   """
   (batch,) = export.symbolic_shape("batch")
   rows = jax.tree.map(
@@ -178,7 +183,7 @@ def _exported(
 
 
 def _rows(function: Callable[..., Any]) -> Callable[..., Any]:
-  """Returns a function of one row as a function of many."""
+  """Maps a function over the first axis of all inputs except the weights."""
   return lambda weights, *inputs: jax.vmap(
     functools.partial(function, weights)
   )(*inputs)
@@ -216,7 +221,8 @@ def _start(models, weights, tokens, key):
 
 
 def _step(models, sampling, structure, weights, leaves, actions):
-  # Not mapped over single players, which would pay for a slide in every frame.
+  # Not mapped over players: `vmap` turns a `cond` into a `select`, so the slide
+  # would be computed in every frame.
   state = jax.tree.unflatten(structure, leaves)
   state = state.replace(key=jax.random.wrap_key_data(state.key, impl=_KEYS))
   state, frames = player.step_stacked(
@@ -226,7 +232,7 @@ def _step(models, sampling, structure, weights, leaves, actions):
 
 
 def _plain(state: player.State) -> player.State:
-  """Returns a state whose key is its two numbers, which any program takes."""
+  """Returns a state with the key's data, uint32 [2], instead of a typed key."""
   if jnp.issubdtype(state.key.dtype, jax.dtypes.prng_key):
     return dataclasses.replace(state, key=jax.random.key_data(state.key))
   return state

@@ -1,11 +1,11 @@
-"""Runs the StableHLO programs of a world: JAX is needed, its models are not.
+"""Runs the StableHLO programs of a world with JAX, without the models' code.
 
-    world = programs.load("world")
+    world = runtime.load("world")
     state = world.reset(world.encode(pictures[:, None])[:, 0], seeds=[0, 1])
     state, frames = world.step(state, actions=[3, 2])
 
 Shapes:
-  B  players      W  frames that a program takes at once
+  B  players      W  maximum frames per clip
 """
 
 import dataclasses
@@ -34,8 +34,8 @@ class Programs:
   Attributes:
     window: W.
     frame_shape: (H, W, C).
-    grid: (h, w) of a frame's tokens.
-    num_actions: Buttons.
+    grid: (h, w), token grid of a frame.
+    num_actions: Number of actions.
     manifest: The world's manifest.json.
   """
 
@@ -50,12 +50,15 @@ class Programs:
   def encode(self, frames: np.ndarray) -> np.ndarray:
     """Returns tokens, int32 [B, T, h, w], of uint8 frames [B, T, H, W, C].
 
-    T is at most W.
+    T is at most `window`.
     """
     return self._padded("encode", np.asarray(frames, np.uint8))
 
   def decode(self, tokens: np.ndarray) -> np.ndarray:
-    """Returns uint8 frames [B, T, H, W, C] of tokens [B, T, h, w], T <= W."""
+    """Returns uint8 frames [B, T, H, W, C] of tokens [B, T, h, w].
+
+    T is at most `window`.
+    """
     return self._padded("decode", np.asarray(tokens, np.int32))
 
   def reset(self, tokens: np.ndarray, seeds: Sequence[int]) -> list[jax.Array]:
@@ -63,11 +66,11 @@ class Programs:
 
     Args:
       tokens: int32 [B, h, w].
-      seeds: One number a player; the frames are those of a `World` that was
-        reset with it.
+      seeds: One seed per player; a `World` that is reset with the same seed
+        draws the same frames.
 
     Returns:
-      The players' state, to be given to `step`.
+      The players' state for `step`.
     """
     key = lambda seed: jax.random.fold_in(
       jax.random.key(seed, impl="threefry2x32"), 0
@@ -81,11 +84,11 @@ class Programs:
     """Presses a button of each player.
 
     Args:
-      state: From `reset` or `step`; it stays as it is.
-      actions: B buttons.
+      state: From `reset` or `step`; it is not changed.
+      actions: B actions in [0, num_actions).
 
     Returns:
-      The players after it, and their frames, uint8 [B, H, W, C].
+      The players' next state, and their frames, uint8 [B, H, W, C].
 
     Raises:
       UserError: An action is out of range.
@@ -100,7 +103,10 @@ class Programs:
     return state, np.asarray(frames)
 
   def _padded(self, name: str, clips: np.ndarray) -> np.ndarray:
-    """Runs a program on clips of up to W frames; later frames change none."""
+    """Runs a program on clips of up to W frames, padded at the end.
+
+    The models are causal in time, so padding does not change earlier frames.
+    """
     count = clips.shape[1]
     if not 1 <= count <= self.window:
       raise errors.UserError(
@@ -116,17 +122,17 @@ class Programs:
 
 
 def load(folder: files.PathLike) -> Programs:
-  """Loads the programs of a world, and its weights for them.
+  """Loads the programs and the weights of a world.
 
   Raises:
-    UserError: It is no world, it is damaged, or it was exported without
-      --stablehlo.
+    UserError: The folder is not a world, is damaged, was exported without
+      --stablehlo, or has programs that this JAX cannot read.
   """
   folder = pathlib.Path(folder)
   manifest = world_manifest.read_manifest(folder)
   if f"{FOLDER}/{LIST}" not in manifest["files"]:
     raise errors.UserError(
-      f"{folder} holds no programs; export it with --stablehlo."
+      f"{folder} has no programs; export it with --stablehlo."
     )
   world_manifest.check_files(folder, manifest)
   listed = files.read_json(folder / FOLDER / LIST)
@@ -164,7 +170,7 @@ def load(folder: files.PathLike) -> Programs:
 
 
 def _weights(folder: pathlib.Path) -> dict[str, jax.Array]:
-  """Returns all parameters as float32, one after the other."""
+  """Returns all parameters as float32, converted one by one."""
   stored, found = tensor_files.read(folder), {}
   for name, tensor in stored.items():
     base, dot, kind = name.rpartition(".")

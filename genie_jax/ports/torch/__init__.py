@@ -19,7 +19,7 @@ __all__ = ["World", "load_world"]
 def __getattr__(name: str) -> Any:
   if name not in __all__:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-  # Late: PyTorch takes seconds, and is an extra.
+  # Imported late: PyTorch is an extra, and takes seconds to import.
   try:
     from genie_jax.ports.torch import world
   except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""The models' layers in PyTorch, for inference, on the same weights.
+"""The models' layers in PyTorch, for inference with the same weights.
 
 Shapes:
   B  clips in the batch         N  tokens in one frame (h * w)
@@ -20,14 +20,14 @@ ROTARY_BASE = 100.0
 
 
 class Tree(nn.Module):
-  """Parameters under the names that they have in a world's files.
+  """A module tree whose parameters have their names in a world's files.
 
   The tensor "stack/norm/scale" of a file is the parameter "stack.norm.scale",
-  also reached as `tree["stack"]["norm"]["scale"]`.
+  and `tree["stack"]["norm"]["scale"]`.
   """
 
   def __init__(self, tensors: Mapping[str, Any]):
-    """Registers tensors, which are not copied.
+    """Registers tensors as parameters, without copying them.
 
     Args:
       tensors: Nested dict of tensors.
@@ -37,7 +37,7 @@ class Tree(nn.Module):
       if isinstance(value, Mapping):
         self.add_module(name, Tree(value))
       else:
-        # For inference; `requires_grad_()` makes them trainable.
+        # Not trainable by default; call `requires_grad_()` to train them.
         self.register_parameter(name, nn.Parameter(value, requires_grad=False))
 
   def __getitem__(self, name: str) -> Any:
@@ -47,7 +47,7 @@ class Tree(nn.Module):
     return name in self._parameters or name in self._modules
 
   def unbound(self) -> list[dict[str, Any]]:
-    """Returns for each index of all parameters' first axis a nested dict."""
+    """Splits all parameters along their first axis, into nested dicts."""
     values = {
       **{name: value.unbind() for name, value in self._parameters.items()},
       **{name: value.unbound() for name, value in self._modules.items()},
@@ -64,12 +64,12 @@ Params = Tree | Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Cache:
-  """Keys and values of the frames that attention in time has seen.
+  """Keys and values of earlier frames for attention in time.
 
   Attributes:
     key: [Y, B, slots, N, H, K]; frame t of the window is in slot t.
     value: [Y, B, slots, N, H, K].
-    length: Tc, how many slots hold a finished frame.
+    length: Tc, number of slots with a finished frame.
   """
 
   key: torch.Tensor
@@ -77,21 +77,22 @@ class Cache:
   length: int
 
   def with_room(self, frames: int) -> "Cache":
-    """Returns a copy with free slots for so many more frames."""
+    """Returns a copy with free slots for `frames` more frames."""
     return Cache(
-      _longer(self.key[:, :, : self.length], frames),
-      _longer(self.value[:, :, : self.length], frames),
+      _with_slots(self.key[:, :, : self.length], frames),
+      _with_slots(self.value[:, :, : self.length], frames),
       self.length,
     )
 
 
-def _longer(x: torch.Tensor, slots: int) -> torch.Tensor:
+def _with_slots(x: torch.Tensor, slots: int) -> torch.Tensor:
+  """Appends uninitialized slots to the frame axis."""
   free = x.new_empty(*x.shape[:2], slots, *x.shape[3:])
   return torch.cat([x, free], 2)
 
 
 def grid(height: int, width: int, patch: int) -> tuple[int, int]:
-  """Returns (h, w), the patches that cover a frame."""
+  """Returns (h, w), the grid of patches that covers a frame."""
   return -(-height // patch), -(-width // patch)
 
 
@@ -99,7 +100,7 @@ def patchify(frames: torch.Tensor, patch: int) -> torch.Tensor:
   """Cuts frames [B, T, H, W, C] into patches [B, T, h * w, P]."""
   b, t, height, width, c = frames.shape
   h, w = grid(height, width, patch)
-  # The last row and column are repeated where patches stand over.
+  # Frames are padded with copies of their last row and column.
   rows = torch.arange(h * patch, device=frames.device).clamp(max=height - 1)
   columns = torch.arange(w * patch, device=frames.device).clamp(max=width - 1)
   x = frames[:, :, rows][:, :, :, columns]
@@ -118,7 +119,7 @@ def unpatchify(
 
 
 def shrink(frames: torch.Tensor, factor: int) -> torch.Tensor:
-  """Averages squares of factor x factor pixels of [B, T, H, W, C]."""
+  """Averages squares of factor x factor pixels of frames [B, T, H, W, C]."""
   b, t, height, width, c = frames.shape
   return frames.reshape(
     b, t, height // factor, factor, width // factor, factor, c
@@ -134,7 +135,7 @@ def rms_norm(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 
 def project(x: torch.Tensor, params: Params) -> torch.Tensor:
-  """Maps x [..., D] by a kernel [D, outputs] and perhaps a bias."""
+  """Applies a linear layer, kernel [D, outputs] and optional bias, to x."""
   y = x @ params["kernel"].to(x.dtype)
   return y + params["bias"].to(x.dtype) if "bias" in params else y
 
@@ -142,7 +143,7 @@ def project(x: torch.Tensor, params: Params) -> torch.Tensor:
 def rotation(
   positions: torch.Tensor, head_dim: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-  """Returns what `rotate` needs for frames at positions [T].
+  """Returns the rotary tables of `rotate` for frames at positions [T].
 
   Returns:
     Cosines and signed sines, float32 [T, 1, 1, 1, K].
@@ -157,10 +158,18 @@ def rotation(
 
 
 def rotate(
-  x: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]
+  x: torch.Tensor, tables: tuple[torch.Tensor, torch.Tensor]
 ) -> torch.Tensor:
-  """Turns pairs of channels (i, i + K / 2) of [B, T, N, 2, H, K]."""
-  cos, sin = turn
+  """Applies rotary embeddings to channels (i, i + K / 2).
+
+  Args:
+    x: [B, T, N, 2, H, K], queries and keys.
+    tables: From `rotation`.
+
+  Returns:
+    [B, T, N, 2, H, K], same dtype as x.
+  """
+  cos, sin = tables
   wide = x.float()
   swapped = wide.roll(wide.shape[-1] // 2, -1)
   return torch.addcmul(wide * cos, swapped, sin).to(x.dtype)
@@ -169,11 +178,11 @@ def rotate(
 def query_key_value(
   x: torch.Tensor, params: Params, shape: tuple[int, ...]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-  """Projects tokens for an attention.
+  """Computes queries, keys and values of an attention layer.
 
   Args:
     x: [B * T * N, D].
-    params: Of the attention.
+    params: Parameters of the attention layer.
     shape: (B, T, N).
 
   Returns:
@@ -189,7 +198,7 @@ def query_key_value(
 
 
 def attend_space(both: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-  """Lets the tokens of each frame see one another.
+  """Attends over all tokens of a frame.
 
   Args:
     both: [B, T, N, 2, H, K], queries and keys.
@@ -209,15 +218,16 @@ def attend_time(
   query: torch.Tensor,
   key: torch.Tensor,
   value: torch.Tensor,
-  seen: torch.Tensor | None,
+  attention_mask: torch.Tensor | None,
 ) -> torch.Tensor:
-  """Lets each place see itself in other frames.
+  """Attends over frames, separately at each place.
 
   Args:
     query: [B, T, N, H, K].
     key: [B, Tk, N, H, K].
     value: [B, Tk, N, H, K].
-    seen: bool [T, Tk]; all when None.
+    attention_mask: bool [T, Tk], True where attention is allowed; None for
+      everywhere.
 
   Returns:
     [B, T, N, H, K].
@@ -226,7 +236,7 @@ def attend_time(
     *(
       part.permute(0, 2, 3, 1, 4).flatten(0, 1) for part in (query, key, value)
     ),
-    attn_mask=seen,
+    attn_mask=attention_mask,
   )
   b, _, n = query.shape[:3]
   return mixed.unflatten(0, (b, n)).permute(0, 3, 1, 2, 4)
@@ -244,13 +254,14 @@ def transformer(
 
   Args:
     x: [B, T, N, D].
-    params: Of the stack; each of its layers' tensors has a first axis [Y].
-    fields: Of the stack, from config.json.
-    cache: The frames before x. The keys and values of x are written into the T
-      slots after them. When left out there are none before, and those of x are
-      not kept.
-    newest: How many of the last frames are wanted; all when left out. The
-      last layer computes no others.
+    params: Parameters of the stack; the tensors of its layers have a first
+      axis [Y].
+    fields: The stack's fields in config.json.
+    cache: Cache of the frames before x. The keys and values of x are written
+      to the T slots after them. None if x begins at the first frame; its keys
+      and values are then not stored.
+    newest: Number of last frames to return; None for all. The last layer does
+      not compute the others.
 
   Returns:
     [B, newest, N, D].
@@ -259,8 +270,10 @@ def transformer(
   newest = t if newest is None else newest
   past = cache.length if cache is not None else 0
   positions = torch.arange(past + t, device=x.device)
-  turn = rotation(positions[past:], fields["head_dim"])
-  seen = _seen(positions[past:], positions, fields.get("window", 0))
+  tables = rotation(positions[past:], fields["head_dim"])
+  attention_mask = _causal_mask(
+    positions[past:], positions, fields.get("window", 0)
+  )
   x = x.reshape(-1, width)
   layers = params["layers"].unbound()
   for number, layer in enumerate(layers):
@@ -274,20 +287,22 @@ def transformer(
     both, value = query_key_value(
       rms_norm(x, layer["time_norm"]["scale"]), time, (b, t, n)
     )
-    query, key = rotate(both, turn).unbind(-3)
+    query, key = rotate(both, tables).unbind(-3)
     if cache is not None:
       keys, values = cache.key[number], cache.value[number]
       keys[:, past : past + t], values[:, past : past + t] = key, value
       key, value = keys[:, : past + t], values[:, : past + t]
     if number == len(layers) - 1 and newest < t:
       query = query[:, t - newest :]
-      seen = seen[t - newest :] if seen is not None else None
+      if attention_mask is not None:
+        attention_mask = attention_mask[t - newest :]
       x = x.view(b, t, n, width)[:, t - newest :].reshape(-1, width)
       if not newest:
         break
-    x = _add_projected(x, attend_time(query, key, value, seen), time["out"])
+    mixed = attend_time(query, key, value, attention_mask)
+    x = _add_projected(x, mixed, time["out"])
     hidden = rms_norm(x, layer["mlp_norm"]["scale"]) @ layer["mlp_in"]["kernel"]
-    # The hyperbolic approximation, as in `jax.nn.gelu`.
+    # The tanh approximation, as in `jax.nn.gelu`.
     hidden = functional.gelu(hidden, approximate="tanh")
     x = _add_projected(x, hidden, layer["mlp_out"])
   if fields.get("final_norm", True):
@@ -298,31 +313,37 @@ def transformer(
 def _add_projected(
   x: torch.Tensor, mixed: torch.Tensor, params: Params
 ) -> torch.Tensor:
-  """Returns x [M, D] plus a projection of [M, C], or of [B, T, N, H, K]."""
-  kernel = params["kernel"]  # [C, D] or [H, K, D]
+  """Returns x [M, D] plus the projection of `mixed`.
+
+  Args:
+    x: [M, D].
+    mixed: [M, C] or [B, T, N, H, K].
+    params: The kernel, [C, D] or [H, K, D].
+  """
+  kernel = params["kernel"]
   return torch.addmm(
     x, mixed.reshape(len(x), -1), kernel.reshape(-1, kernel.shape[-1])
   )
 
 
-def _seen(
-  positions: torch.Tensor, others: torch.Tensor, window: int
+def _causal_mask(
+  queries: torch.Tensor, keys: torch.Tensor, window: int
 ) -> torch.Tensor | None:
-  """Returns which frames see which, bool [T, Tk]; None if all see all.
+  """Returns the attention mask in time, bool [T, Tk]; None if all are True.
 
   Args:
-    positions: [T], of the frames that see.
-    others: [Tk], of those that are seen.
-    window: Frames seen, the own one included; 0 for all.
+    queries: [T], positions of the frames that attend.
+    keys: [Tk], positions of the frames that are attended to.
+    window: Number of frames to attend to, including the query's own; 0 for all.
   """
-  if len(positions) == 1 and (not window or len(others) <= window):
+  if len(queries) == 1 and (not window or len(keys) <= window):
     return None
-  distance = positions[:, None] - others[None]
-  seen = distance >= 0
-  return seen & (distance < window) if window else seen
+  distance = queries[:, None] - keys[None]
+  mask = distance >= 0
+  return mask & (distance < window) if window else mask
 
 
 def add_position(x: torch.Tensor, params: Params) -> torch.Tensor:
-  """Adds row and column vectors to x: [B, T, h * w, D]."""
+  """Adds the row and column embeddings of each place to x: [B, T, h * w, D]."""
   place = params["row_position"][:, None] + params["column_position"][None]
   return x + place.reshape(-1, x.shape[-1]).to(x.dtype)

@@ -1,4 +1,4 @@
-"""MaskGIT in PyTorch, all randomness given from outside.
+"""MaskGIT in PyTorch, with all randomness as an input.
 
 Shapes:
   N  tokens in one frame (h * w)    R  refinement steps    V  codes
@@ -19,13 +19,13 @@ ORDERS = ("random", "confidence")
 
 @dataclasses.dataclass(frozen=True)
 class Noise:
-  """All that is random in one frame.
+  """The noise of one frame.
 
   Attributes:
-    tokens: float32 [1, N, V], Gumbel noise, the same in every refinement, for
-      order "random"; [R, N, V], fresh in each, for "confidence".
-    order: float32 [1, N], uniform, for order "random"; [R, N], Gumbel noise,
-      for "confidence".
+    tokens: float32 Gumbel noise; for order "random" [1, N, V], used in every
+      refinement, for "confidence" [R, N, V].
+    order: float32; for order "random" [1, N], uniform in [0, 1), for
+      "confidence" [R, N], Gumbel noise.
   """
 
   tokens: torch.Tensor
@@ -34,7 +34,7 @@ class Noise:
 
 @dataclasses.dataclass(frozen=True)
 class MaskGIT:
-  """How frames are drawn; the fields of JAX's `maskgit.MaskGIT`."""
+  """The frame sampler of the paper; fields as in the JAX `maskgit.MaskGIT`."""
 
   refinements: int = 25
   schedule: str = "cosine"
@@ -46,7 +46,7 @@ class MaskGIT:
 
   @classmethod
   def from_config(cls, fields: Mapping[str, Any]) -> "MaskGIT":
-    """Returns the sampler of config.json's `sampling`, checked.
+    """Checks the `sampling` group of config.json and returns its sampler.
 
     Raises:
       UserError: A field is unknown or out of range.
@@ -63,7 +63,7 @@ class MaskGIT:
   def noise(
     self, grid: tuple[int, int], num_codes: int, device: torch.device
   ) -> Noise:
-    """Draws the noise of a frame from torch's generator."""
+    """Draws the noise of a frame from torch's global generator."""
     places = grid[0] * grid[1]
     random = lambda *shape: torch.rand(*shape, device=device)
     gumbel = lambda *shape: (
@@ -80,13 +80,13 @@ class MaskGIT:
     grid: tuple[int, int],
     noise: Noise,
   ) -> torch.Tensor:
-    """Draws one frame, all tokens hidden at first.
+    """Draws one frame; all tokens are hidden at first.
 
     Args:
       score: Takes int64 tokens and bool hidden, both [h, w]; returns logits
         [h, w, V].
       grid: (h, w).
-      noise: What is random.
+      noise: The noise of the frame.
 
     Returns:
       int64 [h, w].
@@ -118,7 +118,7 @@ class MaskGIT:
 
 
 def _likely(logits: torch.Tensor, sampling: MaskGIT) -> torch.Tensor:
-  """Returns logits [..., V] with those that must not be drawn at -inf."""
+  """Sets logits [..., V] excluded by top-k or top-p to -inf."""
   if 0 < sampling.top_k < logits.shape[-1]:
     least = logits.topk(sampling.top_k).values[..., -1:]
     logits = logits.masked_fill(logits < least, -math.inf)

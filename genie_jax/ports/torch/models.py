@@ -10,13 +10,13 @@ from genie_jax.ports.torch import layers, quantizers
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """One model as it is stored.
+  """One model of a world folder.
 
   Attributes:
-    world: The world's fixed facts, from config.json.
-    model: The model's fields, from config.json.
+    world: The group `world` of config.json.
+    model: The group `model` of config.json.
     params: Nested dict of tensors.
-    quantizer: The quantizer's fields, where config.json has them.
+    quantizer: The group `quantizer` of config.json; None if there is none.
   """
 
   world: dict[str, Any]
@@ -26,10 +26,10 @@ class Part:
 
 
 class _Model(layers.Tree):
-  """A model whose parameters have the names of its tensors in the files."""
+  """A model whose parameters have their names in a world's files."""
 
   def __init__(self, part: Part):
-    """Takes a part of a world."""
+    """Builds the model from a part of a world."""
     super().__init__(part.params)
     self.world, self.fields = part.world, part.model
     self.quantizer = part.quantizer
@@ -37,17 +37,17 @@ class _Model(layers.Tree):
 
   @property
   def grid(self) -> tuple[int, int]:
-    """(h, w) of a frame's tokens."""
+    """(h, w), the token grid of a frame."""
     world = self.world
     return layers.grid(world["height"], world["width"], world["token_patch"])
 
   def _embedded(self, patches: torch.Tensor, name: str) -> torch.Tensor:
-    """Maps patches [B, T, N, P] of pixels in [0, 1] to [B, T, N, D]."""
+    """Embeds patches [B, T, N, P] of pixels in [0, 1] as [B, T, N, D]."""
     kernel = self[name]["kernel"]
     return layers.project((2 * patches - 1).to(kernel.dtype), self[name])
 
   def _codes(self, num_codes: int) -> Any:
-    """Returns the quantizer, on the parameters as they are now."""
+    """Returns the quantizer with the current parameters."""
     tensors = self["codes"].named_parameters() if "codes" in self else ()
     return quantizers.build(
       self.quantizer,
@@ -75,11 +75,11 @@ class Tokenizer(_Model):
   def decode(
     self, tokens: torch.Tensor, newest: int | None = None
   ) -> torch.Tensor:
-    """Turns tokens into frames.
+    """Decodes tokens to frames.
 
     Args:
       tokens: int64 [B, T, h, w].
-      newest: How many of the last frames are wanted; all when left out.
+      newest: Number of last frames to decode; None for all.
 
     Returns:
       float32 [B, newest, H, W, C] in [0, 1].
@@ -105,10 +105,10 @@ class Tokenizer(_Model):
 
 
 class Dynamics(_Model):
-  """Scores the tokens of a frame given those before it and the actions."""
+  """Scores the tokens of a frame given earlier frames and actions."""
 
   def __init__(self, part: Part):
-    """Takes the "dynamics" part of a world."""
+    """Builds the model from the "dynamics" part of a world."""
     super().__init__(part)
     self.no_action = part.world["num_latent_actions"]
     self.num_codes = part.world["num_codes"]
@@ -148,9 +148,9 @@ class Dynamics(_Model):
       tokens: int64 [B, T, h, w], usually T = 1.
       incoming: int64 [B, T], the action that leads to each frame.
       hidden: bool [B, T, h, w].
-      cache: Keys and values of the frames before, with room for these.
-      last: int64 [B, h, w], the frame before these; zeros are seen in its
-        place when left out.
+      cache: Keys and values of earlier frames, with free slots for these.
+      last: int64 [B, h, w], the frame before these; None at the first frame
+        of a window, where its embedding is 0.
 
     Returns:
       Logits, float32 [B, T, h, w, V].
@@ -175,7 +175,7 @@ class Dynamics(_Model):
     """Adds finished frames to a cache; arguments as in `score`.
 
     Returns:
-      The cache, in the same memory, or a new one when it was left out.
+      The cache, in the same memory; a new one if `cache` is None.
     """
     b, t = tokens.shape[:2]
     if cache is None:
@@ -192,7 +192,7 @@ class Dynamics(_Model):
     return dataclasses.replace(cache, length=cache.length + t)
 
   def _empty(self, clips: int, slots: int) -> layers.Cache:
-    """Returns a cache of no frames."""
+    """Returns an empty cache."""
     fields = self.fields["transformer"]
     places = self.grid[0] * self.grid[1] + self._prepend
     make = lambda: self["token_embedding"].new_empty(
@@ -212,7 +212,7 @@ class Dynamics(_Model):
     hidden: torch.Tensor,
     last: torch.Tensor | None,
   ) -> torch.Tensor:
-    """Returns what the stack sees, [B, T, N, D], or N + 1 with an action."""
+    """Returns the stack's input, [B, T, N, D] or, with actions, N + 1."""
     table = self["token_embedding"]
     b, t = tokens.shape[:2]
     flat = tokens.reshape(b, t, -1)
@@ -234,7 +234,7 @@ class Dynamics(_Model):
 
 
 class Lam(_Model):
-  """Finds the latent actions that lead through frames."""
+  """The latent action model; only its encoder is needed."""
 
   def encode(self, frames: torch.Tensor) -> torch.Tensor:
     """Returns latent actions, int64 [B, T-1], of [B, T, H, W, C] in [0, 1]."""

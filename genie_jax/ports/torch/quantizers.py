@@ -1,14 +1,14 @@
-"""Quantizers in PyTorch, by the names that a world's config.json gives.
+"""Quantizers in PyTorch, by their names in a world's config.json.
 
-A quantizer here is a class with
+A quantizer is a class with
 
-  TENSORS                              names of its tensors, below PART/codes/
+  TENSORS                              names of its tensors, in PART/codes/
   __init__(fields, tensors, num_codes)
   encode(x) -> int64 [...]             x: float [..., E]
   lookup(codes) -> float32 [..., E]    codes: int64 [...]
 
-`fields` are the group `quantizer` of config.json and, of the group `model`,
-`code_dim` and `unit_norm`. `register` adds one of a user's own.
+`fields` is the group `quantizer` of config.json, and `code_dim` and `unit_norm`
+of the group `model`. `register` adds a quantizer of another package.
 """
 
 from collections.abc import Mapping
@@ -26,14 +26,14 @@ _METHODS = {"encode": "(x) -> codes", "lookup": "(codes) -> vectors"}
 
 
 class Codebook:
-  """A table of vectors, looked up by nearest neighbour."""
+  """Vector quantisation with a table of vectors (nearest neighbour)."""
 
   TENSORS = ("codebook",)
 
   def __init__(
     self, fields: Mapping[str, Any], tensors: Tensors, num_codes: int
   ):
-    """Takes the table from `tensors`."""
+    """Initializes the table from `tensors`."""
     del num_codes
     self._unit_norm = fields["unit_norm"]
     self._table = self._unit(tensors["codebook"])
@@ -61,7 +61,7 @@ class FSQ:
   def __init__(
     self, fields: Mapping[str, Any], tensors: Tensors, num_codes: int
   ):
-    """Takes the levels from `fields`; there are no tensors."""
+    """Initializes the levels from `fields`; there are no tensors."""
     del tensors
     self._levels = levels_lib.check(
       fields.get("levels"), num_codes, "quantizer.levels"
@@ -114,11 +114,10 @@ def of(group: Mapping[str, Any] | None) -> Any:
   """Returns the class of a part's quantizer.
 
   Args:
-    group: The part's `quantizer` in config.json; None where it has none,
-      which means a codebook.
+    group: The part's `quantizer` in config.json; None for a codebook.
 
   Raises:
-    UserError: It is not known here.
+    UserError: It is not registered in PyTorch.
   """
   if group is None:
     return _REGISTRY.get(_DEFAULT, where="quantizer.name")
@@ -134,9 +133,9 @@ def build(
   """Builds a part's quantizer.
 
   Args:
-    group: As `of` takes it.
+    group: As in `of`.
     model: The part's `model` in config.json.
-    tensors: Those below PART/codes/.
+    tensors: The tensors in PART/codes/, by name.
     num_codes: V.
   """
   fields = {

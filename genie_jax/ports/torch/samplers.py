@@ -1,8 +1,7 @@
-"""Frame samplers in PyTorch, by the names that those of JAX have.
+"""Frame samplers in PyTorch, by the names of their JAX counterparts.
 
-A world's config.json names the sampler of its frames; a world that another
-package's sampler draws plays here once that package has registered the
-PyTorch counterpart under the same name.
+A world's config.json names its frame sampler. If the sampler comes from another
+package, that package must register a PyTorch counterpart under the same name.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,11 +20,14 @@ Score = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class FrameSampler(Protocol):
-  """Draws the frames of one player, all randomness given from outside."""
+  """Draws the frames of one player, with all randomness as an input."""
 
   @classmethod
   def from_config(cls, fields: Mapping[str, Any]) -> "FrameSampler":
-    """Returns the sampler of config.json's `sampling` without its `name`.
+    """Returns the sampler of the `sampling` group of config.json.
+
+    Args:
+      fields: The group without its `name`.
 
     Raises:
       UserError: A field is unknown or out of range.
@@ -35,7 +37,7 @@ class FrameSampler(Protocol):
   def noise(
     self, grid: tuple[int, int], num_codes: int, device: torch.device
   ) -> Any:
-    """Draws all that is random in one frame from torch's generator."""
+    """Draws the noise of one frame from torch's global generator."""
     ...
 
   def draw(
@@ -44,9 +46,9 @@ class FrameSampler(Protocol):
     """Returns one frame's tokens, int64 [h, w].
 
     Args:
-      score: Scores a frame of which the tokens that are not hidden are known.
+      score: Scores a frame, given the tokens that are not hidden.
       grid: (h, w).
-      noise: From `noise`, or of the same form.
+      noise: From `noise`, or of the same structure.
     """
     ...
 
@@ -65,7 +67,7 @@ REGISTRY: registry.Registry[type[FrameSampler]] = registry.Registry(
 
 
 def register(name: str, sampler: type[FrameSampler]) -> type[FrameSampler]:
-  """Adds the PyTorch counterpart of a JAX sampler of this name; returns it.
+  """Registers the PyTorch counterpart of a JAX sampler, and returns it.
 
   Raises:
     UserError: The name is taken, or the class lacks a method of
@@ -78,7 +80,7 @@ register(DEFAULT, maskgit.MaskGIT)
 
 
 def make(fields: Mapping[str, Any]) -> FrameSampler:
-  """Returns the sampler of config.json's `sampling`, checked.
+  """Checks the `sampling` group of config.json and returns its sampler.
 
   Raises:
     UserError: The sampler has no counterpart here, or a field is unknown or
@@ -90,8 +92,8 @@ def make(fields: Mapping[str, Any]) -> FrameSampler:
     registry.load_plugins()
   if name not in REGISTRY:
     raise errors.UserError(
-      f"sampling.name={name!r:.60}: this world's frames are drawn by a sampler "
-      "that has no counterpart in PyTorch; register one with "
+      f"sampling.name={name!r:.60}: this frame sampler has no counterpart in "
+      "PyTorch; register one with "
       f"{REGISTRY.where} under this name, or play the world in JAX."
     )
   return REGISTRY.get(name, where="sampling.name").from_config(fields)

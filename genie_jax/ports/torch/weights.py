@@ -1,4 +1,4 @@
-"""A world's tensors for PyTorch: named, checked, joined and in float32."""
+"""Reads and checks a world's tensors, and converts them to float32."""
 
 import pathlib
 from collections.abc import Mapping
@@ -36,11 +36,11 @@ def read(
   Args:
     folder: A world whose files were checked.
     config: Its config.json.
-    device: Where the tensors go, one after the other.
+    device: The device of the tensors, which are copied one by one.
 
   Raises:
-    UserError: Tensors are missing or unknown, or the config is of another
-      version or program.
+    UserError: Tensors are missing or unknown, or the config has another
+      version or does not describe a world.
   """
   try:
     if config["format_version"] != FORMAT_VERSION:
@@ -63,7 +63,7 @@ def read(
   for name in ("tokenizer", "dynamics"):
     if name not in parts:
       raise errors.UserError(
-        f"{folder} holds no {name}, which a world needs; export it again."
+        f"{folder} has no {name}, which a world needs; export it again."
       )
   stored = tensor_files.read(folder, framework="pt")
   found = {}
@@ -72,7 +72,7 @@ def read(
     if not dot:
       found[name] = _joined(tensor).to(device, torch.float32)
     elif kind == "values" and f"{base}.scales" in stored:
-      # One after the other, so that both never lie side by side in float.
+      # In place, so that only one float copy is in memory.
       scales = _joined(stored[f"{base}.scales"]).to(device)
       found[base] = _joined(tensor).to(device, torch.float32) * scales
     elif kind != "scales" or f"{base}.values" not in stored:
@@ -96,14 +96,14 @@ def expected(
   Args:
     name: tokenizer, lam or dynamics.
     model: Its fields in config.json.
-    quantizer: Its quantizer's fields there, if it has any.
+    quantizer: The fields of its quantizer in config.json, if there are any.
 
   Raises:
-    UserError: There is no such model or quantizer in PyTorch.
+    UserError: The model or quantizer is not implemented in PyTorch.
   """
   if model.get("name", name) != name:
     raise errors.UserError(
-      f"The {name} is the model {model['name']!r}, which is not written in "
+      f"The {name} is the model {model['name']!r}, which is not implemented in "
       "PyTorch; play the world with genie_jax.load_world."
     )
 
@@ -141,7 +141,7 @@ def expected(
     )
   if name != "tokenizer":
     raise errors.UserError(
-      f"{name!r} is no part of a world; parts are tokenizer, lam and dynamics."
+      f"{name!r} is not part of a world; parts are tokenizer, lam and dynamics."
     )
   return shared | both("embed", "from_code")
 

@@ -1,4 +1,4 @@
-"""Worlds in PyTorch: the same folder, the same frames, no JAX.
+"""Plays worlds in PyTorch, without JAX.
 
     from genie_jax.ports import torch as genie_torch
     world = genie_torch.load_world("world").to("cuda", torch.bfloat16)
@@ -6,11 +6,12 @@
     state, frame = world.step(state, action=3)
 
 Needs torch, numpy and safetensors (`pip install genie_jax[torch]`). Given the
-same tokens its float32 logits are those of JAX to within 1e-4 of their size;
-its random numbers are its own unless noise is given.
+same tokens, its float32 logits differ from those of JAX by at most 1e-4 of the
+largest logit. Its random numbers differ from those of JAX; `step` can be given
+noise instead.
 
 Shapes:
-  P  prompt frames      M  frames kept      W  frames in the window
+  P  prompt frames      M  frames of history      A  actions
 """
 
 import dataclasses
@@ -28,15 +29,15 @@ from genie_jax.worlds import shipped, world_manifest
 
 @dataclasses.dataclass(frozen=True)
 class State:
-  """One player between two frames; never changed in place.
+  """The state of one player, which is never changed in place.
 
   Attributes:
     tokens: int64 [M, h, w], the last frames, newest last.
     incoming: int64 [M], the action that led to each of them.
-    cache: Keys and values of the frames in the window, the newest included;
-      None where the window is full, as the next step computes them again.
-    position: Place of the newest frame in the window.
-    decoded: How many of the last frames the decoder sees.
+    cache: Keys and values of the frames in the window, including the newest;
+      None if the window is full, because the next step recomputes them.
+    position: Index of the newest frame in the window.
+    decoded: Number of last frames that the decoder attends to.
     frame: uint8 [H, W, C], the newest frame.
   """
 
@@ -51,19 +52,22 @@ class State:
 class World(torch.nn.Module):
   """A playable world.
 
-  A parameter has the name of its tensor in the world's files, with dots for
-  slashes: "dynamics.stack.layers.mlp_in.kernel". `.to()` moves it to another
-  device or dtype; a state belongs to the device and dtype it was made with.
+  A parameter has the name of its tensor in the world's files, with dots instead
+  of slashes, for example "dynamics.stack.layers.mlp_in.kernel". `.to()` moves
+  the world to another device or dtype; a state can be used only with the device
+  and dtype that it was created with.
 
   Attributes:
     tokenizer: Its tokenizer.
     dynamics: Its dynamics model.
     lam: Its latent action model, or None.
-    sampling: How frames are drawn.
-    drop: Frames that a full window drops at once.
+    sampling: The frame sampler.
+    drop: Number of frames that a full window drops at once.
     manifest: The whole manifest.json.
     name: Its name.
-    prompts: Paths of pictures to start from.
+    prompts: Paths of images to start from.
+    num_actions: A.
+    frame_shape: (H, W, C).
   """
 
   def __init__(
@@ -74,7 +78,7 @@ class World(torch.nn.Module):
     manifest: Mapping[str, Any],
     prompts: tuple[pathlib.Path, ...] = (),
   ):
-    """Puts models together; see `load_world`."""
+    """Builds the world; see `load_world`."""
     super().__init__()
     self.tokenizer = models.Tokenizer(parts["tokenizer"])
     self.dynamics = models.Dynamics(parts["dynamics"])
@@ -88,13 +92,13 @@ class World(torch.nn.Module):
 
   @property
   def device(self) -> torch.device:
-    """Where the parameters are."""
+    """The device of the parameters."""
     return self.dynamics["token_embedding"].device
 
   def forward(
     self, state: State, action: int, noise: Any = None
   ) -> tuple[State, np.ndarray]:
-    """Does what `step` does."""
+    """Same as `step`."""
     return self.step(state, action, noise)
 
   @torch.no_grad()
@@ -102,7 +106,8 @@ class World(torch.nn.Module):
     """Starts a player from uint8 [H, W, C] or [P, H, W, C].
 
     Raises:
-      UserError: Frames of another shape, or several without a LAM.
+      UserError: The frames have another shape or dtype, or there are several
+        and the world has no LAM.
     """
     frames = np.asarray(frames)
     frames = frames[None] if frames.ndim == 3 else frames
@@ -117,7 +122,7 @@ class World(torch.nn.Module):
       )
     if len(frames) > 1 and self.lam is None:
       raise errors.UserError(
-        "This world holds no latent action model, which a prompt of several "
+        "This world has no latent action model, which a prompt of several "
         "frames needs; give one frame."
       )
     seen = (
@@ -159,13 +164,13 @@ class World(torch.nn.Module):
     """Draws the frame that an action leads to.
 
     Args:
-      state: The player, which stays as it is.
+      state: The player; it is not changed.
       action: In [0, A).
-      noise: What is random, as the sampler's `noise` gives it; drawn from
-        torch's generator when left out.
+      noise: Noise of the structure that the sampler's `noise` returns; None to
+        draw it from torch's global generator.
 
     Returns:
-      The player after it, and the frame, uint8 [H, W, C].
+      The next state, and the frame, uint8 [H, W, C].
 
     Raises:
       UserError: The action is out of range.
@@ -182,7 +187,7 @@ class World(torch.nn.Module):
       incoming[0] = self.dynamics.no_action
       cache, position = self._cache_of(state.tokens[-kept:], incoming), kept - 1
     position += 1
-    cache = cache.with_room(1)  # A copy: the state stays as it is.
+    cache = cache.with_room(1)  # A copy: the state must not change.
     incoming = torch.full((1, 1), int(action), device=self.device)
     last = state.tokens[-1:]
     if noise is None:
@@ -197,7 +202,7 @@ class World(torch.nn.Module):
       noise,
     )[None]
     if position == self.dynamics.window - 1:
-      cache = None  # The next step drops frames and computes it again.
+      cache = None  # The next step drops frames and recomputes it.
     else:
       cache = self.dynamics.remember(tokens[None], incoming, cache, last)
     window = self.tokenizer.window
@@ -233,24 +238,23 @@ def load_world(
   dtype: torch.dtype = torch.float32,
   slide: str | None = None,
 ) -> World:
-  """Loads a world folder, checked as strictly as JAX's loader does.
+  """Loads a world folder, with the same checks as the JAX loader.
 
   Args:
     folder: A folder that `genie export` wrote, or the name of a world that
-      ships (see `genie_jax.worlds`).
-    device: Where the weights go.
-    dtype: Of the weights and their products.
-    slide: "exact", the only one that there is here, for worlds that ask for
-      another; the world's when left out.
+      ships with genie_jax (see `genie_jax.worlds`).
+    device: The device of the weights.
+    dtype: The dtype of weights and activations.
+    slide: "exact", the only mode in PyTorch, to override the world's mode;
+      None for the world's mode.
 
   Raises:
-    UserError: It is no world, it is damaged, or it asks for what this loader
-      does not do (slides other than "exact", or a frame sampler without a
-      counterpart in PyTorch).
+    UserError: The folder is not a world, is damaged, or needs a slide mode or
+      a frame sampler that PyTorch does not have.
   """
   if slide not in (None, "exact"):
     raise errors.UserError(
-      f"slide is {slide!r}; only 'exact' is there in PyTorch."
+      f"slide is {slide!r}; only 'exact' is available in PyTorch."
     )
   folder = shipped.find(folder)
   manifest = world_manifest.read_manifest(folder)
@@ -260,8 +264,8 @@ def load_world(
   stated = {"mode": "exact", "drop": 1, **config.get("slide", {})}
   if stated["mode"] != "exact" and slide is None:
     raise errors.UserError(
-      f"{folder} slides in mode {stated['mode']!r}, which only the JAX "
-      'player does; load it with slide="exact", or play it in JAX.'
+      f"{folder} slides in mode {stated['mode']!r}, which only JAX supports; "
+      'load it with slide="exact", or play it in JAX.'
     )
   parts = {
     name: models.Part(
