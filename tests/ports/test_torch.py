@@ -137,7 +137,7 @@ def test_fsq_codes_equal_those_of_jax(tmp_path):
   )
   assert len(np.unique(ours.encode(frames))) > 3
   # Levels that do not fit raise a one-line error.
-  group = dict(theirs.tokenizer._part.quantizer, levels=[3, 5])
+  group = dict(theirs.tokenizer.quantizer, levels=[3, 5])
   with pytest.raises(errors.UserError, match=r"multiplies to 15.*13 codes"):
     quantizers.build(group, theirs.tokenizer.fields, {}, 13)
 

@@ -116,7 +116,7 @@ def run(*arguments):
     cwd=ROOT,
     env={
       **os.environ,
-      "PYTHONPATH": f"{ROOT}:{ROOT}/tests/infer",
+      "PYTHONPATH": str(ROOT),
       "XLA_FLAGS": "",
       "JAX_PLATFORMS": "cpu",
     },
