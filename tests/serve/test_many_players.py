@@ -203,7 +203,7 @@ def test_a_flood_of_messages_is_dropped_and_then_cut_off(host):
         player.take()
     assert closed.value.rcvd.code == 1008
     assert any(
-      "messages a second" in text.get("error", "") for text in player.texts
+      "messages per second" in text.get("error", "") for text in player.texts
     )
   with Player(host) as other:
     other.start()

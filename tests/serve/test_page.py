@@ -232,7 +232,7 @@ def test_a_film_that_a_lost_connection_took_can_be_asked_for_again(
   sync_api.expect(save).to_be_enabled()
   sync_api.expect(save).to_have_text("Save")
   sync_api.expect(page.page.locator("#notice")).to_contain_text(
-    "save the film again"
+    "save the video again"
   )
   held.set()  # Comes to nobody.
   while session.filming:
@@ -258,7 +258,7 @@ def test_a_run_ends_with_a_notice_and_goes_on_from_an_earlier_frame(
     opened.page.keyboard.up("0")
     opened.at(6)
     notice = opened.page.locator("#notice")
-    sync_api.expect(notice).to_contain_text("6 frames, the most")
+    sync_api.expect(notice).to_contain_text("6 frames, the maximum")
     errors = [
       text
       for text in opened.messages

@@ -89,13 +89,13 @@ def test_mistakes_are_one_line(capsys, tmp_path, world):
     taken.bind(("127.0.0.1", 0))
     taken.listen()
     port = taken.getsockname()[1]
-    assert f"{port} is taken" in refused(
+    assert f"{port} is in use" in refused(
       capsys, "--world", world, "--port", port
     )
   assert "--host no.such.host.invalid" in refused(
     capsys, "--world", world, "--host", "no.such.host.invalid"
   )
-  assert "not of this machine" in refused(
+  assert "not an address of this machine" in refused(
     capsys, "--world", world, "--host", "192.0.2.1", "--port", 0
   )
   for flags in (

@@ -144,8 +144,8 @@ def test_a_foreign_page_reaches_neither_socket_nor_uploads(host):
     ('{"type": "act", "action": 4, "seq": 1}', "out of range"),
     ('{"type": "act", "action": 0, "seq": 1, "sqe": 2}', "did you mean 'seq'"),
     ('{"type": "act", "action": ' + "9" * 5000 + ', "seq": 1}', ""),
-    ('{"type": "start"}', "one of both"),
-    ('{"type": "start", "prompt": 0, "picture": "x"}', "one of both"),
+    ('{"type": "start"}', "either a prompt"),
+    ('{"type": "start", "prompt": 0, "picture": "x"}', "either a prompt"),
     ('{"type": "start", "prompt": 3}', "no prompt 3"),
     ('{"type": "start", "picture": "../x"}', "no such picture"),
     ('{"type": "start", "prompt": 0, "actions": [0, 4]}', "out of range"),
@@ -156,7 +156,7 @@ def test_a_foreign_page_reaches_neither_socket_nor_uploads(host):
     ('{"type": "compare", "frame": 0, "frames": 33}', "whole number"),
     ('{"type": "record", "format": "avi", "last": 0}', "gif, mp4"),
     ('{"type": "record", "format": "gif", "first": 1, "last": 0}', "kept"),
-    ('{"type": "hello", "version": 1}', "hello already"),
+    ('{"type": "hello", "version": 1}', "already sent a hello"),
   ],
 )
 def test_a_malformed_message_gets_a_reason_and_play_goes_on(host, text, reason):
@@ -171,13 +171,13 @@ def test_a_malformed_message_gets_a_reason_and_play_goes_on(host, text, reason):
 def test_binary_messages_and_other_versions_get_a_reason(host):
   with Player(host, hello=False) as player:
     player.send(type="start", prompt=0)
-    assert "first message is a hello" in player.until("error")["error"]
+    assert "first message must be a hello" in player.until("error")["error"]
     player.send(type="hello", version=2)
     assert "speaks version 1" in player.until("error")["error"]
     player.send(type="hello", version=1)
     player.until("welcome")
     player.socket.send(b"\x00\xff")
-    assert "are texts" in player.until("error")["error"]
+    assert "must be text" in player.until("error")["error"]
 
 
 def mutated(choose):
@@ -259,7 +259,7 @@ def flood(host, seed, count):
 @pytest.fixture()
 def patient(monkeypatch):
   """No limit on messages a second, which would hide what they do."""
-  monkeypatch.setattr(security.Bucket, "take", lambda self, now: True)
+  monkeypatch.setattr(security.TokenBucket, "take", lambda self, now: True)
 
 
 def test_two_thousand_strange_messages_disturb_no_other_game(patient, host):

@@ -140,7 +140,7 @@ def test_forty_thousand_damaged_pictures_are_read_or_refused():
 @pytest.fixture()
 def patient(monkeypatch):
   """No limit on uploads a second, which would hide what they do."""
-  monkeypatch.setattr(security.Bucket, "take", lambda self, now: True)
+  monkeypatch.setattr(security.TokenBucket, "take", lambda self, now: True)
 
 
 def upload_damaged(host, seed, count, done):
@@ -259,7 +259,7 @@ def test_one_network_of_ipv6_is_one_visitor(one, other, same):
 
 
 def test_all_visitors_together_have_a_limit_too():
-  turns = uploads_lib.Turns(0.0)
+  turns = uploads_lib.Limiter(0.0)
 
   def tried(visitor, now):
     try:
@@ -278,7 +278,7 @@ def test_all_visitors_together_have_a_limit_too():
 
 
 def test_only_so_many_uploads_are_in_memory_at_once():
-  turns = uploads_lib.Turns(0.0)
+  turns = uploads_lib.Limiter(0.0)
   with contextlib.ExitStack() as held:
     for visitor in range(6):
       for _ in range(4):
