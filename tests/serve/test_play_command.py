@@ -1,4 +1,4 @@
-"""Tests of `genie play` with a real, tiny world, and of its mistakes."""
+"""Tests of `genie play` with a real, tiny world, and of its error messages."""
 
 import pathlib
 import socket
@@ -83,7 +83,7 @@ def test_a_real_world_plays_in_the_server_as_it_does_alone(world):
   assert err == ""
 
 
-def test_mistakes_are_one_line(capsys, tmp_path, world):
+def test_errors_are_one_line(capsys, tmp_path, world):
   assert "is not a world" in refused(capsys, "--world", tmp_path)
   with socket.socket() as taken:
     taken.bind(("127.0.0.1", 0))
@@ -121,7 +121,7 @@ def test_other_settings_make_other_links(world):
     )
   }
   assert len(found) == 4
-  # What this machine does unless told is no other setting.
+  # The default of this machine makes the same link when it is given.
   assert engine.open_world(world, dtype="float32").description.replay in found
 
 
@@ -168,7 +168,7 @@ def test_a_world_on_two_devices_plays_in_the_server_as_on_one(tmp_path):
 
 
 @pytest.mark.parametrize("split", [True, False])
-def test_nothing_is_compiled_beside_a_game_on_several_devices(split):
+def test_nothing_is_compiled_during_a_game_on_several_devices(split):
   world = fake_world.FakeWorld()
   sizes = []
   world.warm_up = lambda batches: sizes.extend(batches)
@@ -181,7 +181,7 @@ def test_nothing_is_compiled_beside_a_game_on_several_devices(split):
   assert sizes == [1, 4, 16]
 
 
-def test_playing_loads_no_training_code():
+def test_playing_imports_no_training_code():
   done = subprocess.run(
     [
       sys.executable,
@@ -205,7 +205,7 @@ def test_playing_loads_no_training_code():
 
 
 @pytest.mark.slow
-def test_an_installed_wheel_holds_the_page(tmp_path):
+def test_an_installed_wheel_contains_the_page(tmp_path):
   subprocess.run(
     [
       sys.executable,
