@@ -1,1 +1,1 @@
-"""The command line: flags, config, one call each."""
+"""The command line; each sub-command parses its flags and makes one call."""

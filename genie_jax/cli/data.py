@@ -1,4 +1,4 @@
-"""`genie data`: collects clips and looks at what was collected."""
+"""`genie data`: collects clips, and checks folders of clips or tokens."""
 
 import argparse
 import os
@@ -12,7 +12,7 @@ the paper's 10 million transitions (about 10 GB):
   genie data coinrun --out clips --workers 16
 
 Needs libGL and glib: apt-get install -y libgl1 libglib2.0-0
-A killed run goes on where it was when the same line is run again.
+If the run was interrupted, run the same command again to resume it.
 """
 _INSPECT_EXAMPLE = """\
 example:
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   coinrun = commands.add_parser(
     "coinrun",
     help="collect CoinRun clips with random actions",
-    description="Collects CoinRun clips as Genie's appendix F does.",
+    description="Collects CoinRun clips as in appendix F of the Genie paper.",
     epilog=_COINRUN_EXAMPLE,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
@@ -39,34 +39,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=int,
     default=10_000,
     metavar="N",
-    help="train levels, from seed 0 on (default: 10000)",
+    help="number of train levels, from seed 0 (default: 10000)",
   )
   add(
     "--validation-levels",
     type=int,
     default=100,
     metavar="N",
-    help="validation levels, from seed 10000 on (default: 100)",
+    help="number of validation levels, from seed 10000 (default: 100)",
   )
   add(
     "--test-levels",
     type=int,
     default=100,
     metavar="N",
-    help="test levels, from seed 10100 on (default: 100)",
+    help="number of test levels, from seed 10100 (default: 100)",
   )
   add(
     "--frames-per-level",
     type=int,
     default=1_000,
     metavar="N",
-    help="steps played in each level (default: 1000)",
+    help="number of steps played per level (default: 1000)",
   )
   add(
     "--mode",
     default="hard",
     metavar="MODE",
-    help="hard, as in the paper, or easy (default: hard)",
+    help="hard (as in the paper) or easy (default: hard)",
   )
   add(
     "--policy-seed",
@@ -80,34 +80,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=int,
     default=50,
     metavar="N",
-    help="levels in one file; also what workers share out (default: 50)",
+    help="levels per file; each worker collects one file at a time "
+    "(default: 50)",
   )
   add(
     "--workers",
     type=int,
     default=None,
     metavar="N",
-    help="processes that play; the bytes do not depend on it (default: "
-    "one for each core)",
+    help="number of processes that play; the data does not depend on it "
+    "(default: one per core)",
   )
   inspect = commands.add_parser(
     "inspect",
     help="print a manifest and check every record",
-    description="Prints the manifest of a clips or token folder, checks the "
-    "SHA-256 of every shard and every record in it.",
+    description="Prints the manifest of a folder of clips or tokens, and "
+    "checks the SHA-256 of every shard, and every record.",
     epilog=_INSPECT_EXAMPLE,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  inspect.add_argument("folder", metavar="DIR", help="clips or token folder")
+  inspect.add_argument("folder", metavar="DIR", help="folder to check")
   inspect.add_argument(
     "--contact-sheet",
     metavar="FILE.png",
-    help="also write a picture with frames of several sources",
+    help="also write an image with frames of several sources",
   )
 
 
 def run(args: argparse.Namespace) -> int:
-  """Runs the chosen sub-command; returns the exit code."""
+  """Runs the sub-command; returns the exit code."""
   return {"coinrun": _coinrun, "inspect": _inspect}[args.data_command](args)
 
 
@@ -147,7 +148,7 @@ def _inspect(args: argparse.Namespace) -> int:
     total=records, unit="records", description="checking"
   ) as bar:
     inspection.verify(found, bar.update)
-  print(f"{records} records checked: all whole, all as the manifest says")
+  print(f"{records} records checked: none is damaged, all match the manifest")
   if args.contact_sheet:
     from genie_jax.core import images
 

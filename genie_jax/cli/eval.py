@@ -1,4 +1,4 @@
-"""`genie eval`: measures a world and writes metrics.json and report.html."""
+"""`genie eval`: evaluates a world; writes metrics.json and report.html."""
 
 import argparse
 import datetime
@@ -12,8 +12,9 @@ example:
   genie eval --world runs/demo/world --clips runs/demo/clips \\
       --out runs/demo --workdir runs/demo/tokenizer --workdir runs/demo/lam
 
-Writes metrics.json, report.html (one file, nothing is fetched) and
-rollout.gif. The test split is judged; the train split serves the baselines.
+Writes metrics.json, report.html (one file, which loads nothing else) and
+rollout.gif. The world is evaluated on the test split; the baselines use the
+train split.
 """
 
 
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--world",
     required=True,
     metavar="DIR",
-    help="world that `genie export` wrote, or its name or address",
+    help="folder that `genie export` wrote, or name or address of a world",
   )
   add(
     "--clips",
@@ -38,19 +39,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add(
     "--true-actions-world",
     metavar="DIR",
-    help="world trained with config.actions=true, for the same tables",
+    help="world trained with config.actions=true, to compare with",
   )
   add(
     "--workdir",
     action="append",
     default=[],
     metavar="DIR",
-    help="run whose training curves to show; may be repeated",
+    help="run whose training curves the report shows; may be repeated",
   )
   add(
     "--timings",
     metavar="FILE",
-    help="JSON, stage -> seconds, to be stated beside the figures",
+    help="JSON file, stage -> seconds, which the report also shows",
   )
   add(
     "--split",
@@ -63,42 +64,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=int,
     default=256,
     metavar="N",
-    help="clips to judge on (default: 256)",
+    help="number of clips to evaluate (default: 256)",
   )
   add(
     "--levels",
     type=int,
     default=60,
     metavar="N",
-    help="levels that they come from; the protocol asks for at least 50 "
-    "(default: 60)",
+    help="number of levels that the clips come from; the protocol requires at "
+    "least 50 (default: 60)",
   )
   add(
     "--num-action-clips",
     type=int,
     default=1024,
     metavar="N",
-    help="clips for the agreement of actions (default: 1024)",
+    help="number of clips for the agreement of latent with true actions "
+    "(default: 1024)",
   )
   add(
     "--kmeans-patches",
     type=int,
     default=204_800,
     metavar="N",
-    help="training patches of the k-means baseline; the protocol asks for "
-    "at least 200000 (default: 204800)",
+    help="number of training patches of the k-means baseline; the protocol "
+    "requires at least 200000 (default: 204800)",
   )
   add(
     "--seed",
     type=int,
     default=0,
     metavar="N",
-    help="of the choice of clips, the draws and the bootstrap (default: 0)",
+    help="seed of the choice of clips, of sampling and of the bootstrap "
+    "(default: 0)",
   )
 
 
 def run(args: argparse.Namespace) -> int:
-  """Judges the world; returns 0."""
+  """Evaluates the world; returns 0."""
   from genie_jax.core import errors
 
   for name in ("num_clips", "levels", "num_action_clips", "kmeans_patches"):
@@ -111,13 +114,13 @@ def run(args: argparse.Namespace) -> int:
     raise errors.UserError(
       f"--seed {args.seed}: give a number from 0 to {(1 << 31) - 1}."
     )
-  # Late imports: JAX and scikit-image take seconds, --help need not wait.
+  # Imported here because importing JAX takes seconds, which --help can avoid.
   from genie_jax.core import buckets
   from genie_jax.evals import metric, report
   from genie_jax.evals import run as run_lib
   from genie_jax.worlds import download, world_folder
 
-  buckets.disk(args.out, "--out")  # Known before minutes of judging.
+  buckets.disk(args.out, "--out")  # Checked before a long evaluation.
   timings = report.read_seconds(args.timings) if args.timings else {}
   curves = report.read_curves(args.workdir)
   found = world_folder.load(download.local(args.world))
@@ -127,8 +130,8 @@ def run(args: argparse.Namespace) -> int:
     if other.world.actions != "true":
       raise errors.UserError(
         f"--true-actions-world {args.true_actions_world} was trained on "
-        f"{other.world.actions} actions; give one of a config with "
-        "actions='true'."
+        f"{other.world.actions} actions; give a world that was trained with "
+        "config.actions=true."
       )
   results = run_lib.evaluate(
     _subject(found),
@@ -161,7 +164,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _command(args: argparse.Namespace) -> str:
-  """Returns the line that gives these figures, every choice spelt out."""
+  """Returns the command that repeats this evaluation, with all flags."""
   words = ["genie", "eval"]
   for name in (
     "world",

@@ -1,4 +1,4 @@
-"""`genie export`: checkpoints to a world folder."""
+"""`genie export`: turns checkpoints into a world folder."""
 
 import argparse
 import sys
@@ -8,8 +8,8 @@ example:
   genie export --workdir runs/tokenizer --workdir runs/joint \\
       --prompts clips --out world
 
-The tokenizer and the LAM may be left out: the token folder on which the
-dynamics model was trained carries those that made it.
+The tokenizer and the LAM may be omitted: the token folder on which the dynamics
+model was trained contains copies of them.
 """
 
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--out",
     required=True,
     metavar="DIR",
-    help="world folder to write; an older world there is replaced",
+    help="world folder to write; an existing world is replaced",
   )
   add(
     "--prompts",
@@ -44,34 +44,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=int,
     default=8,
     metavar="N",
-    help="how many prompts, at most (default: 8)",
+    help="maximum number of prompts (default: 8)",
   )
   add(
     "--dtype",
     default="bfloat16",
     choices=("bfloat16", "float32", "int8"),
-    help="precision of the weights; int8 is for the matrices of layers, the "
-    "rest is bfloat16 then (default: bfloat16)",
+    help="precision of the weights; with int8, the matrices of layers are int8 "
+    "and the rest is bfloat16 (default: bfloat16)",
   )
   add(
     "--name",
     default="",
     metavar="NAME",
-    help="name of the world (default: that of the folder)",
+    help="name of the world (default: name of the folder)",
   )
   add(
     "--metrics",
     default=None,
     metavar="FILE",
-    help="metrics.json of `genie eval`, whose figures (without their "
-    "details) the world then states",
+    help="metrics.json of `genie eval`; its figures (without details) are "
+    "stored in the world",
   )
   add(
     "--shard-bytes",
     type=int,
     default=5_000_000_000,
     metavar="N",
-    help="most bytes of weights in one file (default: 5 GB)",
+    help="maximum number of bytes of weights per file (default: 5 GB)",
   )
   add(
     "--stablehlo",
@@ -83,18 +83,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
   """Writes the world; returns 0."""
-  # Late imports: JAX takes seconds, which --help need not wait for.
+  # Imported here because importing JAX takes seconds, which --help can avoid.
   from genie_jax.core import errors, files
   from genie_jax.ports.stablehlo import exporter
   from genie_jax.worlds import export
 
   if args.num_prompts < 0:
     raise errors.UserError(
-      f"--num-prompts must not be negative, as {args.num_prompts} is."
+      f"--num-prompts is {args.num_prompts}; give a number of at least 0."
     )
   if args.shard_bytes < 1:
     raise errors.UserError(
-      f"--shard-bytes must be positive, as {args.shard_bytes} is not."
+      f"--shard-bytes is {args.shard_bytes}; give a number of at least 1."
     )
   metrics = files.read_json(args.metrics) if args.metrics else {}
   metrics.pop("details", None)

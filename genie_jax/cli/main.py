@@ -1,7 +1,7 @@
-"""The `genie` command: finds a sub-command, turns mistakes into one line.
+"""The `genie` command: runs a sub-command, and reports errors in one line.
 
-Exit codes: 0 success; 1 a failure of ours or of the machine; 2 a mistake of
-the user's, with one line that says what, where and how to mend it.
+Exit codes: 0 for success; 1 for a failure of the program or the machine; 2 for
+invalid input, with one line that says what is wrong, where, and how to fix it.
 """
 
 import argparse
@@ -14,22 +14,22 @@ from absl import logging as absl_logging
 
 from genie_jax.core import errors, registry
 
-# Name -> what `genie --help` says of it. Each is a module of this package, so
-# that one sub-command never pays for the imports of another.
+# Name -> description in `genie --help`. Each is a module of this package, so
+# that a sub-command does not import what only the others need.
 COMMANDS = {
-  "data": "collect clips, or look at a folder of them",
-  "train": "train one stage; goes on by itself where it was ended",
+  "data": "collect clips, or check a folder of clips",
+  "train": "train one stage; resumes if it was interrupted",
   "tokenize": "turn clips into token records",
   "export": "turn checkpoints into a world folder",
-  "sample": "roll a world out from a picture and a list of actions",
+  "sample": "roll out a world from a picture and a list of actions",
   "play": "play a world in the browser",
-  "eval": "measure a world: metrics.json and report.html",
+  "eval": "evaluate a world: metrics.json and report.html",
   "plan": "estimate memory, time and cost of a run before renting chips",
   "scaling": "print the parameter counts of the scaling study",
 }
 
 _EPILOG = """\
-the way to a world:
+first steps:
   genie data coinrun --out DATA --levels 100
   genie train --config experiments/coinrun/tokenizer.py:tiny --workdir TOK \\
       --config.data.path=DATA
@@ -48,14 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
   except errors.UserError as error:
     return _say(argv, error, 2)
   except OSError as error:
-    # A full disk or a lost file: the machine's fault, and nothing to debug.
+    # A full disk or a lost file is not a bug, so it needs no traceback.
     return _say(argv, error, 1)
   except KeyboardInterrupt:
-    return _say(argv, "stopped by the keyboard", 130)
+    return _say(argv, "stopped by Ctrl-C", 130)
 
 
 class _Parser(argparse.ArgumentParser):
-  """A parser whose complaint is one line, without the usage before it."""
+  """A parser that reports errors as UserError, without printing the usage."""
 
   def error(self, message: str):
     raise errors.UserError(
@@ -89,7 +89,7 @@ def _run(argv: list[str]) -> int:
   overrides = _overrides(rest)
   if overrides and not hasattr(args, "config"):
     raise errors.UserError(
-      f"genie {args.command} takes no config, so not {overrides[0]}."
+      f"genie {args.command} takes no config; remove {overrides[0]}."
     )
   args.overrides = overrides
   registry.load_plugins()
@@ -97,7 +97,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _show_own_log() -> None:
-  """Shows this package's log, and of the libraries' only warnings."""
+  """Shows the log of this package, and only warnings of libraries."""
   absl_logging.set_verbosity(absl_logging.INFO)
   absl_logging.use_absl_handler()
   absl_logging.get_absl_handler().addFilter(
@@ -112,14 +112,14 @@ def _module(name: str):
 
 
 def _overrides(rest: list[str]) -> list[str]:
-  """Returns `--config.a.b=c` flags, also those written `--config.a.b c`."""
+  """Returns the `--config.a.b=c` flags; `--config.a.b c` is accepted too."""
   overrides, words = [], iter(rest)
   for word in words:
     if not word.startswith("--config."):
       known = (f"--{name}" for name in ("config", "workdir", "out"))
       raise errors.UserError(
         f"Unknown argument {word!r}{errors.closest(word, known)}; "
-        "`--help` lists those of this command."
+        "`--help` lists the arguments of this command."
       )
     if "=" not in word:
       value = next(words, None)
@@ -131,7 +131,7 @@ def _overrides(rest: list[str]) -> list[str]:
 
 
 def _version() -> str:
-  import genie_jax  # Read only when asked for.
+  import genie_jax  # Imported only for --version.
 
   return f"genie_jax {genie_jax.__version__}"
 

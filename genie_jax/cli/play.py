@@ -1,4 +1,4 @@
-"""`genie play`: a local server and one page: a world under your fingers."""
+"""`genie play`: runs a local server, to play a world in a browser."""
 
 import argparse
 import contextlib
@@ -10,8 +10,9 @@ _EXAMPLE = """\
 example:
   genie play --world world
 
-prints an address to open in a browser on this machine. It listens to nobody
-else unless --host says so; see docs/play.md for playing over a network.
+The command prints an address to open in a browser on this machine. Other
+machines can connect only with --host; see docs/play.md for playing over a
+network.
 """
 _DTYPES = ("float32", "bfloat16", "int8")
 _SLIDES = ("exact", "rolling", "re-encode")
@@ -26,22 +27,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--world",
     required=True,
     metavar="DIR",
-    help="name of a world that ships, for example coinrun; a folder that "
-    "`genie export` wrote; or its address: https://..., gs://..., s3://... or "
-    "hf://...",
+    help="name of a shipped world, for example coinrun; a folder that `genie "
+    "export` wrote; or an address: https://..., gs://..., s3://... or hf://...",
   )
   add(
     "--host",
     default="127.0.0.1",
     metavar="NAME",
-    help="where to listen; 0.0.0.0 for all networks (default: 127.0.0.1)",
+    help="address to listen on; 0.0.0.0 for all networks (default: 127.0.0.1)",
   )
   add(
     "--port",
     type=int,
     default=8000,
     metavar="N",
-    help="0 takes any that is free (default: 8000)",
+    help="port to listen on; 0 chooses a free one (default: 8000)",
   )
   add(
     "--allow-host",
@@ -49,35 +49,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default=[],
     metavar="NAME",
     dest="names",
-    help="a host name by which browsers reach the server "
-    "besides localhost and IP addresses; may be given many times",
+    help="host name by which browsers may reach the server, in addition to "
+    "localhost and IP addresses; may be repeated",
   )
   add(
     "--max-sessions",
     type=int,
     default=16,
     metavar="N",
-    help="players at once (default: 16)",
+    help="maximum number of players (default: 16)",
   )
   add(
     "--session-minutes",
     type=float,
     default=30,
     metavar="X",
-    help="who plays nothing for so long is sent away (default: 30)",
+    help="disconnect players who are idle for X minutes (default: 30)",
   )
   add(
     "--refinements",
     type=int,
     default=None,
     metavar="N",
-    help="MaskGIT steps a frame; fewer are faster (default: the world's)",
+    help="MaskGIT steps per frame; fewer are faster (default: the world's)",
   )
   add(
     "--slide",
     default=None,
     metavar="MODE",
-    help=f"{', '.join(_SLIDES)}: what happens when the window is full "
+    help=f"what happens when the window is full: {', '.join(_SLIDES)} "
     "(default: the world's)",
   )
   add_device_arguments(parser)
@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--open",
     action=argparse.BooleanOptionalAction,
     default=None,
-    help="open the page in a browser (default: where there is a desktop)",
+    help="open the page in a browser (default: if there is a desktop)",
   )
 
 
@@ -112,7 +112,8 @@ def run(args: argparse.Namespace) -> int:
       f"of {', '.join(_SLIDES)}."
     )
   check_device_flags(args)
-  # Late imports: JAX takes seconds, which a slip need not wait for.
+  # Imported here because importing JAX takes seconds, which errors in flags can
+  # avoid.
   from genie_jax.core import cache
   from genie_jax.serve import engine as engine_lib
   from genie_jax.serve import server
@@ -151,30 +152,30 @@ def run(args: argparse.Namespace) -> int:
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the flags that say how a world is held in memory."""
+  """Adds the flags for the precision and the placement of a world."""
   parser.add_argument(
     "--dtype",
     default=None,
     metavar="NAME",
-    help=f"{', '.join(_DTYPES)}: of the matrices and their products; int8 "
-    "holds matrices as integers, a quarter of float32 (default: bfloat16 on "
-    "accelerators, float32 on a CPU)",
+    help=f"precision of the matrices and their products: {', '.join(_DTYPES)}; "
+    "int8 stores matrices as integers, which need a quarter of the memory of "
+    "float32 (default: bfloat16 on accelerators, float32 on a CPU)",
   )
   parser.add_argument(
     "--tensor",
     type=int,
     default=None,
     metavar="N",
-    help="splits a world that is too large for one device over N devices of "
-    "this machine (default: one device, nothing split)",
+    help="split a world that is too large for one device over N devices of "
+    "this machine (default: not split, on one device)",
   )
 
 
 def check_device_flags(args: argparse.Namespace) -> None:
-  """Checks what can be checked before a device is touched.
+  """Checks `--dtype` and `--tensor` as far as no device is needed.
 
   Raises:
-    UserError: The dtype is unknown or N is no number of devices.
+    UserError: The dtype is unknown, or N is less than 1.
   """
   from genie_jax.core import errors
 
@@ -191,13 +192,15 @@ def check_device_flags(args: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def device_options(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-  """Yields `dtype` and `mesh` for `genie_jax.load_world`, to be called inside.
+  """Yields `dtype` and `mesh` for a call of `genie_jax.load_world`.
+
+  An error of that call then names the flag and not the config.
 
   Raises:
-    UserError: There are fewer devices, or a size of the world does not divide
-      by N.
+    UserError: There are less than N devices, or a size of the world is not
+      divisible by N.
   """
-  # Late imports: JAX takes seconds, which --help need not wait for.
+  # Imported here because importing JAX takes seconds, which --help can avoid.
   import jax
 
   from genie_jax.core import errors
@@ -219,7 +222,7 @@ def device_options(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
   try:
     yield {"dtype": args.dtype, "mesh": mesh}
   except errors.UserError as error:
-    # The library speaks to those who train, who set a config's mesh.
+    # The library's message is for training, where the config has the mesh.
     raise errors.UserError(
       str(error).replace(
         "change that size or config.mesh",
@@ -229,7 +232,7 @@ def device_options(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def say(line: str) -> None:
-  """Prints a line at once, also into a pipe."""
+  """Prints a line without buffering, also to a pipe."""
   print(line, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""`genie sample`: rolls a world out from a picture and a list of actions."""
+"""`genie sample`: rolls out a world from a picture and a list of actions."""
 
 import argparse
 import sys
@@ -10,11 +10,11 @@ example:
   genie sample --world world --prompt picture.png --actions 0x8,3x8 \\
       --out rollout.gif
 
-Actions are numbers with commas between them; 3x8 presses 3 eight times, and
-random:32 presses 32 random ones. A picture of any size is cut to the world's
-aspect ratio around its centre and resized.
+Actions are numbers, separated by commas; 3x8 presses 3 eight times, and
+random:32 presses 32 random ones. A picture of any size is cropped at the centre
+to the world's aspect ratio, and resized.
 """
-_MAX_FRAMES = 100_000  # A longer list is a slip of the keyboard.
+_MAX_FRAMES = 100_000  # A longer list is assumed to be a typing error.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--world",
     required=True,
     metavar="DIR",
-    help="name of a world that ships, folder that `genie export` wrote, or its "
+    help="name of a shipped world, folder that `genie export` wrote, or "
     "address",
   )
   add(
@@ -35,60 +35,63 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default=None,
     metavar="IMG",
     dest="prompts",
-    help="picture to start from; give several for several frames (default: "
+    help="picture to start from; repeat for several frames (default: "
     "the world's first prompt)",
   )
   add(
     "--actions",
     required=True,
     metavar="LIST",
-    help="for example 0,3,3,1 or 0x8,3x8 or random:32",
+    help="actions, for example 0,3,3,1 or 0x8,3x8 or random:32",
   )
   add(
     "--out",
     default="rollout.gif",
     metavar="FILE",
-    help="ends in .gif or .mp4 (default: rollout.gif)",
+    help="video to write, .gif or .mp4 (default: rollout.gif)",
   )
   add(
     "--seed",
     type=int,
     default=0,
     metavar="N",
-    help="fixes all noise (default: 0)",
+    help="seed of the noise (default: 0)",
   )
   add(
     "--temperature",
     type=float,
     default=None,
     metavar="X",
-    help="0 takes the most likely token (default: the world's)",
+    help="sampling temperature; 0 takes the most likely token (default: the "
+    "world's)",
   )
   add(
     "--refinements",
     type=int,
     default=None,
     metavar="N",
-    help="MaskGIT steps a frame (default: the world's)",
+    help="MaskGIT steps per frame (default: the world's)",
   )
   add(
     "--order",
     default=None,
     metavar="ORDER",
-    help="random or confidence (default: the world's)",
+    help="order in which MaskGIT reveals tokens: random or confidence "
+    "(default: the world's)",
   )
   add(
     "--schedule",
     default=None,
     metavar="NAME",
-    help="cosine, linear or square_root (default: the world's)",
+    help="MaskGIT schedule: cosine, linear or square_root (default: the "
+    "world's)",
   )
   add(
     "--top-k",
     type=int,
     default=None,
     metavar="N",
-    help="draw only from the N likeliest tokens, 0 for all (default: the "
+    help="sample from the N most likely tokens, 0 for all (default: the "
     "world's)",
   )
   add(
@@ -96,22 +99,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=float,
     default=None,
     metavar="X",
-    help="draw only from the likeliest tokens that have this probability "
-    "together, 1 for all (default: the world's)",
+    help="sample from the most likely tokens whose probabilities add up to X, "
+    "1 for all (default: the world's)",
   )
   add(
     "--slide",
     default=None,
     metavar="MODE",
-    help="what a full window does: exact, rolling or re-encode (default: "
-    "the world's)",
+    help="what happens when the window is full: exact, rolling or re-encode "
+    "(default: the world's)",
   )
   add(
     "--drop",
     type=int,
     default=None,
     metavar="N",
-    help="frames that a full window drops at once, in modes exact and "
+    help="number of frames that a full window drops at a time, with exact and "
     "re-encode (default: the world's, or 1 with --slide)",
   )
   play.add_device_arguments(parser)
@@ -120,20 +123,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=float,
     default=None,
     metavar="X",
-    help="frames a second of the film (default: the world's)",
+    help="frames per second of the video (default: the world's)",
   )
   add(
     "--scale",
     type=int,
     default=4,
     metavar="N",
-    help="enlargement of each pixel (default: 4)",
+    help="factor by which the frames are enlarged (default: 4)",
   )
 
 
 def run(args: argparse.Namespace) -> int:
-  """Writes the film; returns 0."""
-  # Late imports: JAX takes seconds, which --help need not wait for.
+  """Writes the video; returns 0."""
+  # Imported here because importing JAX takes seconds, which --help can avoid.
   import dataclasses
   import pathlib
   import time
@@ -151,8 +154,8 @@ def run(args: argparse.Namespace) -> int:
     args.fps is not None and not 0 < args.fps <= 1000
   ):
     raise errors.UserError(
-      f"--scale {args.scale} --fps {args.fps}: the scale is a whole number "
-      "from 1 to 64, and fps above 0 and at most 1000."
+      f"--scale {args.scale} --fps {args.fps}: give a scale from 1 to 64, and "
+      "fps above 0 and at most 1000."
     )
   if not 0 <= args.seed < 1 << 32:
     raise errors.UserError(
@@ -182,7 +185,7 @@ def run(args: argparse.Namespace) -> int:
   pictures = args.prompts or [str(path) for path in world.prompts[:1]]
   if not pictures:
     raise errors.UserError(
-      f"{args.world} holds no prompts; give a picture with --prompt."
+      f"{args.world} has no prompts; give a picture with --prompt."
     )
   prompt = np.stack(
     [images.load_prompt(path, *world.frame_shape[:2]) for path in pictures]
@@ -192,22 +195,22 @@ def run(args: argparse.Namespace) -> int:
   seconds = time.monotonic() - began
   images.save_video(args.out, frames, args.fps or world.fps, args.scale)
   print(
-    f"{args.out}: {len(frames)} frames, {len(actions)} of them drawn in "
+    f"{args.out}: {len(frames)} frames, {len(actions)} of them generated in "
     f"{seconds:.1f} s, compilation included."
   )
   return 0
 
 
 def parse_actions(text: str, num_actions: int, seed: int) -> list[int]:
-  """Returns the actions that a list such as "0,3x4,random:8" names.
+  """Parses a list of actions such as "0,3x4,random:8".
 
   Args:
     text: The list.
-    num_actions: Random actions are drawn from 0 to this, exclusive.
-    seed: Of the random ones.
+    num_actions: Random actions are less than this number.
+    seed: Seed of the random actions.
 
   Raises:
-    UserError: It is not such a list, or an empty or absurdly long one.
+    UserError: The list is malformed, empty or far too long.
   """
   import random
 

@@ -1,4 +1,4 @@
-"""`genie tokenize`: clips to token records."""
+"""`genie tokenize`: encodes clips into token records."""
 
 import argparse
 import sys
@@ -8,8 +8,8 @@ example:
   genie tokenize --tokenizer runs/tokenizer --lam runs/lam \\
       --clips clips --out tokens
 
-A record is one clip encoded from its own first frame. A killed run goes on
-where it was when the same line is run again.
+A record is one clip, encoded from its own first frame. If the run was
+interrupted, run the same command again to resume it.
 """
 
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default=None,
     metavar="DIR",
     help="workdir or saved model of a latent action model; without one, "
-    "records hold no latent actions",
+    "records have no latent actions",
   )
   add("--clips", required=True, metavar="DIR", help="clips to encode")
   add("--out", required=True, metavar="DIR", help="token folder to write")
@@ -38,14 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=int,
     default=0,
     metavar="T",
-    help="frames of a record (default: those of the tokenizer's clips)",
+    help="frames per record (default: as in the tokenizer's clips)",
   )
   add(
     "--stride",
     type=int,
     default=0,
     metavar="N",
-    help="frames from one record's start to the next one's (default: T, so "
+    help="frames between the starts of consecutive records (default: T, so "
     "that records do not overlap)",
   )
   add(
@@ -56,35 +56,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add(
     "--uncompressed",
     action="store_true",
-    help="with --keep-frames: store pixels as they are, larger and faster "
-    "to read (tokens alone are never compressed)",
+    help="with --keep-frames: store pixels uncompressed, which is larger and "
+    "faster to read (tokens alone are never compressed)",
   )
   add(
     "--batch-size",
     type=int,
     default=32,
     metavar="N",
-    help="clips encoded at once (default: 32)",
+    help="number of clips to encode at a time (default: 32)",
   )
   add(
     "--records-per-shard",
     type=int,
     default=4096,
     metavar="N",
-    help="records of one file; a killed run repeats at most one file "
+    help="records per file; a resumed run repeats at most one file "
     "(default: 4096)",
   )
   add(
     "--splits",
     default="",
     metavar="LIST",
-    help="for example train,validation (default: all)",
+    help="splits to encode, for example train,validation (default: all)",
   )
 
 
 def run(args: argparse.Namespace) -> int:
   """Writes the token folder; returns 0."""
-  # Late imports: JAX takes seconds, which --help need not wait for.
+  # Imported here because importing JAX takes seconds, which --help can avoid.
   from genie_jax.tokenizing import tokenize
 
   report = tokenize.tokenize(
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
       splits=tuple(name for name in args.splits.split(",") if name),
     ),
   )
-  kept = f", {report.kept_records} were there" if report.kept_records else ""
+  kept = f", kept {report.kept_records}" if report.kept_records else ""
   splits = ", ".join(
     f"{name} {split['records']}"
     for name, split in report.manifest.splits.items()

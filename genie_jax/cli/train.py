@@ -141,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
     _say(error)
     leave(1)
   except KeyboardInterrupt:
-    _say("stopped by the keyboard, without saving")
+    _say("stopped by Ctrl-C, without saving")
     leave(130)
   except BaseException:
     traceback.print_exc()

@@ -1,4 +1,4 @@
-"""The server: a page, a gallery, uploads and one WebSocket."""
+"""The web app: the page, the gallery, uploads and the WebSocket."""
 
 import asyncio
 import concurrent.futures
@@ -44,8 +44,8 @@ _PAGE = {
 }
 _HELLO_SECONDS = 10.0
 _EXPIRE_SECONDS = 5.0
-_SNAPSHOT_BYTES = 32 << 20  # Of one line.
-_UPLOAD_SECONDS = 75.0  # Enough for 8 MB at a megabit a second.
+_SNAPSHOT_BYTES = 32 << 20  # Of the states kept for one line.
+_UPLOAD_SECONDS = 75.0  # Enough for 8 MB at one megabit per second.
 
 
 class Server:
@@ -61,15 +61,15 @@ class Server:
     failed: Callable[[], None] = lambda: None,
     limits: branch.Limits | None = None,
   ):
-    """Makes the app, as `app`.
+    """Creates the app, as the attribute `app`.
 
     Args:
       engine: A warm engine.
-      max_sessions: Players at once.
-      session_minutes: A player who sends nothing for so long is sent away.
-      names: Host names to answer to besides localhost and IP addresses.
-      failed: Called when the model failed; nobody can play any more.
-      limits: How much of each line is kept.
+      max_sessions: Maximum number of players.
+      session_minutes: Players who send nothing for this long are disconnected.
+      names: Host names to accept in addition to localhost and IP addresses.
+      failed: Called if the model fails, after which nobody can play.
+      limits: How much of each line is kept; by default `branch.Limits()`.
     """
     self._engine = engine
     self._failed = failed
@@ -93,7 +93,7 @@ class Server:
     self._films = concurrent.futures.ThreadPoolExecutor(
       1, thread_name_prefix="films"
     )
-    self._turns = uploads.Turns(time.monotonic())
+    self._limiter = uploads.Limiter(time.monotonic())
     self._gallery = [images.to_png(prompt) for prompt in engine.prompts]
     self._kept = limits.pictures
     self._sockets = 0
@@ -115,7 +115,7 @@ class Server:
     del app
     self._scheduler = scheduler.Scheduler(self._engine, lambda: self.hub)
     stepping = asyncio.create_task(self._scheduler.run())
-    # It ends by itself only if the model failed.
+    # The task ends by itself only if the model fails.
     stepping.add_done_callback(
       lambda task: None if task.cancelled() else self._failed()
     )
@@ -161,7 +161,7 @@ class Server:
     )
     visitor = self._visitor(request)
     try:
-      with self._turns.take(visitor, time.monotonic()):
+      with self._limiter.take(visitor, time.monotonic()):
         async with asyncio.timeout(_UPLOAD_SECONDS):
           content = await uploads.receive(request)
         name, frame = await self._pictures.add(content, visitor)
@@ -169,13 +169,13 @@ class Server:
       return refuse("Too many pictures at once; wait a second.", 429)
     except TimeoutError:
       return refuse(
-        f"The picture was not here after {_UPLOAD_SECONDS:.0f} seconds; "
+        f"The picture did not arrive within {_UPLOAD_SECONDS:.0f} seconds; "
         "make it smaller.",
         408,
       )
     except uploads.TooLarge:
       return refuse(
-        f"The picture has more than {uploads.MAX_BYTES >> 20} MB; make it "
+        f"The picture is larger than {uploads.MAX_BYTES >> 20} MB; make it "
         "smaller.",
         413,
       )
@@ -188,7 +188,7 @@ class Server:
     )
 
   def _visitor(self, request: requests.Request) -> str:
-    """Returns who sends a picture: a session, or else an address."""
+    """Returns the sender of an upload: a session's token, or a network."""
     session = self.hub.find(request.headers.get("x-session", ""))
     if session is not None:
       return session.token
@@ -225,11 +225,11 @@ class Server:
   async def _enter(
     self, connection: connection_lib.Connection
   ) -> session_lib.Session:
-    """Waits for a hello and returns its session.
+    """Waits for a hello message and returns its session.
 
     Raises:
       Closed: The connection ended first.
-      TimeoutError: There was no hello in time.
+      TimeoutError: No hello message arrived in time.
     """
     async with asyncio.timeout(_HELLO_SECONDS):
       while True:
@@ -237,7 +237,7 @@ class Server:
         try:
           message = protocol.parse(text)
           if message["type"] != "hello":
-            raise protocol.Malformed("The first message is a hello.")
+            raise protocol.Malformed("The first message must be a hello.")
           if message["version"] != protocol.VERSION:
             raise protocol.Malformed(
               f"This server speaks version {protocol.VERSION}, not "
@@ -252,7 +252,7 @@ class Server:
           connection.close(connection_lib.FULL, str(error)[:100])
     if session.connection is not None:
       session.connection.close(
-        connection_lib.TAKEN_OVER, "The game goes on in another window."
+        connection_lib.TAKEN_OVER, "The game continues in another window."
       )
     session.connection, session.seen = connection, time.monotonic()
     connection.send(
@@ -283,7 +283,7 @@ class Server:
     connection: connection_lib.Connection,
     text: str,
   ) -> None:
-    """Does what a message asks, or says why not."""
+    """Handles a message; answers with an error if it is rejected."""
     try:
       message = protocol.parse(text)
     except protocol.Malformed as error:
@@ -314,7 +314,7 @@ class Server:
         self.hub.remove(session)
         connection.close(connection_lib.ENDED, "The game was ended.")
       else:
-        connection.error("This connection has said hello already.")
+        connection.error("This connection has already sent a hello.")
     except branch.Rejected as error:
       about = {"of": kind}
       if kind == "act":
@@ -328,11 +328,11 @@ class Server:
     if number is None:
       frame = self._pictures.get(message["picture"])
       if frame is None:
-        raise branch.Rejected("There is no such picture; send it again.")
+        raise branch.Rejected("There is no such picture; upload it again.")
     elif number >= len(self._engine.prompts):
       raise branch.Rejected(
         f"There is no prompt {number}: the gallery has "
-        f"{len(self._engine.prompts)}."
+        f"{len(self._engine.prompts)} prompts."
       )
     else:
       frame = self._engine.prompts[number]
@@ -342,7 +342,7 @@ class Server:
     self, session: session_lib.Session, message: dict[str, Any]
   ) -> None:
     if session.filming:
-      raise branch.Rejected("A film is being made; wait for it.")
+      raise branch.Rejected("A video is already being made; wait for it.")
     make = session.film(message, self._engine.description.fps)
 
     async def film() -> None:
@@ -350,13 +350,13 @@ class Server:
         content = await asyncio.get_running_loop().run_in_executor(
           self._films, make
         )
-      except Exception:  # Of some encoder: the player must hear of it too.
-        logging.exception("A film could not be made.")
+      except Exception:  # From an encoder; the player must be told as well.
+        logging.exception("A video could not be made.")
         session.send(
           {
             "type": "error",
             "of": "record",
-            "error": "The film could not be made; try the other format, or "
+            "error": "The video could not be made; try the other format, or "
             "fewer frames.",
           }
         )
@@ -374,11 +374,11 @@ class Server:
 
     session.filming = True
     task = asyncio.create_task(film())
-    self._tasks.add(task)  # The loop itself keeps only a weak reference.
+    self._tasks.add(task)  # The event loop keeps only a weak reference.
     task.add_done_callback(self._tasks.discard)
 
   def _want_batches(self) -> None:
-    """Compiles for several players once there are several."""
+    """Starts to compile batches of several players, at the first call."""
     if not self._batches_wanted:
       self._batches_wanted = True
       self._engine.warm_batches()

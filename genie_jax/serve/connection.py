@@ -1,4 +1,4 @@
-"""One WebSocket: reads messages, and writes at the client's pace."""
+"""A WebSocket connection with a queue of messages and a rate limit."""
 
 import asyncio
 import collections
@@ -12,11 +12,11 @@ from starlette import websockets
 
 from genie_jax.serve import security
 
-_MAX_UNSENT = 8_192  # More than a whole line's frames.
-_MESSAGES_A_SECOND = 100
-_MAX_REFUSED = 1_000  # Who sends that much too fast is cut off.
+_MAX_UNSENT = 8_192  # More than the frames of a whole line.
+_MESSAGES_PER_SECOND = 100
+_MAX_REFUSED = 1_000  # Dropped messages after which the connection is closed.
 
-# Codes of closing; 4000 and on are ours.
+# WebSocket close codes; 4000 and above are those of docs/play.md.
 FULL, TAKEN_OVER, EXPIRED, ENDED = 4000, 4001, 4002, 4003
 _TOO_BIG, _ABUSE = 1009, 1008
 
@@ -26,37 +26,37 @@ class Closed(Exception):
 
 
 class Connection:
-  """A WebSocket whose messages are written in order, one by one."""
+  """A WebSocket that writes queued messages in order."""
 
   def __init__(self, socket: websockets.WebSocket, drained: Callable[[], None]):
     """Wraps an accepted WebSocket.
 
     Args:
-      socket: It.
-      drained: Called whenever a message was written.
+      socket: The WebSocket.
+      drained: Called after each message that was written.
     """
     self._socket = socket
     self._drained = drained
     self._outbox: collections.deque[str | bytes] = collections.deque()
     self._filled = asyncio.Event()
     self._ending: tuple[int, str] | None = None
-    self._bucket = security.Bucket(
-      _MESSAGES_A_SECOND, 2 * _MESSAGES_A_SECOND, time.monotonic()
+    self._bucket = security.TokenBucket(
+      _MESSAGES_PER_SECOND, 2 * _MESSAGES_PER_SECOND, time.monotonic()
     )
     self._refused = 0
 
   @property
   def unsent(self) -> int:
-    """Messages that the client has not taken yet."""
+    """Number of messages that are queued and not written yet."""
     return len(self._outbox)
 
   def send(self, message: dict[str, Any] | bytes) -> None:
-    """Queues a message; a client that takes nothing is cut off."""
+    """Queues a message; closes the connection if the queue is full."""
     if self._ending is not None:
       return
     if len(self._outbox) >= _MAX_UNSENT:
       self._outbox.clear()
-      self.close(_ABUSE, "The client takes no messages.")
+      self.close(_ABUSE, "The client does not read its messages.")
       return
     self._outbox.append(
       message if isinstance(message, bytes) else json.dumps(message)
@@ -64,17 +64,17 @@ class Connection:
     self._filled.set()
 
   def error(self, reason: str, **about: Any) -> None:
-    """Queues a refusal with its reason."""
+    """Queues an error message with its reason and further fields."""
     self.send({"type": "error", "error": reason, **about})
 
   def close(self, code: int, reason: str) -> None:
-    """Closes once everything queued was written."""
+    """Closes the connection after all queued messages were written."""
     if self._ending is None:
       self._ending = code, reason
       self._filled.set()
 
   async def write(self) -> None:
-    """Writes what is queued until the connection ends."""
+    """Writes queued messages until the connection ends."""
     while True:
       while self._outbox:
         message = self._outbox.popleft()
@@ -84,7 +84,7 @@ class Connection:
           else:
             await self._socket.send_text(message)
         except (websockets.WebSocketDisconnect, RuntimeError):
-          return  # The reader hears of it as well.
+          return  # `read` detects the end as well.
         self._drained()
       if self._ending is not None:
         code, reason = self._ending
@@ -95,7 +95,7 @@ class Connection:
       await self._filled.wait()
 
   async def read(self) -> str:
-    """Returns the next text that came at a fair rate.
+    """Returns the next text message; drops those over the rate limit.
 
     Raises:
       Closed: The connection has ended.
@@ -110,7 +110,7 @@ class Connection:
         self._refuse_fast()
         continue
       if message.get("text") is None:
-        self.error("Messages are texts; pictures are posted to /pictures.")
+        self.error("Messages must be text; post pictures to /pictures.")
         continue
       return message["text"]
 
@@ -118,7 +118,8 @@ class Connection:
     self._refused += 1
     if self._refused >= _MAX_REFUSED:
       self.close(_ABUSE, "Too many messages.")
-    elif self._refused % _MESSAGES_A_SECOND == 1:
+    elif self._refused % _MESSAGES_PER_SECOND == 1:
       self.error(
-        f"More than {_MESSAGES_A_SECOND} messages a second; some were dropped."
+        f"More than {_MESSAGES_PER_SECOND} messages per second; some were "
+        "dropped."
       )

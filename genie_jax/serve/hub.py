@@ -1,4 +1,4 @@
-"""All sessions: who may come in, who has to go."""
+"""Opens, finds, removes and expires the sessions of a server."""
 
 import secrets
 from collections.abc import Iterator
@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from genie_jax.serve import branch, connection
 from genie_jax.serve import session as session_lib
 
-_AWAY_SECONDS = 120.0  # A lost player's game is kept this long.
+_AWAY_SECONDS = 120.0  # How long a disconnected player's game is kept.
 
 
 class Full(ValueError):
-  """There is no room for another player."""
+  """The maximum number of players is reached."""
 
 
 class Hub:
@@ -24,13 +24,13 @@ class Hub:
     most: int,
     idle_seconds: float,
   ):
-    """Makes an empty hub.
+    """Creates an empty hub.
 
     Args:
-      num_actions: Buttons.
+      num_actions: Number of actions of the world.
       limits: How much of each line is kept.
-      most: Sessions at once.
-      idle_seconds: A session without a message for so long ends.
+      most: Maximum number of sessions.
+      idle_seconds: Sessions that get no message for this long end.
     """
     self.most = most
     self.idle_seconds = idle_seconds
@@ -48,14 +48,14 @@ class Hub:
     """Finds the session of a token, or opens a new one.
 
     Args:
-      token: Of an earlier session, or empty.
+      token: Token of an earlier session, or empty.
       now: Time in seconds.
 
     Returns:
-      The session, and whether it is an earlier one.
+      The session, and whether it existed before.
 
     Raises:
-      Full: There is no room.
+      Full: There are `most` sessions, and all have connected players.
     """
     self.expire(now)
     session = self.find(token)
@@ -74,7 +74,7 @@ class Hub:
 
   def find(self, token: str) -> session_lib.Session | None:
     """Returns the session of a token, None if there is none."""
-    # JSON may hold half a character, which plain UTF-8 cannot.
+    # JSON may contain a lone surrogate, which strict UTF-8 cannot encode.
     given = token.encode(errors="surrogatepass")
     for known, session in self._sessions.items():
       if secrets.compare_digest(known.encode(), given):
@@ -82,11 +82,11 @@ class Hub:
     return None
 
   def remove(self, session: session_lib.Session) -> None:
-    """Forgets a session."""
+    """Removes a session."""
     self._sessions.pop(session.token, None)
 
   def expire(self, now: float) -> None:
-    """Forgets sessions that nobody plays, and tells those who are there."""
+    """Removes idle and abandoned sessions, and closes their connections."""
     gone = [
       each
       for each in self
@@ -95,9 +95,9 @@ class Hub:
     ]
     for session in gone:
       self.remove(session)
-      # Here and nowhere else: whoever left the hub and was not told would
-      # wait for frames that never come.
+      # A player whose session is removed must be disconnected, as no more
+      # frames will arrive.
       if session.connection is not None:
         session.connection.close(
-          connection.EXPIRED, "Nothing was played for too long."
+          connection.EXPIRED, "The session was idle for too long."
         )

@@ -1,7 +1,7 @@
-"""What the page and the server say to each other; docs/play.md explains it.
+"""Messages between the page and the server, as described in docs/play.md.
 
-The page sends JSON texts. The server sends JSON texts and binary messages: a
-header of sixteen bytes, then a picture or a film.
+The page sends JSON messages. The server sends JSON messages and binary
+messages: a header of 16 bytes, followed by a picture or a video.
 """
 
 import json
@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 from genie_jax.core import errors
 
 VERSION = 1
-MAX_MESSAGE_BYTES = 128 * 1024  # Room for the actions of a whole run.
+MAX_MESSAGE_BYTES = 128 * 1024  # Enough for the actions of a whole run.
 MAX_ACTIONS = 20_000  # Frames of one run.
 MAX_COMPARED = 32  # Frames of one comparison.
-MAX_RECORDED = 1_200  # Frames of one film.
-MAX_FILM_PIXELS = 256_000_000  # Of all its frames, which lie in memory.
-MAX_NUMBER = 2**32 - 1  # Seeds, sequence numbers.
+MAX_RECORDED = 1_200  # Frames of one video.
+MAX_FILM_PIXELS = 256_000_000  # In all frames of a video, which are in memory.
+MAX_NUMBER = 2**32 - 1  # Of seeds, sequence numbers and runs.
 NO_ACTION = 0xFFFF
 
 FRAME, COMPARED, FILM = 1, 2, 3  # Kinds of binary messages.
@@ -25,20 +25,20 @@ _HEADER = struct.Struct("<BBHIII")
 
 
 class Malformed(ValueError):
-  """A message that this protocol does not know; says why in one line."""
+  """A message that violates the protocol; the text is one line."""
 
 
 class Header(NamedTuple):
   """The first sixteen bytes of a binary message, little-endian.
 
   Attributes:
-    version: uint8, of the protocol.
+    version: uint8, version of the protocol.
     kind: uint8, FRAME, COMPARED or FILM.
     action: uint16, the action that led to a frame, NO_ACTION for a prompt.
-      Of a film: 0 for a GIF, 1 for an MP4.
-    run: uint32, grows with every start, rewind, branch and switch.
-    frame: uint32, the frame's number; the prompt is frame 0. In a comparison
-      the number counts from the frame that is compared from.
+      For a video: 0 for a GIF, 1 for an MP4.
+    run: uint32, increases with every start, rewind, branch and switch.
+    frame: uint32, the frame's number; the prompt is frame 0. In a comparison,
+      frames are numbered from 1, after the frame where it starts.
     seq: uint32, sequence number of the action that made the frame, 0 if none.
   """
 
@@ -73,7 +73,7 @@ _REQUIRED = object()
 
 
 class _Field(NamedTuple):
-  """One field of a message: what it must be, and its value if left out."""
+  """A field of a message: description, check, and default value."""
 
   meaning: str
   check: _Check
@@ -83,7 +83,7 @@ class _Field(NamedTuple):
 def _whole(low: int, high: int, default: Any = _REQUIRED) -> _Field:
   return _Field(
     f"a whole number from {low} to {high}",
-    # JSON's true is Python's 1.
+    # Not isinstance: a bool (JSON's true) is an int as well.
     lambda value: type(value) is int and low <= value <= high,
     default,
   )
@@ -91,7 +91,7 @@ def _whole(low: int, high: int, default: Any = _REQUIRED) -> _Field:
 
 def _word(most: int, default: Any = _REQUIRED) -> _Field:
   return _Field(
-    f"a text of at most {most} characters",
+    f"a string of at most {most} characters",
     lambda value: isinstance(value, str) and len(value) <= most,
     default,
   )
@@ -162,23 +162,23 @@ MESSAGES: Mapping[str, Mapping[str, _Field]] = {
 
 
 def parse(text: str) -> dict[str, Any]:
-  """Reads and checks one message of a client.
+  """Parses and checks a message of a client.
 
   Args:
     text: JSON.
 
   Returns:
-    All fields of the message, those left out by their defaults, and "type".
+    "type" and all fields of the message, with defaults for missing ones.
 
   Raises:
-    Malformed: It is not JSON, or no message of this protocol.
+    Malformed: It is not JSON, or not a message of this protocol.
   """
   try:
     found = json.loads(text, parse_constant=_refuse)
   except (ValueError, RecursionError) as error:
     raise Malformed("The message is not JSON.") from error
   if not isinstance(found, dict):
-    raise Malformed("A message is a JSON object with a type.")
+    raise Malformed("A message must be a JSON object with a type.")
   kind = found.pop("type", None)
   if not isinstance(kind, str) or kind not in MESSAGES:
     raise Malformed(
@@ -199,13 +199,13 @@ def parse(text: str) -> dict[str, Any]:
       raise Malformed(f"{kind}: the field {name!r} is missing.")
     if name in found and not field.check(value):
       raise Malformed(
-        f"{kind}: {name} is {_short(value)}, and must be {field.meaning}."
+        f"{kind}: {name} is {_short(value)}; it must be {field.meaning}."
       )
     message[name] = value
   if kind == "start" and (message["prompt"] is None) == (
     message["picture"] is None
   ):
-    raise Malformed("start: give a prompt's number or a picture, one of both.")
+    raise Malformed("start: give either a prompt's number or a picture.")
   return message
 
 

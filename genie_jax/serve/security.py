@@ -1,8 +1,8 @@
-"""Who may talk to the server, and how much.
+"""Checks of the Host and Origin headers, and a rate limiter.
 
-A page of another site must not reach a server on this machine: the Host must
-be a name that the server knows (a name that an attacker's DNS points here is
-not), and the Origin must be the page's own.
+Pages of other sites must not reach a server on this machine. Therefore the Host
+header must be a known name (this excludes names that an attacker's DNS resolves
+to this machine), and the Origin header must be that of the server's own page.
 """
 
 import ipaddress
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from starlette import responses, types
 
-# Everything comes from this server, and nothing may frame the page.
+# The page loads files from this server only, and no page may embed it.
 _POLICY = (
   "default-src 'none'; script-src 'self'; style-src 'self'; "
   "img-src 'self' blob: data:; connect-src 'self'; base-uri 'none'; "
@@ -28,14 +28,14 @@ _HEADERS = {
 
 
 class Guard:
-  """ASGI middleware that checks Host and Origin and adds safety headers."""
+  """ASGI middleware that checks Host and Origin and adds security headers."""
 
   def __init__(self, app: types.ASGIApp, names: Iterable[str]):
     """Wraps an app.
 
     Args:
       app: The app.
-      names: Host names it answers to besides localhost and IP addresses.
+      names: Host names to accept in addition to localhost and IP addresses.
     """
     self._app = app
     self._names = {"localhost", *(name.lower() for name in names)}
@@ -43,7 +43,7 @@ class Guard:
   async def __call__(
     self, scope: types.Scope, receive: types.Receive, send: types.Send
   ) -> None:
-    """Answers, or refuses with status 403."""
+    """Passes a request on to the app, or refuses it with status 403."""
     if scope["type"] == "lifespan":
       await self._app(scope, receive, send)
       return
@@ -63,10 +63,10 @@ class Guard:
       )
 
   def refusal(self, headers: Mapping[str, str]) -> str | None:
-    """Returns why a request is refused, None if it is not.
+    """Returns the reason for refusing a request, None if it is accepted.
 
     Args:
-      headers: Lower-case names.
+      headers: Values by lower-case name.
     """
     host = headers.get("host", "")
     name = _name(host)
@@ -76,22 +76,22 @@ class Guard:
         "name the host with --allow-host."
       )
     origin = headers.get("origin")
-    # Programs send no Origin; browsers do with all that can do harm.
+    # Programs send no Origin; browsers send one with every harmful request.
     if origin is not None and origin.lower() not in (
       f"http://{host.lower()}",
       f"https://{host.lower()}",
     ):
-      return "Foreign Origin; only the server's own page may ask this."
+      return "Foreign Origin; only the server's own page may send this request."
     if (
       headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
       and headers.get("sec-fetch-mode") != "navigate"
     ):
-      return "Foreign site; only the server's own page may ask this."
+      return "Foreign site; only the server's own page may send this request."
     return None
 
 
 def _name(host: str) -> str | None:
-  """Returns the name in a Host header, None if that is not well formed."""
+  """Returns the name in a Host header, None if the header is malformed."""
   try:
     parts = urllib.parse.urlsplit(f"//{host}")
     name, _ = parts.hostname, parts.port
@@ -103,13 +103,14 @@ def _name(host: str) -> str | None:
 
 
 def network(address: str) -> str:
-  """Returns who an address belongs to.
+  """Returns the network that identifies a visitor.
 
   Args:
-    address: IPv4 or IPv6, or anything else, which stands for itself.
+    address: IPv4 or IPv6; other text is returned unchanged.
 
   Returns:
-    The address; of IPv6 its first 64 bits, as one visitor has all the rest.
+    The address; for IPv6 its first 64 bits, as one visitor may use all
+    addresses that begin with them.
   """
   try:
     found = ipaddress.ip_address(address)
@@ -121,7 +122,7 @@ def network(address: str) -> str:
 
 
 def _is_address(name: str) -> bool:
-  """Whether a host is an IP address: no DNS answer can have forged it."""
+  """Returns whether a host is an IP address, which DNS cannot forge."""
   try:
     ipaddress.ip_address(name)
   except ValueError:
@@ -146,15 +147,15 @@ def _with_headers(send: types.Send) -> types.Send:
   return send_with_headers
 
 
-class Bucket:
-  """A limit on how often something may happen: a bucket of tokens."""
+class TokenBucket:
+  """A rate limiter: each event takes a token, and tokens come back in time."""
 
   def __init__(self, rate: float, burst: float, now: float):
-    """Makes a full bucket.
+    """Creates a full bucket.
 
     Args:
-      rate: Tokens that come back each second.
-      burst: Tokens it holds.
+      rate: Tokens added per second.
+      burst: Maximum number of tokens.
       now: Time in seconds.
     """
     self._rate, self._burst = rate, burst
@@ -169,7 +170,7 @@ class Bucket:
     return True
 
   def full(self, now: float) -> bool:
-    """Whether the bucket is as good as new."""
+    """Returns whether the bucket is full."""
     return self._held(now) >= self._burst
 
   def _held(self, now: float) -> float:

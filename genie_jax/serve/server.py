@@ -1,4 +1,4 @@
-"""Runs the server on this machine until Ctrl-C."""
+"""Binds the port and runs the server until Ctrl-C."""
 
 import contextlib
 import errno
@@ -18,14 +18,14 @@ _EVERYWHERE = ("0.0.0.0", "::")
 
 
 def bind(host: str, port: int) -> socket.socket:
-  """Takes a port.
+  """Returns a socket that listens on a port.
 
   Args:
     host: Name or address of this machine.
-    port: 0 takes any that is free.
+    port: Number of the port; 0 chooses a free one.
 
   Raises:
-    UserError: The port is taken or not allowed, or the host is not this
+    UserError: The port is in use or not allowed, or the host is not this
       machine.
   """
   try:
@@ -35,21 +35,21 @@ def bind(host: str, port: int) -> socket.socket:
     taken = socket.socket(family, kind, protocol_)
   except (socket.gaierror, UnicodeError) as error:
     raise errors.UserError(
-      f"--host {host} is not known ({error}); give 127.0.0.1, or 0.0.0.0 "
+      f"--host {host} is unknown ({error}); give 127.0.0.1, or 0.0.0.0 "
       "for all networks."
     ) from error
-  # A port that a server of a minute ago left behind can be taken at once.
+  # Makes the port of a server that has just ended available again.
   taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
   try:
     taken.bind(address)
-    # Two servers could share a port that neither listens on yet.
+    # Listens at once, as two servers can bind a port on which none listens.
     taken.listen(128)
   except OSError as error:
     taken.close()
     reason = {
-      errno.EADDRINUSE: "is taken; give another with --port, or 0 for any",
-      errno.EACCES: "is not allowed; give one above 1023 with --port",
-      errno.EADDRNOTAVAIL: "is not of this machine; change --host",
+      errno.EADDRINUSE: "is in use; give another --port, or 0 for a free one",
+      errno.EACCES: "is not allowed; give a --port above 1023",
+      errno.EADDRNOTAVAIL: "is not an address of this machine; change --host",
     }.get(error.errno or 0)
     if reason is None:
       raise
@@ -66,7 +66,7 @@ def address(taken: socket.socket, host: str) -> str:
 
 
 def configure(app: types.ASGIApp, max_sessions: int) -> uvicorn.Config:
-  """Returns how the server listens."""
+  """Returns the configuration of the HTTP server."""
   return uvicorn.Config(
     app,
     http="h11",
@@ -78,7 +78,7 @@ def configure(app: types.ASGIApp, max_sessions: int) -> uvicorn.Config:
     access_log=False,
     server_header=False,
     timeout_graceful_shutdown=2,
-    # Each player has a WebSocket and asks for a few files.
+    # Each player has a WebSocket and requests a few files.
     limit_concurrency=64 + 8 * max_sessions,
   )
 
@@ -98,12 +98,12 @@ def run(
 
   Args:
     engine: A warm engine.
-    taken: A port from `bind`.
-    host: As given to `bind`.
-    max_sessions: Players at once.
-    session_minutes: A player who sends nothing for so long is sent away.
-    names: Host names to answer to besides localhost and IP addresses.
-    open_browser: Whether to open the page.
+    taken: A socket from `bind`.
+    host: The host that was given to `bind`.
+    max_sessions: Maximum number of players.
+    session_minutes: Players who send nothing for this long are disconnected.
+    names: Host names to accept in addition to localhost and IP addresses.
+    open_browser: Whether to open the page in a browser.
     say: Prints a line.
 
   Raises:

@@ -47,7 +47,7 @@ class Session:
     connection: The player's connection; None while disconnected.
     seen: Time of the last message, by the caller's clock.
     left: Time when the connection was lost, by the same clock.
-    filming: Whether a film is being encoded.
+    filming: Whether a video is being encoded.
   """
 
   def __init__(self, num_actions: int, limits: branch_lib.Limits, now: float):
@@ -120,8 +120,8 @@ class Session:
       )
     if len(line.actions) >= protocol.MAX_ACTIONS:
       raise branch_lib.Rejected(
-        f"This run has {protocol.MAX_ACTIONS} frames, the maximum; rewind, or "
-        "start a new one."
+        f"This run has {protocol.MAX_ACTIONS} frames, the maximum; play from "
+        "an earlier frame, or start again."
       )
     line.actions.append(action)
     line.seqs.append(seq)
@@ -163,14 +163,14 @@ class Session:
     self.comparison = Comparison(line, frame, frames)
 
   def film(self, message: dict[str, Any], fps: float) -> Callable[[], bytes]:
-    """Returns a function that encodes frames as a film, in any thread.
+    """Returns a function that encodes frames as a video, in any thread.
 
     Args:
       message: A message of type "record".
       fps: Frames per second, where the message has none.
 
     Raises:
-      Rejected: A frame is not kept, or the film would be too long or too
+      Rejected: A frame is not kept, or the video would be too long or too
         large.
     """
     line = self._line()
@@ -179,14 +179,14 @@ class Session:
     line.check(last)
     if not 0 <= last - first < protocol.MAX_RECORDED:
       raise branch_lib.Rejected(
-        f"A film has 1 to {protocol.MAX_RECORDED} frames, not "
+        f"A video has 1 to {protocol.MAX_RECORDED} frames, not "
         f"{last - first + 1}."
       )
     rows, columns = line.origin.frame.shape[:2]
     pixels = (last - first + 1) * rows * columns * message["scale"] ** 2
     if pixels > protocol.MAX_FILM_PIXELS:
       raise branch_lib.Rejected(
-        f"The film would have {pixels / 1e6:.0f} million pixels, and may "
+        f"The video would have {pixels / 1e6:.0f} million pixels, and may "
         f"have {protocol.MAX_FILM_PIXELS / 1e6:.0f}; choose fewer frames or "
         "a smaller size."
       )

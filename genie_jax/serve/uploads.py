@@ -1,7 +1,7 @@
-"""Players' own pictures: read with limits, kept for a while as frames.
+"""Receives, decodes and stores the pictures that players upload.
 
-Every limit is one of each visitor, so that nobody's uploads are in the way of
-somebody else's, and a wider one of all of them together.
+Each limit applies to one visitor, so that no visitor can block the others. A
+higher limit applies to all visitors together.
 """
 
 import asyncio
@@ -19,42 +19,42 @@ from genie_jax.core import errors, images
 from genie_jax.serve import security
 
 MAX_BYTES = 8 << 20
-# Of one visitor, and of all.
-_A_SECOND, _BURST = 2, 20
-_A_SECOND_OF_ALL, _BURST_OF_ALL = 20, 100
-_AT_ONCE, _AT_ONCE_OF_ALL = 4, 24  # Each may lie in memory whole.
+# Limits of one visitor, and of all together.
+_RATE, _RATE_OF_ALL = 2, 20  # Uploads per second.
+_BURST, _BURST_OF_ALL = 20, 100  # Uploads in a row.
+_AT_ONCE, _AT_ONCE_OF_ALL = 4, 24  # Each may be completely in memory.
 _KEPT, _KEPT_OF_ALL = 16, 256  # Frames.
 
 
 class TooLarge(ValueError):
-  """An upload of more bytes than are read."""
+  """An upload has more than MAX_BYTES."""
 
 
 class TooMany(ValueError):
-  """More uploads than are taken from this visitor, or from all of them."""
+  """This visitor, or all visitors together, exceed a limit."""
 
 
-class Turns:
-  """Whose upload is read now, and whose has to wait."""
+class Limiter:
+  """Limits the rate of uploads and the number received at the same time."""
 
   def __init__(self, now: float):
-    """Lets everybody in; `now` is the time in seconds."""
-    self._all = security.Bucket(_A_SECOND_OF_ALL, _BURST_OF_ALL, now)
-    self._buckets: dict[str, security.Bucket] = {}
+    """Creates a limiter with full buckets; `now` is the time in seconds."""
+    self._all = security.TokenBucket(_RATE_OF_ALL, _BURST_OF_ALL, now)
+    self._buckets: dict[str, security.TokenBucket] = {}
     self._reading: collections.Counter[str] = collections.Counter()
 
   @contextlib.contextmanager
   def take(self, visitor: str, now: float) -> Iterator[None]:
-    """Holds a visitor's turn while an upload is read.
+    """Counts an upload of a visitor, as long as the context is open.
 
     Args:
-      visitor: Who sends it.
+      visitor: Identifies the sender.
       now: Time in seconds.
 
     Raises:
-      TooMany: There were too many of late, or there are too many now.
+      TooMany: A limit is exceeded.
     """
-    # A full bucket is as good as a new one; what is kept stays small.
+    # A full bucket equals a new one, so it need not be kept.
     self._buckets = {
       each: bucket
       for each, bucket in self._buckets.items()
@@ -65,9 +65,10 @@ class Turns:
     ):
       raise TooMany
     bucket = self._buckets.setdefault(
-      visitor, security.Bucket(_A_SECOND, _BURST, now)
+      visitor, security.TokenBucket(_RATE, _BURST, now)
     )
-    # The visitor's own first: who is refused takes nothing from the others.
+    # The visitor's bucket first, so that an upload that it refuses takes no
+    # token from the others.
     if not bucket.take(now) or not self._all.take(now):
       raise TooMany
     self._reading[visitor] += 1
@@ -75,35 +76,35 @@ class Turns:
       yield
     finally:
       self._reading[visitor] -= 1
-      self._reading += collections.Counter()  # Drops those at zero.
+      self._reading += collections.Counter()  # Removes counts of 0.
 
 
 class Pictures:
-  """Frames made of uploads, each under a name that cannot be guessed."""
+  """Frames decoded from uploads, each with a name that cannot be guessed."""
 
   def __init__(self, height: int, width: int):
-    """Makes an empty store for frames of this size."""
+    """Creates an empty store for frames of this size."""
     self._size = height, width
     self._frames: dict[str, np.ndarray] = {}
-    # Visitor -> names, the oldest first.
+    # Visitor -> names of frames, the oldest first.
     self._names: dict[str, collections.deque[str]] = {}
-    # One at a time, so that memory is bounded however many are sent.
+    # One picture is decoded at a time, to limit the memory.
     self._thread = concurrent.futures.ThreadPoolExecutor(
       1, thread_name_prefix="pictures"
     )
 
   async def add(self, content: bytes, visitor: str) -> tuple[str, np.ndarray]:
-    """Reads a picture.
+    """Decodes and stores a picture.
 
     Args:
-      content: The file.
-      visitor: Who sent it.
+      content: Bytes of the file.
+      visitor: Identifies the sender.
 
     Returns:
-      Its name and the frame, uint8 [H, W, 3].
+      The name, and the frame, uint8 [H, W, 3].
 
     Raises:
-      UserError: It is not a picture, or too large.
+      UserError: It is not a picture, or it is too large.
     """
     frame = await asyncio.get_running_loop().run_in_executor(
       self._thread, self._read, content
@@ -114,18 +115,18 @@ class Pictures:
     if len(self._names[visitor]) > _KEPT:
       self._forget_oldest(visitor)
     if len(self._frames) > _KEPT_OF_ALL:
-      # Of whoever keeps most, so that nobody can push out everybody else's.
+      # Of the visitor with most frames, so that nobody can displace others.
       self._forget_oldest(
         max(self._names, key=lambda each: len(self._names[each]))
       )
     return name, frame
 
   def get(self, name: str) -> np.ndarray | None:
-    """Returns a frame, None if it is not kept."""
+    """Returns a frame, None if it is not stored."""
     return self._frames.get(name)
 
   def close(self) -> None:
-    """Ends the reading thread."""
+    """Stops the decoding thread."""
     self._thread.shutdown(wait=False, cancel_futures=True)
 
   def _forget_oldest(self, visitor: str) -> None:
@@ -140,10 +141,10 @@ class Pictures:
 
 
 async def receive(request: requests.Request) -> bytes:
-  """Reads a body, and stops as soon as it is too large.
+  """Returns the body of a request; stops reading if it is too large.
 
   Raises:
-    TooLarge: It is, or says so.
+    TooLarge: The body, or its stated length, has more than MAX_BYTES.
   """
   stated = request.headers.get("content-length", "0")
   if stated.isdecimal() and int(stated) > MAX_BYTES:

@@ -1,4 +1,4 @@
-"""Tests of exit codes and of the one line that a mistake gets."""
+"""Tests of exit codes, and that errors are one line."""
 
 import errno
 import json
@@ -15,7 +15,7 @@ SMOKE = f"{CONFIGS / 'tokenizer.py'}:smoke"
 
 
 def call(capsys, *argv):
-  """Runs `genie` and returns its exit code and what it complained of."""
+  """Runs `genie`; returns its exit code and its standard error."""
   code = main.main([str(word) for word in argv])
   err = capsys.readouterr().err
   assert "Traceback" not in err
@@ -23,7 +23,7 @@ def call(capsys, *argv):
 
 
 def refused(capsys, *argv):
-  """Asserts a user's mistake: code 2 and one line, which is returned."""
+  """Asserts code 2 and one line of standard error, which is returned."""
   code, err = call(capsys, *argv)
   assert code == 2 and len(err.splitlines()) == 1, err
   return err
@@ -43,7 +43,7 @@ def test_an_unknown_flag_is_one_line_with_the_nearest(capsys):
   assert "did you mean '--workdir'" in err
 
 
-def test_a_missing_flag_and_a_value_that_is_no_number_are_one_line(capsys):
+def test_a_missing_flag_and_a_value_that_is_not_a_number_are_one_line(capsys):
   assert "--workdir" in refused(capsys, "train", "--config", SMOKE)
   assert "--stride" in refused(
     capsys,
@@ -82,7 +82,7 @@ def test_overrides_need_a_value_and_a_command_with_a_config(capsys):
   assert "genie scaling takes no config" in err
 
 
-def test_an_override_may_stand_apart_from_its_value():
+def test_an_override_and_its_value_may_be_two_arguments():
   assert main._overrides(["--config.a.b", "1", "--config.c=2"]) == [
     "--config.a.b=1",
     "--config.c=2",
@@ -146,7 +146,7 @@ def test_data_of_another_world_is_one_line_with_both_values(capsys, tmp_path):
     f"--config.data.path={tokens}",
   )
   assert "[8, 8]" in err and "[4, 4]" in err
-  # Clips where tokens are wanted.
+  # Clips where tokens are needed.
   refused(
     capsys,
     "train",
@@ -191,7 +191,7 @@ def test_a_message_of_several_lines_is_folded_into_one(capsys, monkeypatch):
     RuntimeError("r"),
   ],
 )
-def test_a_bug_of_ours_keeps_its_traceback(bug, monkeypatch):
+def test_a_bug_keeps_its_traceback(bug, monkeypatch):
   def fail(args):
     del args
     raise bug
@@ -201,7 +201,7 @@ def test_a_bug_of_ours_keeps_its_traceback(bug, monkeypatch):
     main.main(["scaling", "table"])
 
 
-def test_the_keyboard_stops_with_the_shells_code(capsys, monkeypatch):
+def test_ctrl_c_ends_with_the_code_of_the_shell(capsys, monkeypatch):
   def stop(args):
     del args
     raise KeyboardInterrupt
@@ -214,7 +214,7 @@ def test_the_keyboard_stops_with_the_shells_code(capsys, monkeypatch):
 @pytest.mark.parametrize(
   "argv", [["help", "scaling"], ["scaling", "--help"], ["help"], ["--version"]]
 )
-def test_help_and_version_end_well(argv, capsys):
+def test_help_and_version_end_with_code_0(argv, capsys):
   with pytest.raises(SystemExit) as end:
     main.main(argv)
   assert end.value.code == 0

@@ -1,4 +1,4 @@
-"""`--dtype` and `--tensor` of `genie play` and `genie sample`."""
+"""Tests of `--dtype` and `--tensor` of `genie play` and `genie sample`."""
 
 import jax
 import numpy as np
@@ -44,7 +44,7 @@ def odd(tmp_path_factory):
 
 @pytest.fixture()
 def loaded(monkeypatch):
-  """Worlds that were loaded."""
+  """Records the worlds that are loaded."""
   found, load = [], genie_jax.load_world
 
   def remember(*words, **options):
@@ -92,7 +92,7 @@ def test_sample_splits_a_world_over_devices_and_keeps_integers(
   assert part.data.size == held.values.size / 2
 
 
-def test_sample_holds_what_dtype_says_on_one_device(even, tmp_path, loaded):
+def test_sample_uses_dtype_on_one_device(even, tmp_path, loaded):
   sample(even, tmp_path / "b.gif", "--dtype", "bfloat16")
   [world] = loaded
   assert kernel(world).dtype == jax.numpy.bfloat16
@@ -113,7 +113,7 @@ def test_sample_holds_what_dtype_says_on_one_device(even, tmp_path, loaded):
     (("--tensor", "2"), "is 13, which does not split over 2 devices"),
   ],
 )
-def test_mistakes_are_one_line(capsys, odd, command, flags, reason):
+def test_errors_are_one_line(capsys, odd, command, flags, reason):
   code = main.main([command[0], "--world", str(odd), *command[1:], *flags])
   err = capsys.readouterr().err
   assert code == 2 and len(err.splitlines()) == 1 and "config" not in err, err

@@ -124,7 +124,7 @@ def test_the_command_prints_the_manifest_and_draws_a_contact_sheet(
   assert _inspect(str(made.folder), "--contact-sheet", str(sheet)) == 0
   printed = capsys.readouterr().out
   assert made.fingerprint in printed
-  assert "records checked: all whole" in printed
+  assert "records checked: none is damaged" in printed
   with Image.open(sheet) as picture:
     assert picture.width > 64 and picture.height > 64
 

@@ -1,4 +1,4 @@
-"""A real Chromium, and the page in it."""
+"""Opens the page in a real Chromium."""
 
 import contextlib
 import hashlib
@@ -11,22 +11,22 @@ from benchmarks import chromium
 
 @contextlib.contextmanager
 def open_browser():
-  """Starts Chromium; skips a test where there is none."""
+  """Starts Chromium; skips the test if it is not installed."""
   if chromium.path() is None:
-    pytest.skip("needs Chromium: install it, or name it in $CHROMIUM")
+    pytest.skip("needs Chromium: install it, or set $CHROMIUM to its path")
   with chromium.launch() as browser:
     yield browser
 
 
 class Page:
-  """The page in a fresh profile, and every frame that it was sent."""
+  """The page in a new browser profile, with all messages it received."""
 
   def __init__(self, browser, url, **options):
     self.context = browser.new_context(accept_downloads=True, **options)
     self.page = self.context.new_page()
     self.problems, self.requests, self.messages = [], [], []
     self.page.on("pageerror", lambda error: self.problems.append(str(error)))
-    # What its Content-Security-Policy blocks is an error, too.
+    # Requests that the Content-Security-Policy blocks are errors as well.
     self.page.on(
       "console",
       lambda said: (
@@ -54,7 +54,7 @@ class Page:
     sync_api.expect(self.page.locator("#shown")).to_have_text(str(frame))
 
   def painted(self):
-    """Returns a hash of what the canvas shows, once it stands still."""
+    """Waits until the canvas no longer changes; returns a hash of it."""
     read = lambda: self.page.evaluate(
       "document.getElementById('frame').toDataURL()"
     )
@@ -75,7 +75,7 @@ class Page:
     )
 
   def press(self, keys):
-    """Presses keys one after the other, each once its frame is there."""
+    """Presses keys one after the other, and waits for the frame of each."""
     for key in keys:
       count = int(self.page.inner_text("#newest"))
       self.page.keyboard.press(key)

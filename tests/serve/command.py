@@ -1,4 +1,4 @@
-"""`genie play` as somebody at a terminal runs it."""
+"""Runs `genie play` as in a terminal."""
 
 import os
 import pathlib
@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 class Command:
-  """`genie play` in a process of its own."""
+  """`genie play` in its own process."""
 
   def __init__(self, world, *flags):
     self.process = subprocess.Popen(
@@ -42,7 +42,7 @@ class Command:
     self.host = self.url.split("/")[2]
 
   def stop(self):
-    """Presses Ctrl-C; returns exit code and everything it said."""
+    """Sends Ctrl-C; returns the exit code and all output."""
     self.process.send_signal(signal.SIGINT)
     out, err = self.process.communicate(timeout=60)
     return self.process.returncode, "".join(self.lines) + out, err

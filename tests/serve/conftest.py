@@ -1,4 +1,4 @@
-"""What the tests of the server share."""
+"""Fixtures of the server's tests."""
 
 import fake_world
 import players
@@ -14,5 +14,5 @@ def server():
 
 @pytest.fixture()
 def host(server):
-  """Its address, "127.0.0.1:PORT"."""
+  """The server's address, "127.0.0.1:PORT"."""
   return server[1]

@@ -1,4 +1,4 @@
-"""Pictures of every format that is read, and what is left of damaged ones."""
+"""Pictures of every supported format, and damaged copies of them."""
 
 import io
 
@@ -13,7 +13,7 @@ def png(picture, kind="PNG", **options):
 
 
 def sample_pictures():
-  """Returns valid files of every format that is read."""
+  """Returns valid files of every supported format."""
   random_ = np.random.default_rng(0)
   noise = Image.fromarray(random_.integers(0, 256, (24, 32, 3), np.uint8))
   return [
@@ -38,7 +38,7 @@ def sample_pictures():
 
 
 def damaged(content, choose):
-  """Returns bytes like these, with something wrong."""
+  """Returns a copy of the bytes with random errors."""
   content = bytearray(content)
   for _ in range(choose.choice([1, 1, 2, 5, 30])):
     where = choose.randrange(len(content) or 1)

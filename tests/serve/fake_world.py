@@ -1,7 +1,7 @@
-"""A game that is played in microseconds and betrays every mix-up.
+"""A fake world that steps in microseconds and detects mixed-up states.
 
-A frame is a picture of a number that depends on the prompt, the seed and every
-action so far. As in a real world, a state that was stepped is used up.
+A frame shows a number that depends on the prompt, the seed and all actions so
+far. As in a real world, a step consumes the state.
 """
 
 import time
@@ -18,14 +18,14 @@ NUM_ACTIONS = 4
 
 
 class State(NamedTuple):
-  """One player; `alive` is False once it was stepped."""
+  """State of one player; `alive` is False after it was stepped."""
 
   digest: np.ndarray
   alive: np.ndarray
 
 
 class FakeWorld:
-  """What the server uses of `World`."""
+  """The part of `World` that the server uses."""
 
   frame_shape = SHAPE
   num_actions = NUM_ACTIONS
@@ -33,7 +33,7 @@ class FakeWorld:
   fingerprint = "f" * 64
 
   def __init__(self, seconds: float = 0.0):
-    self.seconds = seconds  # Of each step.
+    self.seconds = seconds  # Duration of a step.
     self.batches: list[int] = []  # Sizes of the steps so far.
     self.resets = 0
 
@@ -82,14 +82,14 @@ class FakeWorld:
 
 
 def picture(digest: int) -> np.ndarray:
-  """Returns squares of colours that no other number has."""
+  """Returns an image of coloured squares, different for each number."""
   random = np.random.default_rng(digest)
   squares = random.integers(0, 256, (4, 6, 3), dtype=np.uint8)
   return squares.repeat(4, 0).repeat(4, 1)
 
 
 def solo(frame: np.ndarray, seed: int, actions: list[int]) -> list[np.ndarray]:
-  """Returns the frames of a run that nobody else disturbs."""
+  """Returns the frames of a run that is played alone."""
   alone = FakeWorld()
   state = alone.reset(frame, seed=seed)
   frames = [alone.show(state)]
@@ -100,7 +100,7 @@ def solo(frame: np.ndarray, seed: int, actions: list[int]) -> list[np.ndarray]:
 
 
 def prompts() -> list[np.ndarray]:
-  """Returns the gallery."""
+  """Returns the prompts of the gallery."""
   return [picture(number) for number in range(3)]
 
 

@@ -1,4 +1,4 @@
-"""A server in a thread, and clients that speak its protocol."""
+"""Runs a server in a thread, and clients of its protocol."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ from genie_jax.serve import server as server_lib
 
 @contextlib.contextmanager
 def serving(engine, **options):
-  """Runs a server at a free port; yields it and its address."""
+  """Runs a server on a free port; yields it and its address."""
   server = app.Server(engine, **options)
   taken = server_lib.bind("127.0.0.1", 0)
   port = taken.getsockname()[1]
@@ -37,7 +37,7 @@ def serving(engine, **options):
 
 
 class Player:
-  """A client that remembers all it was sent."""
+  """A client that records all messages that it receives."""
 
   def __init__(self, host, token="", hello=True, **options):
     self._stack = contextlib.ExitStack()
@@ -69,14 +69,14 @@ class Player:
     return header, content
 
   def until(self, kind):
-    """Receives up to a text of this type, and returns it."""
+    """Receives messages up to a text of this type, which it returns."""
     while True:
       found = self.take()
       if isinstance(found, dict) and found["type"] == kind:
         return found
 
   def until_frame(self, number, run=None):
-    """Receives up to a frame of this number, and returns header and PNG."""
+    """Receives messages up to this frame; returns its header and PNG."""
     while True:
       found = self.take()
       if isinstance(found, dict) or found[0].kind != protocol.FRAME:
@@ -85,7 +85,7 @@ class Player:
         return found
 
   def start(self, prompt=0, seed=0, **fields):
-    """Starts anew and waits for frame 0."""
+    """Starts a game and waits for frame 0."""
     self.send(type="start", prompt=prompt, seed=seed, **fields)
     run = self.until("line")["run"]
     self.frames.clear()
@@ -120,5 +120,5 @@ def post(host, content, **headers):
 
 
 def page_folder() -> pathlib.Path:
-  """Where the page lies."""
+  """Returns the folder of the page."""
   return pathlib.Path(app.__file__).parent / "page"

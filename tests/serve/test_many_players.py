@@ -1,4 +1,4 @@
-"""Tests of several players at once: order, fairness, secrecy, limits."""
+"""Tests of several players: order, fairness, isolation, limits."""
 
 import json
 import random
@@ -18,7 +18,7 @@ from genie_jax.worlds import world
 
 
 def play_at_random(host, seed, count, found):
-  """Plays and rewinds; leaves (frames, prompt, seed, actions) in `found`."""
+  """Plays and rewinds; stores (frames, prompt, actions) in `found[seed]`."""
   choose = random.Random(seed)
   prompt = seed % 3
   with Player(host) as player:
@@ -67,7 +67,7 @@ def test_sixteen_players_see_their_own_frames_in_order(batches):
 
 
 @pytest.mark.parametrize("batches", [world.BATCHES, (1,)])
-def test_a_crowd_of_waiting_actions_delays_nobody_else(batches):
+def test_many_waiting_actions_delay_no_other_player(batches):
   made = fake_world.make_engine(seconds=0.01, batches=batches)
   with (
     players.serving(made) as (_, host),
@@ -90,7 +90,7 @@ def test_a_client_that_reads_nothing_blocks_nobody_and_loses_nothing(
   monkeypatch,
 ):
   made = fake_world.make_engine()
-  # More than what networks keep on the way; pages ignore what follows a PNG.
+  # More than network buffers hold; decoders ignore bytes after a PNG.
   to_png, ballast = scheduler.images.to_png, bytes(1 << 16)
   monkeypatch.setattr(
     scheduler.images, "to_png", lambda frame: to_png(frame) + ballast
@@ -108,7 +108,7 @@ def test_a_client_that_reads_nothing_blocks_nobody_and_loses_nothing(
     waiting = next(
       each for each in server.hub if each.token == slow.welcome["token"]
     )
-    # Its game waits, and so does what is kept for it.
+    # Its game waits, so that few messages are queued.
     assert waiting.line.end < 400 and waiting.connection.unsent < 64
     slow.until_frame(400)
     assert [header.frame for header, _ in slow.frames] == list(range(401))
@@ -142,7 +142,7 @@ def test_the_session_limit_holds_and_a_free_place_can_be_taken():
         first.until("nothing")
       with Player(host) as third:
         third.start()
-    # Who went away keeps the place only until somebody wants it.
+    # A disconnected player keeps the place until another player needs it.
     with Player(host), Player(host) as last:
       last.start()
     assert len(server.hub) == 2
@@ -162,14 +162,15 @@ def test_a_session_that_plays_nothing_expires(monkeypatch):
     player.start()
     with pytest.raises(exceptions.ConnectionClosed) as closed:
       while True:
-        player.send(type="ping", time=0)  # Keeps the line, not the game.
+        # Keeps the connection, but not the session.
+        player.send(type="ping", time=0)
         player.take()
         time.sleep(0.05)
     assert closed.value.rcvd.code == 4002
     assert len(server.hub) == 0
 
 
-def test_who_expires_as_somebody_enters_is_told(monkeypatch):
+def test_a_session_that_expires_when_another_begins_is_closed(monkeypatch):
   from genie_jax.serve import app
 
   monkeypatch.setattr(app, "_EXPIRE_SECONDS", 1000.0)
@@ -190,7 +191,7 @@ def test_who_expires_as_somebody_enters_is_told(monkeypatch):
       assert [each.token for each in server.hub] == [other.welcome["token"]]
 
 
-def test_a_flood_of_messages_is_dropped_and_then_cut_off(host):
+def test_a_flood_of_messages_is_dropped_and_then_disconnected(host):
   with Player(host) as player:
     player.start()
     with pytest.raises(exceptions.ConnectionClosed) as closed:
@@ -200,7 +201,7 @@ def test_a_flood_of_messages_is_dropped_and_then_cut_off(host):
         player.take()
     assert closed.value.rcvd.code == 1008
     assert any(
-      "messages a second" in text.get("error", "") for text in player.texts
+      "messages per second" in text.get("error", "") for text in player.texts
     )
   with Player(host) as other:
     other.start()
@@ -219,7 +220,7 @@ def test_a_message_that_is_too_long_ends_only_that_connection(host):
     good.play([1])
 
 
-def test_a_failure_of_the_model_ends_the_server_loudly(caplog):
+def test_a_failure_of_the_model_ends_the_server(caplog):
   failures = []
   made = fake_world.make_engine()
   made.world.step = lambda *words: 1 // 0

@@ -28,7 +28,7 @@ def chromium():
 
 @pytest.fixture()
 def page(chromium, host):
-  """The page of the fake world; it must neither fail nor leave its server."""
+  """The page of the fake world; checks for errors and foreign requests."""
   opened = browser.Page(chromium, f"http://{host}/")
   yield opened
   opened.close()
@@ -53,7 +53,7 @@ def test_ten_frames_are_played_and_painted_as_the_model_drew_them(page):
   page.at(10)
   actions = [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
   assert shows(page, fake_world.solo(PROMPT, seed(page), actions)[-1])
-  # Whole device pixels for each pixel, and nothing smoothed between them.
+  # A whole number of device pixels per pixel, without smoothing.
   box = page.page.locator("#frame").bounding_box()
   assert box["width"] % fake_world.SHAPE[1] == 0
   assert (
@@ -71,7 +71,7 @@ def test_a_held_key_repeats_and_a_released_one_stops(page):
   page.page.keyboard.up("ArrowRight")
   page.page.wait_for_timeout(400)
   count = int(page.page.inner_text("#newest"))
-  assert 5 <= count <= 20  # The world's 15 a second.
+  assert 5 <= count <= 20  # The world has 15 frames per second.
   assert shows(page, fake_world.solo(PROMPT, seed(page), [1] * count)[-1])
   page.page.wait_for_timeout(300)
   page.at(count)
@@ -87,7 +87,7 @@ def test_a_dropped_picture_is_played(page):
   assert shows(page, fake_world.solo(own, seed(page), [])[0])
   page.press("2")
   assert shows(page, fake_world.solo(own, seed(page), [2])[-1])
-  # A run from it cannot be a link, and says so.
+  # The dialog explains that such a run has no link.
   page.page.click("#share")
   assert page.page.is_visible("#share-why")
   with page.page.expect_download() as saved:
@@ -115,7 +115,7 @@ def test_a_pasted_picture_is_played(page, host):
   page.page.keyboard.press("Control+V")
   page.at(0)
   assert shows(page, fake_world.solo(own, seed(page), [])[0])
-  # Text is no picture, and changes nothing.
+  # Text is not a picture and changes nothing.
   page.press("1")
   page.page.evaluate("navigator.clipboard.writeText('hello')")
   page.page.keyboard.press("Control+V")
@@ -123,7 +123,7 @@ def test_a_pasted_picture_is_played(page, host):
   assert shows(page, fake_world.solo(own, seed(page), [1, 2])[-1])
 
 
-def test_what_was_drawn_is_what_the_game_starts_from(page, server):
+def test_the_game_starts_from_the_picture_that_was_drawn(page, server):
   page.at(0)
   page.press("00")
   page.page.click("#draw")
@@ -133,7 +133,7 @@ def test_what_was_drawn_is_what_the_game_starts_from(page, server):
   box = canvas.bounding_box()
   size = box["width"] / fake_world.SHAPE[1]
   at = lambda x, y: {"x": (x + 0.5) * size, "y": (y + 0.5) * size}
-  canvas.click(position=at(3, 3))  # Fills all of it.
+  canvas.click(position=at(3, 3))  # Fills the whole picture.
   page.page.click("#palette [aria-label=yellow]")
   page.page.select_option("#editor-tool", "2")
   canvas.hover(position=at(5, 8))  # A stroke from left to right.
@@ -143,7 +143,7 @@ def test_what_was_drawn_is_what_the_game_starts_from(page, server):
   page.page.click("#palette [aria-label=blue]")
   page.page.select_option("#editor-tool", "4")
   canvas.click(position=at(20, 2))
-  page.page.click("#editor-undo")  # Takes the blue away again.
+  page.page.click("#editor-undo")  # Removes the blue.
   page.page.click("#palette [aria-label=white]")
   page.page.select_option("#editor-tool", "1")
   canvas.focus()
@@ -160,7 +160,7 @@ def test_what_was_drawn_is_what_the_game_starts_from(page, server):
   np.testing.assert_array_equal(session.line.origin.frame, wanted)
 
 
-def test_a_picture_is_counted_to_the_session_that_sends_it(page, server):
+def test_an_uploaded_picture_counts_for_the_session_that_sends_it(page, server):
   page.at(0)
   page.drop(images.to_png(fake_world.picture(9)))
   sync_api.expect(page.page.locator("#said")).to_have_text("A new game.")
@@ -168,12 +168,12 @@ def test_a_picture_is_counted_to_the_session_that_sends_it(page, server):
   assert list(server[0]._pictures._names) == [session.token]
 
 
-def test_what_is_no_picture_gets_a_notice(page):
+def test_a_file_that_is_not_a_picture_gets_a_notice(page):
   page.at(0)
   page.drop(b"no picture")
   notice = page.page.locator("#notice")
   sync_api.expect(notice).to_contain_text("is not a picture")
-  # The browser states that the answer was 415; nothing else went wrong.
+  # The browser reports the status 415 as an error; there is no other.
   page.problems = [text for text in page.problems if "415" not in text]
 
 
@@ -192,13 +192,13 @@ def test_looking_back_playing_on_and_branching(page):
   page.at(8)
   assert shows(page, drawn[8])
   page.page.locator("#slider").fill("2")
-  page.page.keyboard.press("3")  # Plays on from the frame looked at.
+  page.page.keyboard.press("3")  # Continues from the frame shown.
   page.at(3)
   assert shows(page, fake_world.solo(PROMPT, seed(page), [0, 0, 3])[-1])
 
 
 @pytest.mark.parametrize("kind", ["gif", "mp4"])
-def test_a_film_is_saved(page, kind):
+def test_a_video_is_saved(page, kind):
   page.at(0)
   page.press("012")
   page.page.click("#record")
@@ -214,7 +214,7 @@ def test_a_film_is_saved(page, kind):
     assert content[4:8] == b"ftyp"
 
 
-def test_a_film_that_a_lost_connection_took_can_be_asked_for_again(
+def test_a_video_that_is_lost_with_the_connection_can_be_saved_again(
   page, server, monkeypatch
 ):
   held, whole = threading.Event(), images.to_video
@@ -232,9 +232,9 @@ def test_a_film_that_a_lost_connection_took_can_be_asked_for_again(
   sync_api.expect(save).to_be_enabled()
   sync_api.expect(save).to_have_text("Save")
   sync_api.expect(page.page.locator("#notice")).to_contain_text(
-    "save the film again"
+    "save the video again"
   )
-  held.set()  # Comes to nobody.
+  held.set()  # No page receives this video.
   while session.filming:
     page.page.wait_for_timeout(20)
   page.page.wait_for_selector("#connection[data-state=open]")
@@ -243,7 +243,7 @@ def test_a_film_that_a_lost_connection_took_can_be_asked_for_again(
   assert pathlib.Path(saved.value.path()).read_bytes().startswith(b"GIF89a")
 
 
-def test_a_run_ends_with_a_notice_and_goes_on_from_an_earlier_frame(
+def test_a_run_ends_with_a_notice_and_continues_from_an_earlier_frame(
   chromium, monkeypatch
 ):
   monkeypatch.setattr(protocol, "MAX_ACTIONS", 6)
@@ -258,13 +258,13 @@ def test_a_run_ends_with_a_notice_and_goes_on_from_an_earlier_frame(
     opened.page.keyboard.up("0")
     opened.at(6)
     notice = opened.page.locator("#notice")
-    sync_api.expect(notice).to_contain_text("6 frames, the most")
+    sync_api.expect(notice).to_contain_text("6 frames, the maximum")
     errors = [
       text
       for text in opened.messages
       if isinstance(text, str) and '"error"' in text
     ]
-    assert len(errors) < 20  # The page stops asking.
+    assert len(errors) < 20  # The page stops sending actions.
     opened.page.locator("#slider").fill("3")
     opened.page.keyboard.press("1")
     opened.at(4)
@@ -313,7 +313,7 @@ def test_the_page_can_be_used_by_keyboard_alone(page):
   press("Tab")
   assert focused() == "slider"
   page.press("01")
-  press("ArrowLeft")  # On the slider the arrows look back.
+  press("ArrowLeft")  # On the slider, arrow keys show other frames.
   sync_api.expect(page.page.locator("#shown")).to_have_text("1")
   reach("rewind")
   press("Enter")
@@ -370,7 +370,7 @@ def test_every_button_is_compared_from_the_frame_shown(page):
   assert len(shown) == fake_world.NUM_ACTIONS
 
 
-def test_the_page_comes_back_after_its_server_was_lost(page, server):
+def test_the_page_reconnects_after_the_connection_was_lost(page, server):
   page.at(0)
   page.press("01")
   [session] = server[0].hub
@@ -379,8 +379,7 @@ def test_the_page_comes_back_after_its_server_was_lost(page, server):
   page.page.wait_for_selector("#connection[data-state=open]")
   page.press("2")
   assert shows(page, fake_world.solo(PROMPT, seed(page), [0, 1, 2])[-1])
-  # The server forgot everything, also what was on its way: the page plays the
-  # run to it again.
+  # The server has removed the session: the page replays the run.
   server[0].hub.remove(session)
   session.connection.close(1011, "a test")
   page.page.wait_for_selector("#connection[data-state=lost]")

@@ -1,4 +1,4 @@
-"""Tests of `genie play` with a real, tiny world, and of its mistakes."""
+"""Tests of `genie play` with a real, tiny world, and of its error messages."""
 
 import pathlib
 import socket
@@ -83,19 +83,19 @@ def test_a_real_world_plays_in_the_server_as_it_does_alone(world):
   assert err == ""
 
 
-def test_mistakes_are_one_line(capsys, tmp_path, world):
+def test_errors_are_one_line(capsys, tmp_path, world):
   assert "is not a world" in refused(capsys, "--world", tmp_path)
   with socket.socket() as taken:
     taken.bind(("127.0.0.1", 0))
     taken.listen()
     port = taken.getsockname()[1]
-    assert f"{port} is taken" in refused(
+    assert f"{port} is in use" in refused(
       capsys, "--world", world, "--port", port
     )
   assert "--host no.such.host.invalid" in refused(
     capsys, "--world", world, "--host", "no.such.host.invalid"
   )
-  assert "not of this machine" in refused(
+  assert "not an address of this machine" in refused(
     capsys, "--world", world, "--host", "192.0.2.1", "--port", 0
   )
   for flags in (
@@ -121,7 +121,7 @@ def test_other_settings_make_other_links(world):
     )
   }
   assert len(found) == 4
-  # What this machine does unless told is no other setting.
+  # The default of this machine makes the same link when it is given.
   assert engine.open_world(world, dtype="float32").description.replay in found
 
 
@@ -181,7 +181,7 @@ def test_nothing_is_compiled_during_a_game_on_several_devices(on_mesh):
   assert sizes == [1, 4, 16]
 
 
-def test_playing_loads_no_training_code():
+def test_playing_imports_no_training_code():
   done = subprocess.run(
     [
       sys.executable,
@@ -205,7 +205,7 @@ def test_playing_loads_no_training_code():
 
 
 @pytest.mark.slow
-def test_an_installed_wheel_holds_the_page(tmp_path):
+def test_an_installed_wheel_contains_the_page(tmp_path):
   subprocess.run(
     [
       sys.executable,

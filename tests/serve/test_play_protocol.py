@@ -1,4 +1,4 @@
-"""Tests of the game over a WebSocket: order, rewinding, sharing, returning."""
+"""Tests of the protocol: order, rewinding, sharing, reconnecting."""
 
 import base64
 import io
@@ -37,7 +37,7 @@ def test_frames_are_those_of_a_solo_run_in_order_with_their_actions(host):
     )
 
 
-def test_after_a_rewind_the_run_goes_on_as_if_the_rest_had_never_been(host):
+def test_frames_that_a_rewind_deleted_have_no_effect(host):
   with Player(host) as player:
     player.start(prompt=1)
     player.play([0] * 40)
@@ -71,7 +71,7 @@ def test_a_branch_keeps_the_line_it_left(host):
     np.testing.assert_array_equal(
       shown(player)[-1], fake_world.solo(PROMPT, 0, [0] * 12 + [1])[-1]
     )
-    # A page that knows nothing of the other line is told all of it.
+    # A page without frames of the other line receives all of them.
     player.frames.clear()
     player.send(type="switch", line=1)
     run = player.until("line")["run"]
@@ -87,7 +87,7 @@ def test_a_comparison_holds_each_button_and_changes_nothing(host, frame):
     player.start(prompt=1, seed=3)
     player.play([1] * 20)
     player.send(type="compare", frame=frame, frames=4)
-    # Played at once: the comparison must not take the line along.
+    # Played during the comparison, which must not change the line.
     player.send(type="act", action=0, seq=50)
     player.until("compared")
     for action in range(fake_world.NUM_ACTIONS):
@@ -114,7 +114,7 @@ def test_a_shared_run_shows_the_same_frames_again(host):
     )
 
 
-def test_an_own_picture_is_played_and_travels_with_its_run(host):
+def test_an_uploaded_picture_is_played_and_sent_with_its_run(host):
   own = fake_world.picture(77)
   status, headers, body = players.post(host, images.to_png(own))
   assert status == 200
@@ -134,7 +134,7 @@ def test_an_own_picture_is_played_and_travels_with_its_run(host):
 
 
 @pytest.mark.parametrize("kind", ["gif", "mp4"])
-def test_a_film_holds_the_frames_that_were_asked_for(host, kind):
+def test_a_video_has_the_requested_frames(host, kind):
   with Player(host) as player:
     player.start(prompt=1)
     player.play([0, 1, 2, 3] * 3)
@@ -162,7 +162,7 @@ def test_a_film_holds_the_frames_that_were_asked_for(host, kind):
       assert np.abs(mine.astype(int) - other).mean() < 12
 
 
-def test_a_lost_connection_goes_on_where_it_was(host):
+def test_a_game_resumes_after_a_lost_connection(host):
   with Player(host) as player:
     player.start(prompt=1)
     player.play([0, 1, 2])
@@ -178,7 +178,7 @@ def test_a_lost_connection_goes_on_where_it_was(host):
     np.testing.assert_array_equal(
       shown(player)[-1], fake_world.solo(PROMPT, 0, [0, 1, 2, 3])[-1]
     )
-  # A page that was loaded anew is told everything.
+  # A page that was reloaded receives all frames.
   with Player(host, token=token) as player:
     player.until_frame(4)
     np.testing.assert_array_equal(
@@ -205,7 +205,7 @@ def test_a_wrong_token_opens_a_new_game(host):
       assert second.welcome["token"] != first.welcome["token"]
 
 
-def test_a_token_of_half_a_character_opens_a_new_game(host):
+def test_a_token_with_a_lone_surrogate_opens_a_new_game(host):
   with Player(host) as first:
     first.start()
     with Player(host, token="\ud800") as second:
@@ -213,9 +213,7 @@ def test_a_token_of_half_a_character_opens_a_new_game(host):
       second.start()
 
 
-def test_a_film_too_large_for_memory_is_refused_with_its_size(
-  host, monkeypatch
-):
+def test_a_video_that_is_too_large_for_memory_is_refused(host, monkeypatch):
   monkeypatch.setattr(protocol, "MAX_FILM_PIXELS", 3 * 16 * 24 * 4**2)
   with Player(host) as player:
     player.start()
@@ -227,7 +225,7 @@ def test_a_film_too_large_for_memory_is_refused_with_its_size(
       player.take()
 
 
-def test_a_film_that_cannot_be_encoded_is_said_and_the_next_is_made(
+def test_after_a_video_that_cannot_be_encoded_the_next_one_is_made(
   host, monkeypatch
 ):
   def fail(*words):
@@ -263,7 +261,7 @@ def test_old_frames_are_forgotten_and_long_runs_rewind_exactly():
       player.send(type="rewind", frame=633)
       player.until("line")
       player.play([3], first_seq=1)
-      # From the snapshot before, not from the beginning.
+      # From the last snapshot, not from the beginning.
       assert len(made.world.batches) - steps <= 128
       np.testing.assert_array_equal(
         shown(player)[-1], fake_world.solo(PROMPT, 0, actions[:633] + [3])[-1]

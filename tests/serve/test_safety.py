@@ -1,4 +1,4 @@
-"""Tests of what the server refuses: foreign pages and nonsense."""
+"""Tests that the server refuses foreign pages and malformed messages."""
 
 import http.client
 import json
@@ -18,7 +18,7 @@ from genie_jax.serve import protocol, security
 
 
 def get(host, path, **headers):
-  """Returns status, headers and body, with any Host that is asked for."""
+  """Sends a GET request; returns status, headers and body."""
   connection = http.client.HTTPConnection(host, timeout=20)
   connection.request("GET", path, headers=headers)
   answer = connection.getresponse()
@@ -39,7 +39,7 @@ def test_the_page_and_all_it_needs_come_from_the_server_alone(host):
     status, headers, content = get(host, f"/{name}")
     assert status == 200, name
     assert "default-src 'none'" in headers["content-security-policy"]
-    # The name space of SVG is no request.
+    # The namespace of SVG is not a request.
     text = content.decode().replace("http://www.w3.org/2000/svg", "")
     assert "://" not in text.replace("`${scheme}://${location.host}", "")
   assert get(host, "/prompts/0.png")[2] == images.to_png(fake_world.picture(0))
@@ -83,7 +83,7 @@ def test_nothing_else_is_served(host, path):
   ],
 )
 def test_only_known_hosts_are_answered(name, allowed):
-  # A foreign name that points here is how DNS rebinding comes in.
+  # DNS rebinding uses a foreign name that points to this machine.
   found = security.Guard(None, ["play.example"]).refusal({"host": name})
   assert (found is None) == allowed
 
@@ -103,7 +103,7 @@ def test_only_known_hosts_are_answered(name, allowed):
     ({"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}, True),
   ],
 )
-def test_only_the_servers_own_page_may_ask(headers, allowed):
+def test_only_the_servers_own_page_may_send_requests(headers, allowed):
   found = security.Guard(None, []).refusal(
     {"host": "localhost:8000", **headers}
   )
@@ -144,8 +144,8 @@ def test_a_foreign_page_reaches_neither_socket_nor_uploads(host):
     ('{"type": "act", "action": 4, "seq": 1}', "out of range"),
     ('{"type": "act", "action": 0, "seq": 1, "sqe": 2}', "did you mean 'seq'"),
     ('{"type": "act", "action": ' + "9" * 5000 + ', "seq": 1}', ""),
-    ('{"type": "start"}', "one of both"),
-    ('{"type": "start", "prompt": 0, "picture": "x"}', "one of both"),
+    ('{"type": "start"}', "either a prompt"),
+    ('{"type": "start", "prompt": 0, "picture": "x"}', "either a prompt"),
     ('{"type": "start", "prompt": 3}', "no prompt 3"),
     ('{"type": "start", "picture": "../x"}', "no such picture"),
     ('{"type": "start", "prompt": 0, "actions": [0, 4]}', "out of range"),
@@ -156,10 +156,12 @@ def test_a_foreign_page_reaches_neither_socket_nor_uploads(host):
     ('{"type": "compare", "frame": 0, "frames": 33}', "whole number"),
     ('{"type": "record", "format": "avi", "last": 0}', "gif, mp4"),
     ('{"type": "record", "format": "gif", "first": 1, "last": 0}', "kept"),
-    ('{"type": "hello", "version": 1}', "hello already"),
+    ('{"type": "hello", "version": 1}', "already sent a hello"),
   ],
 )
-def test_a_malformed_message_gets_a_reason_and_play_goes_on(host, text, reason):
+def test_a_malformed_message_gets_a_reason_and_play_continues(
+  host, text, reason
+):
   with Player(host) as player:
     player.start()
     player.socket.send(text)
@@ -171,13 +173,13 @@ def test_a_malformed_message_gets_a_reason_and_play_goes_on(host, text, reason):
 def test_binary_messages_and_other_versions_get_a_reason(host):
   with Player(host, hello=False) as player:
     player.send(type="start", prompt=0)
-    assert "first message is a hello" in player.until("error")["error"]
+    assert "first message must be a hello" in player.until("error")["error"]
     player.send(type="hello", version=2)
     assert "speaks version 1" in player.until("error")["error"]
     player.send(type="hello", version=1)
     player.until("welcome")
     player.socket.send(b"\x00\xff")
-    assert "are texts" in player.until("error")["error"]
+    assert "must be text" in player.until("error")["error"]
 
 
 def mutated(choose):
@@ -228,7 +230,7 @@ def mutated(choose):
 
 
 def flood(host, seed, count):
-  """Sends nonsense beside a game; the game must not notice."""
+  """Sends malformed messages during a game, which they must not affect."""
   choose = random.Random(seed)
   with Player(host) as honest, Player(host) as fuzzer:
     honest.start(prompt=0, seed=seed)
@@ -238,7 +240,7 @@ def flood(host, seed, count):
       if number % 100 == 99:
         actions.append(choose.randrange(4))
         honest.play(actions[-1:], first_seq=len(actions))
-        # All that was sent was answered or ignored, and the line is up.
+        # All messages were answered or ignored, and the connection is open.
         fuzzer.send(type="ping", time=number)
         while fuzzer.until("pong")["time"] != number:
           pass
@@ -258,8 +260,8 @@ def flood(host, seed, count):
 
 @pytest.fixture()
 def patient(monkeypatch):
-  """No limit on messages a second, which would hide what they do."""
-  monkeypatch.setattr(security.Bucket, "take", lambda self, now: True)
+  """Disables the rate limit, which would hide the effect of the messages."""
+  monkeypatch.setattr(security.TokenBucket, "take", lambda self, now: True)
 
 
 def test_two_thousand_strange_messages_disturb_no_other_game(patient, host):

@@ -1,7 +1,7 @@
 r"""Tests of the shipped world's page in a real Chromium.
 
-GENIE_SCREENSHOTS names a folder in which to save what the page looks like, in
-light, in dark and on a narrow screen, with each of its dialogs:
+If GENIE_SCREENSHOTS names a folder, the tests save screenshots there, of the
+page and each of its dialogs, in light and dark colours and on a narrow screen:
 
     GENIE_SCREENSHOTS=looks python -m pytest -m slow \
         tests/serve/test_shipped_page.py
@@ -52,7 +52,7 @@ def chromium():
 
 
 def save(page, name):
-  """Saves a picture of what is on the screen, if that was asked for."""
+  """Saves a screenshot if GENIE_SCREENSHOTS is set."""
   folder = os.environ.get("GENIE_SCREENSHOTS")
   if folder:
     page.page.screenshot(path=pathlib.Path(folder) / f"{name}.png")
@@ -73,7 +73,7 @@ def frames(page):
 
 
 def apart(one, other):
-  """Returns the mean difference of two pictures, in grey levels."""
+  """Returns the mean absolute difference of two images, in grey levels."""
   return np.abs(np.float32(one) - np.float32(other)).mean()
 
 
@@ -94,10 +94,10 @@ def test_ten_frames_are_played_and_a_link_shows_them_again(shipped, chromium):
   other.close()
 
 
-def test_a_dropped_picture_is_played_and_filmed(shipped, chromium):
+def test_a_dropped_picture_is_played_and_recorded(shipped, chromium):
   page = browser.Page(chromium, shipped.url)
   page.at(0)
-  # A picture that the gallery does not hold, of another shape and size.
+  # A picture that is not in the gallery, of another shape and size.
   own = (
     Image.open(SHIPPED / "prompts" / "05.png")
     .convert("RGB")
@@ -118,7 +118,7 @@ def test_a_dropped_picture_is_played_and_filmed(shipped, chromium):
     images.load_prompt(path, 64, 64)
     for path in sorted((SHIPPED / "prompts").iterdir())
   ]
-  # As the tokenizer shows it: far nearer to it than to any other.
+  # The tokenizer reconstructs it: much closer to it than to any prompt.
   assert 2 * apart(shown, np.asarray(own)) < min(
     apart(shown, other) for other in others
   )
@@ -140,7 +140,7 @@ def test_a_dropped_picture_is_played_and_filmed(shipped, chromium):
     assert film.size == (256, 256)
   assert len(found) == len(drawn)
   for one, other in zip(found, drawn, strict=True):
-    assert apart(one, other) < 6  # It has 256 colours.
+    assert apart(one, other) < 6  # A GIF has 256 colours.
   assert page.problems == []
   page.close()
 

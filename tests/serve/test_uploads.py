@@ -1,4 +1,4 @@
-"""Tests of uploaded pictures: rules, limits, bombs, damage."""
+"""Tests of uploads: conversion, limits, bombs, damaged files."""
 
 import asyncio
 import contextlib
@@ -30,7 +30,7 @@ def test_an_upload_is_stopped_before_or_while_it_is_read(host):
       f"{head}Content-Length: {uploads_lib.MAX_BYTES + 1}\r\n\r\n".encode()
     )
     assert b" 413 " in line.recv(1000)
-  # Without a stated length: sent until the server hangs up.
+  # Without a stated length: sent until the server closes the connection.
   with socket.create_connection((name, int(port)), timeout=20) as line:
     line.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
     piece, sent = b"10000\r\n" + bytes(1 << 16) + b"\r\n", 0
@@ -41,7 +41,7 @@ def test_an_upload_is_stopped_before_or_while_it_is_read(host):
     assert sent < 32 << 20
 
 
-def test_bombs_and_what_is_no_picture_get_a_reason(host):
+def test_bombs_and_files_that_are_not_pictures_get_a_reason(host):
   bomb = png(Image.new("1", (20_000, 20_000)))
   assert len(bomb) < 100_000
   gap = png(Image.new("RGB", (64, 64)))
@@ -139,8 +139,8 @@ def test_forty_thousand_damaged_pictures_are_read_or_refused():
 
 @pytest.fixture()
 def patient(monkeypatch):
-  """No limit on uploads a second, which would hide what they do."""
-  monkeypatch.setattr(security.Bucket, "take", lambda self, now: True)
+  """Disables the rate limit, which would hide the effect of the uploads."""
+  monkeypatch.setattr(security.TokenBucket, "take", lambda self, now: True)
 
 
 def upload_damaged(host, seed, count, done):
@@ -173,8 +173,8 @@ def upload_damaged(host, seed, count, done):
     done.append("over")
 
 
-def play_beside_damaged_uploads(host, seed, count):
-  """Plays while damaged files are posted; the game must not notice."""
+def play_during_damaged_uploads(host, seed, count):
+  """Plays while damaged files are posted, which must not affect the game."""
   choose, done, actions = random.Random(seed), [], []
   uploads = threading.Thread(
     target=upload_damaged, args=(host, seed, count, done)
@@ -190,7 +190,7 @@ def play_beside_damaged_uploads(host, seed, count):
     uploads.join(600)
     assert done == ["whole", "over"]
     headers = [header for header, _ in honest.frames]
-    # None is lost, doubled or out of order, and none is anybody else's.
+    # No frame is lost, duplicated, out of order or of another game.
     assert [header.frame for header in headers] == list(range(len(actions) + 1))
     assert [header.action for header in headers[1:]] == actions
     np.testing.assert_array_equal(
@@ -202,12 +202,12 @@ def play_beside_damaged_uploads(host, seed, count):
 
 
 def test_three_hundred_damaged_uploads_disturb_no_game(patient, host):
-  assert play_beside_damaged_uploads(host, 2, 300) > 20
+  assert play_during_damaged_uploads(host, 2, 300) > 20
 
 
 @pytest.mark.slow
 def test_three_thousand_damaged_uploads_disturb_no_game(patient, host):
-  assert play_beside_damaged_uploads(host, 3, 3000) > 200
+  assert play_during_damaged_uploads(host, 3, 3000) > 200
 
 
 def name_of(answer):
@@ -216,7 +216,7 @@ def name_of(answer):
   return headers["X-Picture"]
 
 
-def test_a_visitor_who_sends_too_many_pictures_is_in_nobodys_way(host):
+def test_a_visitor_who_sends_too_many_pictures_blocks_no_other(host):
   small = png(Image.new("RGB", (4, 4)))
   with Player(host) as greedy, Player(host) as modest:
     tokens = [each.welcome["token"] for each in (greedy, modest)]
@@ -226,7 +226,7 @@ def test_a_visitor_who_sends_too_many_pictures_is_in_nobodys_way(host):
       for _ in range(40)
     ]
     assert found[0] == 200 and found[-1] == 429
-    # Neither another session nor who has none pays for it.
+    # Other sessions, and visitors without a session, are not affected.
     name_of(players.post(host, small, **{"X-Session": tokens[1]}))
     name_of(players.post(host, small))
     name_of(players.post(host, small, **{"X-Session": "made up"}))
@@ -234,7 +234,7 @@ def test_a_visitor_who_sends_too_many_pictures_is_in_nobodys_way(host):
     modest.until_frame(0)
 
 
-def test_who_names_no_session_is_known_by_the_address(host):
+def test_a_visitor_without_a_session_is_identified_by_the_address(host):
   small = png(Image.new("RGB", (4, 4)))
   found = [
     players.post(host, small, **{"X-Session": f"no {number}"})[0]
@@ -259,42 +259,42 @@ def test_one_network_of_ipv6_is_one_visitor(one, other, same):
 
 
 def test_all_visitors_together_have_a_limit_too():
-  turns = uploads_lib.Turns(0.0)
+  limiter = uploads_lib.Limiter(0.0)
 
   def tried(visitor, now):
     try:
-      with turns.take(visitor, now):
+      with limiter.take(visitor, now):
         return True
     except uploads_lib.TooMany:
       return False
 
   assert sum(tried("greedy", 0.0) for _ in range(100)) == 20
   assert sum(tried(f"visitor {n}", 0.0) for n in range(200)) == 80
-  # It comes back: 20 a second of all, 2 a second of each.
+  # Tokens come back: 20 per second for all, 2 per second for each.
   assert sum(tried(f"visitor {n}", 1.0) for n in range(200)) == 20
   assert sum(tried("greedy", 3.0) for _ in range(100)) == 6
-  # Whoever was here long ago is not remembered.
-  assert tried("late", 1000.0) and set(turns._buckets) == {"late"}
+  # Visitors whose buckets are full again are removed.
+  assert tried("late", 1000.0) and set(limiter._buckets) == {"late"}
 
 
-def test_only_so_many_uploads_are_in_memory_at_once():
-  turns = uploads_lib.Turns(0.0)
+def test_the_number_of_uploads_in_memory_is_limited():
+  limiter = uploads_lib.Limiter(0.0)
   with contextlib.ExitStack() as held:
     for visitor in range(6):
       for _ in range(4):
-        held.enter_context(turns.take(f"visitor {visitor}", 0.0))
+        held.enter_context(limiter.take(f"visitor {visitor}", 0.0))
       with (
         pytest.raises(uploads_lib.TooMany),
-        turns.take(f"visitor {visitor}", 0),
+        limiter.take(f"visitor {visitor}", 0),
       ):
         pass
-    with pytest.raises(uploads_lib.TooMany), turns.take("one more", 0.0):
+    with pytest.raises(uploads_lib.TooMany), limiter.take("one more", 0.0):
       pass
-  with turns.take("one more", 0.0):
-    assert turns._reading == {"one more": 1}
+  with limiter.take("one more", 0.0):
+    assert limiter._reading == {"one more": 1}
 
 
-def test_nobody_pushes_out_another_visitors_pictures():
+def test_no_visitor_displaces_the_pictures_of_another():
   small = png(Image.new("RGB", (4, 4)))
   store = uploads_lib.Pictures(16, 24)
 
@@ -309,7 +309,7 @@ def test_nobody_pushes_out_another_visitors_pictures():
     for number in range(20):
       for _ in range(16):
         await add(f"visitor {number}")
-    assert store.get(first) is not None  # 256 of all, but not this one.
+    assert store.get(first) is not None  # 256 are kept in all, with this one.
     assert len(store._frames) == 256
 
   asyncio.run(fill())

@@ -1,4 +1,4 @@
-// A small picture, drawn by mouse, finger or keyboard.
+// An editor for a small picture, with mouse, finger or keyboard.
 
 const COLOURS = [
   "#000000", "#ffffff", "#7f8c8d", "#34495e", "#c0392b", "#e67e22", "#f1c40f",
@@ -21,7 +21,7 @@ export class Editor {
     this.colour = COLOURS[0];
     this.undone = [];
     this.cursor = null;
-    this.picture = null;  // Without the keyboard's cursor.
+    this.picture = null;  // Without the cursor of the keyboard.
     this.makePalette(find("palette"));
     find("editor-colour").oninput = (event) => this.choose(event.target.value);
     find("editor-undo").onclick = () => this.undo();
@@ -70,7 +70,7 @@ export class Editor {
     });
   }
 
-  // Draws with `change`, remembering what was there.
+  // Draws with `change`; with `remember`, it can be undone.
   edit(change, remember = true) {
     if (remember) {
       this.undone.push(this.picture);
@@ -129,7 +129,7 @@ export class Editor {
     this.last = next;
   }
 
-  // A line of squares, without gaps however fast the hand moved.
+  // Draws a line of squares, without gaps at any speed of the pointer.
   paint(from, to, remember) {
     if (this.tool.value === "fill") {
       this.edit(() => this.flood(...to), remember);

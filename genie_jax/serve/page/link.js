@@ -1,4 +1,4 @@
-// The WebSocket: speaks the protocol of docs/play.md and reconnects by itself.
+// The WebSocket connection: implements docs/play.md and reconnects by itself.
 
 export const VERSION = 1;
 export const FRAME = 1;
@@ -10,10 +10,10 @@ const PING_MS = 1000;
 const SILENCE_MS = 8000;
 const FIRST_WAIT_MS = 500;
 const LONGEST_WAIT_MS = 8000;
-// Codes after which another try would only fail or disturb.
+// Close codes after which the page must not reconnect.
 const FINAL = {
-  4001: "The game goes on in another window. Load this page to take it back.",
-  4002: "Nothing was played for too long. Load this page to start anew.",
+  4001: "The game continues in another window. Reload to take it back.",
+  4002: "The session was idle for too long. Reload to start again.",
   4003: "The game was ended.",
 };
 const TOKEN = "genie-token";
@@ -31,7 +31,7 @@ export class Link {
     this.connect();
   }
 
-  // Names the session, also with an upload; empty before the first welcome.
+  // Identifies the session, also in uploads; empty before the first welcome.
   get token() { return sessionStorage.getItem(TOKEN) ?? ""; }
 
   connect() {
@@ -88,7 +88,7 @@ export class Link {
       this.on.lost(final, true);
       return;
     }
-    // A crowd that was cut off together shall not come back together.
+    // Random, so that many pages do not reconnect at the same time.
     const wait = this.wait * (0.75 + Math.random() / 2);
     this.wait = Math.min(2 * this.wait, LONGEST_WAIT_MS);
     this.on.lost(code === 4000 ? "All places are taken" : "Reconnecting",
@@ -99,7 +99,7 @@ export class Link {
   ping() {
     if (!this.open) return;
     if (performance.now() - this.heard > SILENCE_MS) {
-      // A network that vanished does not say so.
+      // A lost network does not always close the socket.
       const socket = this.socket;
       this.socket = null;
       socket.close();

@@ -1,26 +1,26 @@
-// The buttons of a world: keys, fingers, names, and holding them down.
+// The buttons of a world: keys, pointers, names, and repetition while held.
 
 const DIGITS = "0123456789";  // Digit k presses button k.
 const ARROWS = ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"];
 const SIGNS = {
   ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓", " ": "space"};
-const MOST_IN_FLIGHT = 2;  // One being drawn, one on its way.
+const MOST_IN_FLIGHT = 2;  // One is drawn, one is on its way.
 const MOST_TAPS = 8;
-const HOLD_MS = 200;  // What is held for less is one press.
+const HOLD_MS = 200;  // Buttons held for less than this are one press.
 
 export class Pad {
-  // `send(action, seq, time)` sends an action and returns whether it went.
+  // `send(action, seq)` sends an action and returns whether it was sent.
   constructor(box, rows, send) {
     this.box = box;
     this.rows = rows;
     this.send = send;
-    this.held = new Map();  // What holds it (a key, a pointer) -> action.
-    this.taps = [];  // Presses that were not sent yet.
+    this.held = new Map();  // Key or pointer that holds a button -> action.
+    this.taps = [];  // Presses that are not sent yet.
     this.flight = new Map();  // Sequence number -> time of the press.
     this.seq = 0;
-    this.gap = 0;  // Milliseconds between two frames.
+    this.gap = 0;  // Minimum time between two actions in ms.
     this.next = 0;
-    this.repeat = 0;  // When what is held begins to repeat.
+    this.repeat = 0;  // Time when a held button begins to repeat.
     this.timer = null;
     document.addEventListener("keydown", (event) => this.keyDown(event));
     document.addEventListener("keyup", (event) => this.release(event.code));
@@ -28,7 +28,7 @@ export class Pad {
     document.addEventListener("visibilitychange", () => this.releaseAll());
   }
 
-  // Makes the buttons of a world; names and keys come from this browser.
+  // Creates the buttons of a world; this browser stores their names and keys.
   setWorld(world) {
     this.world = world;
     this.store = `genie-buttons-${world.fingerprint}`;
@@ -96,7 +96,7 @@ export class Pad {
     };
   }
 
-  // Which action a key means, null if none.
+  // Returns the action of a key, null if it has none.
   actionOf(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return null;
     const own = this.keys?.indexOf(event.key) ?? -1;
@@ -151,7 +151,7 @@ export class Pad {
     });
   }
 
-  // Sends the next press, or the button held last, at the chosen pace.
+  // Sends the next press, or the last button that is held, at the chosen speed.
   pump() {
     clearTimeout(this.timer);
     if (this.flight.size >= MOST_IN_FLIGHT) return;
@@ -171,27 +171,27 @@ export class Pad {
     }
     this.seq += 1;
     this.flight.set(this.seq, time);
-    // A frame that was late does not delay the next, unless by much.
+    // A slightly late action does not delay the next one.
     this.next = Math.max(this.next + this.gap, now + this.gap / 2);
     this.pump();
   }
 
-  // Takes note of a frame; returns when its button was pressed.
+  // Records the arrival of a frame; returns when its button was pressed.
   arrived(seq) {
     const time = this.flight.get(seq) ?? null;
     this.flight.delete(seq);
-    // The page may paint before the next action is sent.
+    // Deferred, so that the page can paint before the next action is sent.
     setTimeout(() => this.pump());
     return time;
   }
 
-  // The server goes on elsewhere: what it took up to `seq` brings no frames.
+  // A new run: actions up to `seq`, of the run before, give no more frames.
   moved(seq) {
     this.forgetFlight((sent) => sent <= seq);
     this.seq = Math.max(this.seq, seq);
   }
 
-  // A new connection: what the server did not take is lost.
+  // A new connection: actions that the server did not receive are lost.
   resumed(seq, same) {
     this.forgetFlight((sent) => !same || sent > seq);
     this.seq = Math.max(this.seq, seq);
@@ -204,7 +204,7 @@ export class Pad {
     setTimeout(() => this.pump());
   }
 
-  // Fills the dialog in which buttons are named.
+  // Fills the dialog that edits names and keys.
   editNames() {
     this.rows.replaceChildren(...this.names.map((name, action) => {
       const row = document.createElement("div");
@@ -273,6 +273,6 @@ function read(store) {
   try {
     return JSON.parse(localStorage.getItem(store));
   } catch {
-    return null;  // Somebody else's value, or none.
+    return null;  // Not a value of this page, or none.
   }
 }

@@ -1,4 +1,4 @@
-// The game: what the server says, what is shown, and where one looks.
+// The game: handles server messages, the timeline and the controls.
 
 import {Editor} from "./editor.js";
 import {COMPARED, FILM, FRAME, Link} from "./link.js";
@@ -9,7 +9,7 @@ import {Screen} from "./view.js";
 
 const find = (id) => document.getElementById(id);
 const NOTICE_MS = 5000;
-const SIDE = 1024;  // Pictures the server cannot read are sent at this size.
+const SIDE = 1024;  // Maximum side of pictures that this page converts.
 
 class Game {
   constructor() {
@@ -17,7 +17,7 @@ class Game {
     this.lines = new Map();  // Number -> {frames, actions, seed, prompt, ...}.
     this.line = null;
     this.run = 0;
-    this.looking = null;  // The frame looked at; null follows the newest.
+    this.looking = null;  // Number of the frame shown; null for the newest.
     this.screen = new Screen(find("frame"), find("screen"), (fps, latency) => {
       find("fps").textContent = fps || "–";
       find("latency").textContent =
@@ -45,7 +45,7 @@ class Game {
   get first() { return this.line?.first ?? 0; }
   get shown() { return this.looking ?? Math.max(this.newest, 0); }
 
-  // Says something to everybody: on the page and to a screen reader.
+  // Tells a screen reader; with `aloud`, also shows a notice on the page.
   say(text, aloud = false) {
     find("said").textContent = text;
     if (!aloud) return;
@@ -71,7 +71,7 @@ class Game {
       this.pad.resumed(0, false);
     }
     const asked = this.openHash();
-    // A game that went on says so next; any other begins here.
+    // A running game is described by the next message; others begin here.
     if (!asked && !message.playing) {
       if (this.line) this.restore();
       else if (message.prompts) this.begin({prompt: 0});
@@ -120,7 +120,7 @@ class Game {
       : {type: "start", prompt, seed, actions});
   }
 
-  // The server forgot the game (it was away too long): plays it again.
+  // Replays the game after its session has expired on the server.
   restore() {
     const recipe = this.recipe(this.newest);
     this.lines.clear();
@@ -132,14 +132,14 @@ class Game {
     if (!this.line) return false;
     const back = this.looking !== null && this.looking < this.newest;
     if (!back && this.newest >= this.limits.frames) {
-      // Here too, not only on the server: a held button would ask for ever.
-      this.say(`This run has ${this.limits.frames} frames, the most; go back `
-        + "and play on from there, or start anew.", true);
+      // Checked here too, as a held button would send requests forever.
+      this.say(`This run has ${this.limits.frames} frames, the maximum; play `
+        + "from an earlier frame, or start again.", true);
       return false;
     }
     if (back) {
       this.link.send({type: "rewind", frame: this.looking});
-      // Later presses wait until the server has gone back.
+      // Later presses must not rewind again.
       this.looking = null;
     }
     return this.link.send({type: "act", action, seq});
@@ -211,7 +211,7 @@ class Game {
     }
   }
 
-  // Keeps as many frames as the server does.
+  // Keeps the same number of frames as the server.
   trim() {
     while (this.newest - this.first >= this.limits.kept) {
       delete this.line.frames[this.line.first];
@@ -336,8 +336,8 @@ class Game {
     find("seed").value = crypto.getRandomValues(new Uint32Array(1))[0] % 1e6;
   }
 
-  // Sends a picture and starts from it; one that the server cannot read, or
-  // that is too large, is tried once more as this browser reads it.
+  // Sends a picture and starts from it. If the server cannot read it, or it is
+  // too large, this browser converts it to PNG and sends it again.
   async upload(file) {
     let answer = null;
     if (file.size <= this.limits.upload_bytes) {
@@ -366,7 +366,7 @@ class Game {
     }
   }
 
-  // What leads to the frame shown.
+  // Returns what is needed to play up to a frame again.
   recipe(frame = this.shown) {
     const {seed, prompt, picture, actions} = this.line;
     return {
@@ -392,7 +392,7 @@ class Game {
       const run = await read();
       if (run.replay !== this.world.replay) {
         throw new Error("This run was made in another world, or with other "
-          + "settings; its frames cannot be shown again here.");
+          + "settings; it cannot be replayed here.");
       }
       const {seed, actions} = run;
       if (run.picture === null) {
@@ -410,7 +410,7 @@ class Game {
   }
 }
 
-// A picture as this browser reads it, no larger than the server needs.
+// Returns a picture as PNG, decoded by this browser and reduced in size.
 async function shrink(file) {
   try {
     const picture = await createImageBitmap(file);
@@ -423,7 +423,7 @@ async function shrink(file) {
     context.drawImage(picture, 0, 0, canvas.width, canvas.height);
     return await canvas.convertToBlob({type: "image/png"});
   } catch {
-    return null;  // No picture to this browser either.
+    return null;  // This browser cannot read it either.
   }
 }
 

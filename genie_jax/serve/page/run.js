@@ -1,4 +1,4 @@
-// A run as a link or a file: what is needed to see the same frames again.
+// Writes and reads runs as links and files, which replay the same frames.
 
 const FORMAT = "genie-run";
 const MOST_ACTIONS = 20000;

@@ -1,11 +1,11 @@
-// Dialogs around the game: compare the buttons, record, share.
+// Dialogs of the page: compare the buttons, record a video, share a run.
 
 import {toFile, toLink, fromFile} from "./run.js";
 import {decode} from "./view.js";
 
 const find = (id) => document.getElementById(id);
-const COMPARED_MS = 180;  // Each frame of a comparison is shown so long.
-const REST = 4;  // Frames to rest on the last one.
+const COMPARED_MS = 180;  // Duration of a frame of a comparison.
+const REST = 4;  // Extra durations of the last frame.
 
 // Opens a dialog; its [data-close] buttons close it.
 export function open(id) {
@@ -18,7 +18,7 @@ export function wireDialogs() {
   }
 }
 
-// All actions from one frame, side by side.
+// Shows the effect of each action from one frame, side by side.
 export class Compare {
   constructor(game) {
     this.game = game;
@@ -46,7 +46,7 @@ export class Compare {
       canvas.height = height;
       canvas.role = "img";
       canvas.ariaLabel = `What ${game.pad.name(action)} does`;
-      // Two beside each other on a telephone; whole device pixels as ever.
+      // Two columns on a phone; a whole number of device pixels per pixel.
       const ratio = devicePixelRatio || 1;
       const scale = Math.max(1, Math.floor(
         ratio * Math.min(192, (innerWidth - 120) / 2)
@@ -76,7 +76,7 @@ export class Compare {
     if (header.frame === 1) this.paint(header.action, picture);
   }
 
-  // All strips move together, as far as they are there.
+  // Shows the same frame of all strips, up to the shortest strip.
   draw() {
     const there = Math.min(...this.strips.map((strip) => strip.length));
     if (!there) return;
@@ -92,7 +92,7 @@ export class Compare {
   }
 }
 
-// A film of some frames, made by the server.
+// Saves a video of some frames, which the server makes.
 export class Record {
   constructor(game) {
     this.game = game;
@@ -122,11 +122,11 @@ export class Record {
     button.textContent = waiting ? "Making it …" : "Save";
   }
 
-  // A film that is ready while nobody is there comes to nobody.
+  // A video that is ready while the connection is lost is not sent again.
   lost() {
     if (!find("record-save").disabled) return;
     this.wait(false);
-    this.game.say("The connection was lost; save the film again.", true);
+    this.game.say("The connection was lost; save the video again.", true);
   }
 
   take(header, bytes) {
@@ -135,11 +135,11 @@ export class Record {
     this.wait(false);
     find("record-dialog").close();
     save(new Blob([bytes], {type}), `${this.game.fileName()}.${ending}`);
-    this.game.say("The film was saved.");
+    this.game.say("The video was saved.");
   }
 }
 
-// The run as a link or a file.
+// Shares the run as a link or a file.
 export class Share {
   constructor(game) {
     this.game = game;
@@ -167,7 +167,7 @@ export class Share {
     find("share-copy").disabled = link === null;
     find("share-why").hidden = link !== null;
     find("share-why").textContent = recipe.prompt === null
-      ? "It starts from a picture of your own, which does not fit into a link; "
+      ? "It starts from your own picture, which does not fit into a link; "
         + "save a file."
       : "It is too long for a link; save a file.";
     open("share-dialog");
@@ -180,7 +180,7 @@ export class Share {
       await navigator.clipboard.writeText(input.value);
       this.game.say("The link was copied.", true);
     } catch {
-      this.game.say("Copy the marked link with Ctrl+C.", true);
+      this.game.say("Copy the selected link with Ctrl+C.", true);
     }
   }
 }

@@ -1,11 +1,11 @@
-// The screen: frames in order, at a whole-number scale, and how fast.
+// Draws frames in order, at an integer scale, and measures their speed.
 
-const MOST_BEHIND = 4;  // Frames to skip from when drawing cannot keep up.
+const MOST_BEHIND = 4;  // Queued frames above which the oldest is skipped.
 const MOST_MEASURES = 2000;
 const SECOND = 1000;
 
 export class Screen {
-  // `meters(fps, latency)` is called after each painted frame.
+  // `meters(fps, latency)` is called twice per second.
   constructor(canvas, box, meters) {
     this.canvas = canvas;
     this.box = box;
@@ -25,7 +25,7 @@ export class Screen {
     this.fit();
   }
 
-  // Whole device pixels for each pixel of the frame: nothing is blurred.
+  // Uses a whole number of device pixels per pixel, so that nothing is blurred.
   fit() {
     const ratio = devicePixelRatio || 1;
     const {width, height} = this.canvas;
@@ -37,8 +37,8 @@ export class Screen {
     this.canvas.style.height = `${height * scale}px`;
   }
 
-  // Shows a PNG. `pressed` is the time of the key that asked for it, or null;
-  // `about` goes into the performance entry of the painted frame.
+  // Shows a PNG. `pressed` is the time of the key press that led to it, or
+  // null; `about` is stored in the performance entry of the painted frame.
   show(png, pressed = null, about = null) {
     this.queue.push({png, pressed, about});
     if (this.queue.length > MOST_BEHIND) this.queue.shift();
@@ -61,7 +61,7 @@ export class Screen {
     this.busy = false;
   }
 
-  // The pixels are on the screen once the frame after the next paint begins.
+  // The frame is painted when the first task after the next paint runs.
   measure({pressed, about}) {
     requestAnimationFrame(() => {
       const channel = new MessageChannel();
