@@ -144,7 +144,9 @@ def measure_tokenizer(
   }
 
 
-def measure_lam(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, Any]:
+def measure_lam(
+  folder: pathlib.Path, args: argparse.Namespace
+) -> dict[str, Any]:
   """Measures a trained LAM on held-out clips."""
   found = trained_models.read(folder)
   part, frames = found.parts["lam"], found.config["data"]["num_frames"]
