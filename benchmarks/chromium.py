@@ -1,4 +1,4 @@
-"""Where a real Chromium is, and how it is started without a desktop."""
+"""Finds Chromium and starts it without a desktop."""
 
 import contextlib
 import os
@@ -19,16 +19,16 @@ _FLAGS = (
 
 
 def path() -> str | None:
-  """Returns the program: $CHROMIUM, or that on the PATH, or None."""
+  """Returns the program in $CHROMIUM or on the PATH, or None."""
   return os.environ.get("CHROMIUM") or shutil.which("chromium")
 
 
 @contextlib.contextmanager
 def launch() -> Iterator[sync_api.Browser]:
-  """Starts Chromium and ends it.
+  """Starts Chromium, and closes it at the end of the context.
 
   Raises:
-    FileNotFoundError: There is none.
+    FileNotFoundError: Chromium was not found.
   """
   found = path()
   if found is None:

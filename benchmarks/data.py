@@ -1,16 +1,16 @@
-r"""Clips a second and bytes on disk: ours against the field's recipe.
+r"""Measures clips per second and bytes on disk, against a common recipe.
 
 Run:       python benchmarks/data.py --json data.json
-Recipe:    160-frame chunks of raw pixels, pickled, one to an ArrayRecord;
+Recipe:    160-frame chunks of raw pixels, pickled, one per ArrayRecord record;
            a random 16-frame window is cut from each chunk that is read.
-Ours:      windows that may start at any frame of an episode, over adjacent
+Ours:      windows that may start at any frame of an episode, from adjacent
            16-frame zstd records; and token records of 16 x 16 codes.
-Targets:   2.2 times the recipe's clips a second in a tenth of its bytes,
-           lossless; token records at 3 times the clips a second of windows.
+Targets:   2.2 times the recipe's clips per second with a tenth of its bytes,
+           lossless; token records at 3 times the clips per second of windows.
 
-All take turns in one process, one reading thread each, several times; what is
-printed are medians, and medians of the ratios within each turn. The recipe
-with ArrayRecord's own compression is measured beside it.
+All readers take turns several times in one process, with one reading thread
+each. The results are medians, and medians of the ratios within each turn. The
+recipe is also measured with ArrayRecord's own compression.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def write_recipe(
   found: manifest.Manifest,
   options: str,
 ) -> tuple[pathlib.Path, int]:
-  """Writes a split as pickled chunks; returns the file and its frames."""
+  """Writes a split as pickled chunks; returns the file and its frame count."""
   path, frames = folder / "recipe.array_record", 0
   folder.mkdir(parents=True)
   writer = array_record_module.ArrayRecordWriter(str(path), options)
@@ -154,7 +154,7 @@ def check_lossless(
 
 
 def measure(iterator: Any, batch_size: int, seconds: float) -> dict[str, float]:
-  """Returns clips a second of wall time and of CPU time."""
+  """Returns clips per second of wall time and of CPU time."""
   clips, wall, cpu = 0, time.perf_counter(), time.process_time()
   while time.perf_counter() - wall < seconds:
     next(iterator)
@@ -174,7 +174,7 @@ def main() -> None:
   parser.add_argument("--frames-per-level", type=int, default=960)
   parser.add_argument("--batch-size", type=int, default=32)
   parser.add_argument("--rounds", type=int, default=7)
-  parser.add_argument("--seconds", type=float, default=1.5, help="each turn")
+  parser.add_argument("--seconds", type=float, default=1.5, help="per turn")
   args = parser.parse_args()
   with tempfile.TemporaryDirectory() as name:
     result = run(pathlib.Path(name), args)
@@ -184,7 +184,7 @@ def main() -> None:
 
 
 def run(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, Any]:
-  """Writes the data, lets all take turns, and returns the figures."""
+  """Writes the data, measures all readers in turns, returns the figures."""
   collect.collect(
     folder / "clips",
     collect.Options(
@@ -245,7 +245,7 @@ def run(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, Any]:
       for name, measured in turns.items()
     },
     "bytes_per_frame": bytes_per_frame,
-    "lossless": True,  # Else check_lossless has ended the run.
+    "lossless": True,  # Otherwise check_lossless has raised.
     "windows_over_recipe": {
       clock: ratio("windows", "recipe", clock) for clock in ("wall", "cpu")
     },

@@ -1,20 +1,21 @@
-r"""What 8-bit weights cost: logits, next tokens, frames, and speed.
+r"""Measures how 8-bit weights change logits, next tokens, frames and speed.
 
 Run:       python benchmarks/int8.py --clips clips --json int8.json \
                --world experiments/coinrun/results/world
-Data:      windows of real held-out frames (the test split if there is one).
+Data:      windows of real held-out frames (of the test split if it exists).
 Measured:  the same world with its matrices in float32, as stored, and as
            integers. Cross entropy is of all tokens of a frame, given the true
-           frames before it and with none of its own shown; greedy frames are
-           those most likely tokens, decoded. PSNR is against the true frames.
-Speed:     frames a second of one player with a full window, of the world with
-           its matrices in float32, bfloat16 and as integers, which take turns;
-           medians, and the median of the ratios to float32 within each turn,
-           of wall time and of CPU time, which other programs disturb less.
-           Every step turns all integers back into floats: `turning_back_ms` is
-           what this takes alone, which is weight memory read and written again.
-           Products are as a world loaded so has them: float32, bfloat16,
-           and beside integers what suits the device (float32 on a CPU).
+           frames before it and no token of its own; greedy frames are the
+           decoded most likely tokens. PSNR is against the true frames.
+Speed:     frames per second of one player with a full window. Worlds with
+           matrices in float32, bfloat16 and as integers take turns; figures
+           are medians, and medians of the ratios to float32 within each turn,
+           of wall time and of CPU time, which depends less on other programs.
+           Every step converts all integers to floats; `turning_back_ms` is the
+           time of this conversion alone, which reads and writes all weights.
+           Matrix products use the dtype of a world that is loaded in this way:
+           float32, bfloat16, and with integers the default of the device
+           (float32 on a CPU).
 """
 
 import argparse
@@ -36,11 +37,11 @@ from genie_jax.weights import int8
 from genie_jax.worlds import world_folder
 
 _SPLITS = ("test", "validation", "train")
-_ROWS = 8  # Clips of a batch.
+_ROWS = 8  # Clips per batch.
 
 
 def clips(folder: str, count: int, num_frames: int) -> np.ndarray:
-  """Returns uint8 [count, T, H, W, C] from all over the held-out split."""
+  """Returns evenly spaced held-out clips, uint8 [count, T, H, W, C]."""
   found = manifest.Manifest.read(folder)
   split = next(name for name in _SPLITS if name in found.splits)
   source = sources.WindowSource(folder, split, num_frames, keys=("frames",))
@@ -50,7 +51,7 @@ def clips(folder: str, count: int, num_frames: int) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnames="module")
 def _logits(module, params, tokens, actions):
-  """Returns logits [B, T-1, N, V] of frames 2..T, each hidden whole."""
+  """Returns logits [B, T-1, N, V] of frames 2..T, each completely hidden."""
   params = int8.dequantize(params)
 
   def of(target):
@@ -62,7 +63,7 @@ def _logits(module, params, tokens, actions):
 
 
 def psnr(found: np.ndarray, wanted: np.ndarray) -> float:
-  """Returns decibels between frames of 8 bits."""
+  """Returns the PSNR between 8-bit frames, in decibels."""
   error = np.square(found.astype(np.float64) - wanted.astype(np.float64))
   return 10 * math.log10(255**2 / error.mean())
 
@@ -71,8 +72,8 @@ def measure(world: Any, reference: Any, frames: np.ndarray) -> dict[str, Any]:
   """Returns the figures of one world.
 
   Args:
-    world: What is measured.
-    reference: The world whose tokens and actions both are given.
+    world: The world to measure.
+    reference: The world whose tokens and actions are used.
     frames: uint8 [n, T, H, W, C].
   """
   sums = {"nats": 0.0, "count": 0}
@@ -112,13 +113,13 @@ def measure(world: Any, reference: Any, frames: np.ndarray) -> dict[str, Any]:
 def speed(
   worlds: dict[str, Any], prompt: np.ndarray, num_frames: int, rounds: int
 ) -> dict[str, Any]:
-  """Lets worlds take turns; returns the speed of each.
+  """Returns the speeds of worlds, which take turns.
 
   Args:
     worlds: Name -> world; ratios are to the one named "float32".
     prompt: uint8 [T, H, W, C] that fills the window.
-    num_frames: Frames of a turn.
-    rounds: Turns of each.
+    num_frames: Frames per turn.
+    rounds: Turns of each world.
   """
   states, seconds = {}, {name: [] for name in worlds}
   turning = jax.jit(int8.dequantize)
@@ -169,7 +170,7 @@ def speed(
 
 
 def main() -> None:
-  """Measures and prints, and writes JSON."""
+  """Measures, prints the figures, and writes them as JSON."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
@@ -177,7 +178,7 @@ def main() -> None:
   parser.add_argument("--clips", required=True)
   parser.add_argument("--num-clips", type=int, default=64)
   parser.add_argument(
-    "--speed-frames", type=int, default=20, help="of a turn; 0 for no speed"
+    "--speed-frames", type=int, default=20, help="per turn; 0 to skip speed"
   )
   parser.add_argument("--speed-rounds", type=int, default=9)
   parser.add_argument("--json", default=None)

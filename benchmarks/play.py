@@ -1,24 +1,24 @@
-r"""Frames a second and latency in a real browser, and with many players.
+r"""Measures speed and latency of play in a browser, and with many players.
 
 Run:      python benchmarks/play.py --json play.json
 Needs:    Chromium on the PATH or in $CHROMIUM, and Playwright.
-Targets:  10 frames a second on two CPU cores with the shipped world; the first
-          frame after a prompt within a second once warm; 16 players lose no
-          frame order.
+Targets:  10 frames per second on two CPU cores with the shipped world; the
+          first frame after a prompt within one second once warm; frames of 16
+          players arrive complete and in order.
 
-`genie play` runs as its own process, the page in a headless Chromium. A frame
-counts as painted when the first task after the browser's next paint runs, and
-as distinct when its pixels differ from those of every other frame of the run.
-`browser_fps` is of distinct frames while buttons are held at "as fast as it
-goes"; `latency_ms_*` is from a single key press to its painted frame. The load
-average is stated, since a machine with other work is slower.
+`genie play` runs in its own process, and the page in a headless Chromium. A
+frame counts as painted when the first task after the browser's next paint runs,
+and as distinct if its pixels differ from those of every other frame of the run.
+`browser_fps` counts distinct frames while buttons are held at the speed "as
+fast as it goes"; `latency_ms_*` is the time from one key press to its painted
+frame. The load average is stated, because other programs slow the machine.
 
-The many players begin from different prompts and seeds, and each presses its
-own random buttons at its own pace. Every run is then replayed alone, and each
-frame must be the same, bit for bit: `lost_or_out_of_order` counts frames whose
-number, action or sequence number is not the next, `unlike_alone` those whose
-pixels differ. (On accelerators players are stepped together, and pixels may
-differ by a grey level.)
+The players start from different prompts and seeds, and each presses its own
+random buttons at its own pace. Every run is then replayed alone, and each
+frame must be bit-identical: `lost_or_out_of_order` counts frames whose number,
+action or sequence number is not the expected one, `unlike_alone` counts frames
+whose pixels differ. (On accelerators players are stepped together, and pixels
+may differ by one 8-bit level.)
 """
 
 import argparse
@@ -46,7 +46,7 @@ from genie_jax.core import errors, files
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _WORLD = _ROOT / "experiments" / "coinrun" / "results" / "world"
-_LONGEST_PAUSE = 0.15  # Seconds that the slowest player thinks, on average.
+_LONGEST_PAUSE = 0.15  # Mean seconds between presses of the slowest player.
 _HEADER = struct.Struct("<BBHIII")  # docs/play.md
 _FRAME = 1
 _ENTRIES = (
@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-  """Measures, and returns all figures."""
+  """Measures and returns all figures."""
   result: dict[str, Any] = {
     "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python "
     f"{platform.python_version()}",
@@ -111,10 +111,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def serving(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
-  """Runs `genie play`; yields its address and how long it took to start.
+  """Runs `genie play`; yields its address and the time that it took to start.
 
   Raises:
-    UserError: It did not start; it said why.
+    UserError: It did not start; it has printed the reason.
   """
   words = [
     sys.executable,
@@ -148,7 +148,7 @@ def serving(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
 def in_browser(
   browser: Any, url: str, args: argparse.Namespace
 ) -> dict[str, Any]:
-  """Plays in a real browser, as somebody at the keyboard would."""
+  """Plays in a browser with key presses, and returns the figures."""
   page = browser.new_page()
   frames: dict[tuple[int, int], str] = {}  # (run, number) -> hash
 
@@ -210,7 +210,7 @@ def in_browser(
 
 
 def press_and_wait(page: Any, count: int, buttons: int) -> None:
-  """Presses keys one by one, each when the last frame was painted."""
+  """Presses keys one by one, each after the previous frame was painted."""
   for number in range(count):
     before = page.evaluate("performance.getEntriesByName('genie:frame').length")
     page.keyboard.press(str(number % buttons))
@@ -222,7 +222,7 @@ def press_and_wait(page: Any, count: int, buttons: int) -> None:
 
 
 async def crowd(url: str, count: int, seconds: float) -> dict[str, Any]:
-  """Lets many play at once, each at its own pace, and replays each alone."""
+  """Runs many players at once, each at its own pace, and replays each alone."""
   until = time.monotonic() + seconds
   found = await asyncio.gather(
     *(
@@ -230,7 +230,7 @@ async def crowd(url: str, count: int, seconds: float) -> dict[str, Any]:
       for number in range(count)
     )
   )
-  # One after the other, so that each is alone.
+  # One at a time, so that each is alone.
   unlike = [differences(each, await replay(url, each)) for each in found]
   waits = [wait for each in found for wait in each["waits"]]
   return {
@@ -250,7 +250,7 @@ async def crowd(url: str, count: int, seconds: float) -> dict[str, Any]:
 
 @contextlib.asynccontextmanager
 async def connected(url: str):
-  """Yields a WebSocket that has said hello, and the welcome."""
+  """Yields a WebSocket after its handshake, and the welcome message."""
   address = url.replace("http", "ws", 1) + "play"
   async with client.connect(address, max_size=None, proxy=None) as socket:
     await socket.send(json.dumps({"type": "hello", "version": 1}))
@@ -258,7 +258,7 @@ async def connected(url: str):
 
 
 async def next_frame(socket: Any) -> tuple[tuple[int, ...], bytes]:
-  """Returns header and picture of the next frame."""
+  """Returns header and encoded image of the next frame."""
   while True:
     message = await socket.recv()
     if isinstance(message, bytes):
@@ -272,9 +272,9 @@ async def play(
 
   Args:
     url: Of the server.
-    number: Of the player; its seed.
-    pause: Seconds between a frame and the next press, on average.
-    until: By `time.monotonic`.
+    number: Of the player, also its seed.
+    pause: Mean seconds between a frame and the next press.
+    until: Time of `time.monotonic`.
   """
   random = np.random.default_rng(number)
   waits, hashes, actions, disorder = [], [], [], 0
@@ -316,19 +316,19 @@ async def replay(url: str, run: dict[str, Any]) -> list[str]:
       hashlib.sha256((await next_frame(socket))[1]).hexdigest()
       for _ in range(len(run["actions"]) + 1)
     ]
-    await socket.send(json.dumps({"type": "stop"}))  # Makes room.
+    await socket.send(json.dumps({"type": "stop"}))  # Frees the session.
     return found
 
 
 def differences(run: dict[str, Any], alone: list[str]) -> int:
-  """Returns how many frames of a run are not those it has alone."""
+  """Returns how many frames of a run differ from those of its replay."""
   return sum(
     one != other for one, other in zip(run["hashes"], alone, strict=True)
   )
 
 
 def percentile(values: list[float], share: float) -> float:
-  """Returns a percentile; the median is that of the statistics module."""
+  """Returns a percentile; the median is from the statistics module."""
   if share == 50:
     return statistics.median(values)
   return float(np.percentile(values, share))

@@ -1,26 +1,26 @@
-r"""One table: tokenizers and LAMs with each quantizer, trained alike.
+r"""Trains tokenizers and LAMs with each quantizer, and prints one table.
 
 Collect:   genie data coinrun --out CLIPS --levels 100 --frames-per-level 500 \
                --validation-levels 20 --test-levels 1
 Run:       python benchmarks/quantizers.py --clips CLIPS --out RUNS --json F
 Try it:    add `--mode smoke` (a few steps)
 
-Every row trains the demo's configs (experiments/coinrun, tokenizer_images,
+Every row trains the configs of the demo (experiments/coinrun: tokenizer_images,
 then tokenizer, and lam) with the same seed, steps and clips; only the quantizer
 differs. A row is NAME, or NAME:LEVELS, or NAME:LEVELS:LEVELS with the levels of
 the tokenizer and of the LAM, for example `--row fsq:4x4x4x4x4:3x2`. Figures are
 of held-out levels of the split `validation`:
 
   PSNR       of frames after a round trip through tokens, pooled over clips
-  codes      seen at all, and perplexity: as many codes, used evenly, carry as
-             much information
-  LAM PSNR   of the next frame given the inferred action, and by how much more
-             than given a random one: a LAM that ignores its actions gains 0
-  rarest     the least used action's share of the transitions
+  codes      number that occur, and perplexity: the number of equally frequent
+             codes with the same entropy
+  LAM PSNR   of the next frame given the inferred action, and its gain over a
+             random action, which is 0 for a LAM that ignores its actions
+  rarest     share of the rarest action in all transitions
   NMI        of latent and true actions, 0 to 1
   seconds    of training: both runs of the tokenizer, and the LAM
 
-Run again, it continues; seconds add up.
+The same command resumes a stopped run; seconds add up.
 """
 
 import argparse
@@ -46,17 +46,17 @@ from genie_jax.stages import lam as lam_lib
 from genie_jax.worlds import trained_models
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-_BATCH = 8  # Clips of one call.
+_BATCH = 8  # Clips per call.
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One quantizer, and how its runs are configured.
+  """A quantizer and the config overrides of its runs.
 
   Attributes:
-    label: As it was given.
+    label: The argument of `--row`.
     tokenizer: Overrides of the tokenizer's configs.
-    lam: Overrides of the LAM's.
+    lam: Overrides of the LAM's config.
   """
 
   label: str
@@ -113,7 +113,7 @@ def train(row: Row, args: argparse.Namespace) -> dict[str, float]:
   return seconds
 
 
-def judge_tokenizer(
+def measure_tokenizer(
   folder: pathlib.Path, args: argparse.Namespace
 ) -> dict[str, Any]:
   """Measures a trained tokenizer on held-out clips."""
@@ -144,7 +144,9 @@ def judge_tokenizer(
   }
 
 
-def judge_lam(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, Any]:
+def measure_lam(
+  folder: pathlib.Path, args: argparse.Namespace
+) -> dict[str, Any]:
   """Measures a trained LAM on held-out clips."""
   found = trained_models.read(folder)
   part, frames = found.parts["lam"], found.config["data"]["num_frames"]
@@ -265,8 +267,8 @@ def main() -> None:
     found.append(
       {
         "row": row.label,
-        "tokenizer": judge_tokenizer(folder / "tokenizer", args),
-        "lam": judge_lam(folder / "lam", args),
+        "tokenizer": measure_tokenizer(folder / "tokenizer", args),
+        "lam": measure_lam(folder / "lam", args),
         "seconds": seconds,
         "load_average": [load, os.getloadavg()],
       }

@@ -1,28 +1,28 @@
-r"""Frames a second: cached sampling against recomputing the window.
+r"""Compares the speed of cached sampling with recomputing the window.
 
 Run:       python benchmarks/sampling.py --json sampling.json
-           On a GPU, --rollouts 32 --rounds 9 as well.
+           On a GPU, also with --rollouts 32 --rounds 9.
 Size:      the case study of experiments/coinrun/dynamics.py and tokenizer.py:
            T = 16, 16 x 16 tokens, 12 x 512 dynamics, 8 x 512 decoder, 25
-           refinements; random weights, which cost the same as learned ones.
-           --size smoke is that of those configs' smoke modes, to try it.
+           refinements; random weights, which take the same time as learned
+           ones. --size smoke uses the smoke modes of these configs, for a try.
 Rollouts:  --rollouts N steps N players in one call (`player.step_many`), and
-           the baseline draws for a batch of N; frames a second are of all.
-Baseline:  our own model in one jitted call a frame: the whole window through
+           the baseline draws a batch of N; frames per second are of all N.
+Baseline:  our own model in one jitted call per frame: the whole window through
            the plain `__call__` in every refinement, the same frame sampler
-           with the same noise, then the whole window decoded. Same dtype,
-           attention and weights, cast beforehand as well.
-Targets:   12 times the baseline's frames a second before the window slides
-           and in rolling mode; 7 times in exact mode with a full window. Work
-           alone allows 15.4 and 9.8, counted in passes over one frame.
+           with the same noise, then the whole window decoded. Dtype, attention
+           and weights are the same, and weights are also cast in advance.
+Targets:   12 times the baseline's frames per second before the window slides
+           and in rolling mode; 7 times in exact mode with a full window. The
+           upper bounds are 15.4 and 9.8, from the number of passes over one
+           frame.
 
-All take turns in one process, several times; speeds are medians, and so are
-the ratios within each turn, once of wall time and once of the process's CPU
-time, which other programs on the machine disturb less (`speedup_cpu`).
-`cached_fps` and `speedup` are those before the window slides; `latency_ms` is
-what one player alone waits for a frame. The logits and the tokens of both ways
-are compared in the same process, and memory is watched over many steps of a
-small world.
+All take turns several times in one process. Speeds are medians, and speedups
+are medians of the ratios within each turn, of wall time and of the process's
+CPU time, which depends less on other programs (`speedup_cpu`). `cached_fps` and
+`speedup` are those before the window slides; `latency_ms` is the time per frame
+of one player alone. Logits and tokens of both ways are compared in the same
+process, and memory is measured over many steps of a small world.
 """
 
 import argparse
@@ -85,7 +85,7 @@ def case_study(
 
 @functools.partial(jax.jit, static_argnames="models")
 def recomputed(models, params, past, actions, keys, sampling):
-  """Draws one frame after each `past` [B, W - 1, h, w] with nothing kept."""
+  """Draws one frame after each `past` [B, W - 1, h, w] without a cache."""
 
   def logits_of(tokens, hidden):
     seen = jnp.concatenate([past, tokens[:, None]], 1)
@@ -135,13 +135,13 @@ def logit_difference(models, params, past, actions, key) -> dict[str, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-  """One way to draw.
+  """One way to draw frames.
 
   Attributes:
-    models: With their slide.
+    models: The models, with the way's `slide`.
     prompt: Frames of the prompt.
-    count: Frames timed in a turn.
-    players: How many are stepped at once.
+    count: Frames to time per turn.
+    players: Number of players that are stepped at once.
   """
 
   models: player.Models
@@ -151,12 +151,13 @@ class Way:
 
 
 def ways_of(models: player.Models, rollouts: int) -> dict[str, Way]:
-  """Returns the ways that take turns; "one_..." are of one player."""
+  """Returns the ways that take turns; those named "one_..." have one player."""
   sliding = lambda mode, drop=1: dataclasses.replace(
     models, slide=slide.Slide(mode, drop)
   )
   window = models.window
-  # The last frame but one is the last that is passed once more.
+  # A window's second-to-last frame is the last one that is passed once more to
+  # be cached.
   kinds = {
     "cached": (sliding("exact"), window - 2, 1),
     "rolling": (sliding("rolling"), window, 2),
@@ -171,7 +172,7 @@ def ways_of(models: player.Models, rollouts: int) -> dict[str, Way]:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-  """Lets all ways take turns; returns the speeds and their ratios."""
+  """Measures all ways in turns; returns the speeds and their ratios."""
   models, params = case_study(args.dtype, args.size)
   params = jax.device_put(params)
   window, grid = models.window, models.dynamics.grid
@@ -242,7 +243,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     def draw():
       nonlocal states
       states, frames = programs[name](states)
-      np.asarray(frames)  # A player waits for pixels.
+      np.asarray(frames)  # Includes the transfer of pixels to the host.
 
     return timed(ways[name].count, draw)[0]
 
@@ -255,8 +256,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     )
 
   seconds = {name: [] for name in ("recomputed", *ways)}
-  # The first run on an accelerator loads what was compiled; on a CPU it is as
-  # any other, and takes minutes.
+  # On an accelerator, the first round also loads the programs. On a CPU it is
+  # like the others, and takes minutes.
   warm_ups = 0 if jax.default_backend() == "cpu" else 1
   for number in range(args.rounds + warm_ups):
     took = {}
@@ -267,7 +268,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if number >= warm_ups:
       for name, value in took.items():
         seconds[name].append(value)
-  # At the same place of the window as the baseline's.
+  # At the same position in the window as the baseline.
   close = players(dataclasses.replace(ways["cached"], prompt=window - 1))
   same = [state.tokens[-1] for state in programs["cached"](close)[0]]
   median = lambda name: statistics.median(
@@ -305,7 +306,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def memory(num_steps: int) -> dict[str, Any]:
-  """Steps the shipped world's models many times and watches memory."""
+  """Steps the shipped world's models many times and measures memory."""
   parts = store.load(_SMALL).parts
   ready = {
     name: prepare.for_play(parts[name].module, parts[name].params)
@@ -372,14 +373,14 @@ def main() -> None:
     "--dtype",
     default=None,
     choices=("float32", "bfloat16"),
-    help="of the products (default: by device)",
+    help="of matrix products (default: depends on the device)",
   )
   parser.add_argument(
     "--memory-steps",
     type=int,
     default=10_000,
     metavar="N",
-    help="0 leaves memory out",
+    help="0 skips the measurement of memory",
   )
   args = parser.parse_args()
   result = {

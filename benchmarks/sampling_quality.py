@@ -1,22 +1,25 @@
-r"""One table: what each way to draw frames costs in quality and in time.
+r"""Measures quality and speed of ways to draw frames, and prints one table.
 
 Collect:   genie data coinrun --out CLIPS --levels 1 --validation-levels 1 \
                --test-levels 60 --frames-per-level 500
 Run:       python benchmarks/sampling_quality.py --clips CLIPS --json F
 
-Every row plays the same held-out clips with the same buttons (those that the
-LAM infers) and the same noise:
+Every row plays the same held-out clips with the same buttons (inferred by the
+LAM) and the same noise:
 
-  delta_4    PSNR of the 4th drawn frame, inferred less random buttons
-  changed    least gain over frames 1 to 8, in dB over copying the prompt, of
-             PSNR over the pixels that differ from the prompt (and frame 1's)
+  delta_4    PSNR of the 4th drawn frame with inferred buttons, minus that with
+             random ones
+  changed    gain in dB over copying the prompt, of the PSNR over pixels that
+             differ from the prompt: least of frames 1 to 8 (and of frame 1)
   PSNR       of frames 16, 32 and 64 of the long rollouts against the real ones
-  motion     mean change from frame to frame over the long rollouts, and
-  entropy    bits of their tokens, both as a share of the real clips'
-  fps        frames a second of one player after the window is full
+  motion     mean change from frame to frame of the long rollouts, relative to
+             that of the real clips
+  entropy    of the tokens of the long rollouts in bits, relative to that of the
+             real clips
+  fps        frames per second of one player after the window is full
 
-Bars of a world that ships: delta_4 of 0.5 dB, changed above 0, motion and
-entropy within 0.7 to 1.3.
+A world that ships needs a delta_4 of 0.5 dB, changed above 0, and motion and
+entropy from 0.7 to 1.3.
 """
 
 import argparse
@@ -57,8 +60,8 @@ def rows(
   """Returns the ways to draw that are compared.
 
   Args:
-    base: The world's own.
-    few: Only those that tell one world from another.
+    base: The world's own sampler.
+    few: Whether to return only four rows, for comparing worlds.
   """
   exact = slide_lib.Slide()
   change = lambda **fields: dataclasses.replace(base, **fields)
@@ -100,7 +103,7 @@ def rows(
 
 
 def buttons(world: world_lib.World, frames: np.ndarray) -> np.ndarray:
-  """Returns the LAM's actions of clips of any length, in windows of its own.
+  """Returns the LAM's actions of clips of any length, window by window.
 
   Args:
     world: With a LAM.
@@ -134,19 +137,19 @@ def long_rollout(
 
 
 def speed(world: world_lib.World, prompt: np.ndarray) -> float:
-  """Returns frames a second of one player with a full window."""
+  """Returns frames per second of one player with a full window."""
   state, times = world.reset(prompt), []
   for number in range(4 * world.num_frames):
     began = time.perf_counter()
     state, _ = world.step(state, number % world.num_actions)
     times.append(time.perf_counter() - began)
-  # Means over a slide, then the median of those: other programs run too.
+  # Means over a slide, then their median, which is robust to other programs.
   groups = np.reshape(times[world.num_frames :], (-1, 4)).mean(1)
   return 1 / statistics.median(groups)
 
 
-class Judge:
-  """Held-out clips, and what a way to draw makes of them."""
+class Evaluator:
+  """Measures ways to draw on held-out clips."""
 
   def __init__(self, world: world_lib.World, args: argparse.Namespace):
     self.world, self.seed = world, args.seed
@@ -174,7 +177,7 @@ class Judge:
       self.long.frames[:, 1:], tokens, self._codes
     )
     self.horizons = [frame for frame in _HORIZONS if frame <= args.frames]
-    # What copying the prompt would score at each horizon.
+    # PSNR of copying the prompt at each horizon.
     self.copying = self._psnr(
       np.repeat(self.long.frames[:, :1], args.frames, 1)
     )
@@ -195,7 +198,8 @@ class Judge:
     short, _ = long_rollout(world, self.short.frames[:, 0], self.pressed)
     lively = controllability.liveliness(frames, tokens, self._codes)
     key = json.dumps(vars(sampling), sort_keys=True)
-    if key not in self._deltas:  # No window slides before the fourth frame.
+    # No window slides before frame 4, so it does not depend on `slide`.
+    if key not in self._deltas:
       self._deltas[key] = self._delta(sampling)
     return {
       **vars(sampling),
@@ -229,7 +233,7 @@ class Judge:
     return {"delta_4": delta["delta"].value, "delta_4_low": delta["delta"].low}
 
   def _gains(self, drawn: np.ndarray) -> dict[str, Any]:
-    """Returns the gains over copying of uint8 [n, 8, H, W, C]."""
+    """Returns the gains over copying the prompt of uint8 [n, 8, H, W, C]."""
     clips = self.short
     gains = [
       prediction.pixel_scores(
@@ -297,7 +301,7 @@ def main() -> None:
   parser.add_argument("--world", default=_WORLD, metavar="DIR")
   parser.add_argument("--json", metavar="F", help="also write the result")
   parser.add_argument(
-    "--levels", type=int, default=60, help="clips of 8 frames, one a level"
+    "--levels", type=int, default=60, help="clips of 8 frames, one per level"
   )
   parser.add_argument(
     "--long-clips", type=int, default=16, help="clips of --frames frames"
@@ -309,10 +313,10 @@ def main() -> None:
   parser.add_argument("--seed", type=int, default=0)
   args = parser.parse_args()
   world = world_folder.load(args.world).world
-  judge = Judge(world, args)
+  evaluator = Evaluator(world, args)
   found = []
   for sampling, slide in rows(world.sampling, args.few):
-    found.append(judge.row(sampling, slide))
+    found.append(evaluator.row(sampling, slide))
     print(table(found[-1:]).splitlines()[-1], flush=True)
     jax.clear_caches()  # Each row has its own programs.
     if args.json:
@@ -323,15 +327,15 @@ def main() -> None:
           "levels": args.levels,
           "long_clips": args.long_clips,
           "frames": args.frames,
-          "real": judge.real,
-          "copying_psnr": judge.copying,
+          "real": evaluator.real,
+          "copying_psnr": evaluator.copying,
           "cores": os.cpu_count(),
           "load_average": os.getloadavg(),
           "rows": found,
         },
       )
   print(table(found))
-  print("copying the prompt: PSNR", judge.copying)
+  print("copying the prompt: PSNR", evaluator.copying)
 
 
 if __name__ == "__main__":

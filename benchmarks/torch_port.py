@@ -1,14 +1,14 @@
-r"""How long a frame takes in PyTorch, next to JAX, on the same machine.
+r"""Compares the time per frame in PyTorch and in JAX on the same machine.
 
 Run:       python benchmarks/torch_port.py --threads 2 --json torch_port.json
 Measured:  one step of a world with a full window, float32 on a CPU, in one
-           process. The two take turns frame by frame, so that what else runs
-           on the machine slows both alike. Both start from the world's first
-           prompt and press the same buttons; each draws its own noise.
-Figures:   medians over the frames of wall time and of CPU time (of all
-           threads), and of the ratio within each turn. PyTorch's threads spin
-           while they wait for one another unless OMP_WAIT_POLICY=PASSIVE,
-           which is set here, as waiting is not work.
+           process. The two take turns frame by frame, so that other programs
+           slow both equally. Both start from the world's first prompt and use
+           the same buttons; each draws its own noise.
+Figures:   medians over the frames of wall time, of CPU time (of all threads),
+           and of the ratio within each turn. OMP_WAIT_POLICY=PASSIVE is set,
+           because PyTorch's threads would otherwise spin while they wait for
+           one another, and waiting would count as CPU time.
 """
 
 import argparse
@@ -30,14 +30,14 @@ def timed(step: Callable[[], Any]) -> tuple[float, float]:
 
 
 def measure(name: str, frames: int, threads: int) -> dict[str, Any]:
-  """Lets both play; returns the figures.
+  """Plays in both, and returns the figures.
 
   Args:
     name: A world's name or folder.
-    frames: Frames that are measured, after a full window.
-    threads: Of PyTorch.
+    frames: Frames to measure, after the window is full.
+    threads: Number of PyTorch's threads.
   """
-  # Late: the policy is read when PyTorch starts its threads.
+  # Imported late: PyTorch reads the policy when it starts its threads.
   import torch
 
   import genie_jax
@@ -47,8 +47,8 @@ def measure(name: str, frames: int, threads: int) -> dict[str, Any]:
   torch.set_num_threads(threads)
   ours = genie_jax.load_world(name, dtype="float32", cache=True)
   theirs = genie_torch.load_world(name)
-  picture = images.load_prompt(ours.prompts[0], *ours.frame_shape[:2])
-  states = {"jax": ours.reset(picture), "torch": theirs.reset(picture)}
+  prompt = images.load_prompt(ours.prompts[0], *ours.frame_shape[:2])
+  states = {"jax": ours.reset(prompt), "torch": theirs.reset(prompt)}
   worlds = {"jax": ours, "torch": theirs}
 
   def step(which: str, action: int) -> None:

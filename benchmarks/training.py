@@ -1,19 +1,19 @@
-r"""Steps a second of training: against another commit, and as a ladder.
+r"""Measures training steps against another commit, or without optimisations.
 
   python benchmarks/training.py --against HEAD~1 --json steps.json
   python benchmarks/training.py --ladder --json ladder.json
 
 --against runs each config in two processes, one on this tree and one on a
-checkout of the other commit; they take turns, step by step, so that what else
-the machine does hits both. The ratio of each turn is kept and the median is
-printed: above 1 this tree is faster.
+checkout of the other commit. They take turns step by step, so that other
+programs slow both equally. The result is the median of the ratios of all turns;
+above 1, this tree is faster.
 
---ladder takes one config and switches off, one at a time, what makes its step
-fast on this device; all take turns in the same way. FLOP/s are the model's
-(no recomputation); MFU is null on a device of unknown peak.
+--ladder switches off the optimisations of a config's step on this device, one
+at a time; all variants take turns in the same way. FLOP/s count the model
+without recomputation; MFU is null if the device's peak is unknown.
 
-The default configs are the CoinRun case study's (Genie, appendix F), with one
-clip a step, so that a step on a CPU takes seconds.
+The default configs are those of the CoinRun case study (Genie, appendix F) with
+one clip per step, so that a step on a CPU takes seconds.
 """
 
 import argparse
@@ -32,7 +32,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 STAGES = ("tokenizer", "lam", "dynamics")
 _CONFIG = "experiments/coinrun/{}.py"
 
-# What each rung switches off, by the platforms where that is the default.
+# Platform -> rung -> changes to the model's config.
 _STACKS = ("encoder", "decoder", "transformer")
 _LADDER = {
   "cpu": {
@@ -58,7 +58,7 @@ _LADDER["tpu"] = _LADDER["gpu"]
 
 
 def run_worker(config: str, changes: dict[str, Any], overrides) -> None:
-  """Compiles a step, then takes one and prints its seconds for each line."""
+  """Compiles a step, then takes one per input line and prints its seconds."""
   import jax
   import numpy as np
 
@@ -72,7 +72,7 @@ def run_worker(config: str, changes: dict[str, Any], overrides) -> None:
   found = config_lib.load(str(pathlib.Path(config).resolve()), overrides)
   found = found.unlock()
   if "start" in found:
-    found.start = "random"  # The others read the tokenizer of a folder.
+    found.start = "random"  # Other values read a tokenizer from a folder.
   for name in _STACKS:
     if name in found.model:
       found.model[name].update(changes)
@@ -117,7 +117,7 @@ def run_worker(config: str, changes: dict[str, Any], overrides) -> None:
 
 
 class Worker:
-  """A process that takes a step when told."""
+  """A process that takes a training step on request."""
 
   def __init__(
     self,
@@ -137,7 +137,7 @@ class Worker:
       stdout=subprocess.PIPE,
       text=True,
       cwd=tree,
-      # Several workers live at once: none may take a whole GPU.
+      # Several workers share a GPU, so none may allocate all of its memory.
       env={
         **os.environ,
         "PYTHONPATH": str(tree),
@@ -160,7 +160,7 @@ class Worker:
     line = self._process.stdout.readline()
     if not line:
       raise SystemExit(
-        f"A worker ended with {self._process.wait()}; its words are above."
+        f"A worker ended with {self._process.wait()}; see its output above."
       )
     return line
 
@@ -168,10 +168,10 @@ class Worker:
 def take_turns(
   workers: dict[str, Worker], rounds: int
 ) -> dict[str, list[float]]:
-  """Returns seconds of each worker's steps, one step each in every round."""
+  """Returns the seconds of each worker's steps, one step per round."""
   seconds = {name: [] for name in workers}
   for number in range(rounds):
-    # Every second round the other way about: none is always first.
+    # The order is reversed in every second round, so that none is always first.
     names = list(workers)[:: -1 if number % 2 else 1]
     for name in names:
       seconds[name].append(workers[name].step())
@@ -181,7 +181,7 @@ def take_turns(
 def against(
   commit: str, configs: Sequence[str], overrides: Sequence[str], rounds: int
 ) -> dict[str, Any]:
-  """Returns steps a second of two trees, and the ratio."""
+  """Returns the steps per second of two trees, and their ratio."""
   rows = {}
   with tempfile.TemporaryDirectory() as folder:
     other = pathlib.Path(folder) / "tree"
@@ -279,11 +279,11 @@ def main() -> None:
     "--config",
     action="append",
     default=[],
-    help="may be given many times; default: the case study's stages",
+    help="may be repeated; default: all stages of the case study",
   )
   parser.add_argument("--batch-size", type=int, default=1)
   parser.add_argument("--rounds", type=int, default=5)
-  parser.add_argument("--json", help="also write the figures there")
+  parser.add_argument("--json", help="also write the figures to this file")
   args = parser.parse_args()
   if args.worker:
     run_worker(*json.loads(args.worker))

@@ -1,8 +1,8 @@
-"""Clips folders of games, played by several processes and resumed.
+"""Collects clips folders of games with several processes, and resumes.
 
-A game's collector makes a `Game`: what its clips are and how a level is
-played. Shards are fixed ranges of levels and a level's frames depend on the
-level alone, so the folder is byte for byte the same for any number of workers.
+A game's collector provides a `Game`, which describes its clips and how a level
+is played. Shards are fixed ranges of levels, and the frames of a level depend
+only on the level, so the folder has the same bytes for any number of workers.
 """
 
 import dataclasses
@@ -20,23 +20,23 @@ from genie_jax.data import records, resumable
 
 FRAMES_PER_RECORD = 16
 
-# `play(level) -> frames uint8 [n, H, W, C], actions int32 [n] (each taken at
-# its frame), first bool [n] (an episode begins at the frame)`
+# `play(level) -> frames uint8 [n, H, W, C], actions int32 [n] (taken at each
+# frame), first bool [n] (an episode begins at the frame)`
 Play = Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Game:
-  """What a game's collector brings; picklable, as other processes play it.
+  """Describes a game; must be picklable, because other processes play it.
 
   Attributes:
     title: Short name for the progress bar.
-    manifest: Of the clips, without splits; `made_by` holds whatever changes
-      the frames.
+    manifest: Of the clips, without splits; `made_by` contains everything that
+      affects the frames.
     levels: The levels of each split.
-    frames_per_level: How many frames `play` returns.
+    frames_per_level: Number of frames that `play` returns.
     play: Plays one level.
-    load: Called once before anything is played, for example to fetch a game.
+    load: Called once before levels are played, for example to download a game.
   """
 
   title: str
@@ -49,13 +49,13 @@ class Game:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What one call of `collect` did.
+  """Result of a call of `collect`.
 
   Attributes:
     manifest: Of the finished folder.
     frames: Frames written by this call.
-    kept_frames: Frames that an earlier call had written.
-    seconds: Wall time of this call, the first load of the game included.
+    kept_frames: Frames written by earlier calls.
+    seconds: Wall time of this call, including the first load of the game.
   """
 
   manifest: manifest_lib.Manifest
@@ -65,7 +65,7 @@ class Report:
 
   @property
   def bytes_per_frame(self) -> float:
-    """Bytes on disk for each frame of the folder, actions included."""
+    """Bytes on disk per frame of the folder, including actions."""
     splits = self.manifest.splits.values()
     size = sum(s["bytes"] for split in splits for s in split["shards"])
     return size / sum(split["frames"] for split in splits)
@@ -77,17 +77,17 @@ def collect(
   levels_per_shard: int,
   num_workers: int = 1,
 ) -> Report:
-  """Collects a clips folder, or finishes one that a killed run began.
+  """Collects a clips folder, or resumes one that a stopped run began.
 
   Args:
     out: The folder to write.
-    game: What to play.
-    levels_per_shard: Levels in a file, which is what workers share out.
+    game: The game to play.
+    levels_per_shard: Levels per file; each file is written by one worker.
     num_workers: Processes that play; the bytes do not depend on it.
 
   Raises:
-    UserError: No workers, or a folder that cannot be resumed.
-    OSError: The disk is full; finished shards stay for the next run.
+    UserError: There are no workers, or the folder cannot be resumed.
+    OSError: The disk is full; the next run keeps finished shards.
   """
   if num_workers < 1:
     raise errors.UserError(f"--workers must be at least 1, not {num_workers}.")
@@ -95,7 +95,7 @@ def collect(
   writer = resumable.FolderWriter(
     out, game.manifest, game.levels, levels_per_shard
   )
-  game.load()  # Once, before the workers want it.
+  game.load()  # Once, before several workers load it.
   with writer:
     count = lambda shards: (
       game.frames_per_level * sum(len(shard.items) for shard in shards)
@@ -116,7 +116,7 @@ def collect(
 def _write_shard(
   game: Game, folder: pathlib.Path, shard: resumable.Shard, tick: workers.Tick
 ) -> None:
-  """Plays the levels of one shard, in any process, and writes them."""
+  """Plays the levels of one shard and writes them; runs in any process."""
   record = 0
   with resumable.ShardWriter(folder, shard) as writer:
     for level in shard.items:

@@ -1,12 +1,12 @@
-r"""`tfds build` where TensorFlow is not installed.
+r"""Runs `tfds build` without TensorFlow.
 
 Run:     python -m data_pipelines.tfds_build \
              data_pipelines/coinrun/tfds_builder.py --config tiny \
              --file_format array_record --data_dir DIR
 
 The command `tfds` of TFDS 4.9.10 imports all its sub-commands, and one of
-them, `convert_format`, fails to import without TensorFlow. This runs the
-`build` sub-command alone, with the same arguments.
+them, `convert_format`, fails to import without TensorFlow. This module runs
+only the `build` sub-command, with the same arguments.
 """
 
 from absl import app

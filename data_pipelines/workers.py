@@ -1,4 +1,4 @@
-"""Jobs done by several processes, with one progress bar and a clean end."""
+"""Runs jobs in several processes, with one progress bar and a clean stop."""
 
 import concurrent.futures
 import multiprocessing
@@ -23,11 +23,11 @@ def run(
   """Calls function(job, tick) for each job.
 
   Args:
-    function: Does one job and calls its tick with the work done since; must
-      be picklable, as the jobs must be.
-    jobs: What to do.
-    workers: Processes; one does everything in this process.
-    tick: Called here with work done anywhere.
+    function: Does one job, and calls its tick with the amount of work since
+      the last call; must be picklable.
+    jobs: Picklable arguments of `function`.
+    workers: Number of processes; with one, all jobs run in this process.
+    tick: Called in this process with the amount of work done by all workers.
 
   Raises:
     ChildProcessError: A worker was killed.
@@ -56,8 +56,8 @@ def run(
         shown = now
     except process.BrokenProcessPool as error:
       raise ChildProcessError(
-        "A worker was killed (out of memory?); run the same command again, "
-        "what was finished is kept."
+        "A worker was killed (out of memory?); run the same command again: it "
+        "keeps finished files."
       ) from error
     finally:
       stop.set()
@@ -65,10 +65,10 @@ def run(
 
 
 def _start(counter: Any, stop: Any) -> None:
-  """Keeps what a worker shares, and ends it with its parent."""
+  """Stores a worker's shared objects, and ends the worker with its parent."""
   global _shared
   _shared = counter, stop
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent stops us.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent stops workers.
 
   def end_with_parent() -> None:
     parent = multiprocessing.parent_process()

@@ -1,1 +1,1 @@
-"""Configs, each with its command, source and measured result."""
+"""Configs, each with its command, its source and its measured result."""

@@ -1,10 +1,10 @@
-"""Eight CPU devices, one compilation cache, and no test that meets a GPU."""
+"""Runs tests on eight CPU devices, never on a GPU, with a compilation cache."""
 
 import os
 import pathlib
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Also of the processes that tests start, which would use the home folder.
+# Processes that tests start also use it, instead of one in the home folder.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
   "GENIE_TEST_CACHE",
   str(pathlib.Path(__file__).parent.parent / ".cache" / "jax"),

@@ -1,8 +1,8 @@
-"""Files that earlier versions wrote are read as those versions read them.
+"""Tests that files of earlier versions load and give the recorded results.
 
-`tests/golden/README.md` says what the files are and how to add new ones.
-Where rounding matters, results are equal bit by bit on the kind of machine on
-which they were recorded, and close on others.
+`tests/golden/README.md` describes the files and how to add new ones. Results
+that depend on rounding must be bit-identical on the kind of machine on which
+they were recorded, and close on other machines.
 """
 
 import json
@@ -31,23 +31,23 @@ each_folder = pytest.mark.parametrize(
 
 
 def expected(folder, name):
-  """Returns what was recorded of a part of a version folder."""
+  """Returns the recorded results of a part of a version folder."""
   return files.read_json(folder / contents.EXPECTED)[name]
 
 
 def as_json(value):
-  """Returns a value as a JSON file would give it back."""
+  """Returns a value after a round trip through JSON."""
   return json.loads(json.dumps(value))
 
 
 def check_frames(folder, name, frames):
-  """Asserts that frames are those that were recorded."""
+  """Asserts that frames equal the recorded ones."""
   with np.load(folder / contents.FRAMES) as recorded:
     wanted = recorded[name]
   if expected(folder, "machine") == contents.machine():
     np.testing.assert_array_equal(frames, wanted)
   else:
-    # The same tokens, whose pixels are rounded from other last bits.
+    # The tokens are the same, but their pixels may be rounded differently.
     np.testing.assert_allclose(frames.astype(int), wanted.astype(int), atol=1)
 
 
@@ -100,7 +100,8 @@ def test_a_run_resumes_from_an_old_checkpoint_as_it_did(
     assert found == wanted
   else:
     assert found["iterator"] == wanted["iterator"]
-    # Two steps of float32: far above rounding, far below a wrong update.
+    # After two float32 steps, rounding is far below this and a wrong update
+    # far above.
     for step, loss in wanted["losses"].items():
       assert found["losses"][step] == pytest.approx(loss, rel=1e-3)
 
@@ -121,12 +122,12 @@ def test_programs_run_as_when_they_were_written(folder):
 
 
 @pytest.mark.parametrize("seed", contents.SHIPPED_SEEDS)
-def test_the_shipped_world_draws_the_frames_that_it_drew(seed):
+def test_the_shipped_world_draws_the_recorded_frames(seed):
   recorded = files.read_json(GOLDEN / "shipped_frames.json")
   manifest_ = world_manifest.read_manifest(contents.SHIPPED)
   if manifest_["fingerprint"] != recorded["fingerprint"]:
     pytest.fail(
-      "Another world ships now; type `python -m tests.golden.contents "
+      "The shipped world has changed; run `python -m tests.golden.contents "
       "--shipped`."
     )
   frames = contents.shipped(seed)
@@ -136,8 +137,8 @@ def test_the_shipped_world_draws_the_frames_that_it_drew(seed):
       contents.digest(frame) for frame in frames
     ]
   else:
-    # Of thousands of drawn tokens one may be a near tie, which changes all
-    # that follows; the first frame has few enough of them.
+    # One of thousands of sampled tokens may be a near tie, which changes all
+    # later frames. The first frame has few tokens, so it is compared.
     with np.load(GOLDEN / "shipped_frames.npz") as stored:
       wanted = stored[str(seed)][0]
     first = frames[contents.SHIPPED_STORED[0]]
@@ -149,7 +150,7 @@ def test_a_version_folder_states_the_versions_that_its_files_have(folder):
   assert contents.written_versions(folder) == expected(folder, "versions")
 
 
-def test_the_newest_golden_files_are_of_the_current_versions():
+def test_the_newest_golden_files_have_the_current_versions():
   assert contents.current_versions() == contents.written_versions(NEWEST), (
     "A format has a new version: add golden files, see tests/golden/README.md."
   )
@@ -208,7 +209,7 @@ def newer_programs(folder):
 
 
 def reseal(world, **changes):
-  """Writes a world's manifest again for changed files."""
+  """Updates a world's manifest after its files were changed."""
   found = files.read_json(world / "manifest.json")
   del found["seal"]
   for name in found["files"]:

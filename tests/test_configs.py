@@ -1,4 +1,4 @@
-"""Tests of every file in experiments/ in every mode."""
+"""Tests of all configs in experiments/ in all modes."""
 
 import ast
 import importlib
@@ -39,7 +39,7 @@ FILES = [
 
 
 def modes(file):
-  """Returns the modes that a config says it has."""
+  """Returns the modes of a config."""
   module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
   return module.MODES if hasattr(module, "MODES") else module.common.MODES
 
@@ -49,7 +49,7 @@ def load(file, mode=""):
 
 
 CASES = [(file, mode) for file in FILES for mode in modes(file)]
-# The scaling rows are one function of their size, traced at their ends.
+# Scaling configs differ only in size; the smallest and the largest are traced.
 TRACED = [
   (file, mode)
   for file, mode in CASES
@@ -57,7 +57,7 @@ TRACED = [
 ]
 
 
-def test_the_papers_models_all_have_a_config():
+def test_all_models_of_the_paper_have_a_config():
   for folder in ("coinrun", "platformers"):
     for stage in ("tokenizer", "lam", "dynamics", "joint"):
       assert f"experiments/{folder}/{stage}.py" in FILES
@@ -73,12 +73,12 @@ def test_every_mode_loads_locks_and_splits_over_its_steps(file, mode):
   assert len(config_lib.fingerprint(config)) == 64
   optimizer_lib.make(config.optimizer, config.steps, frozenset())
   assert config.data.num_frames <= config.world.num_frames
-  # Where a microbatch must split over devices, eight is the least.
+  # Microbatches must have equal sizes.
   assert config.data.batch_size % config.optimizer.accumulate == 0
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_an_unknown_mode_says_which_there_are(file):
+def test_the_error_for_an_unknown_mode_lists_the_known_ones(file):
   with pytest.raises(errors.UserError, match="Unknown mode 'huge'") as raised:
     load(file, "huge")
   for mode in modes(file):
@@ -98,7 +98,7 @@ def test_a_docstring_states_command_source_and_result(file):
 def test_every_size_traces_without_memory(file, mode):
   config = load(file, mode).unlock()
   if "start" in config:
-    config.start = "random"  # Others read the tokenizer of a token folder.
+    config.start = "random"  # Other values read the token folder's tokenizer.
   stage = registry.make(config)
   params, extra = jax.eval_shape(stage.init, jax.random.key(0))
   params = nn.unbox(params)
@@ -132,7 +132,7 @@ def test_the_smoke_configs_of_large_models_train_two_steps(file):
   stage_training.check(stage_training.train(config, batch, evaluates=False))
 
 
-def test_the_scaling_studys_smoke_config_is_the_platformers():
+def test_the_smoke_config_of_the_scaling_study_is_that_of_platformers():
   assert config_lib.fingerprint(
     load("experiments/scaling/dynamics.py", "smoke")
   ) == (
@@ -163,12 +163,12 @@ def test_states_and_batches_divide_over_the_papers_chips(file, chips):
   kept = lambda x: np.prod(x.sharding.shard_shape(x.shape)) * 4
   whole = sum(np.prod(x.shape) * 4 for x in jax.tree.leaves(state.params))
   mine = sum(kept(x) for x in jax.tree.leaves(state.params))
-  # ZeRO-3: nearly all of the state is split over the chips that share it.
+  # ZeRO-3: nearly all of the state is sharded over the chips of a replica.
   assert mine < 1.3 * whole / (chips / sizes["data"])
   assert set(sizes) == set(rules.MESH_AXES)
 
 
-def test_the_world_of_the_final_model_is_the_papers():
+def test_the_world_of_the_final_model_is_that_of_the_paper():
   config = load("experiments/platformers/dynamics.py")
   assert build.token_grid(config.world) == (23, 40)  # S = 920
   assert (config.world.num_frames, config.world.fps) == (16, 10)
@@ -178,7 +178,7 @@ def test_the_world_of_the_final_model_is_the_papers():
   assert clips * 16 * 920 == pytest.approx(942e9, rel=1e-3)
 
 
-def test_docstrings_of_large_models_state_the_counted_size():
+def test_docstrings_of_large_models_state_their_size():
   counted = {
     part: table.count(part, load(f"experiments/platformers/{part}.py"))
     for part in ("tokenizer", "lam", "dynamics")
@@ -199,7 +199,7 @@ def test_docstrings_of_large_models_state_the_counted_size():
 
 
 @pytest.mark.parametrize("mode", sorted(table.SIZES))
-def test_each_scaling_config_is_its_row(mode):
+def test_each_scaling_config_equals_its_row_of_the_table(mode):
   config = load("experiments/scaling/dynamics.py", mode)
   size = table.SIZES[mode]
   stack = config.model.transformer

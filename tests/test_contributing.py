@@ -1,9 +1,9 @@
-"""The lists of files in CONTRIBUTING.md, followed step by step.
+"""Tests that the lists of files in CONTRIBUTING.md are short and correct.
 
-Parts that live in a package of the user's own are followed by
-`tests/test_foreign_parts.py` (dynamics model and sampler),
-`tests/stages/test_foreign_stage.py` (stage and model) and
-`tests/evals/test_metric_registry.py` (metric).
+Other tests add parts from a package outside genie_jax:
+`tests/test_foreign_parts.py` a dynamics model and a sampler,
+`tests/stages/test_foreign_stage.py` a stage and a model, and
+`tests/evals/test_metric_registry.py` a metric.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from genie_jax.plan import topology
 
 ROOT = pathlib.Path(__file__).parent.parent
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
-# The most files of a change, for each part that can be added.
+# Largest number of files to touch for each part that can be added.
 MOST = {
   "a game": 3,
   "a stage": 2,
@@ -33,7 +33,7 @@ MOST = {
 
 
 def sections():
-  """Returns title -> [(new or edit, path)] of the lists of files."""
+  """Returns title -> [("new" or "edit", path)] of the lists of files."""
   part = TEXT[TEXT.index("## How to add") :]
   return {
     title: re.findall(r"^- (new|edit): `([^`]+)`", body, re.MULTILINE)
@@ -116,7 +116,7 @@ def registered(monkeypatch):
   return quantizers.register("rounded", Rounded)
 
 
-def test_a_quantizer_is_a_class_and_a_call_of_register(registered):
+def test_a_quantizer_needs_only_a_class_and_a_call_of_register(registered):
   assert quantizers.of("rounded") is registered
   completed = {"name": "rounded"}
   module = quantizers.build(completed, num_codes=5, code_dim=1, unit_norm=False)

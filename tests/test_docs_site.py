@@ -43,7 +43,7 @@ def add(basket: Basket, *, apples: int = 1) -> Basket:
 
 @pytest.fixture
 def project(tmp_path):
-  """A project with the site's real configuration and two modules."""
+  """Returns a project with the site's real configuration and two packages."""
   shutil.copytree(
     ROOT / "docs",
     tmp_path / "docs",
@@ -91,7 +91,7 @@ def test_a_module_has_a_page_of_its_docstrings_and_is_not_imported(project):
   assert "Returns a basket with more apples, a * b and a * b." in text
   assert "basket: The basket before." in text
   assert "Ways to add." in page(project, "docs/api/genie_jax")
-  # The signature's type leads to the class.
+  # The type in the signature is a link to the class.
   source = (project / "build/docs/api/genie_jax.adding.html").read_text()
   assert 'href="#genie_jax.adding.Basket"' in source
   assert "url=README.html" in (project / "build/index.html").read_text()
@@ -113,7 +113,7 @@ def test_pages_follow_the_modules_that_exist(project, monkeypatch):
   assert after.replace("summing", "adding") == before
 
 
-def test_what_leads_nowhere_fails_and_is_named(project):
+def test_broken_links_and_wrong_arguments_fail_and_are_named(project):
   (project / "README.md").write_text(
     "# Start\n\n[page](docs/less.md) [heading](docs/more.md#no-heading) "
     "[folder](no_folder) [good](docs/more.md#a-heading) [code](genie_jax)\n\n"
@@ -131,7 +131,7 @@ def test_what_leads_nowhere_fails_and_is_named(project):
 
 
 @pytest.mark.slow
-def test_the_site_builds_and_asks_nothing_of_other_servers(tmp_path):
+def test_the_site_builds_and_loads_nothing_from_other_servers(tmp_path):
   assert build(ROOT, tmp_path) == (0, "")
   pages = list(tmp_path.rglob("*.html"))
   modules = [

@@ -1,7 +1,7 @@
-"""A dynamics model and a sampler of another package, from training to play.
+"""Tests a dynamics model and a sampler of another package, end to end.
 
-Nothing in genie_jax knows them: a config file names them, and the user says
-that worlds may use their package (GENIE_PLUGINS).
+genie_jax has no references to them: a config file names them, and the user
+allows worlds to use their package (GENIE_PLUGINS).
 """
 
 import json
@@ -37,7 +37,7 @@ FRAMES = 7  # Beyond the window of 5.
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-  """The folder of a workdir, a world and clips, made by the commands."""
+  """Returns a folder with a workdir, a world and clips, made by commands."""
   folder = tmp_path_factory.mktemp("foreign")
   world = foreign_config.WORLD
   stage_data.write_tokens(
@@ -73,7 +73,7 @@ def prompt():
   return np.random.default_rng(0).integers(0, 256, SHAPE, dtype=np.uint8)
 
 
-def test_two_steps_of_training_move_it(made, world):
+def test_two_steps_of_training_change_its_parameters(made, world):
   lines = (made / "run/metrics.jsonl").read_text().splitlines()
   losses = [
     found["loss"] for found in map(json.loads, lines) if "loss" in found
@@ -88,7 +88,7 @@ def test_two_steps_of_training_move_it(made, world):
     assert np.all(started_at_zero != 0)
 
 
-def test_the_world_says_who_draws_it_and_files_alone_load_nothing(
+def test_the_world_names_its_sampler_which_needs_permission_to_load(
   made, world, monkeypatch
 ):
   config = json.loads((made / "world/config.json").read_text())
@@ -130,7 +130,7 @@ def test_equal_seeds_play_equal_frames_and_actions_matter(world, mode):
 
 def test_players_together_draw_what_each_draws_alone(world):
   states = [world.reset(prompt(), seed=seed) for seed in (0, 1)]
-  states[1], _ = world.step(states[1], 3)  # At another place of its window.
+  states[1], _ = world.step(states[1], 3)  # At another position in its window.
   alone = [world.fork(state) for state in states]
   for action in range(FRAMES):
     states, frames = world.step_many(states, [action, action + 1])
@@ -151,7 +151,7 @@ def test_a_player_draws_what_evaluation_draws(world):
   for number, action in enumerate(actions[0], 1):
     state, _ = world.step(state, action)
     np.testing.assert_array_equal(state.tokens[-1], rolled[0, number])
-  # The next frame after true ones is the rollout's from the same prompt.
+  # The next frame after true frames equals that of a rollout from them.
   clip = rolled[:, : subject.num_frames]
   short = subject.rollout(
     clip[:, :-1], actions[:, : clip.shape[1] - 1], np.zeros(1, np.int32), 5
@@ -160,7 +160,7 @@ def test_a_player_draws_what_evaluation_draws(world):
   np.testing.assert_array_equal(drawn[0], short[0, -1])
 
 
-def test_the_commands_play_and_judge_it(made, capsys):
+def test_the_commands_play_and_evaluate_it(made, capsys):
   out = made / "rollout.gif"
   sample = f"sample --world {made}/world --actions 0,1,2 --out {out}"
   assert main.main([*sample.split(), "--temperature", "0"]) == 0
@@ -168,12 +168,12 @@ def test_the_commands_play_and_judge_it(made, capsys):
   assert "4 frames, 3 of them drawn" in capsys.readouterr().out
   assert main.main([*sample.split(), "--refinements", "3"]) == 2
   assert "refinements=3 does not apply" in capsys.readouterr().err
-  judge = (
+  evaluate = (
     f"eval --world {made}/world --clips {made}/clips --out {made}/eval "
     "--split validation --levels 1 --num-clips 4 --num-action-clips 4 "
     "--kmeans-patches 100"
   )
-  assert main.main(judge.split()) == 0
+  assert main.main(evaluate.split()) == 0
   found = json.loads((made / "eval/metrics.json").read_text())
   assert np.isfinite(found["delta_psnr"])
   assert "Raster, temperature 0.9" in (made / "eval/report.html").read_text()
@@ -206,7 +206,7 @@ def test_its_steps_agree_with_the_whole_clip(world):
     logits, own = step(cache if start else None, start, stop)
     np.testing.assert_allclose(logits, whole[:, start:stop], atol=1e-5)
     cache = cache.write(own, start)
-  # Without the last frames it is the cache of those before.
+  # The cache without its last frames equals the cache of the earlier frames.
   logits, _ = step(cache.before(jnp.int32(3)), 3, 6)
   np.testing.assert_allclose(logits, whole[:, 3:], atol=1e-5)
 
@@ -214,7 +214,8 @@ def test_its_steps_agree_with_the_whole_clip(world):
 @tpu_compiler.required
 def test_its_frames_are_planned(tmp_path, monkeypatch):
   for name in (*aot_compile.ENVIRONMENT, "JAX_ENABLE_COMPILATION_CACHE"):
-    monkeypatch.setenv(name, os.environ.get(name, "1"))  # As it was, later.
+    # Sets each variable, so that monkeypatch restores it after the test.
+    monkeypatch.setenv(name, os.environ.get(name, "1"))
   line = (
     f"plan --config {CONFIG} --tokenizer {CONFIG}:tokenizer "
     f"--topology v5e:1x1 --sample --json {tmp_path}/plan.json"

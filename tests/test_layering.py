@@ -1,4 +1,4 @@
-"""Tests that imports point down, and that nobody pays for what is unused."""
+"""Tests that imports point down, and that unused libraries are not loaded."""
 
 import ast
 import importlib
@@ -30,7 +30,7 @@ LAYERS = (
   "serve",
   "cli",
 )
-# Outside the package; who may import what of the package.
+# Folder outside the package -> packages of genie_jax that it may import.
 ALLOWED = {"data_pipelines": {"core", "data"}}
 ACCELERATED = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 
@@ -83,7 +83,7 @@ def test_a_package_imports_only_packages_below_it(layer):
 
 
 @pytest.mark.parametrize("folder", sorted(ALLOWED))
-def test_pipelines_use_only_what_reads_and_writes_data(folder):
+def test_pipelines_import_only_packages_for_data(folder):
   for path in modules(folder):
     assert packages(path) <= ALLOWED[folder], path
     roots = {name.split(".")[0] for name in imports(path)}
@@ -106,8 +106,8 @@ def test_reading_data_needs_no_accelerator_library(layer):
     assert not roots & ACCELERATED, path
 
 
-def test_no_module_is_longer_than_a_person_reads():
-  # About 500 lines is where to ask whether a file has one purpose.
+def test_no_module_is_longer_than_525_lines():
+  # Files of more than about 500 lines may have more than one purpose.
   for folder in ("genie_jax", "data_pipelines", "experiments"):
     for path in modules(folder):
       assert len(path.read_text().splitlines()) <= 525, path
@@ -116,14 +116,14 @@ def test_no_module_is_longer_than_a_person_reads():
 def test_nothing_unpickles():
   for folder in ("genie_jax", "data_pipelines", "experiments", "benchmarks"):
     for path in modules(folder):
-      if folder != "benchmarks":  # The baseline that we are compared with.
+      if folder != "benchmarks":  # A baseline there uses pickle.
         assert "pickle" not in {name.split(".")[0] for name in imports(path)}, (
           path
         )
 
 
 def loaded_after(code):
-  """Runs code in a fresh Python and returns the names of loaded modules."""
+  """Runs code in a new Python; returns names of loaded modules, and stdout."""
   done = subprocess.run(
     [
       sys.executable,

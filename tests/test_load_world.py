@@ -1,4 +1,4 @@
-"""`genie_jax.load_world`: names, addresses, caches, and a missing JAX."""
+"""Tests of `genie_jax.load_world`: names, caches, and missing libraries."""
 
 import os
 import pathlib
@@ -16,7 +16,7 @@ SHIPPED = ROOT / "experiments/coinrun/results/world"
 
 
 def run(code, **environ):
-  """Returns what a new process prints."""
+  """Returns the output of code in a new process."""
   done = subprocess.run(
     [sys.executable, "-c", code],
     cwd=ROOT,
@@ -35,11 +35,11 @@ def test_the_package_lists_the_worlds_that_ship():
   for name in genie_jax.worlds():
     manifest = world_manifest.read_manifest(shipped.find(name))
     assert manifest["name"] == name
-  # It is a package all the same.
+  # It is also a package.
   assert genie_jax.worlds.shipped is shipped
 
 
-def test_a_name_is_the_world_that_ships():
+def test_a_name_is_that_of_a_shipped_world():
   assert download.local("coinrun").samefile(SHIPPED)
 
 
@@ -87,7 +87,9 @@ def test_without_pytorch_one_line_gives_the_command():
   assert "`pip install 'genie_jax[torch]'`" in line
 
 
-def test_compiled_programs_are_kept_even_after_something_was_compiled(tmp_path):
+def test_compiled_programs_are_cached_even_after_an_earlier_compilation(
+  tmp_path,
+):
   environ = {"XDG_CACHE_HOME": str(tmp_path), "JAX_COMPILATION_CACHE_DIR": ""}
   run(
     "import jax\n"

@@ -1,4 +1,4 @@
-"""A test of what `make demo` runs, at its smallest."""
+"""Tests the pipeline of `make demo` at its smallest size."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ import genie_jax
 
 
 @pytest.mark.slow
-def test_the_smoke_mode_goes_from_nothing_to_a_world_with_figures(tmp_path):
+def test_the_smoke_mode_makes_a_world_with_figures(tmp_path):
   line = [
     sys.executable,
     "-m",

@@ -1,4 +1,4 @@
-"""Tests that the files around the code agree with one another."""
+"""Tests that the project's files are consistent."""
 
 import configparser
 import importlib.util
@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def setup_cfg():
-  """The sections of setup.cfg."""
+  """Returns the sections of setup.cfg."""
   parser = configparser.ConfigParser()
   parser.read(ROOT / "setup.cfg")
   return parser
@@ -25,7 +25,7 @@ def setup_cfg():
 
 @pytest.fixture(scope="module")
 def matrix():
-  """`.ci/matrix.py` as a module."""
+  """Returns `.ci/matrix.py` as a module."""
   spec = importlib.util.spec_from_file_location(
     "matrix", ROOT / ".ci/matrix.py"
   )
@@ -42,14 +42,14 @@ def test_a_commit_is_checked_by_the_commands_of_make_lint():
   )  # fmt: skip
   config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
   (repo,) = config["repos"]
-  assert repo["repo"] == "local"  # Anything else would be fetched.
+  assert repo["repo"] == "local"  # Others would be downloaded.
   assert recipe.stdout.splitlines() == [hook["entry"] for hook in repo["hooks"]]
   for hook in repo["hooks"]:
     assert hook["language"] == "system"
     assert not hook["pass_filenames"]
 
 
-def test_one_version_everywhere():
+def test_the_version_is_the_same_everywhere():
   citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
   assert citation["version"] == genie_jax.__version__
   titles = re.findall(
@@ -60,7 +60,7 @@ def test_one_version_everywhere():
 
 
 def paths_in_the_tree():
-  """Returns the paths, from the root, that the tree of BUILD.md names."""
+  """Returns the paths in the tree of BUILD.md, relative to the root."""
   text = (ROOT / "BUILD.md").read_text()
   (tree,) = re.findall(r"^## The tree\n\n```\n(.+?)^```", text, re.M | re.S)
   folders, paths = [], set()
@@ -79,7 +79,7 @@ def test_the_tree_names_every_package_and_module():
   folders = {
     f"{path.parent.relative_to(ROOT)}/" for path in package.rglob("__init__.py")
   }
-  # The lines of packages stand for their __init__.py.
+  # A package's line includes its __init__.py.
   inner = {name for name in modules if name.endswith("/__init__.py")}
   named = paths_in_the_tree()
   assert len(modules) > len(folders) > 1
@@ -91,7 +91,7 @@ def test_everything_in_the_tree_exists():
   assert not missing
 
 
-def test_types_come_with_the_package(setup_cfg):
+def test_the_package_contains_its_type_marker(setup_cfg):
   data = setup_cfg["options.package_data"]
   assert "py.typed" in data["genie_jax"].split()
   assert (ROOT / "genie_jax" / "py.typed").exists()
@@ -122,7 +122,9 @@ def test_the_matrix_has_every_python_that_the_package_names(matrix, setup_cfg):
   assert f"lowest-{min(named)}" in matrix.CELLS
 
 
-def test_the_matrix_says_what_failed_and_where(matrix, monkeypatch, tmp_path):
+def test_the_matrix_states_the_failed_step_and_why(
+  matrix, monkeypatch, tmp_path
+):
   def run(command, **options):
     words = [str(word) for word in command]
     if words[1:3] == ["pip", "list"]:

@@ -1,1 +1,1 @@
-"""CoinRun (procgen): collecting clips, and a TFDS builder."""
+"""CoinRun (procgen): collector of clips, and a TFDS builder."""

@@ -2,12 +2,13 @@ r"""Collects CoinRun clips as Genie does (Genie, appendix F).
 
 Run:     genie data coinrun --out clips --levels 200 --validation-levels 60 \
              --test-levels 60 --frames-per-level 500
-Source:  hard mode, uniformly random actions without repeat, 1,000 steps a
-         level; train levels 0 to 9,999; ours are validation levels 10,000 to
-         10,099 and test levels 10,100 to 10,199. Small runs take prefixes.
+Source:  hard mode, uniformly random actions without repeat, 1,000 steps per
+         level, train levels 0 to 9,999. Validation levels 10,000 to 10,099
+         and test levels 10,100 to 10,199 are our choice. Smaller runs use the
+         first levels of each range.
 
-Actions depend on the level alone. Writing, resuming and the processes that
-share the work are those of `data_pipelines.games`.
+Actions depend only on the level and the policy's seed. `data_pipelines.games`
+writes the files, resumes and distributes the work.
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ SPLITS = {
   "validation": (10_000, 100),
   "test": (10_100, 100),
 }
-# The six special keys do nothing in CoinRun, exactly as action 4.
+# The six special keys have no effect in CoinRun, just like action 4.
 ACTION_ALIASES = dict.fromkeys(range(9, 15), 4)
 
 _COLLECTOR_VERSION = 1
@@ -36,16 +37,17 @@ _COLLECTOR_VERSION = 1
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What is collected; the same options give the same bytes.
+  """Options of the collector; the same options give the same bytes.
 
   Attributes:
-    levels: Train levels, from seed 0 on.
-    validation_levels: Validation levels, from seed 10,000 on.
-    test_levels: Test levels, from seed 10,100 on.
+    levels: Number of train levels, whose seeds start at 0.
+    validation_levels: Number of validation levels, from seed 10,000.
+    test_levels: Number of test levels, from seed 10,100.
     frames_per_level: Steps played in each level.
     mode: "hard", as in the paper, or "easy".
-    policy_seed: Actions of a level come from default_rng([it, level]).
-    levels_per_shard: Levels in a file.
+    policy_seed: Actions of a level are drawn with
+      default_rng([policy_seed, level]).
+    levels_per_shard: Levels per file.
   """
 
   levels: int = 10_000
@@ -57,7 +59,7 @@ class Options:
   levels_per_shard: int = 50
 
   def check(self) -> None:
-    """Raises UserError where a value is out of range."""
+    """Raises UserError if a value is out of range."""
     for split, count in self.counts().items():
       name = "levels" if split == "train" else f"{split}_levels"
       if not 0 <= count <= SPLITS[split][1]:
@@ -75,7 +77,7 @@ class Options:
         )
     if self.policy_seed < 0:
       raise errors.UserError(
-        f"--policy-seed must not be negative, as {self.policy_seed} is."
+        f"--policy-seed is {self.policy_seed}; it must not be negative."
       )
     if self.mode not in procgen_client.MODES:
       raise errors.UserError(
@@ -117,7 +119,7 @@ def play(
 
 
 def _made_by(options: Options) -> dict[str, Any]:
-  """Returns the manifest's account of where the frames come from."""
+  """Returns the provenance of the frames, for the manifest."""
   return {
     "collector": "data_pipelines.coinrun.collect",
     "collector_version": _COLLECTOR_VERSION,
@@ -136,7 +138,7 @@ def _made_by(options: Options) -> dict[str, Any]:
 
 
 def make_game(options: Options) -> games.Game:
-  """Returns what is collected."""
+  """Returns CoinRun as a `Game`."""
   return games.Game(
     title="coinrun",
     manifest=manifest_lib.Manifest(
@@ -165,7 +167,7 @@ def collect(
   options: Options,
   num_workers: int = 1,
 ) -> games.Report:
-  """Collects a clips folder, or finishes one that a killed run began.
+  """Collects a clips folder, or resumes one that a stopped run began.
 
   Args:
     out: The folder to write.
@@ -173,9 +175,9 @@ def collect(
     num_workers: Processes that play; the bytes do not depend on it.
 
   Raises:
-    UserError: Options out of range, a folder with other contents, another
-      collector at work in it, or no procgen.
-    OSError: The disk is full; finished shards stay for the next run.
+    UserError: An option is out of range, the folder has other content,
+      another collector is writing to it, or procgen cannot be loaded.
+    OSError: The disk is full; the next run keeps finished shards.
   """
   options.check()
   return games.collect(

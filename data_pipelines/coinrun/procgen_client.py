@@ -1,13 +1,13 @@
 """Plays procgen's CoinRun through its C library, without its Python package.
 
-The wheel `procgen-mirror` pins numpy below 2 and exists for two Pythons only,
-but its shared library knows neither: it has the plain C interface of gym3's
-`libenv.h`, which this module calls by ctypes. Frames and episode flags are
-bit-identical to those that gym3 gives (a test compares them where gym3 is).
+The wheel `procgen-mirror` needs a numpy below 2 and exists for only two Python
+versions. Its shared library depends on neither: it has the plain C interface of
+gym3's `libenv.h`, which this module calls with ctypes. Frames and episode flags
+are bit-identical to those from gym3 (a test compares their checksums).
 
-The wheel is fetched once, checked by its SHA-256 and unpacked in the user's
-cache folder. `GENIE_PROCGEN=/folder` uses a wheel unpacked there instead, on
-machines without a network. The library itself needs libGL and glib.
+The wheel is downloaded once, checked by its SHA-256 and unpacked to the user's
+cache folder. On machines without a network, set `GENIE_PROCGEN=/folder` to a
+folder with the unpacked wheel. The library itself needs libGL and glib.
 """
 
 import ctypes
@@ -90,7 +90,7 @@ def _cache_folder() -> pathlib.Path:
 
 
 def _download(folder: pathlib.Path) -> pathlib.Path:
-  """Fetches the wheel into `folder` and returns its path, checked."""
+  """Downloads the wheel to `folder`, checks it, and returns its path."""
   command = [
     sys.executable,
     "-m",
@@ -114,31 +114,31 @@ def _download(folder: pathlib.Path) -> pathlib.Path:
   if done.returncode or not wheels:
     said = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
     raise errors.UserError(
-      f"The wheel {WHEEL} cannot be fetched ({said}); check the network, "
+      f"The wheel {WHEEL} cannot be downloaded ({said}); check the network, "
       "or unpack it by hand and set GENIE_PROCGEN to its folder."
     )
   found = files.sha256(wheels[0])
   if found != WHEEL_SHA256:
     raise errors.UserError(
-      f"The wheel {WHEEL} that was fetched has sha256 {found}, but "
+      f"The downloaded wheel {WHEEL} has sha256 {found}, but "
       f"{WHEEL_SHA256} is needed; check the package index, or set "
-      "GENIE_PROCGEN to an unpacked wheel you trust."
+      "GENIE_PROCGEN to an unpacked wheel that you trust."
     )
   return wheels[0]
 
 
 def folder() -> pathlib.Path:
-  """Returns the folder of the unpacked wheel, fetching it the first time.
+  """Returns the folder of the unpacked wheel, downloading it if needed.
 
   Raises:
-    UserError: This is not x86-64 Linux, the wheel cannot be had, or
+    UserError: This is not x86-64 Linux, the wheel cannot be downloaded, or
       GENIE_PROCGEN names a folder without it.
   """
   if sys.platform != "linux" or platform.machine() != "x86_64":
     raise errors.UserError(
       "procgen's library is built for x86-64 Linux only, and this is "
-      f"{sys.platform} on {platform.machine()}; collect the clips on such "
-      "a machine (or in its container) and copy the folder."
+      f"{sys.platform} on {platform.machine()}; collect the clips on an "
+      "x86-64 Linux machine (or in such a container) and copy the folder."
     )
   chosen = os.environ.get("GENIE_PROCGEN")
   if chosen:
@@ -164,7 +164,8 @@ def folder() -> pathlib.Path:
     try:
       os.rename(fresh, target)
     except OSError:
-      if not target.is_dir():  # Else another process was first; use its copy.
+      # If it exists, another process was faster; its copy is used.
+      if not target.is_dir():
         raise
   finally:
     shutil.rmtree(fresh, ignore_errors=True)
@@ -173,20 +174,21 @@ def folder() -> pathlib.Path:
 
 @functools.cache
 def load() -> ctypes.CDLL:
-  """Returns the C library, fetched when missing.
+  """Returns the C library, downloading it if needed.
 
   Raises:
-    UserError: It cannot be had, or libGL or glib is missing.
+    UserError: It cannot be downloaded, or libGL or glib is missing.
   """
   path = folder() / _LIBRARY
-  # DEEPBIND as in gym3: the library's own Qt wins over any other one loaded.
+  # DEEPBIND as in gym3, so that the library uses its own Qt even if another
+  # one is loaded.
   mode = os.RTLD_NOW | os.RTLD_LOCAL | os.RTLD_DEEPBIND
   try:
     library = ctypes.CDLL(str(path), mode=mode)
   except OSError as error:
     raise errors.UserError(
       f"procgen's library does not load ({error}); it needs libGL and "
-      f"glib, as root: {_APT}"
+      f"glib, run as root: {_APT}"
     ) from error
   library.libenv_make.restype = ctypes.c_void_p
   library.libenv_make.argtypes = [ctypes.c_int, _Options]
@@ -227,11 +229,11 @@ def _options(values: dict[str, bool | int | str]) -> tuple[_Options, list]:
 
 
 class CoinRun:
-  """One CoinRun level, played step by step; used as a context manager.
+  """A CoinRun level that is played step by step; also a context manager.
 
   When an episode ends (coin, death, or 1,000 steps) the same level starts
-  again at once: `first` is then True and `frame` is already the new episode's
-  first frame; the terminal frame is never drawn.
+  again at once. Then `first` is True and `frame` is the first frame of the new
+  episode; the last frame of the old one is never drawn.
 
   Args:
     level: The level's seed.
@@ -243,8 +245,8 @@ class CoinRun:
 
   def __init__(self, level: int, mode: str = "hard"):
     self._library = load()
-    # All options as procgen's own environment sets them by default, but one
-    # level, no threads, and a fixed seed for what the level does not fix.
+    # The defaults of procgen's own environment, except for one level, no
+    # threads, and a fixed seed of everything that the level does not determine.
     options, self._kept = _options(
       {
         "center_agent": True,
@@ -306,7 +308,7 @@ class CoinRun:
     }
 
   def observe(self) -> tuple[float, bool]:
-    """Draws `frame`; returns the reward and `first` of the step into it."""
+    """Draws `frame`; returns the reward and `first` of the step to it."""
     self._library.libenv_observe(self._handle)
     return float(self._reward[0]), bool(self._first[0])
 

@@ -2,13 +2,14 @@ r"""CoinRun clips as a TensorFlow Datasets builder, without TensorFlow.
 
 Run:     tfds build data_pipelines/coinrun/tfds_builder.py \
              --config tiny --file_format array_record --data_dir DIR
-         (TFDS 4.9.10's `tfds` starts only where TensorFlow is installed;
-         elsewhere `python -m data_pipelines.tfds_build` takes its place.)
+         (The `tfds` of TFDS 4.9.10 needs TensorFlow; without it, use
+         `python -m data_pipelines.tfds_build` instead.)
 Read:    tfds.data_source("coinrun_clips/tiny", data_dir=DIR)
 
-For exchange and catalogues; training reads the folder that `genie data
-coinrun` writes, which is faster and allows windows at any start. Frames are
-plain bytes: TFDS decodes images, and makes videos, only with TensorFlow.
+This builder is for exchanging data. Training reads the folder that `genie data
+coinrun` writes, which is faster and allows windows that start at any frame.
+Frames are stored as plain bytes, because TFDS needs TensorFlow to decode images
+and to write videos.
 """
 
 import dataclasses
@@ -29,21 +30,21 @@ class CoinrunConfig(tfds.core.BuilderConfig):
   """A size of the data set.
 
   Attributes:
-    options: Levels, frames a level and mode, as for `genie data coinrun`.
+    options: Levels, frames per level and mode, as for `genie data coinrun`.
   """
 
   options: collect.Options
 
 
 class CoinrunClips(tfds.core.GeneratorBasedBuilder):
-  """Clips of 16 frames that follow on one another within an episode."""
+  """Consecutive clips of 16 frames, each within an episode."""
 
   VERSION = tfds.core.Version("1.0.0")
   RELEASE_NOTES: ClassVar = {"1.0.0": "Hard mode, uniformly random actions."}
   BUILDER_CONFIGS: ClassVar = [
     CoinrunConfig(
       name="tiny",
-      description="Two levels of 64 frames a split.",
+      description="Two levels of 64 frames per split.",
       options=collect.Options(2, 2, 2, 64),
     ),
     CoinrunConfig(
@@ -82,7 +83,7 @@ class CoinrunClips(tfds.core.GeneratorBasedBuilder):
     self,
     dl_manager: tfds.download.DownloadManager,
   ) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
-    del dl_manager  # The game is fetched by its client.
+    del dl_manager  # `procgen_client` downloads the game.
     assert self.builder_config is not None
     return {
       split: self._generate_examples(

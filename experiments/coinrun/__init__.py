@@ -1,1 +1,1 @@
-"""CoinRun: the case study of Genie (appendix F), and sizes for a laptop."""
+"""CoinRun: the case study of Genie (appendix F), also in laptop sizes."""

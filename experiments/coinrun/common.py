@@ -1,8 +1,8 @@
-"""What the CoinRun configs share: worlds, loops and optimizers by mode.
+"""Fields that the CoinRun configs share: worlds, loops and optimizers by mode.
 
 Modes:
-  ""     the paper's case study in full (Genie, appendix F, tables 15 to 17)
-  smoke  a few steps in seconds, to see that everything runs
+  ""     the paper's full case study (Genie, appendix F, tables 15 to 17)
+  smoke  a few steps in seconds, to check that everything runs
   tiny   `make demo`: all stages within 25 minutes on two CPU cores
   small  within 75 minutes on two CPU cores
 """
@@ -13,7 +13,7 @@ MODES = ("", "smoke", "tiny", "small")
 
 
 def check(mode: str) -> None:
-  """Raises unless a config has this mode."""
+  """Raises ValueError if the configs have no such mode."""
   if mode not in MODES:
     raise ValueError(
       f"Unknown mode {mode!r}; use one of {', '.join(map(repr, MODES))}."
@@ -21,12 +21,12 @@ def check(mode: str) -> None:
 
 
 def pick(mode: str, **values):
-  """Returns the value of a mode: `full`, `smoke`, `tiny` or `small`."""
+  """Returns one of `full` (mode ""), `smoke`, `tiny` and `small`."""
   return values[mode or "full"]
 
 
 def base(stage: str, mode: str) -> ml_collections.ConfigDict:
-  """Returns the fields that all stages have, at their defaults for a mode."""
+  """Returns the fields of all stages with their defaults for a mode."""
   check(mode)
   config = ml_collections.ConfigDict()
   config.stage = stage
@@ -43,7 +43,7 @@ def base(stage: str, mode: str) -> ml_collections.ConfigDict:
     num_codes=1024,
     num_latent_actions=6,
   )
-  # 15 frames a second is procgen's own rate; the paper states none.
+  # 15 frames per second is procgen's own rate; the paper does not state one.
   config.world = pick(
     mode,
     full=dict(
@@ -77,7 +77,7 @@ def base(stage: str, mode: str) -> ml_collections.ConfigDict:
   config.eval_batches = pick(mode, full=16, smoke=1, tiny=4, small=8)
   config.checkpoint_every = pick(mode, full=1000, smoke=2, tiny=200, small=500)
   config.keep_checkpoints = 2
-  # Kept for good, to look at what a run was like: 0 for none.
+  # These checkpoints are never deleted, for later analysis; 0 for none.
   config.keep_every = pick(mode, full=25_000, smoke=0, tiny=0, small=0)
   return config
 
@@ -118,16 +118,16 @@ def laptop_adamw(peak_lr: float, steps: int) -> dict:
 
 
 def laptop_muon(peak_lr: float, steps: int) -> dict:
-  """Returns Muon for short runs: half the steps of AdamW for the same loss."""
+  """Returns Muon for short runs; it needs half of AdamW's steps for a loss."""
   return dict(laptop_adamw(peak_lr, steps), name="muon")
 
 
 def stack(mode: str, *, layers: int, width: int, heads: int) -> dict:
-  """Returns a space-time transformer of 4 times its width in the MLP.
+  """Returns fields of a space-time transformer; its MLP has 4 times the width.
 
-  On CPUs float32 is faster than bfloat16, and at the size of a laptop's models
-  a tokenizer's step is a tenth shorter with layers unrolled and nothing
-  recomputed; to a dynamics model that makes no difference.
+  On CPUs float32 is faster than bfloat16. With the laptop sizes, unrolling the
+  layers and recomputing nothing makes a tokenizer's step a tenth shorter, and
+  does not change the time of a dynamics model's step.
   """
   laptop = mode != ""
   return dict(
@@ -143,10 +143,10 @@ def stack(mode: str, *, layers: int, width: int, heads: int) -> dict:
 
 
 def quantizer() -> dict:
-  """Returns what turns vectors into codes; see docs/quantizers.md.
+  """Returns the quantizer, which turns vectors into codes.
 
-  "vq" is the paper's. "fsq" takes `levels`, whose product is the number of
-  codes; where they are empty it chooses them.
+  "vq" is the paper's. "fsq" uses `levels`, whose product is the number of
+  codes; if `levels` is empty, it chooses them. See docs/quantizers.md.
   """
   return dict(name="vq", levels=())
 
@@ -154,11 +154,11 @@ def quantizer() -> dict:
 def codebook(mode: str) -> dict:
   """Returns how codebooks learn and when a code counts as dead.
 
-  Of these fields "fsq" reads only `share_decay`.
+  The quantizer "fsq" reads only `share_decay`.
 
-  The paper has the plain objective ("gradient") and names no remedy for dead
-  codes; they are put back on inputs in every mode. In short runs the codes
-  are moving averages of their inputs, which a learning rate cannot make lag.
+  The paper uses the plain objective ("gradient") and does not mention dead
+  codes; here they are reset to inputs in every mode. In short runs, codes are
+  moving averages of their inputs, which do not depend on the learning rate.
   """
   return dict(
     learn_by="average" if mode else "gradient",

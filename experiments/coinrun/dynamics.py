@@ -3,7 +3,7 @@ r"""CoinRun dynamics: MaskGIT over 16 frames of 16 x 16 tokens.
 After:   experiments/coinrun/tokenizer.py and lam.py, then `genie tokenize`
 Run:     genie train --config experiments/coinrun/dynamics.py \
              --workdir RUN/dynamics --config.data.path=TOKENS
-Try it:  add `:smoke` (seconds), `:tiny` (the demo's) or `:small`; add
+Try it:  add `:smoke` (seconds), `:tiny` (for the demo) or `:small`; add
          --config.actions=true --config.world.num_latent_actions=15 for the
          same model on true actions
 Source:  Genie (arXiv:2402.15391), appendix F, table 17
@@ -53,9 +53,10 @@ def model(mode: str) -> dict:
 def mask(mode: str) -> dict:
   """Returns how training hides tokens.
 
-  The paper's one uniform rate a clip never shows a clean past, which is all
-  that the player's world ever sees. The short modes draw a rate per frame, low
-  ones and clean frames too; docs/sampling.md compares them.
+  With the paper's single uniform rate per clip, the model never sees a past
+  without hidden tokens, although the past is always complete when it is played.
+  The short modes draw one rate per frame, including low rates and complete
+  frames. docs/sampling.md compares both.
   """
   if mode == "":
     return dict(
@@ -77,7 +78,7 @@ def mask(mode: str) -> dict:
 
 
 def sampling(mode: str) -> dict:
-  """Returns how frames are drawn (Genie, appendix F: 25 steps at 1.0)."""
+  """Returns the sampler (Genie, appendix F: 25 steps at temperature 1.0)."""
   return dict(
     refinements=common.pick(mode, full=25, smoke=2, tiny=8, small=8),
     schedule="cosine",

@@ -5,8 +5,8 @@ Run:     genie train --config experiments/coinrun/joint.py \
              --workdir RUN/joint --config.data.path=TOKENS
 Try it:  add `:smoke` (seconds), `:tiny` or `:small`
 Source:  Genie (arXiv:2402.15391), appendix F, tables 16 and 17
-Result:  not measured; the demo trains the LAM first (lam.py, dynamics.py),
-         which gives the dynamics model the same objective
+Result:  not measured; the demo trains the LAM first and then the dynamics
+         model with the same objective (lam.py, dynamics.py)
 """
 
 import ml_collections

@@ -3,10 +3,10 @@ r"""CoinRun latent action model: six buttons from video alone.
 After:   genie data coinrun --out DATA
 Run:     genie train --config experiments/coinrun/lam.py \
              --workdir RUN/lam --config.data.path=DATA
-Try it:  add `:smoke` (seconds), `:tiny` (the demo's) or `:small`
+Try it:  add `:smoke` (seconds), `:tiny` (for the demo) or `:small`
 Source:  Genie (arXiv:2402.15391), appendix F, table 16
-Result:  tiny: all six actions used, the rarest by 11.9 % of transitions,
-         after 1.7 minutes; small 11.6 %; full size: not measured
+Result:  all six actions are used; share of the rarest in all transitions:
+         tiny 11.9 % after 1.7 minutes, small 11.6 %; full size: not measured
 """
 
 import ml_collections
@@ -21,7 +21,7 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   config.model = model(mode)
   config.loss, config.codebook = loss(), common.codebook(mode)
   config.quantizer = common.quantizer()
-  # Short clips hold as many transitions for a third of the attention.
+  # Short clips have as many transitions, for a third of the attention's cost.
   config.data.batch_size = pick(full=36, smoke=4, tiny=32, small=32)
   config.data.num_frames = pick(full=16, smoke=4, tiny=4, small=4)
   config.steps = pick(full=200_000, smoke=4, tiny=500, small=1000)
@@ -48,9 +48,9 @@ def model(mode: str) -> dict:
   full = mode == ""
   return dict(
     patch=16 if full else 8,
-    # On small budgets a plain LAM ignores its actions for long. Three
-    # things cure that within 200 steps: a coarser picture, a decoder that
-    # sees only the last frame, and predicting the change from it.
+    # In short runs, a plain LAM ignores its actions for a long time. Three
+    # changes fix this within 200 steps: a smaller image, a decoder that sees
+    # only the last frame, and prediction of the change from that frame.
     shrink=1 if full else 2,
     predict="frame" if full else "change",
     code_dim=pick(full=32, smoke=8, tiny=16, small=16),
@@ -62,5 +62,5 @@ def model(mode: str) -> dict:
 
 
 def loss() -> dict:
-  """Returns the weights of the VQ-VAE's losses; the paper states none."""
+  """Returns the weights of VQ-VAE's losses, which the paper does not state."""
   return dict(squared_error=100.0, codebook=1.0, commitment=0.25)

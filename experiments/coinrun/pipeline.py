@@ -1,19 +1,20 @@
-r"""CoinRun from nothing to a world: every command of the README, in order.
+r"""Runs all commands of the README in order, from no data to a CoinRun world.
 
 Run:     python -m experiments.coinrun.pipeline --mode tiny --out runs/demo
          python -m experiments.coinrun.pipeline --mode small --out DIR
 
-Each step is a `genie` command that is printed before it runs, takes up an
-interrupted run by itself, and leaves a folder:
+Each step is a `genie` command, which is printed before it runs, resumes an
+interrupted run, and writes a folder:
 
-  OUT/clips             real game frames, with levels apart for validation, test
-  OUT/tokenizer_images  frames <-> tokens, learnt on single frames
-  OUT/tokenizer         the same, going on with clips
+  OUT/clips             frames of the game, with separate levels for validation
+                        and test
+  OUT/tokenizer_images  frames <-> tokens, trained on single frames
+  OUT/tokenizer         the same tokenizer, then trained on clips
   OUT/lam               latent actions
   OUT/tokens            clips as tokens and latent actions
   OUT/dynamics          next frame from tokens and latent actions
   OUT/dynamics_true     the same model on true actions, for comparison
-  OUT/world             what is played; OUT/world_true likewise
+  OUT/world             the world to play; OUT/world_true has true actions
   OUT/metrics.json, OUT/report.html, OUT/rollout.gif, OUT/buttons.gif
 """
 
@@ -32,15 +33,15 @@ _HERE = pathlib.Path(__file__).parent
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-  """How much a mode collects and measures.
+  """How much data a mode collects and measures.
 
   Attributes:
-    levels: Levels to learn from.
-    validation: Levels to watch training by.
-    test: Levels to judge by; the protocol asks for at least 50.
-    frames: Frames of a level.
-    clips: Held-out clips that delta PSNR is measured on.
-    action_clips: Held-out clips whose latent actions are counted.
+    levels: Levels for training.
+    validation: Levels for evaluation during training.
+    test: Levels for the final evaluation; the protocol needs at least 50.
+    frames: Frames per level.
+    clips: Held-out clips for delta PSNR.
+    action_clips: Held-out clips for statistics of latent actions.
   """
 
   levels: int
@@ -61,7 +62,7 @@ SIZES = {
 
 
 def commands(mode: str, out: pathlib.Path) -> dict[str, list[str]]:
-  """Returns the steps, name -> arguments of `genie`."""
+  """Returns the steps in order, name -> arguments of `genie`."""
   size = SIZES[mode]
   config = lambda name: ["--config", f"{_HERE / name}.py:{mode}"]
   clips, tokens = str(out / "clips"), str(out / "tokens")
@@ -184,13 +185,13 @@ def commands(mode: str, out: pathlib.Path) -> dict[str, list[str]]:
 
 
 def run(mode: str, out: pathlib.Path) -> None:
-  """Runs all steps and writes their seconds into metrics.json.
+  """Runs all steps and writes their seconds to metrics.json.
 
-  Seconds add up over interrupted runs, so that they are those of the work
-  and not of the last start.
+  The seconds of interrupted runs are added up, so that they cover all work and
+  not only the last start.
 
   Raises:
-    SystemExit: A step failed; its own message has been printed.
+    SystemExit: A step failed; it has printed its own message.
   """
   out.mkdir(parents=True, exist_ok=True)
   clock = out / "seconds.json"
@@ -208,8 +209,8 @@ def run(mode: str, out: pathlib.Path) -> None:
       files.write_json(clock, seconds)
     if code:
       print(
-        f"Step {name!r} ended with code {code}; the same command goes on "
-        "from here once it is mended.",
+        f"Step {name!r} ended with code {code}; fix the cause and run the "
+        "same command again, which resumes from here.",
         file=sys.stderr,
       )
       sys.exit(code)
@@ -222,7 +223,7 @@ def run(mode: str, out: pathlib.Path) -> None:
 
 
 def _state_figures(mode: str, out: pathlib.Path) -> None:
-  """Exports the world once more, now that there are figures to state."""
+  """Exports the world again, with the figures in its manifest."""
   arguments = [
     *commands(mode, out)["export"],
     "--metrics",
@@ -237,7 +238,7 @@ def _state_figures(mode: str, out: pathlib.Path) -> None:
 
 
 def _summary(out: pathlib.Path, metrics: dict) -> None:
-  """Prints the figures a person asks for first."""
+  """Prints the headline figures and the paths of the results."""
   print(f"\n{'figure':44}value")
   for name, value in metrics.items():
     if isinstance(value, int | float) and not isinstance(value, bool):

@@ -3,13 +3,14 @@ r"""CoinRun tokenizer: space-time VQ-VAE on 64 x 64 frames.
 After:   genie data coinrun --out DATA
 Run:     genie train --config experiments/coinrun/tokenizer.py \
              --workdir RUN/tokenizer --config.data.path=DATA
-         The tiny and small modes go on from experiments/coinrun/
-         tokenizer_images.py: add --init-from RUN/tokenizer_images
-Try it:  add `:smoke` (seconds), `:tiny` (the demo's) or `:small`
+         The tiny and small modes start from the weights of
+         experiments/coinrun/tokenizer_images.py: add
+         --init-from RUN/tokenizer_images
+Try it:  add `:smoke` (seconds), `:tiny` (for the demo) or `:small`
 Source:  Genie (arXiv:2402.15391), appendix F, table 15
-Result:  on 60 held-out levels, two CPU cores, both stages together: tiny
+Result:  PSNR on 60 held-out levels, two CPU cores, both stages together: tiny
          26.5 dB after 6.6 minutes (k-means 24.6 dB), small 28.5 dB after 28
-         (k-means 25.2 dB); full size: not measured (results/)
+         minutes (k-means 25.2 dB); full size: not measured (results/)
 """
 
 import ml_collections
@@ -27,7 +28,7 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
     tiny=dict(layers=2, width=128, heads=4),
     small=dict(layers=3, width=128, heads=4),
   )
-  # Short runs start as a transform codec on which training improves.
+  # Short runs start as a transform codec, which training improves.
   short = dict(final_norm=False, residual_scale=0.0) if mode else {}
   config.model = dict(
     code_dim=pick(full=32, smoke=8, tiny=64, small=64),
@@ -37,9 +38,9 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
     encoder=dict(common.stack(mode, **stack), **short),
     decoder=dict(common.stack(mode, **stack), **short),
   )
-  # The paper states no weights. Squared errors of pixels in [0, 1] are near
-  # 0.004 at 24 dB. Distances on the sphere are near 0.1; those of cosine
-  # coefficients are the squared error of a whole patch, near 3.
+  # The paper does not state the weights. Squared errors of pixels in [0, 1] are
+  # about 0.004 at 24 dB. Distances on the sphere are about 0.1; distances of
+  # cosine coefficients are the squared error of a whole patch, about 3.
   config.loss = dict(
     squared_error=100.0,
     codebook=1.0 if mode == "" else 0.0,

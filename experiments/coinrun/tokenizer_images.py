@@ -1,14 +1,14 @@
-r"""CoinRun tokenizer on single frames, before it learns on clips.
+r"""CoinRun tokenizer on single frames, before it is trained on clips.
 
 After:   genie data coinrun --out DATA
 Run:     genie train --config experiments/coinrun/tokenizer_images.py:tiny \
              --workdir RUN/tokenizer_images --config.data.path=DATA
-Try it:  `:smoke` (seconds), `:tiny` (the demo's) or `:small`
-Source:  Differs from the paper, which trains on clips from the start: the 32
-         frames of four clips are nearly four pictures, 32 frames of 32
-         clips are 32. Video tokenizers were started from pictures before
-         (Phenaki, arXiv:2210.02399; MAGVIT, arXiv:2212.05199).
-Result:  see experiments/coinrun/tokenizer.py, which goes on from here
+Try it:  `:smoke` (seconds), `:tiny` (for the demo) or `:small`
+Source:  Differs from the paper, which trains on clips from the start: 32 single
+         frames of 32 clips vary much more than the 32 frames of four clips.
+         Other video tokenizers also start from images (Phenaki,
+         arXiv:2210.02399; MAGVIT, arXiv:2212.05199).
+Result:  see experiments/coinrun/tokenizer.py, which starts from these weights
 """
 
 import ml_collections

@@ -1,1 +1,1 @@
-"""Platformers: the final model of Genie (section 3)."""
+"""Platformers: the final models of Genie (section 3)."""

@@ -1,12 +1,12 @@
-"""What the platformer configs share: how they differ from the case study.
+"""Functions that the platformer configs share.
 
-Each is the CoinRun config of the same name (Genie, appendix F) in another
-world and in other sizes, so that only what differs is said again.
+Each config is the CoinRun config of the same name (Genie, appendix F) with
+another world and other sizes; only the differences are stated.
 
 Modes:
   ""     the paper's final model
-  smoke  a few steps in seconds, to see that everything runs; frames stay
-         90 x 160, so that rows are padded as in the real one
+  smoke  a few steps in seconds, to check that everything runs; frames stay
+         90 x 160, so that rows are padded as in the full model
 """
 
 import ml_collections
@@ -17,7 +17,7 @@ MODES = ("", "smoke")
 
 
 def check(mode: str) -> None:
-  """Raises unless a config has this mode."""
+  """Raises ValueError if the configs have no such mode."""
   if mode not in MODES:
     raise ValueError(
       f"Unknown mode {mode!r}; use one of {', '.join(map(repr, MODES))}."
@@ -25,7 +25,7 @@ def check(mode: str) -> None:
 
 
 def set_world(config: ml_collections.ConfigDict, mode: str) -> None:
-  """Puts a CoinRun config into the platformers' world."""
+  """Changes a CoinRun config to the world of the platformers."""
   config.world.update(table.WORLD)
   if mode == "smoke":
     config.world.update(num_frames=4, token_patch=16, num_codes=64)

@@ -19,13 +19,14 @@ from genie_jax.scaling import table
 TEMPERATURE = 2.0  # Of the 25 refinements (Genie, section 3).
 SIZE = table.find("10.1B")
 BATCH_SIZE, STEPS = SIZE.batch_size, SIZE.steps
-# One clip a chip at a time leaves room on 256 TPU v5p to keep what the
-# backward pass needs: recomputing it would take a quarter of a step, the
+# With one clip per chip at a time, 256 TPU v5p have memory to save the products
+# for the backward pass. Recomputing them would take a quarter of a step; the
 # second gathering of the weights takes a fiftieth.
 REMAT, ACCUMULATE = "products", 2
-# 5120 rows over 64 chips are whole tiles of 16; over 256 chips each gathering
-# of weights and scattering of gradients would copy to fill tiles. What 64
-# chips hold of parameters and optimizer, 1.8 GiB each, the others repeat.
+# 5120 rows over 64 chips are a multiple of 16, the size of a tile. Over 256
+# chips, gathering weights and scattering gradients would copy to fill tiles.
+# Each group of 64 chips has all parameters and optimizer state, 1.8 GiB per
+# chip.
 MESH = dict(data=-1, fsdp=64, tensor=1, frame=1)
 
 

@@ -1,6 +1,6 @@
 r"""Platformers tokenizer: 90 x 160 frames to 23 x 40 tokens.
 
-After:   a clips folder of 90 x 160 frames at 10 a second
+After:   a clips folder of 90 x 160 frames at 10 per second
 Run:     genie train --config experiments/platformers/tokenizer.py \
              --workdir RUN/tokenizer --config.data.path=CLIPS
 Try it:  add `:smoke` (seconds)
@@ -15,9 +15,9 @@ import ml_collections
 from experiments.coinrun import tokenizer as coinrun
 from experiments.platformers import common
 
-# Three clips a chip on 128 TPU v5p: keeping the products takes 28 GiB and
-# 0.52 s a step, recomputing all 5 GiB and 0.55 s, keeping everything 59 GiB
-# and, for its traffic, 0.62 s (`genie plan --topology v5p:4x4x8`).
+# Three clips per chip on 128 TPU v5p: saving the products takes 28 GiB and
+# 0.52 s per step, recomputing all 5 GiB and 0.55 s, and saving everything
+# 59 GiB and, due to memory traffic, 0.62 s (`genie plan --topology v5p:4x4x8`).
 REMAT = "products"
 
 

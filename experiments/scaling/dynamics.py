@@ -1,9 +1,9 @@
 r"""Scaling study: dynamics models from 41M to 10.1B on platformers.
 
-The mode is a size as the paper names it: 41M (the default, where a study
-begins), 96M, 192M, 404M, 811M, 1.6B, 2.7B; 2.3B for the study of batch sizes
-(add --config.data.batch_size=128, 256 or 448); 10.1B for the final model, with
-its own batch size and number of steps.
+The mode is a size as named in the paper: 41M (the default, the smallest), 96M,
+192M, 404M, 811M, 1.6B, 2.7B; 2.3B for the study of batch sizes (add
+--config.data.batch_size=128, 256 or 448); 10.1B for the final model, with its
+own batch size and number of steps.
 
 After:   experiments/platformers/tokenizer.py and lam.py, then
          `genie tokenize`
@@ -12,7 +12,7 @@ Run:     genie train --config experiments/scaling/dynamics.py:404M \
 Try it:  add `:smoke` (seconds)
 Source:  Genie (arXiv:2402.15391), section 3.1, tables 10 and 11: 200,000
          steps of 256 clips, 754B tokens
-Size:    `genie scaling table` prints ours beside the paper's
+Size:    `genie scaling table` prints our sizes next to the paper's
 Result:  not measured
 """
 
@@ -37,7 +37,7 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   config.model = table.model(size)
   config.data.batch_size, config.steps = size.batch_size, size.steps
   if size.name != dynamics.SIZE.name:
-    # How the final model uses 256 TPU v5p suits no other row's chips.
+    # The final model's layout for 256 TPU v5p does not suit other rows' chips.
     config.optimizer.accumulate = 1
     config.mesh.update(data=1, fsdp=-1)
   else:

@@ -1,4 +1,4 @@
-"""Do latent actions mean what the player's buttons mean?
+"""Agreement of latent actions with the player's true actions.
 
 Shapes:
   A  latent actions     K  true actions, aliases merged     L  levels
@@ -21,12 +21,12 @@ class Agreement:
 
   Attributes:
     nmi: Normalised mutual information, 0 (independent) to 1.
-    shuffled_nmi: The same with true actions shuffled within each level: what
-      chance alone gives.
+    shuffled_nmi: The same with true actions shuffled within each level, which
+      is the value expected by chance.
     purity: Share of transitions whose true action is the most frequent one of
       their latent action.
-    majority: Share of the most frequent true action: the purity of a single
-      latent action.
+    majority: Share of the most frequent true action, which is the purity if
+      there is only one latent action.
     table: int64 [A, K], transitions by latent and true action.
     true_actions: Labels of the K columns.
   """
@@ -40,7 +40,7 @@ class Agreement:
 
 
 def merge(actions: np.ndarray, aliases: Mapping[int, int]) -> np.ndarray:
-  """Replaces each action by the one it does exactly the same as."""
+  """Replaces each alias by the action with the same effect."""
   merged = np.array(actions)
   for action, same in aliases.items():
     merged[actions == action] = same
@@ -72,10 +72,10 @@ def tables(
 
 
 def nmi(table: np.ndarray) -> np.ndarray:
-  """Normalised mutual information, by the mean of the two entropies.
+  """Returns the mutual information divided by the mean of both entropies.
 
-  Equals scikit-learn's `normalized_mutual_info_score`, but is 0 where both
-  sides are constant: nothing is then known of the action.
+  Equals scikit-learn's `normalized_mutual_info_score`, but is 0 if both sides
+  are constant, because the code then says nothing about the action.
 
   Args:
     table: [..., A, K] counts.
@@ -95,12 +95,19 @@ def nmi(table: np.ndarray) -> np.ndarray:
 
 
 def _entropy(share: np.ndarray) -> np.ndarray:
-  """Entropy in nats over the last axis."""
+  """Returns the entropy in nats over the last axis."""
   return -(share * np.log(np.where(share > 0, share, 1))).sum(-1)
 
 
 def purity(table: np.ndarray) -> np.ndarray:
-  """Share of transitions in the largest cell of their row, [..., A, K]."""
+  """Returns the share of transitions in the largest cell of their row.
+
+  Args:
+    table: [..., A, K] counts.
+
+  Returns:
+    [...].
+  """
   return table.max(-1).sum(-1) / np.maximum(table.sum((-2, -1)), 1e-12)
 
 
@@ -117,10 +124,10 @@ def agreement(
 
   Args:
     latent: int [n], in [0, num_latent).
-    true: int [n], the action really taken; aliases need not be merged.
+    true: int [n], the action that was taken; aliases need not be merged.
     levels: [n], the level of each transition.
     num_latent: A.
-    aliases: True action -> the one that does exactly the same.
+    aliases: True action -> the one with the same effect.
     seed: Seed of the bootstrap and of the shuffles.
   """
   labels, true = np.unique(merge(true, aliases), return_inverse=True)
@@ -131,7 +138,7 @@ def agreement(
   by_row = np.argsort(levels, kind="stable")
   values, draws = [], []
   for number in range(_NUM_SHUFFLES):
-    # Sorting by level, then by chance, shuffles within levels.
+    # Sorting by level, then by a random number, shuffles within levels.
     order = np.lexsort((rng.random(len(true)), levels))
     shuffled = np.empty_like(true)
     shuffled[by_row] = true[order]

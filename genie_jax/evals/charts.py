@@ -1,8 +1,8 @@
-"""Charts as inline SVG that follows the page's light or dark colours.
+"""Charts as inline SVG in the page's light or dark colours.
 
-Matplotlib draws with placeholder colours, which become CSS variables of the
-page: --ink, --faint and the series colours --c1 to --c4 (Okabe and Ito's,
-which colour-blind readers can tell apart).
+Matplotlib draws with placeholder colours, which are replaced by CSS variables
+of the page: --ink, --faint and the series colours --c1 to --c4 (of Okabe and
+Ito's palette, which colour-blind readers can distinguish).
 """
 
 import io
@@ -43,7 +43,7 @@ _STYLE: dict[Any, Any] = {
   "svg.hashsalt": "genie",
 }
 
-# (label, value, low, high); low and high are None where there is no interval.
+# (label, value, low, high); low and high are None if there is no interval.
 Row = tuple[str, float, float | None, float | None]
 
 
@@ -54,7 +54,7 @@ def _figure(width: float, height: float, columns: int = 1):
 
 
 def _svg(drawn: figure.Figure, description: str) -> str:
-  """Returns the figure as an <svg> element with nothing external in it."""
+  """Returns the figure as an <svg> element without external references."""
   buffer = io.StringIO()
   drawn.savefig(
     buffer,
@@ -68,7 +68,7 @@ def _svg(drawn: figure.Figure, description: str) -> str:
   text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)
   for colour, variable in _VARIABLES.items():
     text = text.replace(colour, variable)
-  # Names must differ among the figures of one page.
+  # Ids must be unique on a page with several figures.
   name = re.sub(r"\W+", "", description)[:24]
   text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", text)
   size = re.search(r'width="([\d.]+)pt"', text)
@@ -88,15 +88,15 @@ def _svg(drawn: figure.Figure, description: str) -> str:
 
 
 def comparison(panels: Mapping[str, Sequence[Row]], description: str) -> str:
-  """Draws values with their intervals as dots with whiskers, panel by panel.
+  """Draws values as dots and their intervals as bars, in one or more panels.
 
   Args:
     panels: Title -> rows from top to bottom; the first row of each panel is
-      the world, the others are what it is compared with.
-    description: Text for those who cannot see it.
+      the world, the others are its baselines and bounds.
+    description: Alternative text for screen readers.
 
   Returns:
-    An <svg> element, as all functions here.
+    An <svg> element, like the other functions of this module.
   """
   most = max(len(rows) for rows in panels.values())
   with matplotlib.rc_context(_STYLE):
@@ -125,7 +125,11 @@ def comparison(panels: Mapping[str, Sequence[Row]], description: str) -> str:
 
 
 def code_usage(counts: np.ndarray) -> str:
-  """Draws how often each code is used, most frequent first; counts [V]."""
+  """Draws how often each code is used, most frequent first.
+
+  Args:
+    counts: [V], how often each code occurs.
+  """
   share = np.sort(np.asarray(counts, float))[::-1] / np.sum(counts) * 100
   used = int((share > 0).sum())
   with matplotlib.rc_context(_STYLE):
@@ -143,7 +147,7 @@ def code_usage(counts: np.ndarray) -> str:
     ax.text(
       len(share),
       100 / len(share) * 1.15,
-      "all codes alike",
+      "uniform use",
       ha="right",
       va="bottom",
       color=SERIES[1],
@@ -157,7 +161,7 @@ def code_usage(counts: np.ndarray) -> str:
     return _svg(
       drawn,
       f"Code usage: {used} of {len(share)} codes are in use, the most "
-      f"frequent makes {share[0]:.1f} % of tokens.",
+      f"frequent accounts for {share[0]:.1f} % of tokens.",
     )
 
 
@@ -171,16 +175,16 @@ def heat_map(
   text: str,
   top: float | None = None,
 ) -> str:
-  """Draws a matrix as shaded cells with their values.
+  """Draws a matrix as shaded cells with values.
 
   Args:
     table: [rows, columns], 0 or more.
     rows: Label of each row.
     columns: Label of each column.
-    labels: Title of the row axis and of the column axis.
-    description: Text for those who cannot see it.
+    labels: Titles of the row axis and of the column axis.
+    description: Alternative text for screen readers.
     text: Format of a cell's value, for example ".0f".
-    top: The value of the strongest shade; the largest one when left out.
+    top: Value of the strongest shade; by default the largest in the table.
   """
   table = np.asarray(table, float)
   top = top or max(table.max(), 1e-12)
@@ -217,12 +221,12 @@ def lines(
   *,
   logarithmic: Sequence[str] = (),
 ) -> str:
-  """Draws lines, panel by panel.
+  """Draws lines in one or more panels.
 
   Args:
     panels: Title -> name of a line -> its x and y.
     x_label: Title of the x axis.
-    description: Text for those who cannot see it.
+    description: Alternative text for screen readers.
     logarithmic: Titles of panels whose y axis is logarithmic.
   """
   with matplotlib.rc_context(_STYLE):
@@ -244,6 +248,6 @@ def lines(
       ax.grid(axis="y")
       if len(curves) > 1 and len(panels) > 1:
         ax.legend(fontsize=9)
-    if len(panels) == 1:  # There is room beneath one panel.
+    if len(panels) == 1:  # There is room below one panel.
       drawn.legend(loc="outside lower center", fontsize=9, ncols=3)
     return _svg(drawn, description)

@@ -1,4 +1,4 @@
-"""Clips to judge a world on: the same number from each of many levels.
+"""Selects clips for an evaluation, evenly from many levels.
 
 Shapes:
   L  levels     T  frames of a clip     n  clips
@@ -18,7 +18,7 @@ class Clips:
 
   Attributes:
     frames: uint8 [n, T, H, W, C].
-    actions: int32 [n, T-1], the true ones; None where they are not known.
+    actions: int32 [n, T-1], the true actions; None if they are unknown.
     levels: int32 [n], the level (source) of each clip.
   """
 
@@ -37,14 +37,16 @@ def pick(
   with_actions: bool,
   seed: int,
 ) -> Clips:
-  """Draws clips evenly from levels, in turns: one of each, then the next.
+  """Draws clips evenly from randomly chosen levels.
+
+  The levels take turns: the first L clips are one of each level, and so on.
 
   Args:
     folder: A clips folder.
-    split: Which split of it.
+    split: Name of the split.
     num_frames: T.
     num_clips: n.
-    num_levels: L, drawn by chance from the split's levels.
+    num_levels: L, drawn at random from the split's levels.
     with_actions: Whether to read true actions.
     seed: Seed of the draws.
 
@@ -81,7 +83,7 @@ def pick(
 def _windows_by_level(
   source: sources.WindowSource, split: str, num_frames: int
 ) -> dict[int, np.ndarray]:
-  """Returns the numbers of each level's windows, of a source of stride 1."""
+  """Returns the window indices of each level, for a source of stride 1."""
   ranges: dict[int, list[np.ndarray]] = {}
   start = 0
   for _, entry in source.manifest.shards(split):
@@ -102,13 +104,13 @@ def random_clips(
   num_clips: int,
   seed: int,
 ) -> np.ndarray:
-  """Draws clips by chance from all levels of a split.
+  """Draws clips at random from all levels of a split.
 
   Args:
     folder: A clips folder.
-    split: Which split of it.
-    num_frames: T, from 1.
-    num_clips: How many; all windows there are where there are fewer.
+    split: Name of the split.
+    num_frames: T, at least 1.
+    num_clips: n; if the split has fewer windows, all of them are returned.
     seed: Seed of the draw.
 
   Returns:

@@ -1,4 +1,4 @@
-"""How much of a codebook is in use."""
+"""Statistics of how a codebook is used."""
 
 from typing import Any
 
@@ -20,12 +20,12 @@ def summary(occurrences: np.ndarray) -> dict[str, Any]:
   """Describes the use of a codebook.
 
   Args:
-    occurrences: How often each code was seen, [num_codes].
+    occurrences: How often each code occurs, [num_codes].
 
   Returns:
-    `num_codes`; `usage`, the share of codes seen at all; `perplexity`, the
+    `num_codes`; `usage`, the share of codes that occur; `perplexity`, the
     number of equally frequent codes with the same entropy; `min_share`, the
-    rarest code's share of what was seen; `num_seen`, how much that was.
+    rarest code's share of all occurrences; `num_seen`, their number.
   """
   return {
     "num_codes": len(occurrences),

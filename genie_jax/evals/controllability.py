@@ -1,10 +1,10 @@
-"""Does the world react to its buttons?
+"""Measures how much a world reacts to its buttons.
 
-Delta PSNR (Genie, section 3.1): how much nearer to the truth a rollout comes
-when it is given the actions inferred from the true clip instead of random
-ones. Our convention: the prompt is one frame, x_1; t counts the frames that
-the world drew, so t = 4 is the fourth drawn frame, after four actions (the
-paper writes the rollout's actions as a_1..t).
+Delta PSNR (Genie, section 3.1) is the PSNR of a rollout with the actions
+inferred from the true clip, minus the PSNR of one with random actions. Our
+convention: the prompt is one frame, x_1, and t counts the drawn frames. So
+t = 4 is the fourth drawn frame, after four actions (the paper writes the
+rollout's actions as a_1..t).
 
 Shapes:
   n  clips     A  actions     M  prompts     F  frames drawn
@@ -27,18 +27,19 @@ def delta_psnr(
   *,
   seed: int,
 ) -> dict[str, intervals.Interval]:
-  """Delta PSNR of one frame: a difference for each clip, then their mean.
+  """Returns the delta PSNR of one frame, the mean of each clip's difference.
 
   Args:
     truth: uint8 [n, H, W, C], the true frame t.
     inferred: uint8 [n, H, W, C], frame t of rollouts with inferred actions.
-    random: uint8 [n, H, W, C], the same with random actions and equal noise.
+    random: uint8 [n, H, W, C], the same with random actions and the same
+      noise.
     levels: [n].
     seed: Seed of the bootstrap.
 
   Returns:
-    Name -> Interval in decibels: `delta`, and the mean PSNR over clips
-    `inferred` and `random`.
+    Name -> Interval in decibels: `delta`, and the mean PSNR over clips with
+    `inferred` and with `random` actions.
   """
   first = reconstruction.psnr(reconstruction.clip_errors(truth, inferred))
   second = reconstruction.psnr(reconstruction.clip_errors(truth, random))
@@ -51,7 +52,7 @@ def delta_psnr(
 
 
 def effects(rollouts: np.ndarray) -> np.ndarray:
-  """How far apart the pictures are that different buttons lead to.
+  """Returns the difference between the rollouts of each pair of buttons.
 
   Args:
     rollouts: uint8 [A, M, F, H, W, C]: one action held for F frames, from the
@@ -73,13 +74,13 @@ def action_effects(matrix: np.ndarray) -> np.ndarray:
 
 
 def motion(frames: np.ndarray) -> np.ndarray:
-  """Mean absolute change from frame to frame, in 8-bit levels.
+  """Returns the mean absolute change from frame to frame, in 8-bit levels.
 
   Args:
     frames: uint8 [n, F, H, W, C].
 
   Returns:
-    float64 [F - 1]; falling to 0 shows a world that freezes.
+    float64 [F - 1]; values that fall to 0 show that the world freezes.
   """
   gap = np.abs(np.diff(frames.astype(np.float32), axis=1))
   return gap.mean((0, 2, 3, 4), dtype=np.float64)
@@ -88,7 +89,7 @@ def motion(frames: np.ndarray) -> np.ndarray:
 def liveliness(
   frames: np.ndarray, tokens: np.ndarray, num_codes: int
 ) -> dict[str, Any]:
-  """Motion and variety of clips, to compare free rollouts with real ones.
+  """Measures motion and variety of clips, to compare rollouts with real clips.
 
   Args:
     frames: uint8 [n, F, H, W, C].
@@ -96,9 +97,9 @@ def liveliness(
     num_codes: V.
 
   Returns:
-    `motion`, the mean over frames; `motion_by_frame`; `token_entropy` in bits
+    `motion`, the mean over frames; `motion_by_frame`; `token_entropy`, in bits
     of the pooled token frequencies; `token_change`, the share of tokens that
-    differ from the frame before.
+    differ from the previous frame.
   """
   by_frame = motion(frames)
   return {

@@ -1,4 +1,4 @@
-"""Training curves of a workdir, chosen for the report."""
+"""Reads the training curves of a workdir for the report."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ import numpy as np
 from genie_jax.core import buckets, errors, files
 
 _FILE = "metrics.jsonl"
-_POINTS = 120  # Training points shown; more only add ink.
+_POINTS = 120  # Points of a training curve; a chart cannot show more.
 
 Line = tuple[Sequence[float], Sequence[float]]
 
@@ -21,7 +21,7 @@ class Run:
   Attributes:
     stage: Its name.
     panels: Title -> line -> steps and values.
-    logarithmic: Titles of panels whose values are best seen as logarithms.
+    logarithmic: Titles of panels that need a logarithmic y axis.
   """
 
   stage: str
@@ -36,7 +36,7 @@ def read(workdir: files.PathLike) -> Run:
     workdir: A folder that `genie train` wrote.
 
   Raises:
-    UserError: It holds no metrics.
+    UserError: It has no metrics.
   """
   workdir = buckets.reached(workdir)
   path = workdir / _FILE
@@ -92,8 +92,8 @@ def _series(path: files.PathLike) -> dict[str, Line]:
       step = line.pop("step")
     except (json.JSONDecodeError, KeyError, AttributeError, TypeError):
       raise errors.UserError(
-        f"{path}, line {number} is no line of metrics; the run may have "
-        "been killed while writing it: resume it, or delete that line."
+        f"{path}, line {number} is not a line of metrics; the run may have "
+        "been killed while writing it: resume the run, or delete the line."
       ) from None
     for name, value in line.items():
       if isinstance(value, int | float):
@@ -105,7 +105,7 @@ def _series(path: files.PathLike) -> dict[str, Line]:
 
 
 def _thinned(line: Line) -> Line:
-  """Returns means over neighbours, at most _POINTS of them."""
+  """Returns means over neighbouring points, at most _POINTS of them."""
   steps, values = (np.array(part, float) for part in line)
   pieces = np.array_split(np.arange(len(steps)), min(_POINTS, len(steps)))
   return ([steps[p].mean() for p in pieces], [values[p].mean() for p in pieces])

@@ -1,7 +1,7 @@
-"""What is judged: a world as a handful of functions on host arrays.
+"""The world under evaluation, as a few functions on host arrays.
 
-The metrics know nothing of models, so that a test can put a world with planted
-faults in a model's place.
+Metrics do not depend on models, so that tests can use a world with known
+faults instead.
 
 Shapes:
   n  clips, any number      F  frames drawn
@@ -21,12 +21,12 @@ from genie_jax.models import store
 from genie_jax.sampling import decoding, prepare, samplers
 from genie_jax.sampling import rollout as rollout_lib
 
-_BATCH_FRAMES = 256  # Frames of one call; small worlds fill two cores.
+_BATCH_FRAMES = 256  # Frames per call, enough for small worlds on two cores.
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-  """A world to judge.
+  """A world to evaluate.
 
   Attributes:
     encode: uint8 frames [n, T, H, W, C] -> int32 tokens [n, T, h, w].
@@ -36,15 +36,15 @@ class Subject:
     rollout: (prompt tokens [n, P, h, w], buttons [n, P - 1 + F], clip ids
       [n], seed) -> tokens [n, P + F, h, w]. Equal seeds and clip ids give
       equal noise.
-    next_frame: (tokens [n, T, h, w], buttons [n, T-1], seed) -> a draw of the
-      last frame given the true ones before it, tokens [n, h, w].
+    next_frame: (tokens [n, T, h, w], buttons [n, T-1], seed) -> tokens
+      [n, h, w] of the last frame, sampled given the true frames before it.
     num_frames: T of the clips that the world was trained on.
     frame_shape: (H, W, C).
     token_patch: Side of a token's square in pixels.
     num_codes: V.
-    num_buttons: Latent actions, or true ones.
-    fps: Frames a second.
-    sampling: The frame sampler's settings, for the protocol.
+    num_buttons: Number of latent or true actions.
+    fps: Frames per second.
+    sampling: Settings of the frame sampler, stated in the report.
     fingerprint: Of the world.
   """
 
@@ -72,30 +72,31 @@ class Subject:
 
     Args:
       frames: uint8 [n, T, H, W, C].
-      true_actions: int [n, T-1]; needed by a world of true actions.
-      aliases: True action -> the one that does exactly the same.
+      true_actions: int [n, T-1]; needed if buttons are true actions.
+      aliases: True action -> the one with the same effect.
 
     Raises:
-      UserError: A true action is none of the world's buttons.
+      UserError: True actions are needed and missing, or the world has no
+        button for one of them.
     """
     if self.infer is not None:
       return self.infer(frames)
     if true_actions is None:
       raise errors.UserError(
-        "A world of true actions was given, but the clips hold none; give "
+        "The world was trained on true actions, but the clips have none; give "
         "clips with actions, such as those of `genie data coinrun`."
       )
     merged = actions_lib.merge(true_actions, aliases)
     if merged.max() >= self.num_buttons:
       raise errors.UserError(
-        f"The clips hold true action {merged.max()}, but the world has "
+        f"The clips contain true action {merged.max()}, but the world has "
         f"{self.num_buttons} buttons; give clips of the game that it was "
         "trained on."
       )
     return merged.astype(np.int32)
 
   def choices(self, aliases: Mapping[int, int]) -> np.ndarray:
-    """Returns the buttons that differ, to draw random ones from."""
+    """Returns the buttons with different effects, for random draws."""
     every = np.arange(self.num_buttons)
     if self.infer is not None:
       return every
@@ -109,8 +110,8 @@ def in_batches(
 ) -> np.ndarray:
   """Applies a compiled function to any number of rows, in batches of `size`.
 
-  The last batch is filled up by repeating its last row, so that one compiled
-  program serves all.
+  The last batch is padded by repeating its last row, so that one compiled
+  program is enough.
 
   Args:
     function: Takes arrays [size, ...], returns one array [size, ...].
@@ -135,12 +136,12 @@ def from_parts(
   actions: str,
   fingerprint: str,
 ) -> Subject:
-  """Wraps the models of a world.
+  """Returns a world's models as a `Subject`.
 
   Args:
     parts: "tokenizer", "dynamics" and, for latent actions, "lam".
-    sampling: How frames are drawn.
-    actions: "latent" or "true": what the buttons are.
+    sampling: The frame sampler.
+    actions: Kind of actions that the buttons are, "latent" or "true".
     fingerprint: Of the world.
 
   Raises:
@@ -151,7 +152,7 @@ def from_parts(
     if name not in parts:
       raise errors.UserError(
         f"The world has no {name}, which its evaluation needs; export it "
-        "again with every workdir."
+        "again with the workdirs of all models."
       )
   models = {name: prepare.hashable(part.module) for name, part in parts.items()}
   params = {name: jax.device_put(part.params) for name, part in parts.items()}

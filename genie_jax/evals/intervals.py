@@ -1,8 +1,9 @@
-"""Confidence intervals that resample levels, not clips.
+"""Confidence intervals by resampling levels, not clips.
 
-Clips of one level look alike, so they are not independent draws; levels are.
-Every statistic here is a function of sums over clips, so a resample of levels
-is one row of a matrix of counts times the sums of each level.
+Clips of one level are similar, so they are not independent samples; levels are.
+Every statistic is a function of sums over clips. All resamples are therefore
+one matrix product: how often each level was drawn, times the sums of each
+level.
 
 Shapes:
   n  clips (or any observations)    L  levels    R  resamples
@@ -37,7 +38,7 @@ def by_level(values: np.ndarray, levels: np.ndarray) -> np.ndarray:
 
   Args:
     values: [n, ...].
-    levels: [n], any label of the level that each observation is of.
+    levels: [n], a label of each observation's level.
 
   Returns:
     float64 [L, ...], levels in ascending order.
@@ -52,7 +53,7 @@ def resample(sums: Sums, seed: int, num_resamples: int) -> Sums:
   """Draws levels with replacement, as many as there are.
 
   Args:
-    sums: Name -> [L, ...], one entry a level; the same draw serves all names.
+    sums: Name -> [L, ...], one entry per level; all names use the same draw.
     seed: Seed of the draws.
     num_resamples: R.
 
@@ -86,9 +87,9 @@ def bootstrap(
     sums: Name -> [L, ...], sums over each level's clips.
     seed: Seed of the resampling.
     num_resamples: R.
-    unbiased: Whether to shift the draws so that their mean is the value. A
-      resample repeats levels, which makes a sparse table look more dependent
-      than it is, so mutual information needs it.
+    unbiased: Whether to shift the draws so that their mean is the value.
+      Mutual information needs this, because a resample repeats levels, which
+      makes a sparse table look more dependent than it is.
   """
   whole = {
     name: np.asarray(values, np.float64).sum(0, keepdims=True)
@@ -115,11 +116,11 @@ def ratio(
   *,
   seed: int,
 ) -> Interval:
-  """Returns sum(totals) / sum(counts), 0 where nothing was counted.
+  """Returns sum(totals) / sum(counts), 0 if all counts are 0.
 
   Args:
-    totals: [n], a clip's numerator.
-    counts: [n], a clip's denominator; ones for the mean over clips.
+    totals: [n], each clip's numerator.
+    counts: [n], each clip's denominator; ones for the mean over clips.
     levels: [n].
     seed: Seed of the resampling.
   """

@@ -1,11 +1,11 @@
-"""K-means on raw patches: the baseline that a tokenizer must beat.
+"""K-means on raw patches, the baseline of the tokenizer.
 
-With as many centres as the tokenizer has codes and patches of the tokenizer's
-size, a frame costs equal bits, so the difference in PSNR is what learning
-bought.
+With as many centres as the tokenizer has codes, and patches of the same size,
+both need the same number of bits per frame. The difference in PSNR is the gain
+from learning.
 
 Shapes:
-  n  patches     m  distinct ones     P  values in one patch     V  centres
+  n  patches     m  distinct patches     P  values in one patch     V  centres
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import dataclasses
 import numpy as np
 import scipy.sparse
 
-_ROWS = 8192  # Rows of one matrix product; its distances stay in the cache.
+_ROWS = 8192  # Rows of one matrix product, so that its result stays in cache.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ def to_patches(frames: np.ndarray, patch: int) -> np.ndarray:
   """Cuts frames into flattened squares.
 
   Args:
-    frames: uint8 [N, H, W, C]; sides that the patch does not divide are
+    frames: uint8 [N, H, W, C]; sides that are not a multiple of the patch are
       padded by repeating the edge.
     patch: Side of a square in pixels.
 
@@ -60,7 +60,7 @@ def to_patches(frames: np.ndarray, patch: int) -> np.ndarray:
 def from_patches(
   patches: np.ndarray, patch: int, shape: tuple[int, int, int]
 ) -> np.ndarray:
-  """Lays patches [N * h * w, P] out as frames [N, H, W, C]; padding is cut."""
+  """Arranges patches [N * h * w, P] as frames [N, H, W, C], without padding."""
   height, width, channels = shape
   h, w = -(-height // patch), -(-width // patch)
   frames = patches.reshape(-1, h, w, patch, patch, channels)
@@ -90,7 +90,7 @@ def assign(
   for start in range(0, len(patches), _ROWS):
     rows = slice(start, start + _ROWS)
     block = patches[rows]
-    # Half the squared distance, but for the patch's own norm.
+    # Half the squared distance, without the patch's own norm.
     scores = half_norms - block @ transposed
     best = scores.argmin(1)
     codes[rows] = best
@@ -108,22 +108,23 @@ def plus_plus(
   num_centres: int,
   rng: np.random.Generator,
 ) -> np.ndarray:
-  """Picks starting centres by k-means++ (Arthur and Vassilvitskii, 2007).
+  """Picks initial centres by k-means++ (Arthur and Vassilvitskii, 2007).
 
   Each next centre is a patch drawn with probability proportional to its
-  squared distance from the centres so far. A new centre c can only win
-  patches whose own centre a satisfies |c - a| < 2 |x - a| (the triangle
-  inequality), so the others are skipped: same result, far less to read.
+  squared distance from the nearest centre so far. A new centre c can be the
+  nearest only to patches x whose current centre a satisfies |c - a| <
+  2 |x - a| (the triangle inequality). All other patches are skipped, which
+  gives the same result and reads much less memory.
 
   Args:
     patches: float32 [m, P].
     weights: How often each patch occurs, [m].
-    num_centres: How many to pick.
-    rng: Source of the draws.
+    num_centres: Number of centres.
+    rng: Random generator of the draws.
 
   Returns:
-    float32 [V, P]; fewer than `num_centres` rows where there are fewer
-    distinct patches.
+    float32 [V, P]; fewer than `num_centres` rows if there are fewer distinct
+    patches.
   """
   centres = np.empty((num_centres, patches.shape[1]), np.float32)
   centres[0] = patches[_draw(weights, rng)]
@@ -157,7 +158,7 @@ def distinct(patches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   rows = np.ascontiguousarray(patches)
   as_bytes = rows.view(f"V{rows.itemsize * rows.shape[1]}")[:, 0]
   _, index, counts = np.unique(as_bytes, return_index=True, return_counts=True)
-  # In order of occurrence: bytes have no meaning as an order.
+  # In order of first occurrence; sorting by bytes has no meaning.
   order = np.argsort(index)
   return rows[index[order]], counts[order]
 
@@ -172,22 +173,22 @@ def fit(
 ) -> KMeans:
   """Fits centres by k-means++ and Lloyd's iterations, to convergence.
 
-  Exact Lloyd in float32, made quick in two ways that leave the result as it
-  is: equal patches (half of CoinRun's) are one patch with a weight, and an
-  iteration recomputes only those whose nearest centre may have changed
-  (Hamerly's bounds, 2010). An empty centre moves to the patch that lies
-  farthest from its own centre.
+  Lloyd's exact algorithm in float32, with two optimisations that do not change
+  the result: equal patches (half of CoinRun's) are one patch with a weight, and
+  each iteration recomputes only the patches whose nearest centre may have
+  changed (Hamerly's bounds, 2010). A centre without patches moves to the patch
+  that is farthest from its own centre.
 
   Args:
     patches: float32 [n, P].
     num_centres: V, the number of centres.
-    seed: Seed of the starting centres.
-    tolerance: Converged when an iteration lowers the inertia by less than
-      this fraction of it.
-    max_iterations: Upper limit of iterations.
+    seed: Seed of the initial centres.
+    tolerance: Iterations have converged when one of them lowers the inertia by
+      less than this fraction.
+    max_iterations: Largest number of iterations.
 
   Returns:
-    The centres and how they were reached.
+    The centres, and how the iterations ended.
   """
   patches, weights = distinct(patches)
   mean = lambda distances: float(np.average(distances, weights=weights))
@@ -204,7 +205,7 @@ def fit(
     moved, repaired = _means(patches, weights, codes, nearest, centres)
     shifts = np.sqrt(((moved - centres) ** 2).sum(1))  # [V]
     centres = moved
-    # Another centre may have come nearer by the largest shift of all others.
+    # Another centre may be nearer by at most the largest shift of the others.
     order = np.argsort(shifts)
     largest = np.full(len(centres), shifts[order[-1]], np.float32)
     largest[order[-1]] = shifts[order[-2]]
@@ -239,7 +240,7 @@ def _means(
   nearest: np.ndarray,
   centres: np.ndarray,
 ) -> tuple[np.ndarray, bool]:
-  """Returns the mean of each centre's patches, and if any centre was empty."""
+  """Returns each centre's mean patch, and whether any centre was empty."""
   member = scipy.sparse.csr_array(
     (weights.astype(np.float32), (codes, np.arange(len(codes)))),
     shape=(len(centres), len(patches)),

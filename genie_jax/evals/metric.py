@@ -1,4 +1,4 @@
-"""What a metric is: a function from a world and its clips to figures.
+"""The interface of metrics, functions from a world and clips to figures.
 
 Shapes:
   n  clips     T  frames of a clip
@@ -18,14 +18,14 @@ from genie_jax.evals import evaluated_world
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """How much data a world is judged on.
+  """How much data an evaluation uses.
 
   Attributes:
     split: Held-out split.
     num_clips: Clips for reconstruction, prediction and delta PSNR.
     num_levels: Levels that the clips come from.
     num_action_clips: Clips for the agreement of actions, which is cheap.
-    num_prompts: Prompts on which every button is held.
+    num_prompts: Prompts from which each button is held.
     num_free: Clips of the free rollouts.
     train_patches: Patches that the k-means baseline is fitted on.
     train_clips: Training clips for the most frequent tokens.
@@ -45,7 +45,7 @@ class Options:
 
 @dataclasses.dataclass
 class Work:
-  """What all metrics of one evaluation share; each is computed once.
+  """Data that all metrics of one evaluation share, each computed once.
 
   Attributes:
     subject: The world.
@@ -71,12 +71,12 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One line of the report's table of figures, as text.
+  """One row of the report's table of figures, as text.
 
   Attributes:
     name: What is measured.
     value: The figure with its unit.
-    interval: Its 95 % interval, "" where there is none.
+    interval: Its 95 % interval, "" if there is none.
     compared_with: Baselines or bounds to compare the figure with.
     note: How to read the figure.
   """
@@ -90,14 +90,14 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """What a metric found.
+  """Figures and frames that a metric returns.
 
   Attributes:
     details: Figures for `details.NAME` of metrics.json; JSON types, arrays
       and intervals.
     headline: Figures for the top level of metrics.json; JSON types. Their
       names must differ from those of every other metric.
-    rows: Lines for the report's table of figures.
+    rows: Rows of the report's table of figures.
     pictures: Name -> uint8 frames, for the report.
   """
 

@@ -1,4 +1,4 @@
-"""Frames as small PNG and GIF files that a page enlarges without blur."""
+"""Encodes frames as small PNG and GIF files, which the page enlarges."""
 
 import base64
 import io
@@ -16,7 +16,7 @@ GIVEN, DRAWN, PLAIN = (34, 160, 90), (213, 94, 0), (128, 128, 128)
 
 
 def data_uri(content: bytes, kind: str) -> str:
-  """Returns file content as a URI that a page carries in itself."""
+  """Returns file content as a data URI, to be embedded in a page."""
   return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
@@ -24,14 +24,14 @@ def row(
   frames: np.ndarray,
   edges: Sequence[tuple[int, int, int]] | None = None,
 ) -> bytes:
-  """Lays frames side by side as a PNG with transparent gaps.
+  """Returns a PNG of frames side by side, with transparent gaps.
 
   Args:
     frames: uint8 [T, H, W, 3].
-    edges: Colour of each frame's edge, one pixel wide; none when left out.
+    edges: Colour of each frame's edge, one pixel wide; by default no colour.
 
   Returns:
-    The file, T * (W + 4) - 2 pixels wide.
+    Content of the file, an image of T * (W + 4) - 2 pixels in width.
   """
   count, height, width, _ = frames.shape
   canvas = np.zeros(
@@ -58,12 +58,12 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def animation(frames: np.ndarray, fps: float, hold: int = 0) -> bytes:
-  """Returns frames as a GIF of their own size.
+  """Returns frames as a GIF, without scaling.
 
   Args:
     frames: uint8 [T, H, W, 3].
-    fps: Frames a second.
-    hold: How often the last frame is shown again before it starts over.
+    fps: Frames per second.
+    hold: How often the last frame is repeated at the end.
   """
   frames = np.concatenate([frames, np.repeat(frames[-1:], hold, 0)])
   with tempfile.TemporaryDirectory() as folder:

@@ -39,19 +39,19 @@ def token_scores(
   *,
   seed: int,
 ) -> dict[str, Any]:
-  """Token accuracies of a next-frame prediction and of its baselines.
+  """Returns token accuracies of a next-frame prediction and of its baselines.
 
   Args:
     drawn: int [n, h, w], predicted tokens.
     target: int [n, h, w], true tokens of that frame.
-    last: int [n, h, w], true tokens of the frame before.
+    last: int [n, h, w], true tokens of the previous frame.
     frequent: int [h, w], the most frequent training token of each position.
     levels: [n].
     seed: Seed of the bootstrap.
 
   Returns:
     Name -> Interval: `changed_*` over positions whose token differs from the
-    frame before, `all_*` over all positions; `*_world`, `*_copy_last` (0 on
+    previous frame, `all_*` over all positions; `*_world`, `*_copy_last` (0 on
     changed positions, by definition) and `*_most_frequent`; and
     `changed_share`, the share of positions that change.
   """
@@ -77,7 +77,7 @@ def token_scores(
 
 
 def changed_pixels(truth: np.ndarray, last: np.ndarray) -> np.ndarray:
-  """Returns where any channel differs from the frame before, [..., H, W]."""
+  """Returns where any channel differs from the previous frame, [..., H, W]."""
   return (truth != last).any(-1)
 
 
@@ -90,22 +90,23 @@ def pixel_scores(
   *,
   seed: int,
 ) -> dict[str, Any]:
-  """PSNR over the pixels that changed between two true frames.
+  """Returns PSNRs over the pixels that changed between two true frames.
 
-  A pixel counts where any of its channels differs between the true frame and
-  the true frame before it; all its channels then enter the pooled error.
+  A pixel has changed if any of its channels differs between the true frame and
+  the previous true frame. The pooled error contains all its channels.
 
   Args:
     drawn: uint8 [n, H, W, C], the prediction.
     truth: uint8 [n, H, W, C].
-    last: uint8 [n, H, W, C], the true frame before: the copying baseline.
-    ceiling: uint8 [n, H, W, C], the tokenizer's own reconstruction of truth.
+    last: uint8 [n, H, W, C], the previous true frame, a baseline.
+    ceiling: uint8 [n, H, W, C], the tokenizer's reconstruction of the truth,
+      an upper bound.
     levels: [n].
     seed: Seed of the bootstrap.
 
   Returns:
-    Name -> Interval: `world`, `copy_last`, `ceiling` in decibels, `gain`
-    (world above copying, paired), and `changed_share` of pixels.
+    Name -> Interval: `world`, `copy_last` and `ceiling` in decibels, `gain`
+    (`world` minus `copy_last`, paired), and `changed_share` of pixels.
   """
   changed = changed_pixels(truth, last)
   total = lambda x: x.reshape(len(x), -1).sum(1, dtype=np.float64)

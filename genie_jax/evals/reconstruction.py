@@ -1,6 +1,6 @@
-"""How much of a frame survives the tokenizer: PSNR and SSIM.
+"""PSNR and SSIM of reconstructed frames.
 
-Frames are compared as a player sees them: 8 bits a channel.
+Frames are compared as a player sees them, with 8 bits per channel.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from genie_jax.evals import intervals
 
 # An exact copy has no finite PSNR; errors below this are reported as 100 dB.
 _SMALLEST_ERROR = 1e-10
-# The constants of Wang et al. 2004, as scikit-image's manual gives them.
+# A constant of Wang et al. (2004), as given in scikit-image's manual.
 _SSIM_SIGMA = 1.5
 
 
@@ -46,10 +46,10 @@ def clip_errors(truth: np.ndarray, drawn: np.ndarray) -> np.ndarray:
 def pooled_psnr(
   errors: np.ndarray, levels: np.ndarray, *, seed: int
 ) -> intervals.Interval:
-  """PSNR of the squared error pooled over all frames (not a mean of PSNRs).
+  """Returns the PSNR of the error pooled over frames (not a mean of PSNRs).
 
   Args:
-    errors: [B], each clip's mean squared error; clips are of equal size.
+    errors: [B], mean squared error of each clip; all clips have equal size.
     levels: [B].
     seed: Seed of the bootstrap.
   """
@@ -66,11 +66,11 @@ def pooled_psnr(
 def margin(
   errors: np.ndarray, baseline: np.ndarray, levels: np.ndarray, *, seed: int
 ) -> intervals.Interval:
-  """Pooled PSNR above that of a baseline on the same clips, in decibels.
+  """Returns by how many decibels the pooled PSNR exceeds a baseline's.
 
   Args:
-    errors: [B], each clip's mean squared error.
-    baseline: [B], the baseline's.
+    errors: [B], mean squared error of each clip.
+    baseline: [B], the baseline's errors on the same clips.
     levels: [B].
     seed: Seed of the bootstrap.
   """
@@ -87,10 +87,11 @@ def margin(
 def ssim(
   truth: np.ndarray, drawn: np.ndarray, levels: np.ndarray, *, seed: int
 ) -> intervals.Interval:
-  """Mean structural similarity over frames (Wang et al. 2004).
+  """Returns the mean structural similarity over frames (Wang et al. 2004).
 
-  Gaussian window of sigma 1.5 over 11 pixels, population covariance, each
-  colour channel by itself, as in scikit-image's manual.
+  The window is a Gaussian of sigma 1.5 over 11 pixels, the covariance is that
+  of the population, and colour channels are compared separately, as in
+  scikit-image's manual.
 
   Args:
     truth: uint8 [B, T, H, W, C], sides of at least 11 pixels.

@@ -31,14 +31,14 @@ METRICS: registry_lib.Registry[metric.Metric] = registry_lib.Registry(
 
 
 def register(name: str, value: metric.Metric) -> metric.Metric:
-  """Adds a metric that every later evaluation computes, and returns it.
+  """Adds a metric to all later evaluations, and returns it.
 
   Args:
     name: Key of the metric in `details` of metrics.json.
     value: The metric.
 
   Raises:
-    UserError: The name is taken, or `value` is not a usable Metric.
+    UserError: The name is in use, or `value` is not a usable Metric.
   """
   return METRICS.register(name, value)
 

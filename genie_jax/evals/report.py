@@ -1,6 +1,6 @@
-"""metrics.json and a report.html that a person wants to look at.
+"""Writes metrics.json, report.html and rollout.gif.
 
-The page is one file: pictures and charts are part of it, nothing is fetched.
+The page is one file: it contains its images and charts, and loads nothing.
 """
 
 import dataclasses
@@ -17,10 +17,10 @@ from genie_jax.core import errors, files, images
 from genie_jax.evals import charts, curves, metric, pictures, run
 
 _TEMPLATE = "report.html.j2"
-_SLOW_FPS = 6  # Buttons are easier to tell apart slowly.
-_HOLD = 6  # Frames for which an animation rests at its end.
+_SLOW_FPS = 6  # Differences between buttons are easier to see slowly.
+_HOLD = 6  # How often an animation repeats its last frame.
 
-# What `metrics.json` holds at the least.
+# Keys that are always in metrics.json.
 KEYS = (
   "tokenizer_psnr",
   "kmeans_psnr",
@@ -45,11 +45,11 @@ class Origin:
 
   Attributes:
     name: Name of the world.
-    command: The line that was typed.
+    command: The command line.
     commit: Of the code, or None outside a checkout.
     date: Of the evaluation, ISO 8601.
-    fps: Frames a second of the world.
-    seconds_by_stage: Stage -> seconds; the evaluation itself is added.
+    fps: Frames per second of the world.
+    seconds_by_stage: Stage -> seconds; `write` adds the evaluation.
   """
 
   name: str
@@ -69,13 +69,13 @@ def write(
   """Writes metrics.json, report.html and rollout.gif.
 
   Args:
-    out: Folder, made when missing.
-    results: What `run.evaluate` found.
+    out: Folder, created if missing.
+    results: Result of `run.evaluate`.
     origin: Where the figures come from.
     training: Curves of training runs to show.
 
   Returns:
-    What metrics.json holds.
+    Content of metrics.json.
   """
   out = pathlib.Path(out)
   seconds = {
@@ -118,11 +118,11 @@ def page(
   """Returns report.html.
 
   Args:
-    metrics: What metrics.json holds.
+    metrics: Content of metrics.json.
     frames: Name -> uint8 frames, of `run.Results`.
     origin: Where the figures come from.
     training: Curves of training runs.
-    rows: More lines for the table of figures.
+    rows: More rows of the table of figures.
   """
   environment = jinja2.Environment(
     autoescape=True,
@@ -282,7 +282,7 @@ def _charts(metrics: Mapping[str, Any]) -> dict[str, str]:
           dot("random buttons", control["delta_psnr"]["random"]),
         ],
       },
-      "The world's PSNR beside its baselines, with 95 % intervals.",
+      "PSNR of the world and of its baselines, with 95 % intervals.",
     ),
     "codes": charts.code_usage(d["codebook"]["token_counts"]),
     "motion": charts.lines(
@@ -327,7 +327,11 @@ def _charts(metrics: Mapping[str, Any]) -> dict[str, str]:
 
 
 def read_curves(workdirs: Sequence[files.PathLike]) -> list[curves.Run]:
-  """Reads the training curves of workdirs; refuses one without metrics."""
+  """Reads the training curves of workdirs.
+
+  Raises:
+    UserError: A workdir has no metrics.
+  """
   return [curves.read(folder) for folder in workdirs]
 
 
@@ -335,14 +339,14 @@ def read_seconds(path: files.PathLike) -> dict[str, float]:
   """Reads stage -> seconds from a JSON file.
 
   Raises:
-    UserError: The file holds something else.
+    UserError: The file has other content.
   """
   found = files.read_json(path)
   if not isinstance(found, dict) or not all(
     isinstance(x, int | float) and x >= 0 for x in found.values()
   ):
     raise errors.UserError(
-      f"{path} must hold one JSON object, stage -> seconds, such as "
+      f"{path} must contain one JSON object, stage -> seconds, such as "
       '{"tokenizer": 412.5}.'
     )
   return found

@@ -1,4 +1,4 @@
-"""Rollouts that put a world's buttons to the test.
+"""Rollouts that measure the effect of a world's buttons.
 
 Shapes:
   n  clips     T  frames of a clip     A  buttons     M  prompts
@@ -12,7 +12,7 @@ import numpy as np
 from genie_jax.core import errors
 from genie_jax.evals import controllability, evaluated_world, intervals
 
-# Clip ids of draws that must not share noise with the clips counted from 0.
+# Added to the ids of clips whose noise must differ from that of other clips.
 _OTHER_NOISE = 1_000_000
 
 
@@ -26,14 +26,14 @@ def delta(
   *,
   seed: int,
 ) -> dict[str, intervals.Interval]:
-  """Delta PSNR by two rollouts of each clip with equal noise.
+  """Measures delta PSNR with two rollouts of each clip with the same noise.
 
   Args:
     subject: The world.
     prompts: int32 [n, 1, h, w], tokens of the first frames.
     frames: uint8 [n, T, H, W, C], the truth.
-    buttons: int32 [n, T-1], those that lead through the true frames.
-    choices: The buttons to draw random ones from.
+    buttons: int32 [n, T-1], the buttons of the true clips.
+    choices: The buttons from which random ones are drawn.
     levels: [n].
     seed: Of the noise, the random buttons and the bootstrap.
 
@@ -44,7 +44,7 @@ def delta(
   if frames.shape[1] <= t:
     raise errors.UserError(
       f"Delta PSNR at t = {t} needs clips of {t + 1} frames, but the world "
-      f"has config.world.num_frames={frames.shape[1]}; train one with more."
+      f"has config.world.num_frames={frames.shape[1]}; train a world with more."
     )
   random = np.random.default_rng(seed).choice(choices, (len(frames), t))
   ids = np.arange(len(frames), dtype=np.int32)
@@ -72,17 +72,17 @@ def hold(
   Args:
     subject: The world.
     prompts: int32 [M, 1, h, w].
-    choices: The A buttons that differ.
-    followed: int32 [n, F], buttons of the first n prompts' true clips, to be
-      played beside them: one call costs little more than the held ones.
+    choices: The A buttons that have different effects.
+    followed: int32 [n, F], buttons of the true clips of the first n prompts.
+      They are played in the same call, which adds little time.
     seed: Of the noise.
 
   Returns:
-    `buttons`; `effect_matrix` [A, A] and `effects` [A] in 8-bit levels;
-    `mean_effect`; `noise_effect`, how far apart two rollouts of the first
-    button are that differ in their noise only. Then the rollouts, uint8
-    [A, M, 1 + F, H, W, C], the prompt first; and those of the true clips'
-    buttons, uint8 [n, 1 + F, H, W, C].
+    Figures: `buttons`; `effect_matrix` [A, A] and `effects` [A] in 8-bit
+    levels; `mean_effect`; and `noise_effect`, the difference between two
+    rollouts of the first button that differ only in noise. Then the rollouts,
+    uint8 [A, M, 1 + F, H, W, C], the prompt first; and those of the true
+    clips' buttons, uint8 [n, 1 + F, H, W, C].
   """
   count, (extra, length) = len(prompts), followed.shape
   pressed = np.repeat(np.append(choices, choices[0]), count)  # [(A + 1) * M]
@@ -126,16 +126,16 @@ def free(
   *,
   seed: int,
 ) -> tuple[dict[str, Any], np.ndarray]:
-  """Plays random buttons for half as long again as the window.
+  """Plays random buttons for 1.5 times the length of the window.
 
   Args:
     subject: The world.
     prompts: int32 [n, 1, h, w].
-    choices: The buttons to draw from.
+    choices: The buttons from which random ones are drawn.
     seed: Of the buttons and the noise.
 
   Returns:
-    What `controllability.liveliness` says of the rollouts, and their frames,
+    Figures of `controllability.liveliness` for the rollouts, and their frames,
     uint8 [n, 1 + F, H, W, C].
   """
   length = subject.num_frames + subject.num_frames // 2

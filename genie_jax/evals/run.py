@@ -1,4 +1,4 @@
-"""Judges a world: every metric of the first protocol, and pictures of it.
+"""Evaluates a world with all registered metrics.
 
 Shapes:
   n  clips     T  frames of a clip     A  buttons     F  frames drawn
@@ -17,18 +17,18 @@ from genie_jax.data import manifest as manifest_lib
 from genie_jax.evals import clips as clips_lib
 from genie_jax.evals import evaluated_world, metric, registry, standard
 
-MIN_LEVELS = 50  # Of the protocol; fewer are reported as not meeting it.
+MIN_LEVELS = 50  # Of the protocol; the report says if there are fewer.
 MIN_PATCHES = 200_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-  """What `evaluate` found.
+  """The result of `evaluate`.
 
   Attributes:
     metrics: JSON types only: the headline figures and `details`.
     pictures: Name -> uint8 frames, for the report.
-    rows: Lines for the report's table, of the metrics that give some.
+    rows: Rows for the report's table, from the metrics that return some.
   """
 
   metrics: dict[str, Any]
@@ -43,13 +43,13 @@ def evaluate(
   *,
   true_actions: evaluated_world.Subject | None = None,
 ) -> Results:
-  """Judges a world on held-out clips.
+  """Evaluates a world on held-out clips.
 
   Args:
     subject: The world.
-    folder: A clips folder; its train split serves the baselines.
-    options: How much to judge it on.
-    true_actions: A world trained on true actions, for the same tables.
+    folder: A clips folder; baselines use its train split.
+    options: How much data to use.
+    true_actions: A world trained on true actions, for comparison.
 
   Raises:
     UserError: The clips have another shape, or too few levels.
@@ -58,8 +58,8 @@ def evaluate(
   manifest.check({"kind": "clips", "frame_shape": subject.frame_shape})
   if options.num_levels < MIN_LEVELS:
     logging.warning(
-      "Only %d levels; the protocol asks for %d, and the intervals of this "
-      "run are not to be trusted.",
+      "Only %d levels, but the protocol needs %d; the intervals of this run "
+      "are not reliable.",
       options.num_levels,
       MIN_LEVELS,
     )
@@ -67,14 +67,14 @@ def evaluate(
     raise errors.UserError(
       f"{options.num_clips} clips (and {options.num_action_clips} for the "
       f"actions) cannot come from {options.num_levels} levels; give at "
-      "least one clip a level."
+      "least one clip per level."
     )
   if true_actions is not None and (
     true_actions.num_frames != subject.num_frames
   ):
     raise errors.UserError(
       f"The world of true actions was trained on {true_actions.num_frames} "
-      f"frames, this one on {subject.num_frames}; compare worlds of equal "
+      f"frames, this one on {subject.num_frames}; compare worlds with the same "
       "config.world.num_frames."
     )
   known = manifest.num_actions is not None
@@ -107,7 +107,7 @@ def evaluate(
   }
   details, pictures, headline, rows = {}, {}, {}, ()
   for name, part in progress.track(
-    parts.items(), total=len(parts), unit="parts", description="judging"
+    parts.items(), total=len(parts), unit="metrics", description="evaluating"
   ):
     started = time.monotonic()
     found = part.measure(work)
@@ -117,7 +117,7 @@ def evaluate(
     if taken := set(headline) & set(found.headline):
       raise errors.UserError(
         f"The metric {name!r} gives the headline figure {min(taken)!r}, which "
-        "another metric gives too; rename it."
+        "another metric also gives; rename it."
       )
     headline.update(found.headline)
     seconds[name] = time.monotonic() - started
@@ -191,7 +191,7 @@ def _json(value: Any) -> Any:
 
 
 def _true_actions(work: metric.Work, subject: evaluated_world.Subject):
-  """The same controllability of a world trained on true actions."""
+  """Measures control and prediction of a world trained on true actions."""
   tokens = subject.encode(work.clips.frames)
   work = dataclasses.replace(
     work,

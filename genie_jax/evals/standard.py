@@ -1,4 +1,4 @@
-"""The metrics of the published protocol, computed on the clips of one run.
+"""The metrics of the protocol, computed on the clips of one evaluation.
 
 Shapes:
   n  clips     T  frames of a clip     A  buttons     F  frames drawn
@@ -20,11 +20,11 @@ from genie_jax.evals import clips as clips_lib
 
 
 def measure_reconstruction(work: metric.Work) -> metric.Result:
-  """Tokenizer and k-means at equal bits a frame, on the same frames."""
+  """Compares tokenizer and k-means at equal bits per frame."""
   options, subject, truth = work.options, work.subject, work.clips.frames
   levels, seed = work.clips.levels, options.seed
   per_frame = work.tokens[0, 0].size
-  # Twice the frames, each giving half its patches: more levels and moments.
+  # Half the patches of twice as many frames, for more levels and moments.
   frames = clips_lib.random_clips(
     work.folder,
     "train",
@@ -59,7 +59,7 @@ def measure_reconstruction(work: metric.Work) -> metric.Result:
       "centres": len(fitted.centres),
     },
   }
-  shown = slice(0, 8)  # Clips come in turns from the levels: eight levels.
+  shown = slice(0, 8)  # Levels take turns, so these are of eight levels.
   middle = truth.shape[1] // 2
   return metric.Result(
     details,
@@ -72,7 +72,7 @@ def measure_reconstruction(work: metric.Work) -> metric.Result:
 
 
 def measure_codebook(work: metric.Work) -> metric.Result:
-  """Use of the tokenizer's codes on the clips."""
+  """Counts how often the clips use each of the tokenizer's codes."""
   counts = codebook.counts(work.tokens, work.subject.num_codes)
   return metric.Result(
     {"tokens": codebook.summary(counts), "token_counts": counts}
@@ -80,7 +80,7 @@ def measure_codebook(work: metric.Work) -> metric.Result:
 
 
 def measure_actions(work: metric.Work) -> metric.Result:
-  """Latent against true actions, on more clips: the LAM is cheap."""
+  """Compares latent with true actions, on more clips as the LAM is cheap."""
   options, subject = work.options, work.subject
   clips = clips_lib.pick(
     work.folder,
@@ -91,7 +91,7 @@ def measure_actions(work: metric.Work) -> metric.Result:
     with_actions=True,
     seed=options.seed,
   )
-  # `registry` leaves this metric out where either kind of action is missing.
+  # `registry` leaves this metric out if either kind of action is missing.
   assert subject.infer is not None and clips.actions is not None
   latent = subject.infer(clips.frames)
   found = actions.agreement(
@@ -117,7 +117,7 @@ def measure_actions(work: metric.Work) -> metric.Result:
 
 
 def measure_prediction(work: metric.Work) -> metric.Result:
-  """The last frame of each clip, given the true ones before it."""
+  """Predicts the last frame of each clip from the true frames before it."""
   options, subject, clips = work.options, work.subject, work.clips
   drawn = subject.next_frame(work.tokens, work.buttons, options.seed)
   shown = subject.decode(
@@ -161,7 +161,7 @@ def measure_prediction(work: metric.Work) -> metric.Result:
 
 
 def measure_controllability(work: metric.Work) -> metric.Result:
-  """Delta PSNR, the effect of held buttons, and free rollouts."""
+  """Measures delta PSNR, the effect of held buttons, and free rollouts."""
   options, subject, clips = work.options, work.subject, work.clips
   prompts = work.tokens[:, :1]
   choices = subject.choices(work.manifest.action_aliases)

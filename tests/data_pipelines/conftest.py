@@ -1,4 +1,4 @@
-"""Tests of CoinRun need procgen's library; without it they say what lacks."""
+"""Provides procgen, or skips the tests that need it and states the reason."""
 
 import pytest
 
@@ -8,9 +8,9 @@ from genie_jax.core import errors
 
 @pytest.fixture(scope="session")
 def procgen():
-  """Returns the client's module once its library has loaded."""
+  """Returns the client's module with its library loaded."""
   try:
     procgen_client.load()
   except errors.UserError as error:
-    pytest.skip(f"procgen cannot be had here: {error}")
+    pytest.skip(f"procgen cannot be loaded here: {error}")
   return procgen_client

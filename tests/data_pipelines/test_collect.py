@@ -1,4 +1,4 @@
-"""Collected folders are the same bytes however the work was done."""
+"""Tests that collected folders have the same bytes however they were made."""
 
 import hashlib
 import os
@@ -50,7 +50,7 @@ def _digests(folder: pathlib.Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def whole(procgen, tmp_path_factory):
-  """Returns a folder that one process collected in one go."""
+  """Returns a folder that one process collected without a stop."""
   folder = tmp_path_factory.mktemp("whole") / "clips"
   collect.collect(folder, _OPTIONS)
   return folder
@@ -96,7 +96,7 @@ def test_any_number_of_workers_writes_the_same_bytes(whole, tmp_path, workers):
   assert _digests(tmp_path / "clips") == _digests(whole)
 
 
-def test_windows_hold_the_frames_and_actions_that_were_played(whole):
+def test_windows_contain_the_frames_and_actions_that_were_played(whole):
   frames, actions, first = collect.play(3, _OPTIONS)
   assert first[0]
   assert (
@@ -121,8 +121,8 @@ def test_windows_hold_the_frames_and_actions_that_were_played(whole):
   assert seen
 
 
-def test_the_episode_table_is_that_of_the_resets(procgen, tmp_path):
-  # Levels in which this policy dies or wins before the 500th step.
+def test_the_episode_table_follows_the_resets(procgen, tmp_path):
+  # In these levels, this policy dies or wins before the 500th step.
   options = collect.Options(4, 0, 0, 500)
   collect.collect(tmp_path / "clips", options)
   made = manifest.Manifest.read(tmp_path / "clips")
@@ -135,7 +135,9 @@ def test_the_episode_table_is_that_of_the_resets(procgen, tmp_path):
   assert sum(length for *_, length in rows) == 4 * 500
 
 
-def test_a_killed_run_goes_on_with_what_was_finished(whole, script, tmp_path):
+def test_a_killed_run_resumes_and_keeps_finished_shards(
+  whole, script, tmp_path
+):
   out = tmp_path / "clips"
   run = script(out)
   deadline = time.monotonic() + 60
@@ -169,7 +171,7 @@ def test_a_full_disk_ends_with_one_line_and_the_next_run_finishes(
   assert _digests(out) == _digests(whole)
 
 
-def test_a_finished_folder_is_checked_and_only_damage_is_redone(
+def test_a_finished_folder_is_checked_and_only_damaged_shards_are_redone(
   whole, tmp_path
 ):
   out = tmp_path / "clips"
@@ -184,7 +186,7 @@ def test_a_finished_folder_is_checked_and_only_damage_is_redone(
   assert _digests(out) == _digests(whole)
 
 
-def test_other_options_for_a_begun_folder_are_refused_with_both_values(whole):
+def test_a_folder_with_other_options_is_refused_with_both_values(whole):
   with pytest.raises(errors.UserError, match="levels 6 there, 7 now"):
     collect.collect(whole, collect.Options(7, 2, 1, 100, levels_per_shard=2))
 

@@ -1,4 +1,4 @@
-"""A game's collector brings frames and actions; the rest comes from `games`."""
+"""Tests of `games`, with a collector that only provides frames and actions."""
 
 import functools
 
@@ -74,7 +74,7 @@ def test_a_stopped_run_resumes_with_other_workers_and_the_same_bytes(tmp_path):
   assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
 
 
-def test_what_a_worker_raises_is_raised(tmp_path):
+def test_an_exception_of_a_worker_is_raised(tmp_path):
   with pytest.raises(KeyboardInterrupt):
     games.collect(tmp_path / "out", make_game(dies_in=51), 2, num_workers=2)
 

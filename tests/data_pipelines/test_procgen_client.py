@@ -1,4 +1,4 @@
-"""The ctypes client plays what gym3 plays, and says what it lacks."""
+"""Tests that the ctypes client plays like gym3, and of its error messages."""
 
 import ctypes
 import hashlib
@@ -13,8 +13,8 @@ from data_pipelines.coinrun import procgen_client
 from genie_jax.core import errors
 
 # SHA-256 over frame, first flag and float32 reward of 1,000 steps in each of
-# levels 0, 1, 7 and 10003, as gym3 0.3.3 with procgen-mirror 0.10.7 gave them
-# (num=1, num_levels=1, start_level=level, num_threads=0, rand_seed=0) for the
+# levels 0, 1, 7 and 10003, recorded with gym3 0.3.3 and procgen-mirror 0.10.7
+# (num=1, num_levels=1, start_level=level, num_threads=0, rand_seed=0) and the
 # actions default_rng([0, level]).integers(0, 15, 1000, dtype=int32).
 _GYM3 = {
   "hard": "dcbe872b87854e61430720ca3e16fd4b3a586411c7ec816ccffdb2bf513cd073",
@@ -55,7 +55,7 @@ def test_actions_9_to_14_do_exactly_what_action_4_does(procgen):
   merged = [collect.ACTION_ALIASES.get(action, action) for action in actions]
   assert merged != actions
   assert _frames(procgen, actions) == _frames(procgen, merged)
-  # The others are no aliases: what is pressed shows.
+  # Other actions are not aliases: they change the frames.
   assert _frames(procgen, [7] * 20) != _frames(procgen, [4] * 20)
 
 
@@ -73,13 +73,15 @@ def test_every_reset_starts_the_same_level_with_the_same_frame(procgen):
 
 @pytest.fixture
 def unloaded():
-  """Lets a test call `load` afresh, and forgets what it loaded."""
+  """Clears the cache of `load` before and after a test."""
   procgen_client.load.cache_clear()
   yield
   procgen_client.load.cache_clear()
 
 
-def test_a_missing_libgl_gives_the_line_to_type(procgen, unloaded, monkeypatch):
+def test_a_missing_libgl_gives_the_install_command(
+  procgen, unloaded, monkeypatch
+):
   def fail(path, mode):
     raise OSError("libGL.so.1: cannot open shared object file")
 
@@ -97,7 +99,7 @@ def test_a_wrong_genie_procgen_is_named(monkeypatch, tmp_path):
     procgen_client.folder()
 
 
-def test_genie_procgen_takes_the_place_of_the_cache(
+def test_genie_procgen_is_used_instead_of_the_cache(
   procgen, monkeypatch, tmp_path
 ):
   (tmp_path / "unpacked").symlink_to(procgen.folder())
@@ -106,7 +108,7 @@ def test_genie_procgen_takes_the_place_of_the_cache(
 
 
 def _pip(monkeypatch, tmp_path, code: int, content: bytes | None) -> None:
-  """Lets pip end with `code` and leave a wheel of `content`."""
+  """Replaces pip by a stub that exits with `code` and writes `content`."""
   monkeypatch.delenv("GENIE_PROCGEN", raising=False)
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
@@ -120,7 +122,7 @@ def _pip(monkeypatch, tmp_path, code: int, content: bytes | None) -> None:
   monkeypatch.setattr(subprocess, "run", run)
 
 
-def test_no_network_says_what_pip_said_and_the_way_around(
+def test_without_a_network_the_error_has_pips_message_and_a_remedy(
   monkeypatch, tmp_path
 ):
   _pip(monkeypatch, tmp_path, 1, None)
@@ -136,7 +138,7 @@ def test_a_wheel_with_another_checksum_is_not_unpacked(monkeypatch, tmp_path):
   assert not list((tmp_path / "genie_jax").iterdir())
 
 
-def test_other_machines_are_told_where_it_runs(monkeypatch):
+def test_the_error_on_other_machines_names_the_supported_one(monkeypatch):
   monkeypatch.setattr(procgen_client.platform, "machine", lambda: "aarch64")
   with pytest.raises(errors.UserError, match="x86-64 Linux only"):
     procgen_client.folder()

@@ -1,4 +1,4 @@
-"""The TFDS builder writes and reads ArrayRecord without TensorFlow."""
+"""Tests that the TFDS builder works with ArrayRecord and no TensorFlow."""
 
 import json
 import os
@@ -31,7 +31,7 @@ print(json.dumps([sizes, sums]))
 
 @pytest.fixture(scope="module")
 def built(procgen, tmp_path_factory):
-  """Returns the folder of the tiny configuration, built as a user would."""
+  """Returns the folder of the tiny configuration, built by the command."""
   pytest.importorskip("tensorflow_datasets", reason="needs tensorflow-datasets")
   folder = tmp_path_factory.mktemp("tfds")
   done = subprocess.run(
@@ -55,7 +55,7 @@ def built(procgen, tmp_path_factory):
   return folder / "coinrun_clips" / "tiny" / "1.0.0"
 
 
-def test_a_built_set_reads_back_without_tensorflow(built):
+def test_a_built_data_set_is_read_without_tensorflow(built):
   done = subprocess.run(
     [sys.executable, "-c", _READ, str(built)],
     capture_output=True,

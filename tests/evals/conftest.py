@@ -1,4 +1,4 @@
-"""What the tests of the metrics share."""
+"""Fixtures for the tests of metrics."""
 
 import pathlib
 

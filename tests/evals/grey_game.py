@@ -1,8 +1,8 @@
-"""A game small enough to know by heart, and worlds with planted faults.
+"""A trivial game whose figures are known, and worlds with known faults.
 
-One block of grey lies on black in a frame of 2 x 2 tokens; an action adds to
-its brightness, and is also written into the frame's first pixel, where a
-perfect action model reads it.
+A frame is 2 x 2 grey squares, one per token. An action adds to the brightness
+of the top right square. It is also written to the first pixel of the next
+frame, from which a perfect action model reads it.
 """
 
 import dataclasses
@@ -56,15 +56,15 @@ def infer(frames: np.ndarray) -> np.ndarray:
   return frames[:, 1:, 0, 0, 0].astype(np.int32)
 
 
-def world(heeds_buttons: bool, noise: bool = True) -> evaluated_world.Subject:
-  """Returns a world that obeys its buttons, or never looks at them."""
+def world(obeys_buttons: bool, noise: bool = True) -> evaluated_world.Subject:
+  """Returns a world that obeys its buttons, or ignores them."""
 
   def follow(last, pressed, clip_ids, number, seed):
     drawn = last.copy()
-    if heeds_buttons:
+    if obeys_buttons:
       drawn[:, 0, 1] = (drawn[:, 0, 1] + pressed) % NUM_CODES
     if noise:
-      # Of one place, by clip, frame and seed only: paired draws.
+      # One token depends only on clip, frame and seed, so draws are paired.
       drawn[:, 1, 1] = [
         np.random.default_rng([seed, clip, number]).integers(NUM_CODES)
         for clip in clip_ids

@@ -43,8 +43,8 @@ def test_random_codes_do_no_better_than_shuffled_ones(played):
 
 
 def test_codes_that_only_know_the_level_are_not_credited():
-  # Each level has an action of its own and the code tells levels apart: the
-  # shuffle keeps levels, so chance explains all of the agreement.
+  # Each level has one action, and the code identifies the level. The shuffle
+  # is within levels, so chance explains all of the agreement.
   levels = np.arange(60).repeat(30)
   true, latent = levels % 5, levels % 5
   found = actions.agreement(latent, true, levels, 5, aliases={}, seed=0)

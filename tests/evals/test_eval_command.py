@@ -12,7 +12,7 @@ from genie_jax.worlds import download, world_folder
 
 
 class _World:
-  """Stands for a loaded world; the grey game's world is judged instead."""
+  """A stub of a loaded world; the grey game's world is evaluated instead."""
 
   parts, sampling, fingerprint, fps = {}, maskgit.MaskGIT(), "f" * 64, 10
 
@@ -26,7 +26,7 @@ def stub(monkeypatch):
     _World(os.path.basename(folder)), {"name": "grey"}, ()
   )
   monkeypatch.setattr(world_folder, "load", load)
-  # The names of the stubs are not those of folders.
+  # The stubs have no folders.
   monkeypatch.setattr(download, "local", lambda name: name)
   monkeypatch.setattr(
     eval_lib,
@@ -51,7 +51,7 @@ ARGUMENTS = [
 ]
 
 
-def test_the_command_writes_figures_page_and_film(
+def test_the_command_writes_figures_report_and_animation(
   stub, clips, tmp_path, capsys
 ):
   code = main.main(
@@ -82,7 +82,7 @@ def test_the_command_writes_figures_page_and_film(
   "arguments, message",
   [
     (["--num-clips", "0"], "--num-clips is 0"),
-    (["--num-clips", "3"], "at least one clip a level"),
+    (["--num-clips", "3"], "at least one clip per level"),
     (["--seed", "-1"], "--seed -1"),
     (["--split", "tset"], "did you mean 'test'"),
     (
@@ -116,7 +116,7 @@ def test_mistakes_end_in_one_line_and_code_2(
   assert not (tmp_path / "metrics.json").exists()
 
 
-def test_the_figures_of_a_missing_world_are_not_made_up(clips, tmp_path):
+def test_a_missing_world_ends_in_code_2(clips, tmp_path):
   assert (
     main.main(
       [

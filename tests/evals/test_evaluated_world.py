@@ -88,7 +88,7 @@ def test_equal_clip_ids_and_buttons_draw_equal_rollouts(world):
   assert (drawn != world.rollout(prompt, buttons, ids, 6)).any()
 
 
-def test_batches_fill_up_without_changing_results():
+def test_padding_a_batch_does_not_change_results():
   double = jax.jit(lambda x: 2 * x)
   values = np.arange(11.0)
   np.testing.assert_array_equal(
@@ -116,5 +116,5 @@ def test_a_true_action_beyond_the_buttons_is_refused(parts):
   )
   with pytest.raises(errors.UserError, match="true action 9"):
     world.buttons(frames, np.array([[2, 9]]), {})
-  with pytest.raises(errors.UserError, match="hold none"):
+  with pytest.raises(errors.UserError, match="have none"):
     world.buttons(frames, None, {})

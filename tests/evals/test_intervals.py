@@ -18,7 +18,7 @@ def test_intervals_cover_the_true_mean_when_clips_of_a_level_are_alike():
     naive += by_clip.low <= 3.0 <= by_clip.high
   # 95 % of 200 is 190; four standard deviations of the binomial are 12.
   assert covered >= 178
-  assert naive < 120  # Resampling clips would pretend to know far more.
+  assert naive < 120  # Resampling clips gives intervals that are too narrow.
 
 
 def test_bootstrap_equals_a_loop_over_drawn_levels():

@@ -18,7 +18,7 @@ def test_planted_clusters_are_recovered(blobs):
   found = kmeans.fit(points, 12, seed=0)
   assert found.converged
   gaps = ((found.centres[:, None] - centres) ** 2).sum(-1)
-  # 200 points of deviation 0.01: a mean lies within 0.01 in 27 dimensions.
+  # 200 points of deviation 0.01: a mean is within 0.01 in 27 dimensions.
   assert np.sqrt(gaps.min(0)).max() < 0.01
 
 
@@ -43,7 +43,7 @@ def test_skipping_by_bounds_equals_plain_lloyd():
     codes = gaps.argmin(1)
     centres = np.stack([points[codes == code].mean(0) for code in range(20)])
   inertia = ((points[:, None] - centres) ** 2).sum(-1).min(1).mean()
-  # Float32 against float64: ties may fall the other way.
+  # Float32 against float64: ties may be resolved differently.
   assert found.inertia == pytest.approx(inertia, rel=1e-3)
 
 

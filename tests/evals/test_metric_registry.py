@@ -1,4 +1,4 @@
-"""A metric of the user's own is computed, stored and shown like the others."""
+"""Tests that a user's metric is computed, stored and shown like the others."""
 
 import json
 
@@ -26,7 +26,7 @@ def measure(work):
 
 @pytest.fixture
 def only(monkeypatch):
-  """Registers a metric for one test, and only cheap ones next to it."""
+  """Returns a function that registers metrics in addition to cheap ones."""
 
   def add(**metrics):
     kept = {"codebook", "controllability", "prediction", "reconstruction"}
@@ -62,13 +62,13 @@ def test_a_registered_metric_is_in_metrics_and_report(only, clips, tmp_path):
   assert stored["mean_brightness"] == brightness
 
 
-def test_two_metrics_must_not_give_one_headline_figure(only, clips):
+def test_two_metrics_must_not_give_the_same_headline_figure(only, clips):
   only(one=metric.Metric(measure), two=metric.Metric(measure))
   with pytest.raises(errors.UserError, match="'two' gives the headline figure"):
     run.evaluate(grey_game.world(True), clips, grey_game.OPTIONS)
 
 
-def test_what_is_not_a_metric_is_refused(only):
+def test_a_value_that_is_not_a_metric_is_refused(only):
   only()
   with pytest.raises(errors.UserError, match=r"'odd' is of type function; it"):
     registry.register("odd", measure)

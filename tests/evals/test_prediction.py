@@ -4,7 +4,7 @@ import pytest
 from genie_jax.evals import prediction
 
 
-def test_most_frequent_token_of_each_place():
+def test_most_frequent_token_of_each_position():
   tokens = np.array([[[0, 1]], [[0, 2]], [[3, 2]]])[None]  # [1, 3, 1, 2]
   np.testing.assert_array_equal(prediction.most_frequent(tokens, 4), [[0, 2]])
 

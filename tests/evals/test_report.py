@@ -47,7 +47,7 @@ def written(clips, tmp_path_factory):
   return out, report.write(out, results, ORIGIN, training)
 
 
-def test_metrics_hold_every_key(written):
+def test_metrics_have_every_key(written):
   out, metrics = written
   stored = json.loads((out / "metrics.json").read_text())
   assert stored == json.loads(json.dumps(metrics))
@@ -68,7 +68,7 @@ class _Page(html.parser.HTMLParser):
     self.seen.append((tag, dict(attrs)))
 
 
-def test_the_page_fetches_nothing_and_describes_its_pictures(written):
+def test_the_page_loads_nothing_and_describes_its_images(written):
   out, _ = written
   text = (out / "report.html").read_text()
   assert not re.search(r"https?://|//cdn|@import", text)
@@ -104,7 +104,7 @@ def test_the_page_states_figures_protocol_and_origin(written):
     assert fact in text
 
 
-def test_svg_names_are_unique_on_the_page(written):
+def test_svg_ids_are_unique_on_the_page(written):
   out, _ = written
   names = re.findall(r'\sid="([^"]+)"', (out / "report.html").read_text())
   assert len(names) == len(set(names))
@@ -116,7 +116,9 @@ def test_the_rollout_is_an_animation(written):
     assert picture.n_frames > 1
 
 
-def test_a_world_of_unknown_actions_is_reported_too(clips, tmp_path):
+def test_a_world_of_true_actions_is_reported_without_action_figures(
+  clips, tmp_path
+):
   results = run.evaluate(grey_game.true_world(), clips, grey_game.OPTIONS)
   metrics = report.write(
     tmp_path, results, dataclasses.replace(ORIGIN, commit=None)
@@ -125,7 +127,7 @@ def test_a_world_of_unknown_actions_is_reported_too(clips, tmp_path):
   assert "trained with true actions" in (tmp_path / "report.html").read_text()
 
 
-def test_curves_hold_training_loss_and_held_out_psnr(tmp_path):
+def test_curves_have_training_loss_and_held_out_psnr(tmp_path):
   found = curves.read(write_workdir(tmp_path / "w"))
   assert found.stage == "lam"
   steps, losses = found.panels["Training loss"]["loss"]

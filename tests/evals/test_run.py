@@ -13,7 +13,7 @@ from genie_jax.evals import rollouts, run
 @pytest.fixture(scope="module")
 def obedient(clips):
   return run.evaluate(
-    grey_game.world(heeds_buttons=True),
+    grey_game.world(obeys_buttons=True),
     clips,
     grey_game.OPTIONS,
     true_actions=grey_game.true_world(),
@@ -26,9 +26,9 @@ def test_a_world_that_obeys_scores_better_with_the_right_buttons(obedient):
 
 def test_a_world_that_ignores_its_buttons_scores_exactly_zero(clips):
   found = run.evaluate(
-    grey_game.world(heeds_buttons=False), clips, grey_game.OPTIONS
+    grey_game.world(obeys_buttons=False), clips, grey_game.OPTIONS
   ).metrics
-  # Paired draws: the noise of both rollouts is the same, bit for bit.
+  # Paired draws: the noise of both rollouts is bit-identical.
   assert found["delta_psnr"] == 0.0
   assert (found["delta_psnr_low"], found["delta_psnr_high"]) == (0.0, 0.0)
   held = found["details"]["controllability"]["held"]
@@ -44,14 +44,14 @@ def test_perfect_action_codes_agree_fully_and_aliases_are_merged(obedient):
   assert found["majority"] == pytest.approx(1 / 3, abs=0.1)
 
 
-def test_a_world_of_true_actions_stands_beside_the_latent_one(obedient):
+def test_a_world_of_true_actions_is_reported_with_the_latent_one(obedient):
   other = obedient.metrics["details"]["true_actions"]
   assert other["delta_psnr"]["delta"]["low"] > 0.5
-  # The alias is no button of its own.
+  # The alias is not a separate button.
   assert other["held"]["buttons"] == [0, 1, 2, 3, 4]
 
 
-def test_a_world_of_true_actions_can_be_judged_by_itself(clips):
+def test_a_world_of_true_actions_can_be_evaluated_alone(clips):
   found = run.evaluate(grey_game.true_world(), clips, grey_game.OPTIONS).metrics
   assert found["actions"] == "true"
   assert found["action_nmi"] is None
@@ -60,7 +60,7 @@ def test_a_world_of_true_actions_can_be_judged_by_itself(clips):
 
 def test_predicting_the_moving_block_beats_copying(obedient):
   found = obedient.metrics
-  # One of the world's four tokens is noise, and it never changes in truth.
+  # One of the world's four tokens is noise, and it never changes in the clips.
   assert found["changed_token_accuracy"] == pytest.approx(1.0)
   assert found["changed_pixel_psnr"] > (
     found["copy_last_frame_changed_pixel_psnr"] + 5
@@ -69,7 +69,7 @@ def test_predicting_the_moving_block_beats_copying(obedient):
 
 def test_figures_are_json_and_repeat_for_a_seed(clips, obedient):
   again = run.evaluate(
-    grey_game.world(heeds_buttons=True),
+    grey_game.world(obeys_buttons=True),
     clips,
     grey_game.OPTIONS,
     true_actions=grey_game.true_world(),
@@ -80,7 +80,7 @@ def test_figures_are_json_and_repeat_for_a_seed(clips, obedient):
   assert drop(again) == drop(obedient.metrics)
 
 
-def test_few_levels_are_said_not_to_meet_the_protocol(obedient):
+def test_few_levels_do_not_meet_the_protocol(obedient):
   assert obedient.metrics["num_levels"] == 6
   assert obedient.metrics["meets_protocol"] is False
 
@@ -98,7 +98,7 @@ def test_clips_come_evenly_from_as_many_levels_as_asked(clips):
   levels, counts = np.unique(found.levels, return_counts=True)
   assert len(levels) == 4
   assert sorted(counts) == [3, 3, 4, 4]
-  # What leads to a frame is written into it: frames and actions belong.
+  # Each frame contains the action before it, so frames and actions match.
   merged = np.where(found.actions == 5, 2, found.actions)
   np.testing.assert_array_equal(merged, grey_game.infer(found.frames))
 
