@@ -9,6 +9,9 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
   "GENIE_TEST_CACHE",
   str(pathlib.Path(__file__).parent.parent / ".cache" / "jax"),
 )
+# The tests' models are tiny, so compiling takes most of the time. Without
+# LLVM's optimizations it takes about half as long; `make test-slow` uses them.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 

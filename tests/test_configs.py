@@ -122,7 +122,15 @@ def test_every_size_traces_without_memory(file, mode):
 
 
 @pytest.mark.parametrize(
-  "file", [file for file in FILES if "platformers" in file]
+  "file",
+  [
+    # The joint stage trains these two models together.
+    pytest.param(file, marks=pytest.mark.slow)
+    if file.endswith(("lam.py", "dynamics.py"))
+    else file
+    for file in FILES
+    if "platformers" in file
+  ],
 )
 def test_the_smoke_configs_of_large_models_train_two_steps(file):
   config = load(file, "smoke").unlock()

@@ -331,7 +331,7 @@ class World:
     after, shown = [], []
     for group in split(len(states), sizes):
       if group.stop - group.start == 1:  # Needs no program of its own.
-        state, frame = self.step(states[group.start], pressed[group.start])
+        state, frame = self.step(states[group.start], int(pressed[group.start]))
         several, frames = [state], frame[None]
       else:
         with self._on_mesh():

@@ -120,7 +120,11 @@ def test_cached_and_recomputed_sampling_agree_for_any_weights_and_prompt(
   (
     (1, dict(actions_enter="prepend")),
     (3, dict(last_frame=True)),
-    (W - 1, dict(actions_enter="prepend", last_frame=True)),
+    pytest.param(
+      W - 1,
+      dict(actions_enter="prepend", last_frame=True),
+      marks=pytest.mark.slow,
+    ),
   ),
 )
 def test_cached_and_recomputed_sampling_agree_while_windows_slide(drop, fields):

@@ -21,6 +21,7 @@ FRAMES, TOKENS, WIDTH = 8, 16, 32
 # Size of the frame axis -> groups: two, or one if there are too few devices.
 GROUPS = {1: 2, 2: 2, 4: 2, 8: 1}
 STEPS = ("train", "evaluate")
+SIZES = [4, *(pytest.param(size, marks=pytest.mark.slow) for size in (2, 8))]
 # Number of all-to-alls: from frames to places and back in the forward and in
 # the backward loop over blocks, and one more where the backward pass computes
 # the block again.
@@ -116,7 +117,7 @@ def test_a_gathered_activation_would_be_found():
 
 
 @pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("frame", [2, 4, 8])
+@pytest.mark.parametrize("frame", SIZES)
 def test_no_activation_is_gathered_whole(steps, step, frame):
   text, _ = steps(step, frame)
   # Each group has one clip. All-reduces are smaller than a clip as well,
@@ -128,7 +129,7 @@ def test_no_activation_is_gathered_whole(steps, step, frame):
 
 
 @pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("frame", [2, 4, 8])
+@pytest.mark.parametrize("frame", SIZES)
 def test_every_block_exchanges_frames_and_places_by_all_to_all(
   steps, step, frame
 ):
@@ -147,6 +148,7 @@ def test_without_the_frame_axis_there_is_no_all_to_all(steps, step):
   assert not collectives(steps(step, 1)[0], "all-to-all")
 
 
+@pytest.mark.slow  # Compiles every size.
 @pytest.mark.parametrize("step", STEPS)
 def test_temporaries_of_a_device_fall_as_the_axis_grows(steps, step):
   sizes = [steps(step, frame)[1] for frame in GROUPS]

@@ -53,7 +53,16 @@ def without_compilation_cache():
     compilation_cache.reset_cache()
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+  "stage",
+  [
+    # The joint stage trains both of these.
+    pytest.param(stage, marks=pytest.mark.slow)
+    if stage in ("lam", "dynamics")
+    else stage
+    for stage in STAGES
+  ],
+)
 def test_losses_are_the_same_if_clips_are_split(stage, capfd):
   # The latent action model has 17 tokens and 3 frames here, which are not
   # divisible by any axis, so they are padded.

@@ -35,7 +35,12 @@ def fsq(name, *overrides):
 
 @pytest.mark.parametrize(
   "name, levels",
-  [("tokenizer", ()), ("tokenizer", (4, 4, 4)), ("lam", ()), ("joint", (3, 2))],
+  [
+    ("tokenizer", ()),
+    ("tokenizer", (4, 4, 4)),
+    ("lam", ()),
+    pytest.param("joint", (3, 2), marks=pytest.mark.slow),
+  ],
 )
 def test_steps_with_fsq_move_every_parameter(name, levels):
   config = fsq(name, f"--config.quantizer.levels={levels}")

@@ -168,6 +168,7 @@ def test_weights_in_bfloat16_and_int8_can_be_played(parts, dtype, tmp_path):
   assert frames.shape == (4, *tiny_world.SHAPE)
 
 
+@pytest.mark.slow
 def test_a_world_split_over_eight_devices_draws_the_same_frames(
   tmp_path, monkeypatch
 ):
