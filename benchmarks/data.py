@@ -28,7 +28,7 @@ import grain
 import numpy as np
 from array_record.python import array_record_data_source, array_record_module
 
-from data_pipelines.coinrun import collect
+from data_pipelines.procgen import collect
 from genie_jax.core import files
 from genie_jax.data import loader, manifest, records, shards, sources
 

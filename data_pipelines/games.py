@@ -10,6 +10,7 @@ import functools
 import pathlib
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -20,9 +21,27 @@ from genie_jax.data import records, resumable
 
 FRAMES_PER_RECORD = 16
 
-# `play(level) -> frames uint8 [n, H, W, C], actions int32 [n] (taken at each
-# frame), first bool [n] (an episode begins at the frame)`
-Play = Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+@dataclasses.dataclass(frozen=True)
+class Played:
+  """What was recorded of one level.
+
+  Attributes:
+    frames: uint8 [n, H, W, C].
+    actions: int32 [n], each taken at its frame.
+    first: bool [n], whether an episode begins at the frame.
+    arrays: Further arrays [n, ...] of the records, by name.
+    metadata: Further metadata of the records, JSON values.
+  """
+
+  frames: np.ndarray
+  actions: np.ndarray
+  first: np.ndarray
+  arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+Play = Callable[[int], Played]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,19 +139,26 @@ def _write_shard(
   record = 0
   with resumable.ShardWriter(folder, shard) as writer:
     for level in shard.items:
-      frames, actions, first = game.play(level)
-      writer.episodes += manifest_lib.episodes_of(level, record, first)
-      for start in range(0, len(frames), FRAMES_PER_RECORD):
+      played = game.play(level)
+      arrays = {
+        "frames": played.frames,
+        "actions": played.actions,
+        "first": played.first,
+        **played.arrays,
+      }
+      writer.episodes += manifest_lib.episodes_of(level, record, played.first)
+      for start in range(0, len(played.frames), FRAMES_PER_RECORD):
         piece = slice(start, start + FRAMES_PER_RECORD)
         writer.write(
           records.pack(
+            {name: array[piece] for name, array in arrays.items()},
             {
-              "frames": frames[piece],
-              "actions": actions[piece],
-              "first": first[piece],
+              "fps": game.manifest.fps,
+              "source": level,
+              "start": start,
+              **played.metadata,
             },
-            {"fps": game.manifest.fps, "source": level, "start": start},
           )
         )
         record += 1
-      tick(len(frames))
+      tick(len(played.frames))

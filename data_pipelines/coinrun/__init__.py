@@ -1,1 +1,1 @@
-"""CoinRun (procgen): collector of clips, and a TFDS builder."""
+"""CoinRun: the licences of its assets, and a TFDS builder."""

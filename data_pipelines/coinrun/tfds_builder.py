@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data_pipelines.coinrun import collect, procgen_client
+from data_pipelines.procgen import client, collect
 from genie_jax.data import manifest
 
 CLIP_FRAMES = 16
@@ -58,7 +58,7 @@ class CoinrunClips(tfds.core.GeneratorBasedBuilder):
     features = tfds.features.FeaturesDict(
       {
         "frames": tfds.features.Tensor(
-          shape=(CLIP_FRAMES, *procgen_client.FRAME_SHAPE),
+          shape=(CLIP_FRAMES, *client.FRAME_SHAPE),
           dtype=np.uint8,
           encoding="bytes",
         ),
@@ -98,16 +98,16 @@ class CoinrunClips(tfds.core.GeneratorBasedBuilder):
   ) -> Iterator[tuple[str, dict[str, Any]]]:
     assert self.builder_config is not None
     for level in levels:
-      frames, actions, first = collect.play(level, self.builder_config.options)
-      for _, _, begin, length in manifest.episodes_of(level, 0, first):
+      played = collect.play(level, self.builder_config.options)
+      for _, _, begin, length in manifest.episodes_of(level, 0, played.first):
         for start in range(
           begin, begin + length - CLIP_FRAMES + 1, CLIP_FRAMES
         ):
           yield (
             f"{level}-{start}",
             {
-              "frames": frames[start : start + CLIP_FRAMES],
-              "actions": actions[start : start + CLIP_FRAMES - 1],
+              "frames": played.frames[start : start + CLIP_FRAMES],
+              "actions": played.actions[start : start + CLIP_FRAMES - 1],
               "level": level,
               "start": start,
             },

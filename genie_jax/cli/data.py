@@ -1,6 +1,7 @@
 """`genie data`: collects clips, and checks folders of clips or tokens."""
 
 import argparse
+import dataclasses
 import os
 import sys
 
@@ -14,6 +15,21 @@ the paper's 10 million transitions (about 10 GB):
 Needs libGL and glib: apt-get install -y libgl1 libglib2.0-0
 If the run was interrupted, run the same command again to resume it.
 """
+_PROCGEN_EXAMPLE = """\
+example, CoinRun played by a policy that walks both ways:
+  genie data procgen --game coinrun --policy walker --out clips --levels 200 \\
+      --validation-levels 60 --test-levels 60 --frames-per-level 512
+
+policies:
+  random   uniformly random keys, as in the paper
+  walker   holds a direction for up to two seconds, jumps, and turns around or
+           jumps when it is stuck
+  planner  follows a planner's path to the goal, with random pushes (coinrun)
+  mix      plays each level with one of the others, see --shares
+
+Needs libGL and glib: apt-get install -y libgl1 libglib2.0-0
+If the run was interrupted, run the same command again to resume it.
+"""
 _INSPECT_EXAMPLE = """\
 example:
   genie data inspect clips --contact-sheet clips.png
@@ -21,7 +37,7 @@ example:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the sub-commands `coinrun` and `inspect`."""
+  """Adds the sub-commands `coinrun`, `procgen` and `inspect`."""
   commands = parser.add_subparsers(
     dest="data_command", metavar="COMMAND", required=True
   )
@@ -32,7 +48,60 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     epilog=_COINRUN_EXAMPLE,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  add = coinrun.add_argument
+  _add_collection(coinrun)
+  procgen = commands.add_parser(
+    "procgen",
+    help="collect clips of any of procgen's 16 games, with a policy",
+    description="Collects clips of a game of procgen.",
+    epilog=_PROCGEN_EXAMPLE,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  add = procgen.add_argument
+  add(
+    "--game",
+    required=True,
+    metavar="NAME",
+    help="bigfish, bossfight, caveflyer, chaser, climber, coinrun, dodgeball, "
+    "fruitbot, heist, jumper, leaper, maze, miner, ninja, plunder or starpilot",
+  )
+  add(
+    "--policy",
+    default="walker",
+    metavar="NAME",
+    help="random, walker, planner or mix (default: walker)",
+  )
+  add(
+    "--shares",
+    default="",
+    metavar="NAME=SHARE,...",
+    help="for --policy mix, for example random=0.2,walker=0.8",
+  )
+  add(
+    "--states",
+    action="store_true",
+    help="also record the agent's true position, velocity and support, for "
+    "evaluations that compare a world with the game",
+  )
+  _add_collection(procgen)
+  inspect = commands.add_parser(
+    "inspect",
+    help="print a manifest and check every record",
+    description="Prints the manifest of a folder of clips or tokens, and "
+    "checks the SHA-256 of every shard, and every record.",
+    epilog=_INSPECT_EXAMPLE,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  inspect.add_argument("folder", metavar="DIR", help="folder to check")
+  inspect.add_argument(
+    "--contact-sheet",
+    metavar="FILE.png",
+    help="also write an image with frames of several sources",
+  )
+
+
+def _add_collection(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags that all games have."""
+  add = parser.add_argument
   add("--out", required=True, metavar="DIR", help="folder to write")
   add(
     "--levels",
@@ -91,29 +160,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="number of processes that play; the data does not depend on it "
     "(default: one per core)",
   )
-  inspect = commands.add_parser(
-    "inspect",
-    help="print a manifest and check every record",
-    description="Prints the manifest of a folder of clips or tokens, and "
-    "checks the SHA-256 of every shard, and every record.",
-    epilog=_INSPECT_EXAMPLE,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  inspect.add_argument("folder", metavar="DIR", help="folder to check")
-  inspect.add_argument(
-    "--contact-sheet",
-    metavar="FILE.png",
-    help="also write an image with frames of several sources",
-  )
 
 
 def run(args: argparse.Namespace) -> int:
   """Runs the sub-command; returns the exit code."""
-  return {"coinrun": _coinrun, "inspect": _inspect}[args.data_command](args)
+  if args.data_command == "inspect":
+    return _inspect(args)
+  return _collect(args)
 
 
-def _coinrun(args: argparse.Namespace) -> int:
-  from data_pipelines.coinrun import collect
+def _collect(args: argparse.Namespace) -> int:
+  from data_pipelines.procgen import collect
 
   options = collect.Options(
     levels=args.levels,
@@ -124,6 +181,14 @@ def _coinrun(args: argparse.Namespace) -> int:
     policy_seed=args.policy_seed,
     levels_per_shard=args.levels_per_shard,
   )
+  if args.data_command == "procgen":
+    options = dataclasses.replace(
+      options,
+      game=args.game,
+      policy=args.policy,
+      shares=_shares(args.shares),
+      states=args.states,
+    )
   workers = args.workers
   if workers is None:
     workers = len(os.sched_getaffinity(0))
@@ -135,6 +200,23 @@ def _coinrun(args: argparse.Namespace) -> int:
     f"bytes/frame; fingerprint {report.manifest.fingerprint[:12]}"
   )
   return 0
+
+
+def _shares(text: str) -> tuple[tuple[str, float], ...]:
+  """Returns the pairs of "random=0.2,walker=0.8"."""
+  from genie_jax.core import errors
+
+  pairs = [part.partition("=") for part in text.split(",") if part]
+  try:
+    shares = {name.strip(): float(share) for name, _, share in pairs}
+  except ValueError:
+    shares = {}
+  if len(shares) != len(pairs):
+    raise errors.UserError(
+      f"--shares {text!r} must give each policy one number, for example "
+      "random=0.2,walker=0.8."
+    )
+  return tuple(sorted(shares.items()))
 
 
 def _inspect(args: argparse.Namespace) -> int:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_pipelines.coinrun import procgen_client
+from data_pipelines.procgen import client as procgen_client
 from genie_jax.core import errors
 
 

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from data_pipelines.coinrun import collect
+from data_pipelines.procgen import collect
 from genie_jax.core import errors
 from genie_jax.data import inspection, manifest, sources
 
@@ -25,7 +25,7 @@ _OPTIONS = collect.Options(
 
 _COLLECT = """
 import resource, sys
-from data_pipelines.coinrun import collect
+from data_pipelines.procgen import collect
 if __name__ == "__main__":
   out, workers, limit = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
   if limit:
@@ -97,7 +97,8 @@ def test_any_number_of_workers_writes_the_same_bytes(whole, tmp_path, workers):
 
 
 def test_windows_contain_the_frames_and_actions_that_were_played(whole):
-  frames, actions, first = collect.play(3, _OPTIONS)
+  played = collect.play(3, _OPTIONS)
+  frames, actions, first = played.frames, played.actions, played.first
   assert first[0]
   assert (
     actions.tolist()
@@ -129,7 +130,7 @@ def test_the_episode_table_follows_the_resets(procgen, tmp_path):
   rows = made.splits["train"]["shards"][0]["episodes"]
   assert len(rows) > 4
   for level in range(4):
-    _, _, first = collect.play(level, options)
+    first = collect.play(level, options).first
     starts = [start for source, _, start, _ in rows if source == level]
     assert starts == np.flatnonzero(first).tolist()
   assert sum(length for *_, length in rows) == 4 * 500

@@ -17,7 +17,9 @@ def play(level, dies_in=None):
   if level == dies_in:
     raise KeyboardInterrupt
   frames = np.full((LENGTH, 4, 4, 3), level, np.uint8)
-  return frames, np.arange(LENGTH, dtype=np.int32) % 3, np.arange(LENGTH) == 10
+  return games.Played(
+    frames, np.arange(LENGTH, dtype=np.int32) % 3, np.arange(LENGTH) == 10
+  )
 
 
 def load():

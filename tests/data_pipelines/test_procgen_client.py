@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 
-from data_pipelines.coinrun import procgen_client
+from data_pipelines.procgen import client as procgen_client
 from genie_jax.core import errors
 
 # SHA-256 over frame, first flag and float32 reward of 1,000 steps in each of
@@ -29,7 +29,7 @@ def test_frames_flags_and_rewards_are_bit_identical_to_gym3(procgen, mode):
     actions = np.random.default_rng([0, level]).integers(
       0, 15, 1000, dtype=np.int32
     )
-    with procgen.CoinRun(level, mode) as game:
+    with procgen.Env("coinrun", level, mode) as game:
       for action in actions.tolist():
         reward, first = game.observe()
         digest.update(game.frame.tobytes())
@@ -40,7 +40,7 @@ def test_frames_flags_and_rewards_are_bit_identical_to_gym3(procgen, mode):
 
 def _frames(procgen, actions: list[int], level: int = 7) -> list[bytes]:
   frames = []
-  with procgen.CoinRun(level) as game:
+  with procgen.Env("coinrun", level) as game:
     for action in actions:
       game.observe()
       frames.append(game.frame.tobytes())
@@ -49,10 +49,12 @@ def _frames(procgen, actions: list[int], level: int = 7) -> list[bytes]:
 
 
 def test_actions_9_to_14_do_exactly_what_action_4_does(procgen):
-  from data_pipelines.coinrun import collect
+  from data_pipelines.procgen import collect
 
   actions = np.random.default_rng(1).integers(0, 15, 300).tolist()
-  merged = [collect.ACTION_ALIASES.get(action, action) for action in actions]
+  merged = [
+    collect.action_aliases("coinrun").get(action, action) for action in actions
+  ]
   assert merged != actions
   assert _frames(procgen, actions) == _frames(procgen, merged)
   # Other actions are not aliases: they change the frames.
@@ -61,7 +63,7 @@ def test_actions_9_to_14_do_exactly_what_action_4_does(procgen):
 
 def test_every_reset_starts_the_same_level_with_the_same_frame(procgen):
   starts = []
-  with procgen.CoinRun(33) as game:
+  with procgen.Env("coinrun", 33) as game:
     for action in np.random.default_rng(0).integers(0, 9, 600).tolist():
       _, first = game.observe()
       if first:

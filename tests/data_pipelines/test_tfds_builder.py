@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from data_pipelines.coinrun import collect
+from data_pipelines.procgen import collect
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _READ = """
@@ -68,7 +68,9 @@ def test_a_built_data_set_is_read_without_tensorflow(built):
   assert sizes["train"] and sizes["validation"] and sizes["test"]
   assert {clip[0] for clip in clips} == {0, 1, 10000, 10001, 10100, 10101}
   for level, start, total, actions, shape, dtype in clips:
-    frames, played, first = collect.play(level, options)
+    recorded = collect.play(level, options)
+    frames, played = recorded.frames, recorded.actions
+    first = recorded.first
     assert (shape, dtype) == ([16, 64, 64, 3], "uint8")
     assert total == int(frames[start : start + 16].sum())
     assert actions == played[start : start + 15].tolist()

@@ -1,4 +1,4 @@
-"""Plays procgen's CoinRun through its C library, without its Python package.
+"""Plays procgen's games through their C library, without the Python package.
 
 The wheel `procgen-mirror` needs a numpy below 2 and exists for only two Python
 versions. Its shared library depends on neither: it has the plain C interface of
@@ -36,6 +36,24 @@ NUM_ACTIONS = 15
 FRAME_SHAPE = (64, 64, 3)
 FPS = 15  # procgen's own "video.frames_per_second"
 MODES = {"easy": 0, "hard": 1}  # DistributionMode in procgen's game.h
+GAMES = (
+  "bigfish",
+  "bossfight",
+  "caveflyer",
+  "chaser",
+  "climber",
+  "coinrun",
+  "dodgeball",
+  "fruitbot",
+  "heist",
+  "jumper",
+  "leaper",
+  "maze",
+  "miner",
+  "ninja",
+  "plunder",
+  "starpilot",
+)
 
 _LIBRARY = pathlib.Path("procgen/data/prebuilt/libenv.so")
 _ASSETS = pathlib.Path("procgen/data/assets")
@@ -47,6 +65,7 @@ _LIBENV_VERSION = 1
 _UINT8, _INT32 = 1, 2
 _OBSERVATION, _ACTION, _INFO = 1, 2, 3
 _MAX_NAME, _MAX_RANK = 128, 16
+_MAX_STATE = 1 << 20  # Bytes; the largest state of a game has about 40,000.
 
 
 class _TensorType(ctypes.Structure):
@@ -205,6 +224,10 @@ def load() -> ctypes.CDLL:
     function = library[name]
     function.argtypes, function.restype = [ctypes.c_void_p], None
     setattr(library, name, function)
+  state = [ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_int]
+  library.get_state.argtypes = library.set_state.argtypes = state
+  library.get_state.restype = ctypes.c_int
+  library.set_state.restype = None
   version = library.libenv_version()
   assert version == _LIBENV_VERSION, version
   return library
@@ -228,22 +251,23 @@ def _options(values: dict[str, bool | int | str]) -> tuple[_Options, list]:
   return _Options(items, len(values)), kept
 
 
-class CoinRun:
-  """A CoinRun level that is played step by step; also a context manager.
+class Env:
+  """One level of a game, played step by step; used as a context manager.
 
-  When an episode ends (coin, death, or 1,000 steps) the same level starts
-  again at once. Then `first` is True and `frame` is the first frame of the new
-  episode; the last frame of the old one is never drawn.
+  When an episode ends (goal, death, or the game's limit of steps), the same
+  level restarts immediately: `first` is then True and `frame` is already the
+  first frame of the new episode; the last frame of the old one is never drawn.
 
   Args:
+    game: A name in `GAMES`.
     level: The level's seed.
-    mode: "hard" (all themes, moving monsters) or "easy".
+    mode: "hard" or "easy".
 
   Attributes:
     frame: [64, 64, 3] uint8, RGB; overwritten by the next step.
   """
 
-  def __init__(self, level: int, mode: str = "hard"):
+  def __init__(self, game: str, level: int, mode: str = "hard"):
     self._library = load()
     # The defaults of procgen's own environment, except for one level, no
     # threads, and a fixed seed of everything that the level does not determine.
@@ -256,7 +280,7 @@ class CoinRun:
         "use_backgrounds": True,
         "paint_vel_info": False,
         "distribution_mode": MODES[mode],
-        "env_name": "coinrun",
+        "env_name": game,
         "num_levels": 1,
         "start_level": int(level),
         "num_actions": NUM_ACTIONS,
@@ -274,6 +298,7 @@ class CoinRun:
     }
     self.frame = spaces[_OBSERVATION]["rgb"]
     self._action = spaces[_ACTION]["action"]
+    self._saved = ctypes.create_string_buffer(_MAX_STATE)
     self._reward = np.zeros(1, np.float32)
     self._first = np.zeros(1, np.uint8)
     assert self.frame.shape == FRAME_SHAPE, self.frame.shape
@@ -317,6 +342,19 @@ class CoinRun:
     assert 0 <= action < NUM_ACTIONS, action
     self._action[...] = action
     self._library.libenv_act(self._handle)
+
+  def get_state(self) -> bytes:
+    """Returns the complete state of the game, random generators included."""
+    size = self._library.get_state(self._handle, 0, self._saved, _MAX_STATE)
+    return ctypes.string_at(self._saved, size)
+
+  def set_state(self, state: bytes) -> None:
+    """Restores a state that `get_state` returned for this game.
+
+    The steps after it equal, bit for bit, those after the state was saved.
+    `frame` is redrawn by the next `observe`.
+    """
+    self._library.set_state(self._handle, 0, state, len(state))
 
   def close(self) -> None:
     """Frees the level; the object cannot be used again."""

@@ -1,0 +1,1 @@
+"""procgen's games: collecting clips of them under several policies."""

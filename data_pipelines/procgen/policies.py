@@ -1,0 +1,285 @@
+"""Policies that play procgen's games, and a recorder of what they do.
+
+  random   uniformly random actions, no repeat (Genie, appendix F)
+  walker   long holds of a direction that react to standing still
+  planner  the path of a planner to the goal, with random pushes
+  mix      each level is played by one of the others, by shares
+
+With random actions, CoinRun's agent stays at the left wall of nearly every
+level, so videos of it contain hardly any horizontal motion. The walker holds
+each direction for up to two seconds, jumps now and then, and jumps or turns
+around when it is stuck.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from data_pipelines.procgen import client, planner
+from data_pipelines.procgen import state as state_lib
+
+NAMES = ("random", "walker", "planner", "mix")
+
+# An action of procgen is 3 * (horizontal + 1) + (vertical + 1), each -1, 0 or
+# 1; 9 to 14 are the six special keys.
+_NONE = 4
+_FIRE = 9
+_UP = 1
+
+# Games in which the agent falls, and jumps with "up".
+_PLATFORMERS = ("climber", "coinrun", "jumper", "ninja")
+# Games in which special keys fire or throw something.
+_WITH_FIRE = (
+  "bossfight",
+  "caveflyer",
+  "dodgeball",
+  "fruitbot",
+  "ninja",
+  "plunder",
+  "starpilot",
+)
+
+_SEGMENT = 64  # Steps before the walker continues from another state.
+_STATES_EVERY = 4  # Steps of the planner's path between two start states.
+_HOLDS = (8, 30)  # Steps for which a direction is held, inclusive.
+_PAUSES_ABOVE = (1, 4)  # The same without a direction, seen from above.
+_LEFT, _STILL = 0.40, 0.12  # Shares of directions; the rest is right.
+_JUMPS = 0.02  # Probability per step that a jump begins.
+_JUMP_HOLDS = (1, 5)
+# Steps without motion after which the walker reacts: in platformers, and in
+# games seen from above, where a wall does not have to be jumped.
+_STUCK_STEPS, _STUCK_STEPS_ABOVE = 4, 1
+_STUCK_CELLS = 0.01  # Motion per step that counts as none, in cells.
+_STUCK_JUMP_HOLDS = (2, 8)
+_FIRE_SHARE = 0.05
+
+_PUSHES = 0.02  # Probability per step that the planner is pushed.
+_PUSH_HOLDS = (2, 8)
+_REPLAN_MACROS = 600  # Budget of a plan after a push.
+_WANDER = 32  # Steps of the walker where no plan was found.
+
+
+class Recorder:
+  """Plays a level and records frames, actions, episodes and true states.
+
+  Attributes:
+    env: The game.
+    frames: uint8 [n, 64, 64, 3].
+    actions: int32 [n], the action taken at each frame.
+    first: bool [n], whether an episode begins at the frame.
+    states: float32 [n, 5], fields of `state.Agent` at each frame.
+    step: Number of frames recorded so far.
+    begins: Whether an episode begins at the current frame.
+  """
+
+  def __init__(self, env: client.Env, count: int, with_states: bool):
+    """Draws the first frame.
+
+    Args:
+      env: A new level.
+      count: n, frames to record.
+      with_states: Whether to record true states.
+    """
+    self.env = env
+    self.frames = np.empty((count, *client.FRAME_SHAPE), np.uint8)
+    self.actions = np.empty(count, np.int32)
+    self.first = np.empty(count, bool)
+    self.states = np.empty((count, len(state_lib.Agent._fields)), np.float32)
+    self.step = 0
+    self._with_states = with_states
+    _, self.begins = env.observe()
+
+  @property
+  def full(self) -> bool:
+    """Whether all frames are recorded."""
+    return self.step == len(self.frames)
+
+  def act(self, action: int) -> None:
+    """Records the current frame, takes an action, and draws the next frame."""
+    self.frames[self.step] = self.env.frame
+    self.first[self.step] = self.begins
+    self.actions[self.step] = action
+    if self._with_states:
+      self.states[self.step] = state_lib.agent(self.env.get_state())
+    self.step += 1
+    self.env.act(action)
+    _, self.begins = self.env.observe()
+
+  def jump_to(self, saved: bytes) -> None:
+    """Restores a state of the same level; the next frame begins an episode."""
+    self.env.set_state(saved)
+    self.env.observe()
+    self.begins = True
+
+  def agent(self) -> state_lib.Agent:
+    """Returns the agent's true state."""
+    return state_lib.agent(self.env.get_state())
+
+
+def play(
+  policy: str, game: str, recorder: Recorder, rng: np.random.Generator
+) -> None:
+  """Plays until the recorder is full.
+
+  Args:
+    policy: "random", "walker" or "planner".
+    game: The game's name.
+    recorder: The level.
+    rng: All randomness of the policy.
+  """
+  if policy == "random":
+    _random(recorder, rng)
+  elif policy == "walker":
+    _walker(game, recorder, rng)
+  else:
+    _planner(game, recorder, rng)
+
+
+def choose(shares: Mapping[str, float], rng: np.random.Generator) -> str:
+  """Returns one of the policies of a mix."""
+  names = sorted(shares)
+  weights = np.array([shares[name] for name in names])
+  return names[int(rng.choice(len(names), p=weights / weights.sum()))]
+
+
+def _random(recorder: Recorder, rng: np.random.Generator) -> None:
+  count = len(recorder.frames)
+  actions = rng.integers(0, client.NUM_ACTIONS, size=count, dtype=np.int32)
+  for action in actions.tolist():
+    recorder.act(action)
+
+
+def _walker(game: str, recorder: Recorder, rng: np.random.Generator) -> None:
+  starts = []
+  if game in planner.GAMES:
+    start = recorder.env.get_state()
+    path, _ = planner.solve(recorder.env)
+    starts = planner.path_states(recorder.env, path, _STATES_EVERY)
+    recorder.env.set_state(start)
+    recorder.env.observe()
+  while not recorder.full:
+    if starts:
+      recorder.jump_to(starts[int(rng.integers(len(starts)))])
+    _walk(game, recorder, rng, _SEGMENT)
+
+
+@dataclasses.dataclass
+class _Held:
+  """The keys that a walker holds.
+
+  Attributes:
+    horizontal: -1, 0 or 1.
+    vertical: -1, 0 or 1.
+    steps: Steps for which the direction is still held.
+    jump: Steps for which "up" is still held, in platformers.
+  """
+
+  horizontal: int = 0
+  vertical: int = 0
+  steps: int = 0
+  jump: int = 0
+
+
+def _walk(
+  game: str, recorder: Recorder, rng: np.random.Generator, steps: int
+) -> None:
+  """Walks until an episode ends, the steps are over or the recorder is full."""
+  platformer, fires = game in _PLATFORMERS, game in _WITH_FIRE
+  patience = _STUCK_STEPS if platformer else _STUCK_STEPS_ABOVE
+  held, still = _Held(), 0
+  before = recorder.agent()
+  for _ in range(steps):
+    if recorder.full:
+      return
+    if held.steps == 0:
+      _turn(held, platformer, rng)
+    if platformer and held.jump == 0 and rng.random() < _JUMPS:
+      held.jump = _between(_JUMP_HOLDS, rng)
+    if still >= patience:
+      still = 0
+      if not platformer:
+        _turn(held, platformer, rng)
+      elif rng.random() < 0.5:
+        held.jump = _between(_STUCK_JUMP_HOLDS, rng)
+      else:
+        held.horizontal = -held.horizontal
+    up = _UP if platformer and held.jump else held.vertical
+    action = 3 * (held.horizontal + 1) + up + 1
+    if fires and rng.random() < _FIRE_SHARE:
+      action = _FIRE
+    held.steps -= 1
+    held.jump = max(0, held.jump - 1)
+    recorder.act(action)
+    if recorder.begins:
+      return
+    now = recorder.agent()
+    moved = abs(now.x - before.x) if platformer else _distance(now, before)
+    pressed = held.horizontal or (held.vertical and not platformer)
+    still = still + 1 if pressed and moved < _STUCK_CELLS else 0
+    before = now
+
+
+def _turn(held: _Held, platformer: bool, rng: np.random.Generator) -> None:
+  """Chooses a new direction and for how long to hold it."""
+  held.steps = _between(_HOLDS, rng)
+  if platformer:
+    held.horizontal = int(
+      rng.choice((-1, 0, 1), p=(_LEFT, _STILL, 1 - _LEFT - _STILL))
+    )
+    return
+  held.horizontal, held.vertical = 0, 0
+  if rng.random() < _STILL:
+    held.steps = _between(_PAUSES_ABOVE, rng)
+  else:
+    while held.horizontal == 0 and held.vertical == 0:
+      held.horizontal = int(rng.integers(-1, 2))
+      held.vertical = int(rng.integers(-1, 2))
+
+
+def _planner(game: str, recorder: Recorder, rng: np.random.Generator) -> None:
+  """Follows plans to the goal; after a push it plans again from there."""
+  assert game in planner.GAMES, game
+  from_start = planner.solve(recorder.env)[0]
+  while not recorder.full:
+    if recorder.begins:
+      plan = from_start
+    else:
+      plan = planner.solve(recorder.env, _REPLAN_MACROS)[0]
+    pushed = _follow(plan, recorder, rng)
+    if not pushed and not (plan and recorder.begins):
+      # The plan does not reach the goal.
+      _walk(game, recorder, rng, _WANDER)
+
+
+def _follow(
+  plan: Sequence[int], recorder: Recorder, rng: np.random.Generator
+) -> bool:
+  """Follows a plan until an episode ends, or a push leads away from it.
+
+  Returns:
+    Whether there was a push: a random action, held for some steps.
+  """
+  for action in plan:
+    if recorder.full:
+      return False
+    if rng.random() < _PUSHES:
+      push = int(rng.integers(client.NUM_ACTIONS))
+      for _ in range(_between(_PUSH_HOLDS, rng)):
+        if not recorder.full:
+          recorder.act(push)
+        if recorder.begins:
+          break
+      return True
+    recorder.act(action)
+    if recorder.begins:
+      break
+  return False
+
+
+def _between(limits: tuple[int, int], rng: np.random.Generator) -> int:
+  return int(rng.integers(limits[0], limits[1] + 1))
+
+
+def _distance(one: state_lib.Agent, other: state_lib.Agent) -> float:
+  return abs(one.x - other.x) + abs(one.y - other.y)
