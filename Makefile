@@ -54,7 +54,7 @@ $(LIBTPU): $(STAMP)
 
 test: setup $(LIBTPU)  ## the default tier of tests (CPU)
 	TPU_LIBRARY_PATH=$(abspath $(LIBTPU)) \
-	  $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile tests
+	  $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal tests
 
 # PyTorch for the tests of its loader: no part of `dev`, as it is large. The
 # Linux build of the usual index brings gigabytes of CUDA; TORCH_INDEX may name

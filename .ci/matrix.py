@@ -117,7 +117,7 @@ def run_cell(name, uv, workers, tests):
         "-m",
         "not slow",
         "-q",
-        *(["-n", str(workers), "--dist", "loadfile"] if workers > 1 else []),
+        *(["-n", str(workers), "--dist", "worksteal"] if workers > 1 else []),
         *tests,
       ],
       output=True,

@@ -223,7 +223,7 @@ def test_a_message_that_is_too_long_ends_only_that_connection(host):
 def test_a_failure_of_the_model_ends_the_server(caplog):
   failures = []
   made = fake_world.make_engine()
-  made.world.step = lambda *words: 1 // 0
+  made.world._step = lambda states, actions: 1 // 0
   with (
     pytest.raises(AssertionError),
     players.serving(made, failed=lambda: failures.append(1)) as (_, host),
@@ -231,7 +231,8 @@ def test_a_failure_of_the_model_ends_the_server(caplog):
     with Player(host) as player:
       player.start()
       player.send(type="act", action=0, seq=1)
-      while not failures:
+      deadline = time.monotonic() + 20
+      while not failures and time.monotonic() < deadline:
         time.sleep(0.01)
     raise AssertionError
   assert failures == [1]
