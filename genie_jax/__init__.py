@@ -72,12 +72,11 @@ def load_world(
       "jax`, or play the world in PyTorch with "
       "genie_jax.ports.torch.load_world."
     ) from error
-  from genie_jax.core import cache as compilation_cache
   from genie_jax.sampling import prepare
-  from genie_jax.worlds import download, world_folder
+  from genie_jax.worlds import download, program_cache, world_folder
 
   if cache:
-    compilation_cache.enable()
+    program_cache.enable()
   return download.read(
     name_or_folder,
     lambda folder: (

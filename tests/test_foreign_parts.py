@@ -165,7 +165,7 @@ def test_the_commands_play_and_evaluate_it(made, capsys):
   sample = f"sample --world {made}/world --actions 0,1,2 --out {out}"
   assert main.main([*sample.split(), "--temperature", "0"]) == 0
   assert out.read_bytes()[:3] == b"GIF"
-  assert "4 frames, 3 of them drawn" in capsys.readouterr().out
+  assert "4 frames, 3 of them generated" in capsys.readouterr().out
   assert main.main([*sample.split(), "--refinements", "3"]) == 2
   assert "refinements=3 does not apply" in capsys.readouterr().err
   evaluate = (

@@ -114,17 +114,16 @@ def run(args: argparse.Namespace) -> int:
   check_device_flags(args)
   # Imported here because importing JAX takes seconds, which errors in flags can
   # avoid.
-  from genie_jax.core import cache
   from genie_jax.serve import engine as engine_lib
   from genie_jax.serve import server
-  from genie_jax.worlds import download, world_folder
+  from genie_jax.worlds import download, program_cache, world_folder
 
   folder = download.local(args.world)
   world_folder.read_manifest(folder)
   with server.bind(args.host, args.port) as taken:
     began = time.monotonic()
     say(f"Loading {args.world}; the first start compiles it for this machine.")
-    cache.enable()
+    program_cache.enable()
     with device_options(args) as held:
       engine = engine_lib.open_world(
         args.world, refinements=args.refinements, slide=args.slide, **held

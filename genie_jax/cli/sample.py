@@ -144,9 +144,10 @@ def run(args: argparse.Namespace) -> int:
   import numpy as np
 
   import genie_jax
-  from genie_jax.core import cache, errors, images
+  from genie_jax.core import errors, images
   from genie_jax.sampling import samplers
   from genie_jax.sampling import slide as slide_lib
+  from genie_jax.worlds import program_cache
 
   if pathlib.Path(args.out).suffix not in (".gif", ".mp4"):
     raise errors.UserError(f"--out {args.out}: give a .gif or .mp4 file.")
@@ -162,7 +163,7 @@ def run(args: argparse.Namespace) -> int:
       f"--seed {args.seed}: give a number from 0 to {(1 << 32) - 1}."
     )
   play.check_device_flags(args)
-  cache.enable()
+  program_cache.enable()
   with play.device_options(args) as held:
     world = genie_jax.load_world(args.world, **held)
   actions = world.check_actions(

@@ -1,11 +1,10 @@
-"""The compilation cache, and its default folder."""
+"""The default folder of the compilation cache."""
 
 import hashlib
 import os
 import pathlib
 import platform
 from collections.abc import Mapping
-from typing import Any
 
 _CPU = pathlib.Path("/proc/cpuinfo")
 
@@ -25,24 +24,6 @@ def default_folder(environ: Mapping[str, str] | None = None) -> pathlib.Path:
   base = environ.get("XDG_CACHE_HOME")
   base = pathlib.Path(base) if base else pathlib.Path.home() / ".cache"
   return base / "genie_jax" / "xla" / f"{platform.machine()}-{_cpu_digest()}"
-
-
-def enable() -> None:
-  """Keeps what JAX compiles from here on in a folder, for later processes.
-
-  The folder is the one JAX was given (JAX_COMPILATION_CACHE_DIR), else
-  `default_folder`.
-  """
-  # Late imports: commands import this module before they need JAX.
-  import jax
-  from jax.experimental.compilation_cache import compilation_cache
-
-  settings: Any = jax.config  # Its flags are not in its type.
-  if not settings.jax_compilation_cache_dir:
-    jax.config.update("jax_compilation_cache_dir", str(default_folder()))
-    # If something was compiled earlier, JAX has cached that there is no cache.
-    compilation_cache.reset_cache()
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 def _cpu_digest() -> str:

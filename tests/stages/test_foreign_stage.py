@@ -249,7 +249,9 @@ def test_what_a_stage_returns_is_checked(registries, tmp_path):
   run = tiny_world.write_workdir(
     tmp_path / "run", "half", {}, {"lam": part.params}
   )
-  with pytest.raises(errors.UserError, match="have no tokenizer; let the"):
+  with pytest.raises(
+    errors.UserError, match="parameters have no tokenizer; the `parts`"
+  ):
     trained_models.read(run)
 
 

@@ -234,7 +234,7 @@ def test_data_that_differs_from_another_hosts_is_refused_before_training(
   line = capsys.readouterr().err.splitlines()[-1]
   assert code == 2 and not (tmp_path / "run").exists()
   assert f"{int(own[:7], 16)} on process 0, but {int(other[:7], 16)}" in line
-  assert own[:12] in line and "give every host the same folder" in line
+  assert own[:12] in line and "give every host the same data" in line
 
 
 @pytest.mark.slow
