@@ -18,7 +18,9 @@ of held-out levels of the split `validation`:
              random action, which is 0 for a LAM that ignores its actions
   rarest     share of the rarest action in all transitions
   NMI        of latent and true actions, 0 to 1
-  seconds    of training: both runs of the tokenizer, and the LAM
+  CPU s      CPU seconds of training, all threads: both runs of the tokenizer,
+             and the LAM. Other programs on the machine change the wall time,
+             which --json has too, but hardly this.
 
 The same command resumes a stopped run; seconds add up.
 """
@@ -27,6 +29,7 @@ import argparse
 import dataclasses
 import os
 import pathlib
+import resource
 import subprocess
 import sys
 import time
@@ -46,6 +49,7 @@ from genie_jax.stages import lam as lam_lib
 from genie_jax.worlds import trained_models
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+TOKENIZER = ("tokenizer_images", "tokenizer")  # The runs that train it.
 _BATCH = 8  # Clips per call.
 
 
@@ -79,8 +83,14 @@ class Row:
     )
 
 
-def train(row: Row, args: argparse.Namespace) -> dict[str, float]:
-  """Trains a row's models; returns the seconds of each run."""
+def cpu_seconds() -> float:
+  """Returns the CPU time of all child processes that have ended."""
+  used = resource.getrusage(resource.RUSAGE_CHILDREN)
+  return used.ru_utime + used.ru_stime
+
+
+def train(row: Row, args: argparse.Namespace) -> dict[str, dict[str, float]]:
+  """Trains a row's models; returns wall and CPU seconds of each run."""
   folder = args.out / row.label.replace(":", "_")
   folder.mkdir(parents=True, exist_ok=True)
   clock = folder / "seconds.json"
@@ -103,12 +113,15 @@ def train(row: Row, args: argparse.Namespace) -> dict[str, float]:
       *extra,
     ]
     print("$", *command[1:], flush=True)
-    begin = time.monotonic()
+    wall, cpu = time.monotonic(), cpu_seconds()
     try:
       subprocess.run(command, check=True)
     finally:
-      spent = time.monotonic() - begin
-      seconds[name] = round(seconds.get(name, 0.0) + spent, 1)
+      spent = {"wall": time.monotonic() - wall, "cpu": cpu_seconds() - cpu}
+      before = seconds.get(name, dict.fromkeys(spent, 0.0))
+      seconds[name] = {
+        kind: round(before[kind] + value, 1) for kind, value in spent.items()
+      }
       files.write_json(clock, seconds)
   return seconds
 
@@ -222,8 +235,8 @@ def as_float(frames: jax.Array) -> jax.Array:
 def table(rows: list[dict[str, Any]]) -> str:
   """Returns the rows as Markdown."""
   lines = [
-    "| quantizer | tokenizer PSNR, dB | codes in use | perplexity | seconds "
-    "| LAM PSNR, dB (over random) | rarest action | NMI | seconds |",
+    "| quantizer | tokenizer PSNR, dB | codes in use | perplexity | CPU s "
+    "| LAM PSNR, dB (over random) | rarest action | NMI | CPU s |",
     "|---|---|---|---|---|---|---|---|---|",
   ]
   for row in rows:
@@ -234,10 +247,10 @@ def table(rows: list[dict[str, Any]]) -> str:
       f"| {psnr['value']:.2f} ({psnr['low']:.2f} to {psnr['high']:.2f}) "
       f"| {tokens['codes_in_use']} of {tokens['num_codes']} "
       f"| {tokens['perplexity']:.0f} "
-      f"| {seconds['tokenizer_images'] + seconds['tokenizer']:.0f} "
+      f"| {sum(seconds[run]['cpu'] for run in TOKENIZER):.0f} "
       f"| {lam['psnr']:.2f} ({lam['gain_over_random_actions']:+.2f}) "
       f"| {100 * lam['min_share']:.1f} % | {nmi['value']:.3f} "
-      f"| {seconds['lam']:.0f} |"
+      f"| {seconds['lam']['cpu']:.0f} |"
     )
   return "\n".join(lines)
 
