@@ -8,26 +8,17 @@ import pytest
 import genie_jax
 from genie_jax.cli import main
 from genie_jax.weights import int8
-from genie_jax.worlds import world_folder
 from tests.fixtures import tiny_world
 
 
 def write(folder, **world):
-  world_folder.write(
+  return tiny_world.write_world(
     folder,
     {
       name: tiny_world.make_part(name, **world)
       for name in ("tokenizer", "dynamics")
     },
-    name="noise",
-    actions="latent",
-    sampling={"refinements": 2},
-    prompts=np.zeros((1, *tiny_world.SHAPE), np.uint8),
-    dtype="float32",
-    metrics={},
-    made_by={},
   )
-  return folder
 
 
 @pytest.fixture(scope="module")

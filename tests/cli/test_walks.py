@@ -14,7 +14,6 @@ import pathlib
 import sys
 
 import jax
-import numpy as np
 import pytest
 
 import genie_jax
@@ -22,7 +21,6 @@ from genie_jax.cli import main
 from genie_jax.models import dynamics
 from genie_jax.serve import branch, engine
 from genie_jax.sharding import rendezvous
-from genie_jax.worlds import world_folder
 from tests.fixtures import foreign_config, stage_data, tiny_folders, tiny_world
 from tests.serve import players
 
@@ -114,17 +112,7 @@ class Recording(list):
 def test_a_key_reaches_the_network_through_six_files(
   parts, tmp_path, monkeypatch
 ):
-  world_folder.write(
-    tmp_path / "world",
-    parts,
-    name="noise",
-    actions="latent",
-    sampling={"refinements": 2},
-    prompts=np.zeros((1, *tiny_world.SHAPE), np.uint8),
-    dtype="float32",
-    metrics={},
-    made_by={},
-  )
+  tiny_world.write_world(tmp_path / "world", parts)
   asked, drawn = [], []
   init = branch.Line.__init__
 

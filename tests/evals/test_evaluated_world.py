@@ -8,30 +8,15 @@ from genie_jax.core import errors
 from genie_jax.evals import evaluated_world
 from genie_jax.models import store
 from genie_jax.sampling import maskgit
+from tests.fixtures import tiny_world
 
 WORLD = {
-  "num_frames": 4,
-  "height": 8,
+  **tiny_world.WORLD,
   "width": 8,
-  "channels": 3,
-  "token_patch": 4,
   "num_codes": 7,
   "num_latent_actions": 3,
-  "fps": 10,
 }
-STACK = {
-  "num_layers": 1,
-  "width": 16,
-  "num_heads": 2,
-  "head_dim": 8,
-  "mlp_dim": 16,
-  "dtype": "float32",
-}
-MODELS = {
-  "tokenizer": {"code_dim": 4, "encoder": STACK, "decoder": STACK},
-  "lam": {"code_dim": 4, "patch": 4, "encoder": STACK, "decoder": STACK},
-  "dynamics": {"transformer": STACK},
-}
+MODELS = tiny_world.MODELS
 
 
 def make_part(name):

@@ -64,20 +64,9 @@ def write(folder, quantizer=None, **fields):
     "lam": part("lam", quantizer),
     "dynamics": fields.pop("dynamics", None) or part("dynamics"),
   }
-  world_folder.write(
-    folder,
-    parts,
-    **{
-      "name": "noise",
-      "actions": "latent",
-      "sampling": {"refinements": 3, "temperature": 1.0},
-      "prompts": np.zeros((0, *tiny_world.SHAPE), np.uint8),
-      "dtype": "float32",
-      "metrics": {},
-      "made_by": {},
-      **fields,
-    },
-  )
+  sampling = {"refinements": 3, "temperature": 1.0}
+  fields = {"num_prompts": 0, "sampling": sampling, **fields}
+  tiny_world.write_world(folder, parts, **fields)
   return world_folder.load(folder).world, world_lib.load_world(folder)
 
 
@@ -257,20 +246,8 @@ def test_invalid_inputs_raise_a_one_line_error(tmp_path):
   with pytest.raises(errors.UserError, match="resize them first"):
     world.reset(np.zeros((4, 4, 3), np.uint8))
   write(tmp_path / "exact")
-  rolling = dict(
-    name="n",
-    actions="latent",
-    sampling={},
-    dtype="float32",
-    metrics={},
-    prompts=np.zeros((0, *tiny_world.SHAPE), np.uint8),
-    made_by={},
-    slide={"mode": "rolling", "drop": 1},
-  )
-  world_folder.write(
-    tmp_path / "r",
-    {name: part(name) for name in ("tokenizer", "dynamics")},
-    **rolling,
+  tiny_world.write_world(
+    tmp_path / "r", slide={"mode": "rolling", "drop": 1}, sampling={}
   )
   match = "slides in mode 'rolling'.*load it with slide=\"exact\""
   with pytest.raises(errors.UserError, match=match):

@@ -18,7 +18,6 @@ from genie_jax.cli import main
 from genie_jax.core import images
 from genie_jax.serve import engine
 from genie_jax.sharding import mesh as mesh_lib
-from genie_jax.worlds import world_folder
 from tests.fixtures import tiny_world
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -31,18 +30,7 @@ def world(tmp_path_factory):
   prompts = np.random.default_rng(0).integers(
     0, 256, (2, *tiny_world.SHAPE), np.uint8
   )
-  world_folder.write(
-    out,
-    {name: tiny_world.make_part(name) for name in ("tokenizer", "dynamics")},
-    name="noise",
-    actions="latent",
-    sampling={"refinements": 2},
-    prompts=prompts,
-    dtype="float32",
-    metrics={},
-    made_by={},
-  )
-  return out
+  return tiny_world.write_world(out, prompts=prompts)
 
 
 def refused(capsys, *argv):
@@ -126,19 +114,12 @@ def test_other_settings_make_other_links(world):
 
 
 def test_a_world_on_two_devices_plays_in_the_server_as_on_one(tmp_path):
-  world_folder.write(
+  tiny_world.write_world(
     tmp_path / "w",
     {
       name: tiny_world.make_part(name, num_codes=16)
       for name in ("tokenizer", "dynamics")
     },
-    name="noise",
-    actions="latent",
-    sampling={"refinements": 2},
-    prompts=np.zeros((1, *tiny_world.SHAPE), np.uint8),
-    dtype="float32",
-    metrics={},
-    made_by={},
   )
   alone, actions = engine.open_world(tmp_path / "w"), [0, 3, 1, 4, 2]
   state = alone.world.reset(alone.prompts[0], seed=7)

@@ -8,12 +8,11 @@ import threading
 from typing import ClassVar
 from unittest import mock
 
-import numpy as np
 import pytest
 
 import genie_jax
 from genie_jax.core import errors
-from genie_jax.worlds import download, world_folder, world_manifest
+from genie_jax.worlds import download, world_manifest
 from tests.fixtures import tiny_world
 
 
@@ -39,16 +38,8 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 def site(tmp_path_factory):
   """The folder and the address of a web server."""
   root = tmp_path_factory.mktemp("site")
-  world_folder.write(
-    root / "world",
-    {name: tiny_world.make_part(name) for name in ("tokenizer", "dynamics")},
-    name="far away",
-    actions="latent",
-    sampling={"refinements": 2},
-    prompts=np.zeros((2, *tiny_world.SHAPE), np.uint8),
-    dtype="bfloat16",
-    metrics={},
-    made_by={},
+  tiny_world.write_world(
+    root / "world", num_prompts=2, name="far away", dtype="bfloat16"
   )
   server = http.server.ThreadingHTTPServer(
     ("127.0.0.1", 0), functools.partial(Handler, directory=str(root))

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 
-import numpy as np
 import pytest
 
 from genie_jax.core import errors
@@ -27,18 +26,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 def world(tmp_path_factory):
   """The folder of a world."""
   folder = tmp_path_factory.mktemp("world")
-  world_folder.write(
-    folder,
-    {name: tiny_world.make_part(name) for name in ("tokenizer", "dynamics")},
-    name="far away",
-    actions="latent",
-    sampling={"refinements": 2},
-    prompts=np.zeros((2, *tiny_world.SHAPE), np.uint8),
-    dtype="bfloat16",
-    metrics={},
-    made_by={},
+  return tiny_world.write_world(
+    folder, num_prompts=2, name="far away", dtype="bfloat16"
   )
-  return folder
 
 
 @pytest.fixture

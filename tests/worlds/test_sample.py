@@ -2,32 +2,17 @@
 
 import argparse
 
-import numpy as np
 import PIL.Image
 import pytest
 
 from genie_jax.cli import sample
 from genie_jax.core import errors
-from genie_jax.worlds import world_folder
-
-SHAPE = (8, 12, 3)
+from tests.fixtures import tiny_world
 
 
 @pytest.fixture(scope="module")
 def folder(parts, tmp_path_factory):
-  out = tmp_path_factory.mktemp("world")
-  world_folder.write(
-    out,
-    parts,
-    name="noise",
-    actions="latent",
-    sampling={"refinements": 2},
-    prompts=np.zeros((1, *SHAPE), np.uint8),
-    dtype="float32",
-    metrics={},
-    made_by={},
-  )
-  return out
+  return tiny_world.write_world(tmp_path_factory.mktemp("world"), parts)
 
 
 def run(folder, tmp_path, *flags):

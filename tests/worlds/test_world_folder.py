@@ -32,20 +32,9 @@ HIDDEN = RNG.random(TOKENS.shape) < 0.5
 
 
 def write(folder, parts, **fields):
-  return world_folder.write(
-    folder,
-    parts,
-    **{
-      "name": "noise",
-      "actions": "latent",
-      "sampling": {"refinements": 3},
-      "prompts": np.zeros((2, *tiny_world.SHAPE), np.uint8),
-      "dtype": "float32",
-      "metrics": {},
-      "made_by": {},
-      **fields,
-    },
-  )
+  fields = {"num_prompts": 2, "sampling": {"refinements": 3}, **fields}
+  tiny_world.write_world(folder, parts, **fields)
+  return folder
 
 
 def logits(part, params=None):
