@@ -210,7 +210,9 @@ def _made_by(options: Options) -> dict[str, Any]:
     # As written before there were other games and policies.
     for name in ("game", "policy", "shares", "states"):
       del fields[name]
+  keys = {"keys": _keys(options.game)} if options.states else {}
   return {
+    **keys,
     "collector": "data_pipelines.coinrun.collect"
     if _is_papers(options)
     else "data_pipelines.procgen.collect",
@@ -227,6 +229,29 @@ def _made_by(options: Options) -> dict[str, Any]:
       "listed in data_pipelines/coinrun/ASSETS.md"
     ),
   }
+
+
+def _keys(game: str) -> dict[str, list[int]]:
+  """Returns what each of the 15 actions means, for evaluations.
+
+  Returns:
+    "horizontal": -1 left, 0 neither, 1 right. "effect": actions with the same
+    number do the same, in platformers "down" as no vertical key. In
+    platformers also "jump": whether "up" is pressed.
+  """
+  platformer = game in policies.PLATFORMERS
+  aliases = action_aliases(game)
+  keys = [aliases.get(key, key) for key in range(client.NUM_ACTIONS)]
+  known = {key: key for key in keys}
+  if platformer:
+    known |= {0: 1, 3: 4, 6: 7}
+  found = {
+    "horizontal": [key // 3 - 1 if key < 9 else 0 for key in keys],
+    "effect": [known[key] for key in keys],
+  }
+  if platformer:
+    found["jump"] = [int(key < 9 and key % 3 == 2) for key in keys]
+  return found
 
 
 def make_game(options: Options) -> games.Game:

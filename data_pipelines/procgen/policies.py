@@ -28,7 +28,7 @@ _FIRE = 9
 _UP = 1
 
 # Games in which the agent falls, and jumps with "up".
-_PLATFORMERS = ("climber", "coinrun", "jumper", "ninja")
+PLATFORMERS = ("climber", "coinrun", "jumper", "ninja")
 # Games in which special keys fire or throw something.
 _WITH_FIRE = (
   "bossfight",
@@ -185,7 +185,7 @@ def _walk(
   game: str, recorder: Recorder, rng: np.random.Generator, steps: int
 ) -> None:
   """Walks until an episode ends, the steps are over or the recorder is full."""
-  platformer, fires = game in _PLATFORMERS, game in _WITH_FIRE
+  platformer, fires = game in PLATFORMERS, game in _WITH_FIRE
   patience = _STUCK_STEPS if platformer else _STUCK_STEPS_ABOVE
   held, still = _Held(), 0
   before = recorder.agent()

@@ -5,6 +5,7 @@ Shapes:
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -20,11 +21,13 @@ class Clips:
     frames: uint8 [n, T, H, W, C].
     actions: int32 [n, T-1], the true actions; None if they are unknown.
     levels: int32 [n], the level (source) of each clip.
+    arrays: Further arrays of the clips, by name, each [n, T, ...].
   """
 
   frames: np.ndarray
   actions: np.ndarray | None
   levels: np.ndarray
+  arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def pick(
@@ -36,6 +39,7 @@ def pick(
   num_levels: int,
   with_actions: bool,
   seed: int,
+  arrays: Sequence[str] = (),
 ) -> Clips:
   """Draws clips evenly from randomly chosen levels.
 
@@ -49,11 +53,13 @@ def pick(
     num_levels: L, drawn at random from the split's levels.
     with_actions: Whether to read true actions.
     seed: Seed of the draws.
+    arrays: Names of further arrays to read, for example "states".
 
   Raises:
-    UserError: The split has fewer levels, or a level has too few windows.
+    UserError: The clips do not have an array, the split has fewer levels, or a
+      level has too few windows.
   """
-  keys = ("frames", "actions") if with_actions else ("frames",)
+  keys = ("frames", *(["actions"] if with_actions else []), *arrays)
   source = sources.WindowSource(folder, split, num_frames, keys=keys)
   windows = _windows_by_level(source, split, num_frames)
   if len(windows) < num_levels:
@@ -77,7 +83,12 @@ def pick(
     drawn.append(rng.choice(windows[level], per_level, replace=False))
   order = np.stack(drawn, 1).ravel()[:num_clips]
   found = source.gather(order)
-  return Clips(found["frames"], found.get("actions"), found["source"])
+  return Clips(
+    found["frames"],
+    found.get("actions"),
+    found["source"],
+    {name: found[name] for name in arrays},
+  )
 
 
 def _windows_by_level(

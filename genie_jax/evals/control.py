@@ -1,0 +1,269 @@
+"""Whether latent actions say which key was pressed, by the game's true state.
+
+A code can agree with the keys because it describes how the player already
+moves: keys are held for many frames, and motion follows the keys. Each figure
+is therefore given next to
+
+  previous code  the code of the transition before, compared with this key; a
+                 code that carries only what was known before is no better
+  attainable     the sign of the true change of position, horizontal and
+                 vertical, compared with this key; what can be seen limits what
+                 can be inferred
+
+and the first transitions after the key has changed are judged apart: there,
+velocity still follows the old key.
+
+Shapes:
+  n  clips     T  frames of a clip     A  latent actions     L  levels
+  m  transitions of a situation
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from genie_jax.evals import actions, intervals, metric
+from genie_jax.evals import clips as clips_lib
+
+# Transitions after a change of the key that are judged apart.
+AFTER_CHANGE = 4
+_STILL = 0.02  # Changes of position below this are none, in cells.
+_QUESTIONS = ("effect", "horizontal", "jump")
+
+
+@dataclasses.dataclass(frozen=True)
+class Transitions:
+  """All transitions of clips, as [n, T-1] arrays.
+
+  Attributes:
+    codes: Latent actions, in [0, A).
+    keys: The actions that were taken.
+    motion: The sign of the change of position, in [0, 9).
+    ground: Whether the player stood on something; None if that is not known.
+    levels: int [n].
+  """
+
+  codes: np.ndarray
+  keys: np.ndarray
+  motion: np.ndarray
+  ground: np.ndarray | None
+  levels: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+  """Figures of one question in one situation.
+
+  Attributes:
+    nmi: Normalised mutual information of code and label, 0 to 1.
+    previous_nmi: The same with the code of the transition before.
+    attainable_nmi: The same with the true motion in place of the code.
+    accuracy: Share of transitions whose label is that of their code, by the
+      map from codes to labels that is best for all transitions.
+    previous_accuracy: The same with the code of the transition before.
+    attainable_accuracy: The same with the true motion.
+    majority: Share of the most frequent label.
+    transitions: m.
+  """
+
+  nmi: intervals.Interval
+  previous_nmi: intervals.Interval
+  attainable_nmi: intervals.Interval
+  accuracy: intervals.Interval
+  previous_accuracy: intervals.Interval
+  attainable_accuracy: intervals.Interval
+  majority: intervals.Interval
+  transitions: int
+
+
+def transitions(
+  codes: np.ndarray, keys: np.ndarray, states: np.ndarray, levels: np.ndarray
+) -> Transitions:
+  """Collects transitions from clips with true states.
+
+  Args:
+    codes: int [n, T-1].
+    keys: int [n, T-1].
+    states: float [n, T, 5]: x, y, their velocities, and support (1, 0, or -1
+      if it is not known).
+    levels: int [n].
+  """
+  sign = lambda change: np.where(np.abs(change) < _STILL, 0, np.sign(change))
+  change = np.diff(states[..., :2], axis=1)
+  motion = 3 * (sign(change[..., 0]) + 1) + sign(change[..., 1]) + 1
+  support = states[:, :-1, 4]
+  return Transitions(
+    codes=np.asarray(codes),
+    keys=np.asarray(keys),
+    motion=motion.astype(np.int64),
+    ground=None if (support < 0).any() else support > 0,
+    levels=np.asarray(levels),
+  )
+
+
+def situations(found: Transitions, labels: np.ndarray) -> dict[str, np.ndarray]:
+  """Returns which transitions belong to each situation, bool [n, T-1].
+
+  The first transition of a clip has no code before it and is left out of all.
+
+  Args:
+    found: The transitions.
+    labels: int [n, T-1], the label of each key.
+  """
+  seen = np.ones(labels.shape, bool)
+  seen[:, 0] = False
+  changed = np.zeros(labels.shape, bool)
+  changed[:, 1:] = labels[:, 1:] != labels[:, :-1]
+  recent = np.zeros(labels.shape, bool)
+  for delay in range(AFTER_CHANGE):
+    recent[:, delay:] |= changed[:, : labels.shape[1] - delay]
+  chosen = {"all": seen, "after_change": seen & recent}
+  if found.ground is not None:
+    chosen["ground"] = seen & found.ground
+    chosen["air"] = seen & ~found.ground
+  return chosen
+
+
+def judge(
+  found: Transitions, labels: np.ndarray, num_codes: int, *, seed: int
+) -> dict[str, Figures]:
+  """Measures how much codes say about the labels of keys.
+
+  Args:
+    found: The transitions.
+    labels: int [n, T-1], from 0 without gaps.
+    num_codes: A.
+    seed: Seed of the bootstrap.
+
+  Returns:
+    Situation -> figures; situations without transitions are left out.
+  """
+  before = np.roll(found.codes, 1, axis=1)  # The first one is never used.
+  levels = np.broadcast_to(found.levels[:, None], labels.shape)
+  _, levels = np.unique(levels, return_inverse=True)
+  levels = levels.reshape(labels.shape)
+  num_labels = int(labels.max()) + 1
+  chosen = situations(found, labels)
+  sides = {
+    "": (found.codes, num_codes),
+    "previous_": (before, num_codes),
+    "attainable_": (found.motion, 9),
+  }
+  rows: dict[str, Figures] = {}
+  for name, mask in chosen.items():
+    if not mask.any():
+      continue
+    fields: dict[str, Any] = {"transitions": int(mask.sum())}
+    for side, (values, count) in sides.items():
+      whole = _tables(values, labels, levels, chosen["all"], count, num_labels)
+      best = whole.sum(0).argmax(-1)  # [A], the label of each code.
+      table = _tables(values, labels, levels, mask, count, num_labels)
+      fields[f"{side}nmi"] = intervals.bootstrap(
+        lambda sums: actions.nmi(sums["table"]), {"table": table}, seed=seed,
+        unbiased=True,
+      )  # fmt: skip
+      right = table[:, np.arange(count), best].sum(-1)
+      fields[f"{side}accuracy"] = _share(right, table, seed)
+    labelled = table.sum(1)  # [L, labels]
+    fields["majority"] = _share(
+      labelled[:, labelled.sum(0).argmax()], table, seed
+    )
+    rows[name] = Figures(**fields)
+  return rows
+
+
+def _tables(values, labels, levels, mask, num_values, num_labels) -> np.ndarray:
+  """Counts masked transitions by level, value and label, [L, A, labels]."""
+  shape = (int(levels.max()) + 1, num_values, num_labels)
+  flat = np.ravel_multi_index((levels[mask], values[mask], labels[mask]), shape)
+  return np.bincount(flat, minlength=np.prod(shape)).reshape(shape)
+
+
+def _share(
+  part: np.ndarray, table: np.ndarray, seed: int
+) -> intervals.Interval:
+  """Returns a share of all transitions, from counts per level [L]."""
+  return intervals.bootstrap(
+    lambda sums: sums["part"] / np.maximum(sums["all"], 1),
+    {"part": part, "all": table.sum((1, 2))},
+    seed=seed,
+  )
+
+
+def applies(work: metric.Work) -> bool:
+  """Returns whether the clips state what keys do and have true states."""
+  return work.subject.infer is not None and "keys" in work.manifest.made_by
+
+
+def measure(work: metric.Work) -> metric.Result:
+  """Judges the latent actions of held-out clips with true states."""
+  options, subject = work.options, work.subject
+  clips = clips_lib.pick(
+    work.folder,
+    options.split,
+    num_frames=subject.num_frames,
+    num_clips=options.num_action_clips,
+    num_levels=options.num_levels,
+    with_actions=True,
+    seed=options.seed,
+    arrays=("states",),
+  )
+  # `applies` leaves this metric out if either is missing.
+  assert subject.infer is not None and clips.actions is not None
+  found = transitions(
+    subject.infer(clips.frames),
+    clips.actions,
+    clips.arrays["states"],
+    clips.levels,
+  )
+  details, rows = {}, []
+  meanings: Mapping[str, list[int]] = work.manifest.made_by["keys"]
+  for question in _QUESTIONS:
+    if question not in meanings:
+      continue
+    _, labels = np.unique(
+      np.asarray(meanings[question])[found.keys], return_inverse=True
+    )
+    labels = labels.reshape(found.keys.shape)
+    judged = judge(found, labels, subject.num_buttons, seed=options.seed)
+    details[question] = {
+      name: dataclasses.asdict(figures) for name, figures in judged.items()
+    }
+    rows += [_row(question, name, figures) for name, figures in judged.items()]
+  return metric.Result(details, rows=tuple(rows))
+
+
+_TITLES = {
+  "effect": "Key, those with equal effects merged",
+  "horizontal": "Left, right or neither",
+  "jump": "Jump or not",
+}
+_PLACES = {
+  "all": "all transitions",
+  "ground": "on the ground",
+  "air": "in the air",
+  "after_change": f"the first {AFTER_CHANGE} after a change of the key",
+}
+
+
+def _row(question: str, situation: str, found: Figures) -> metric.Row:
+  """Returns a row: NMI, or accuracy after a change of the key."""
+  after = situation == "after_change"
+  value, previous, attainable = (
+    (found.accuracy, found.previous_accuracy, found.attainable_accuracy)
+    if after
+    else (found.nmi, found.previous_nmi, found.attainable_nmi)
+  )
+  return metric.Row(
+    f"{_TITLES[question]}, {_PLACES[situation]}: "
+    f"{'accuracy' if after else 'NMI'}",
+    f"{value.value:.3f}",
+    f"{value.low:.3f} to {value.high:.3f}",
+    f"previous code {previous.value:.3f}, true motion {attainable.value:.3f}"
+    + (f", most frequent key {found.majority.value:.3f}" if after else ""),
+    "More than the previous code is control and not state."
+    if situation == "all" and question == "effect"
+    else "",
+  )

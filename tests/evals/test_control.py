@@ -1,0 +1,200 @@
+"""Tests of the judge that compares latent actions with keys and true states."""
+
+import dataclasses
+import types
+
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from data_pipelines import games
+from genie_jax.data import manifest
+from genie_jax.evals import control, metric, registry
+
+CLIPS, FRAMES, LEVELS = 60, 9, 12
+
+
+@pytest.fixture(scope="module")
+def played():
+  """Returns keys that are held, motion that follows them late, and states."""
+  rng = np.random.default_rng(0)
+  # Direction -1, 0 or 1, held for three transitions.
+  held = rng.integers(-1, 2, (CLIPS, FRAMES // 3 + 1)).repeat(3, 1)
+  keys = held[:, : FRAMES - 1] + 1
+  states = np.zeros((CLIPS, FRAMES, 5), np.float32)
+  # The player moves as the key of the transition before told it to.
+  moved = np.concatenate([np.zeros((CLIPS, 1)), keys[:, :-1] - 1], 1)
+  states[:, 1:, 0] = moved.cumsum(1)
+  states[..., 4] = rng.integers(0, 2, (CLIPS, FRAMES))
+  levels = np.arange(CLIPS) % LEVELS
+  return keys, states, levels
+
+
+def judged(played, codes, num_codes=3):
+  keys, states, levels = played
+  found = control.transitions(codes, keys, states, levels)
+  return found, control.judge(found, keys, num_codes, seed=0)
+
+
+def test_a_code_that_is_the_key_is_perfect_everywhere(played):
+  _, figures = judged(played, 2 - played[0])
+  assert set(figures) == {"all", "after_change", "ground", "air"}
+  for found in figures.values():
+    assert found.nmi.value == pytest.approx(1)
+    assert found.accuracy.value == 1
+    assert found.previous_nmi.value < 0.75
+  # After a change of the key, the code before is of little use.
+  after = figures["after_change"]
+  assert after.previous_accuracy.value < figures["all"].previous_accuracy.value
+  assert after.majority.value < 0.6
+
+
+def test_a_code_of_velocity_looks_good_until_the_key_changes(played):
+  keys, states, levels = played
+  velocity = np.diff(states[..., 0], axis=1).astype(int) + 1
+  _, figures = judged(played, velocity)
+  assert figures["all"].nmi.value > 0.2
+  # It is what the true motion says, and no more.
+  for found in figures.values():
+    assert found.nmi.value == pytest.approx(found.attainable_nmi.value)
+    assert found.accuracy.value == found.attainable_accuracy.value
+  changed = np.zeros(keys.shape, bool)
+  changed[:, 1:] = keys[:, 1:] != keys[:, :-1]
+  wrong = (velocity != keys)[changed]
+  assert wrong.all()
+  del levels
+
+
+def test_a_code_that_repeats_the_one_before_is_no_better_than_it(played):
+  keys, *_ = played
+  late = np.concatenate([keys[:, :1], keys[:, :-1]], 1)
+  _, figures = judged(played, late)
+  found = figures["all"]
+  assert found.nmi.value < 1
+  exact = np.concatenate([late[:, :1], late[:, :-1]], 1)
+  assert found.previous_nmi.value == pytest.approx(
+    metrics.normalized_mutual_info_score(
+      keys[:, 1:].ravel(), exact[:, 1:].ravel()
+    )
+  )
+
+
+def test_figures_equal_an_independent_computation(played):
+  keys, states, levels = played
+  rng = np.random.default_rng(1)
+  codes = np.where(
+    rng.random(keys.shape) < 0.4, keys, rng.integers(0, 5, keys.shape)
+  )
+  found, figures = judged(played, codes, num_codes=5)
+  ground = states[:, :-1, 4] > 0
+  seen = np.ones(keys.shape, bool)
+  seen[:, 0] = False
+  recent = np.zeros(keys.shape, bool)
+  for clip, row in enumerate(keys):
+    for i in range(1, len(row)):
+      recent[clip, i] = any(
+        row[j] != row[j - 1] for j in range(max(1, i - 3), i + 1)
+      )
+  masks = {
+    "all": seen,
+    "ground": seen & ground,
+    "air": seen & ~ground,
+    "after_change": seen & recent,
+  }
+  best = [
+    np.bincount(keys[seen & (codes == code)], minlength=3).argmax()
+    for code in range(5)
+  ]
+  guessed = np.array(best)[codes]
+  for name, mask in masks.items():
+    row = figures[name]
+    assert row.transitions == mask.sum()
+    assert row.nmi.value == pytest.approx(
+      metrics.normalized_mutual_info_score(keys[mask], codes[mask])
+    )
+    assert row.accuracy.value == pytest.approx(
+      metrics.accuracy_score(keys[mask], guessed[mask])
+    )
+    assert row.majority.value == np.bincount(keys[mask]).max() / mask.sum()
+    assert row.nmi.low <= row.nmi.value <= row.nmi.high
+  del found, levels
+
+
+def test_random_codes_are_at_chance(played):
+  codes = np.random.default_rng(2).integers(0, 3, played[0].shape)
+  _, figures = judged(played, codes)
+  for row in figures.values():
+    assert row.nmi.low < 0.02
+    assert row.accuracy.value < 0.6
+
+
+def test_without_support_there_is_no_ground(played):
+  keys, states, levels = played
+  unknown = states.copy()
+  unknown[..., 4] = -1
+  _, figures = judged((keys, unknown, levels), keys)
+  assert set(figures) == {"all", "after_change"}
+
+
+@pytest.fixture
+def folder(played, tmp_path):
+  """Returns a clips folder of a game whose keys and states are known."""
+  keys, states, _ = played
+
+  def play(level):
+    clip = level % CLIPS
+    actions = np.append(keys[clip], 1).astype(np.int32)
+    frames = np.zeros((FRAMES, 4, 4, 3), np.uint8)
+    frames[:, 0, 0, 0] = actions
+    return games.Played(
+      frames,
+      actions,
+      np.arange(FRAMES) == 0,
+      arrays={"states": states[clip]},
+    )
+
+  game = games.Game(
+    title="toy",
+    manifest=manifest.Manifest(
+      kind="clips",
+      name="toy",
+      fps=5,
+      frame_shape=(4, 4, 3),
+      frames_per_record=games.FRAMES_PER_RECORD,
+      splits={},
+      num_actions=3,
+      action_aliases={},
+      made_by={"keys": {"horizontal": [-1, 0, 1], "effect": [0, 1, 2]}},
+    ),
+    levels={"train": range(1), "test": range(60, 60 + 24)},
+    frames_per_level=FRAMES,
+    play=play,
+    load=lambda: None,
+  )
+  games.collect(tmp_path / "clips", game, 8)
+  return tmp_path / "clips"
+
+
+def test_the_metric_judges_clips_that_have_states(folder):
+  read = manifest.Manifest.read(folder)
+  subject = types.SimpleNamespace(
+    num_frames=FRAMES,
+    num_buttons=3,
+    # The frames show the keys.
+    infer=lambda frames: frames[:, :-1, 0, 0, 0].astype(np.int64),
+  )
+  work = types.SimpleNamespace(
+    subject=subject,
+    folder=folder,
+    manifest=read,
+    options=metric.Options(num_levels=24, num_action_clips=24),
+  )
+  found = registry.METRICS.get("control", where="test")
+  assert found.applies(work)
+  result = found.measure(work)
+  assert set(result.details) == {"horizontal", "effect"}
+  assert result.details["horizontal"]["all"]["nmi"]["value"] == pytest.approx(1)
+  assert any("previous code" in row.compared_with for row in result.rows)
+  plain = dataclasses.replace(read, made_by={})
+  work.manifest = plain
+  assert not found.applies(work)
