@@ -159,6 +159,8 @@ def from_parts(
   world = parts["dynamics"].config["world"]
   token_window = parts["tokenizer"].config["world"]["num_frames"]
   window = world["num_frames"]
+  if actions == "latent":
+    store.check_length("lam", parts["lam"], window)
   batch = max(1, _BATCH_FRAMES // window)
   to_float = lambda frames: frames.astype(jnp.float32) / 255
 

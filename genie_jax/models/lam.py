@@ -123,6 +123,13 @@ class Lam(nn.Module):
       scale=0.1 if self.predict == "change" else 1.0,
     )
 
+  @property
+  def context(self) -> int:
+    """Number of frames that a code depends on; 0 for all frames before it."""
+    encoder = dict(self.encoder)
+    window = encoder.get("window", 0)
+    return window and encoder["num_layers"] * (window - 1) + 1
+
   @nn.nowrap
   def make_quantizer(self) -> quantizers.Quantizer:
     """Returns the model's quantizer, for example for training."""

@@ -45,6 +45,9 @@ class ModelType:
     codes: The field of `world` that is the number of codes of the model's
       quantizer, which `config.quantizer` describes; None for a model without
       a quantizer.
+    context: `module -> frames`, the number of frames that an output of
+      `encode` can depend on, 0 for all frames before it. None for models whose
+      codes may depend on where a clip begins. See `store.check_length`.
   """
 
   module: type[nn.Module]
@@ -52,6 +55,7 @@ class ModelType:
   inputs: Callable[[Mapping[str, Any]], Inputs]
   stacks: tuple[str, ...] = ()
   codes: str | None = None
+  context: Callable[[Any], int] | None = None
 
 
 def _check(name: str, value: Any) -> None:
@@ -206,6 +210,7 @@ register(
     _frames,
     _AUTOENCODER,
     codes="num_latent_actions",
+    context=lambda model: model.context,
   ),
 )
 register(

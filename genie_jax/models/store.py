@@ -2,7 +2,8 @@
 
 A world folder stores its models this way. `config.json` has the fields
 {"format_version", "dtype", "parts": {name: {"world", "model"}}}; a part also
-has a group "quantizer" if its quantizer is not the default. Tensors are named
+has a group "quantizer" if its quantizer is not the default. "trained_frames"
+gives the length of the LAM's training clips, if it is known. Tensors are named
 "<part>/<path>", where the path joins the keys of the parameter tree with "/". A
 matrix stored as 8-bit integers has two tensors, "<part>/<path>.values" and
 "<part>/<path>.scales".
@@ -18,6 +19,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from absl import logging
 
 from genie_jax.core import config as config_lib
 from genie_jax.core import errors, files
@@ -43,11 +45,14 @@ class Part:
     config: {"world": ..., "model": ...} from which the model was built, and
       "quantizer" if it is not the default.
     params: Nested dict of arrays; float32 unless loaded differently.
+    trained_frames: Length of the clips that the model was trained on, None if
+      that is not known; only for models with a `context`.
   """
 
   module: Any
   config: dict[str, Any]
   params: dict[str, Any]
+  trained_frames: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +77,7 @@ def part(
   params: Any,
   *,
   trusted: bool = False,
+  trained_frames: int | None = None,
 ) -> Part:
   """Builds a part from a config and its parameters.
 
@@ -81,12 +87,48 @@ def part(
     params: The parameters.
     trusted: Whether the config may name a model to be imported, see
       `models.registry`.
+    trained_frames: Length of the training clips; kept only for models with a
+      `context`.
 
   Raises:
     UserError: There is no such model, or its fields are invalid.
   """
   module = registry.build(name, config, trusted=trusted)
-  return Part(module, registry.recorded(name, config), params)
+  if registry.model_type(name, config).context is None:
+    trained_frames = None
+  return Part(module, registry.recorded(name, config), params, trained_frames)
+
+
+def check_length(name: str, model: Part, frames: int) -> None:
+  """Warns if a model runs on longer clips than those it was trained on.
+
+  The code of a transition should not depend on where the clip was cut. It does
+  if attention in time sees all frames before: a model that was trained on clips
+  of 4 frames gives other codes at the later frames of longer clips. A model
+  whose encoder has a window may run at any length.
+
+  Args:
+    name: The model's role, for example "lam".
+    model: The model. Nothing is said if its `trained_frames` are not known.
+    frames: Length of the clips.
+  """
+  context = registry.model_type(name, model.config).context
+  if (
+    context is None
+    or context(model.module)
+    or model.trained_frames is None
+    or frames <= model.trained_frames
+  ):
+    return
+  logging.warning(
+    "The %s was trained on clips of %d frames and runs on %d: its actions "
+    "after frame %d are less reliable. With a window of its encoder, such as "
+    "config.model.encoder.window=2, it can run at any length.",
+    name,
+    model.trained_frames,
+    frames,
+    model.trained_frames,
+  )
 
 
 def save(
@@ -120,6 +162,13 @@ def save(
     parts={name: part.config for name, part in parts.items()},
     **(extra or {}),
   )
+  # Not in `parts`: it is not part of the fingerprint.
+  if trained := {
+    name: part.trained_frames
+    for name, part in parts.items()
+    if part.trained_frames is not None
+  }:
+    config["trained_frames"] = trained
   tensor_files.write(
     folder,
     _to_store(parts, dtype),
@@ -166,6 +215,7 @@ def load(
           for path, leaf in groups[name].items()
         }
       ),
+      _trained_frames(folder, config, name),
     )
   digits = _fingerprint(config, stored) if fingerprint else ""
   return Saved(parts, config, digits)
@@ -216,6 +266,19 @@ def abstract_params(name: str, fields: Mapping[str, Any]) -> Any:
   module = registry.build(name, fields)
   inputs = registry.model_type(name, fields).inputs(fields["world"])
   return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+
+
+def _trained_frames(
+  folder: pathlib.Path, config: Mapping[str, Any], name: str
+) -> int | None:
+  stated = config.get("trained_frames", {})
+  frames = stated.get(name) if isinstance(stated, dict) else stated
+  if frames is not None and not (isinstance(frames, int) and frames > 0):
+    raise errors.UserError(
+      f"{folder}/config.json: trained_frames must give a role a number of "
+      f"frames, not {frames!r:.40}; export the model again."
+    )
+  return frames
 
 
 def fingerprint(parts: Mapping[str, Part]) -> str:

@@ -180,6 +180,8 @@ def _plan(
   options = dataclasses.replace(
     options, stride=options.stride or options.num_frames
   )
+  for name, model in models.items():
+    store.check_length(name, model, options.num_frames)
   for split in options.splits:
     source.shards(split)  # Raises if the split does not exist.
   splits = {}

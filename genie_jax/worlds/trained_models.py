@@ -63,7 +63,9 @@ def read(folder: files.PathLike, *, lazy: bool = False) -> Found:
       "keys of the parameters that its `init` returns."
     )
   parts = {
-    role: store.part(role, fields, params[role])
+    role: store.part(
+      role, fields, params[role], trained_frames=config["data"]["num_frames"]
+    )
     for role, fields in models.items()
   }
   return Found(parts, config, True)

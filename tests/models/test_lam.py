@@ -122,3 +122,36 @@ def test_predicting_the_change_starts_from_a_copy(model, whole):
   coarse = np.asarray(patches.shrink(tiny_models.clip(), 2))
   # Pixels closer to black or white than 0.02 are clipped.
   np.testing.assert_allclose(made.frames, coarse[:, :-1], atol=0.0201)
+
+
+def change_by_a_cut(window):
+  """Returns how much the vectors of transitions change by a cut, [T - 1].
+
+  The same transitions are encoded in clips of 12 frames and in the last 6 of
+  these frames. The vectors are those that the quantizer gets.
+  """
+  made = tiny_models.part(
+    "lam", encoder={**tiny_models.STACK, "window": window}
+  )
+  encode = tiny_models.compiled(made)
+  clip = tiny_models.clip(12)
+  whole = encode(clip).quantized.inputs[:, 6:]
+  cut = encode(clip[:, 6:]).quantized.inputs
+  assert np.abs(whole).max() > 0.1
+  return np.abs(whole - cut).max((0, 2))
+
+
+def test_with_a_window_codes_do_not_depend_on_where_the_clip_was_cut():
+  # Two layers with a window of two frames see three frames, so that only the
+  # first transition after the cut lacks one.
+  change = change_by_a_cut(2)
+  assert change[0] > 1e-2 and change[1:].max() < 1e-5
+  assert change_by_a_cut(0).min() > 1e-2
+
+
+def test_a_lam_states_how_many_frames_a_code_depends_on():
+  for window, frames in ((0, 0), (1, 1), (2, 3), (3, 5)):
+    made = tiny_models.part(
+      "lam", encoder={**tiny_models.STACK, "window": window}
+    )
+    assert made.module.context == frames

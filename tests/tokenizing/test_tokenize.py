@@ -1,5 +1,6 @@
 """Tests of encoding clips as token records."""
 
+import json
 import pathlib
 
 import jax.numpy as jnp
@@ -236,3 +237,51 @@ def test_tokens_and_saved_models_in_a_bucket_raise_a_one_line_error(
   with pytest.raises(errors.UserError, match=f"^{address} is .* to a disk"):
     trained_models.part(address, "lam")
   assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def lams(parts):
+  """Returns a function that saves a LAM of a training length and window."""
+
+  def save(folder, trained_frames, window=0):
+    made = parts["lam"]
+    stack = {**made.config["model"]["encoder"], "window": window}
+    config = {
+      **made.config,
+      "model": {**made.config["model"], "encoder": stack},
+    }
+    part = store.part("lam", config, made.params, trained_frames=trained_frames)
+    store.save(folder, {"lam": part})
+    return folder
+
+  return save
+
+
+def test_a_lam_on_longer_clips_than_in_training_is_reported(
+  clips, models, lams, tmp_path, caplog
+):
+  said = "trained on clips of 3 frames and runs on 4"
+  given = {**models, "lam": lams(tmp_path / "of_3", 3)}
+  short = write(clips, tmp_path / "short", given)
+  assert said in caplog.text
+  caplog.clear()
+  given = {**models, "lam": lams(tmp_path / "of_4", 4)}
+  same = write(clips, tmp_path / "same", given)
+  assert store.load(tmp_path / "same/lam").parts["lam"].trained_frames == 4
+  # With a window, the length does not matter.
+  given = {**models, "lam": lams(tmp_path / "windowed", 3, window=2)}
+  write(clips, tmp_path / "any", given)
+  # Files of earlier versions do not state it.
+  write(clips, tmp_path / "older", models)
+  assert "trained on clips" not in caplog.text
+  # It is not part of the fingerprint.
+  assert same.manifest.lam_fingerprint == short.manifest.lam_fingerprint
+
+
+def test_an_invalid_training_length_is_refused(lams, tmp_path):
+  folder = lams(tmp_path / "lam", 4)
+  config = json.loads((folder / "config.json").read_text())
+  config["trained_frames"] = {"lam": "four"}
+  (folder / "config.json").write_text(json.dumps(config))
+  with pytest.raises(errors.UserError, match="trained_frames must give"):
+    store.load(folder)
