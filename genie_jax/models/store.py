@@ -156,7 +156,7 @@ def save(
     The fingerprint, the same as `load` returns.
   """
   folder = pathlib.Path(folder)
-  config = dict(
+  config: dict[str, Any] = dict(
     format_version=FORMAT_VERSION,
     dtype=dtype,
     parts={name: part.config for name, part in parts.items()},
