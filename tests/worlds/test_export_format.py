@@ -39,7 +39,7 @@ def test_the_documented_fields_are_those_of_the_shipped_world():
   manifest = files.read_json(WORLD / "manifest.json")
   assert fields("manifest.json") == set(manifest)
   config = files.read_json(WORLD / "config.json")
-  assert fields("config.json") - set(config) <= {"slide"}
+  assert fields("config.json") - set(config) <= {"slide", "trained_frames"}
   assert set(config) <= fields("config.json")
 
 
