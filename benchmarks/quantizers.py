@@ -16,7 +16,7 @@ of held-out levels of the split `validation`:
              codes with the same entropy
   LAM PSNR   of the next frame given the inferred action, and its gain over a
              random action, which is 0 for a LAM that ignores its actions
-  rarest     share of the rarest action in all transitions
+  actions    number of latent actions that occur
   NMI        of latent and true actions, 0 to 1
   CPU s      CPU seconds of training, all threads: both runs of the tokenizer,
              and the LAM. Other programs on the machine change the wall time,
@@ -236,7 +236,7 @@ def table(rows: list[dict[str, Any]]) -> str:
   """Returns the rows as Markdown."""
   lines = [
     "| quantizer | tokenizer PSNR, dB | codes in use | perplexity | CPU s "
-    "| LAM PSNR, dB (over random) | rarest action | NMI | CPU s |",
+    "| LAM PSNR, dB (over random) | actions in use | NMI | CPU s |",
     "|---|---|---|---|---|---|---|---|---|",
   ]
   for row in rows:
@@ -249,7 +249,7 @@ def table(rows: list[dict[str, Any]]) -> str:
       f"| {tokens['perplexity']:.0f} "
       f"| {sum(seconds[run]['cpu'] for run in TOKENIZER):.0f} "
       f"| {lam['psnr']:.2f} ({lam['gain_over_random_actions']:+.2f}) "
-      f"| {100 * lam['min_share']:.1f} % | {nmi['value']:.3f} "
+      f"| {lam['codes_in_use']} of {lam['num_codes']} | {nmi['value']:.3f} "
       f"| {seconds['lam']['cpu']:.0f} |"
     )
   return "\n".join(lines)
