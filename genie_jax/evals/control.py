@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 
 from genie_jax.evals import actions, intervals, metric
-from genie_jax.evals import clips as clips_lib
 
 # Transitions after a change of the key that are judged apart.
 AFTER_CHANGE = 4
@@ -200,16 +199,7 @@ def applies(work: metric.Work) -> bool:
 def measure(work: metric.Work) -> metric.Result:
   """Judges the latent actions of held-out clips with true states."""
   options, subject = work.options, work.subject
-  clips = clips_lib.pick(
-    work.folder,
-    options.split,
-    num_frames=subject.num_frames,
-    num_clips=options.num_action_clips,
-    num_levels=options.num_levels,
-    with_actions=True,
-    seed=options.seed,
-    arrays=("states",),
-  )
+  clips = metric.pick_action_clips(work, arrays=("states",))
   # `applies` leaves this metric out if either is missing.
   assert subject.infer is not None and clips.actions is not None
   found = transitions(

@@ -5,7 +5,7 @@ Shapes:
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,32 @@ class Work:
   tokens: np.ndarray
   rebuilt: np.ndarray
   buttons: np.ndarray
+
+
+def pick_action_clips(
+  work: Work, arrays: Sequence[str] = ()
+) -> clips_lib.Clips:
+  """Returns held-out clips with true actions, the same for all metrics.
+
+  There are more than in `work.clips`, because inferring actions is cheap.
+
+  Args:
+    work: The evaluation.
+    arrays: Names of further arrays to read, see `clips.pick`.
+
+  Raises:
+    UserError: As `clips.pick` does.
+  """
+  return clips_lib.pick(
+    work.folder,
+    work.options.split,
+    num_frames=work.subject.num_frames,
+    num_clips=work.options.num_action_clips,
+    num_levels=work.options.num_levels,
+    with_actions=True,
+    seed=work.options.seed,
+    arrays=arrays,
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -82,15 +82,7 @@ def measure_codebook(work: metric.Work) -> metric.Result:
 def measure_actions(work: metric.Work) -> metric.Result:
   """Compares latent with true actions, on more clips as the LAM is cheap."""
   options, subject = work.options, work.subject
-  clips = clips_lib.pick(
-    work.folder,
-    options.split,
-    num_frames=subject.num_frames,
-    num_clips=options.num_action_clips,
-    num_levels=options.num_levels,
-    with_actions=True,
-    seed=options.seed,
-  )
+  clips = metric.pick_action_clips(work)
   # `registry` leaves this metric out if either kind of action is missing.
   assert subject.infer is not None and clips.actions is not None
   latent = subject.infer(clips.frames)

@@ -128,7 +128,9 @@ class Lam(nn.Module):
     """Number of frames that a code depends on; 0 for all frames before it."""
     encoder = dict(self.encoder)
     window = encoder.get("window", 0)
-    return window and encoder["num_layers"] * (window - 1) + 1
+    if not window:
+      return 0
+    return encoder["num_layers"] * (window - 1) + 1
 
   @nn.nowrap
   def make_quantizer(self) -> quantizers.Quantizer:
