@@ -148,3 +148,22 @@ def test_timings_must_be_numbers_by_stage(tmp_path):
   path.write_text('{"tokenizer": "long"}')
   with pytest.raises(errors.UserError, match="stage -> seconds"):
     report.read_seconds(path)
+
+
+@pytest.mark.parametrize(
+  "majority, verdict", [(0.3, "Yes."), (0.5, "Not shown.")]
+)
+def test_buttons_that_do_not_tell_the_action_are_not_said_to_match(
+  clips, tmp_path, majority, verdict
+):
+  results = run.evaluate(grey_game.world(True), clips, grey_game.OPTIONS)
+  actions = results.metrics["details"]["actions"]
+  # Above chance, which a code that means nothing to a player can be too.
+  actions["nmi"] = {"value": 0.02, "low": 0.015, "high": 0.025}
+  actions["shuffled_nmi"] = {"value": 0.002, "low": 0.001, "high": 0.003}
+  actions["purity"] = {"value": 0.47, "low": 0.46, "high": 0.48}
+  actions["majority"] = majority
+  report.write(tmp_path, results, ORIGIN)
+  text = (tmp_path / "report.html").read_text()
+  card = text.split("Buttons match actions?")[1].split("</div>")[0]
+  assert f"<b>{verdict}</b>" in card
