@@ -19,11 +19,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from absl import logging
 
 from genie_jax.core import config as config_lib
 from genie_jax.core import errors, files
-from genie_jax.models import build, registry
+from genie_jax.models import build, clip_length, registry
 from genie_jax.weights import (
   int8,
   lazy_array,
@@ -99,36 +98,32 @@ def part(
   return Part(module, registry.recorded(name, config), params, trained_frames)
 
 
-def check_length(name: str, model: Part, frames: int) -> None:
-  """Warns if a model runs on longer clips than those it was trained on.
+def most_frames(name: str, model: Part) -> int | None:
+  """Returns the length of the longest clips that a model may run on.
 
-  The code of a transition should not depend on where the clip was cut. It does
-  if attention in time sees all frames before: a model that was trained on clips
-  of 4 frames gives other codes at the later frames of longer clips. A model
-  whose encoder has a window may run at any length.
+  None if there is no limit or if the length of its training clips is not
+  known. See `clip_length` for the arguments and the reason.
+  """
+  context = registry.model_type(name, model.config).context
+  if context is None or context(model.module):
+    return None
+  return model.trained_frames
+
+
+def check_length(name: str, model: Part, frames: int) -> None:
+  """Refuses clips that are longer than those a model was trained on.
 
   Args:
     name: The model's role, for example "lam".
-    model: The model. Nothing is said if its `trained_frames` are not known.
+    model: The model; a warning is given if its `trained_frames` are not known.
     frames: Length of the clips.
+
+  Raises:
+    UserError: The clips are longer; see `clip_length`.
   """
   context = registry.model_type(name, model.config).context
-  if (
-    context is None
-    or context(model.module)
-    or model.trained_frames is None
-    or frames <= model.trained_frames
-  ):
-    return
-  logging.warning(
-    "The %s was trained on clips of %d frames and runs on %d: its actions "
-    "after frame %d are less reliable. With a window of its encoder, such as "
-    "config.model.encoder.window=2, it can run at any length.",
-    name,
-    model.trained_frames,
-    frames,
-    model.trained_frames,
-  )
+  if context is not None and not context(model.module):
+    clip_length.check(name, frames, model.trained_frames)
 
 
 def save(

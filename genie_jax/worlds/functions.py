@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from genie_jax.core import errors
+from genie_jax.models import clip_length
 from genie_jax.sampling import player, prepare, samplers
 from genie_jax.weights import int8
 
@@ -38,6 +39,8 @@ class Functions:
     sampling: The frame sampler.
     models: The tokenizer, the dynamics model and the slide.
     lam: The latent action model, or None.
+    lam_frames: The most frames that the latent action model may run on; None
+      for any number.
     frame_shape: (H, W, C).
     num_actions: A.
   """
@@ -46,6 +49,7 @@ class Functions:
   sampling: samplers.FrameSampler
   models: player.Models = flax.struct.field(pytree_node=False)
   lam: Any = flax.struct.field(pytree_node=False)
+  lam_frames: int | None = flax.struct.field(pytree_node=False)
   frame_shape: tuple[int, int, int] = flax.struct.field(pytree_node=False)
   num_actions: int = flax.struct.field(pytree_node=False)
 
@@ -78,7 +82,7 @@ class Functions:
     Raises:
       UserError: While tracing: frames, key or actions have the wrong shape or
         dtype, or there are several frames, but neither actions nor a latent
-        action model.
+        action model that can run on as many.
     """
     frames = self._frames(picture)
     _check_key(key)
@@ -152,6 +156,8 @@ class Functions:
         "frames needs; give one frame, give latent_actions, or export the "
         "world with its LAM."
       )
+    if self.lam_frames is not None:
+      clip_length.check("lam", len(frames), self.lam_frames)
     return _encode(self.lam, params["lam"], frames)
 
 

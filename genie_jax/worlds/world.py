@@ -212,11 +212,13 @@ class World:
     They draw frames as this world does, with its sampling and its slide. Those
     of a world that is split over a mesh are traced inside `jax.set_mesh(mesh)`.
     """
+    lam = self.parts.get("lam")
     return functions_lib.Functions(
       params=self._params,
       sampling=self.sampling,
       models=self._models,
       lam=self._modules.get("lam"),
+      lam_frames=lam and store.most_frames("lam", lam),
       frame_shape=self.frame_shape,
       num_actions=self.num_actions,
     )
@@ -397,13 +399,14 @@ class World:
       int32 [B, T-1].
 
     Raises:
-      UserError: The world has no LAM.
+      UserError: The world has no LAM, or its LAM was trained on shorter clips.
     """
     if "lam" not in self.parts:
       raise errors.UserError(
         "This world holds no latent action model, which a prompt of several "
         "frames needs; give one frame, or export the world with its LAM."
       )
+    store.check_length("lam", self.parts["lam"], frames.shape[1])
     return self._encode("lam", frames)
 
   def decode(self, tokens: jax.Array) -> np.ndarray:

@@ -257,25 +257,38 @@ def lams(parts):
   return save
 
 
-def test_a_lam_on_longer_clips_than_in_training_is_reported(
+def test_a_lam_on_longer_clips_than_in_training_is_refused(
   clips, models, lams, tmp_path, caplog
 ):
-  said = "trained on clips of 3 frames and runs on 4"
   given = {**models, "lam": lams(tmp_path / "of_3", 3)}
-  short = write(clips, tmp_path / "short", given)
-  assert said in caplog.text
-  caplog.clear()
+  with pytest.raises(errors.UserError, match=r"cannot infer .* of 4;"):
+    write(clips, tmp_path / "short", given)
+  assert not (tmp_path / "short").exists()
   given = {**models, "lam": lams(tmp_path / "of_4", 4)}
-  same = write(clips, tmp_path / "same", given)
+  write(clips, tmp_path / "same", given)
   assert store.load(tmp_path / "same/lam").parts["lam"].trained_frames == 4
   # With a window, the length does not matter.
   given = {**models, "lam": lams(tmp_path / "windowed", 3, window=2)}
   write(clips, tmp_path / "any", given)
+  assert "length of its training clips" not in caplog.text
   # Files of earlier versions do not state it.
-  write(clips, tmp_path / "older", models)
-  assert "trained on clips" not in caplog.text
-  # It is not part of the fingerprint.
-  assert same.manifest.lam_fingerprint == short.manifest.lam_fingerprint
+  given = {**models, "lam": lams(tmp_path / "of_unknown", None)}
+  write(clips, tmp_path / "older", given)
+  assert "does not state the length of its training clips" in caplog.text
+
+
+def test_the_training_length_is_not_part_of_the_fingerprint(
+  clips, models, lams, tmp_path
+):
+  prints = {
+    write(
+      clips,
+      tmp_path / f"tokens_{frames}",
+      {**models, "lam": lams(tmp_path / f"of_{frames}", frames)},
+    ).manifest.lam_fingerprint
+    for frames in (4, 5, None)
+  }
+  assert len(prints) == 1
 
 
 def test_an_invalid_training_length_is_refused(lams, tmp_path):

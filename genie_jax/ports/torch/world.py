@@ -273,6 +273,7 @@ def load_world(
       config["parts"][name]["model"],
       tree,
       config["parts"][name].get("quantizer"),
+      config.get("trained_frames", {}).get(name),
     )
     for name, tree in trees.items()
   }
