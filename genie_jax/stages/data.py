@@ -10,6 +10,7 @@ from typing import Any
 import ml_collections
 
 from genie_jax.core import errors
+from genie_jax.data import manifest as manifest_lib
 from genie_jax.data import sources
 from genie_jax.models import build
 
@@ -39,6 +40,11 @@ def clips(
     return opened
 
   return open_source
+
+
+def clips_manifest(config: ml_collections.ConfigDict) -> manifest_lib.Manifest:
+  """Returns the manifest of `config.data.path`; errors as in `clips`."""
+  return manifest_lib.Manifest.read(_folder(config))
 
 
 def tokens(

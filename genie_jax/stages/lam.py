@@ -9,7 +9,7 @@ import ml_collections
 from genie_jax.core import images
 from genie_jax.models import lam, registry
 from genie_jax.nn import flops, patches
-from genie_jax.stages import autoencoding, data
+from genie_jax.stages import autoencoding, data, labels
 from genie_jax.train import stage
 
 
@@ -20,6 +20,29 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
   model = registry.build("lam", config, trusted=True)
   codes = autoencoding.Codes(model.make_quantizer(), config)
   shape = (frames, world.height, world.width, world.channels)
+  features = {
+    "frames": stage.Feature(shape, jnp.uint8, ("act_time", None, None, None))
+  }
+  loss_scales = codes.loss_scales
+  code_of_key = None
+  if labels.used(config):
+    code_of_key = labels.classes(
+      data.clips_manifest(config), world.num_latent_actions
+    )
+    loss_scales = {**loss_scales, labels.LOSS: config.labels.weight}
+    features |= {
+      "actions": stage.Feature((frames - 1,), jnp.int32, (None,)),
+      "source": stage.Feature((), jnp.int32, ()),
+      "start": stage.Feature((), jnp.int32, ()),
+    }
+
+  def label_loss(params, batch, inputs):
+    mask = labels.chosen(
+      batch["source"], batch["start"], frames - 1, config.labels.share
+    )
+    vectors = model.apply({"params": params}, method="code_vectors")
+    keys = jnp.asarray(code_of_key)[batch["actions"]]
+    return {labels.LOSS: labels.loss(inputs, vectors, keys, mask)}
 
   def init(rng):
     clip = jnp.zeros((1, *shape), jnp.float32)
@@ -31,8 +54,11 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
       {"params": params}, autoencoding.as_float(batch["frames"])
     )
     extra, aux = codes.update(extra, made.quantized, rng)
+    losses = autoencoding.losses(made.frames, made.targets, made.quantized)
+    if code_of_key is not None:
+      losses |= label_loss(params, batch, made.quantized.inputs)
     return stage.Outcome(
-      losses=autoencoding.losses(made.frames, made.targets, made.quantized),
+      losses=losses,
       metrics=codes.metrics(extra),
       extra=extra,
       aux=aux,
@@ -52,10 +78,8 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
 
   return stage.Stage(
     name="lam",
-    features={
-      "frames": stage.Feature(shape, jnp.uint8, ("act_time", None, None, None))
-    },
-    loss_scales=codes.loss_scales,
+    features=features,
+    loss_scales=loss_scales,
     init=init,
     loss=loss,
     evaluate=evaluate,
@@ -63,7 +87,9 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
     show=show_next_frames,
     after_update=codes.after_update,
     flops_per_clip=training_flops(config),
-    open_source=data.clips(config),
+    open_source=data.clips(
+      config, ("frames",) if code_of_key is None else ("frames", "actions")
+    ),
   )
 
 
