@@ -21,6 +21,9 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   config.model = model(mode)
   config.loss, config.codebook = loss(), common.codebook(mode)
   config.quantizer = common.quantizer()
+  # With a positive weight, this share of the transitions has true keys in the
+  # loss: no longer unsupervised. See genie_jax/stages/labels.py.
+  config.labels = dict(weight=0.0, share=0.025)
   # Short clips have as many transitions, for a third of the attention's cost.
   config.data.batch_size = pick(full=36, smoke=4, tiny=32, small=32)
   config.data.num_frames = pick(full=16, smoke=4, tiny=4, small=4)
@@ -53,10 +56,14 @@ def model(mode: str) -> dict:
     # only the last frame, and prediction of the change from that frame.
     shrink=1 if full else 2,
     predict="frame" if full else "change",
+    reach=(0, 0) if full else (4, 2),
+    match=False,
+    decoder_match=False,
     code_dim=pick(full=32, smoke=8, tiny=16, small=16),
     unit_norm=True,
     actions_enter="add",
-    encoder=stack,
+    # With a window, a code does not depend on where the clip was cut.
+    encoder=dict(stack, window=0 if full else 2),
     decoder=dict(stack, window=0 if full else 1),
   )
 

@@ -70,7 +70,7 @@ def lam(config: Config) -> lam_lib.Lam:
   """
   world, model = _read(config, ("encoder", "decoder"))
   _one_of(model, "actions_enter", ("add", "prepend"))
-  _one_of(model, "predict", ("frame", "change"))
+  _one_of(model, "predict", ("frame", "change", "shift"))
   factor = model.get("shrink", 1)
   if world["height"] % factor or world["width"] % factor:
     raise errors.UserError(

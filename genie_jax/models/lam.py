@@ -13,9 +13,16 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from genie_jax.nn import initializers, patches, quantizers, st_transformer
+from genie_jax.nn import (
+  initializers,
+  motion,
+  patches,
+  quantizers,
+  st_transformer,
+)
 
 _EDGE = 0.02  # Keeps the logit of black and white pixels finite.
+_MATCH_SCALE = 4.0  # Mean differences of pixels are small.
 
 
 @flax.struct.dataclass
@@ -59,7 +66,13 @@ class Lam(nn.Module):
     actions_enter: "add" adds the action's embedding to each patch (the paper's
       choice); "prepend" makes it an additional token of the frame.
     predict: "change" adds the decoder's output to the logits of frame t, so
-      that the untrained model copies frame t; "frame" is the paper's choice.
+      that the untrained model copies frame t; "shift" adds it to frame t after
+      moving each patch by a predicted mix of shifts; "frame" is the paper's
+      choice.
+    reach: (rows, columns), the largest shift of a frame in pixels of the shrunk
+      frame; needed for `predict="shift"` and `match`.
+    match: Whether the encoder also sees how well each patch matches the shifted
+      frames before it, which makes motion easy to find.
     quantizer: Fields from `quantizers.complete`; None for the default.
   """
 
@@ -75,6 +88,9 @@ class Lam(nn.Module):
   unit_norm: bool = True
   actions_enter: str = "add"
   predict: str = "frame"
+  reach: tuple[int, int] = (0, 0)
+  match: bool = False
+  decoder_match: bool = False
   quantizer: Any = None
 
   def setup(self):
@@ -93,6 +109,14 @@ class Lam(nn.Module):
       dtype=jnp.dtype(dtype),
     )
     self.encoder_embed = embed(encoder["width"], encoder["dtype"])
+    if self.match:
+      self.encoder_match = initializers.Projection(
+        (encoder["width"],),
+        ("embed",),
+        input_axes=(None,),
+        dtype=jnp.dtype(encoder["dtype"]),
+        scale=_MATCH_SCALE,
+      )
     self.encoder_position = st_transformer.GridPosition(self.grid)
     self.action_token = self.param(
       "action_token",
@@ -113,6 +137,14 @@ class Lam(nn.Module):
       dtype=jnp.dtype(decoder["dtype"]),
     )
     self.decoder_embed = embed(decoder["width"], decoder["dtype"])
+    if self.decoder_match:
+      self.past_match = initializers.Projection(
+        (decoder["width"],),
+        ("embed",),
+        input_axes=(None,),
+        dtype=jnp.dtype(decoder["dtype"]),
+        scale=_MATCH_SCALE,
+      )
     self.decoder_position = st_transformer.GridPosition(self.grid)
     self.decoder_stack = st_transformer.STTransformer(**decoder)
     self.to_pixels = initializers.Projection(
@@ -120,8 +152,12 @@ class Lam(nn.Module):
       (None,),
       bias=True,
       dtype=jnp.float32,
-      scale=0.1 if self.predict == "change" else 1.0,
+      scale=1.0 if self.predict == "frame" else 0.1,
     )
+    if self.predict == "shift":
+      self.to_shifts = initializers.Projection(
+        (motion.num_shifts(self.reach),), (None,), bias=True, dtype=jnp.float32
+      )
 
   @property
   def context(self) -> int:
@@ -130,7 +166,7 @@ class Lam(nn.Module):
     window = encoder.get("window", 0)
     if not window:
       return 0
-    return encoder["num_layers"] * (window - 1) + 1
+    return encoder["num_layers"] * (window - 1) + 1 + self.match
 
   @nn.nowrap
   def make_quantizer(self) -> quantizers.Quantizer:
@@ -158,6 +194,10 @@ class Lam(nn.Module):
     """Returns latent actions, int32 [B, T-1], of frames [B, T, H, W, C]."""
     return self.codes(self._encode(patches.shrink(frames, self.shrink))).codes
 
+  def code_vectors(self) -> jax.Array:
+    """Returns the vectors of all codes, float32 [A, E]."""
+    return self.codes.lookup(jnp.arange(self.num_latent_actions))
+
   def decode(self, frames: jax.Array, latent_actions: jax.Array) -> jax.Array:
     """Predicts the frame that follows each frame after an action.
 
@@ -174,7 +214,10 @@ class Lam(nn.Module):
 
   def _encode(self, frames: jax.Array) -> jax.Array:
     x = patches.patchify(frames, self.patch)  # [B, T, N, P]
-    x = self.encoder_position(self.encoder_embed(2 * x - 1))
+    x = self.encoder_embed(2 * x - 1)
+    if self.match:
+      x += self.encoder_match(motion.mismatch(frames, self.reach, self.patch))
+    x = self.encoder_position(x)
     token = jnp.broadcast_to(
       self.action_token.astype(x.dtype), (*x.shape[:2], 1, x.shape[-1])
     )
@@ -183,7 +226,10 @@ class Lam(nn.Module):
 
   def _decode(self, frames: jax.Array, vectors: jax.Array) -> jax.Array:
     seen = patches.patchify(frames, self.patch)
-    x = self.decoder_position(self.decoder_embed(2 * seen - 1))
+    x = self.decoder_embed(2 * seen - 1)
+    if self.decoder_match:
+      x += self.past_match(motion.mismatch(frames, self.reach, self.patch))
+    x = self.decoder_position(x)
     action = self.from_code(vectors)[:, :, None]  # [B, T, 1, D]
     if self.actions_enter == "add":
       x, _ = self.decoder_stack(x + action)
@@ -191,7 +237,9 @@ class Lam(nn.Module):
       x, _ = self.decoder_stack(jnp.concatenate([action, x], axis=2))
       x = x[:, :, 1:]
     logits = self.to_pixels(x)  # [B, T, N, P]
-    if self.predict == "change":
+    if self.predict == "shift":
+      seen = motion.blend(frames, self.to_shifts(x), self.reach, self.patch)
+    if self.predict != "frame":
       seen = seen.clip(_EDGE, 1 - _EDGE)
       logits += jnp.log(seen) - jnp.log1p(-seen)
     return patches.unpatchify(

@@ -43,7 +43,8 @@ def patchify(frames: jax.Array, patch: int) -> jax.Array:
     mode="edge",
   )
   x = frames.reshape(b, t, h, patch, w, patch, c)
-  return x.transpose(0, 1, 2, 4, 3, 5, 6).reshape(b, t, h * w, -1)
+  x = x.transpose(0, 1, 2, 4, 3, 5, 6)
+  return x.reshape(b, t, h * w, patch_dim(patch, c))
 
 
 def unpatchify(

@@ -18,6 +18,15 @@ KINDS = {
     patch=2,
     decoder={**tiny_models.STACK, "window": 1},
   ),
+  "motion": dict(
+    actions_enter="add",
+    predict="shift",
+    reach=(1, 2),
+    match=True,
+    shrink=2,
+    patch=2,
+    decoder={**tiny_models.STACK, "window": 1},
+  ),
 }
 
 
@@ -112,6 +121,26 @@ def test_the_prediction_error_trains_the_encoder_through_the_code(model):
   assert all(value > 0 for value in size.values()), size
 
 
+@pytest.mark.parametrize("model", ["motion"], indirect=True)
+def test_predicting_shifts_moves_the_frame_before(model, whole):
+  shifts = model.module.reach[0] * 2 + 1, model.module.reach[1] * 2 + 1
+  bias = np.full(shifts, -50, np.float32)
+  bias[0, 1] = 50  # From one pixel above and one to the left.
+  only = {
+    **model.params,
+    "to_pixels": jax.tree.map(np.zeros_like, model.params["to_pixels"]),
+    "to_shifts": {
+      "kernel": np.zeros_like(model.params["to_shifts"]["kernel"]),
+      "bias": bias.ravel(),
+    },
+  }
+  made = whole(tiny_models.clip(), params=only)
+  coarse = np.asarray(patches.shrink(tiny_models.clip(), 2))[:, :-1]
+  padded = np.pad(coarse, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)), "edge")
+  wanted = padded[:, :, :-2, :-2]
+  np.testing.assert_allclose(made.frames, wanted, atol=0.0201)
+
+
 @pytest.mark.parametrize("model", ["laptop"], indirect=True)
 def test_predicting_the_change_starts_from_a_copy(model, whole):
   silent = {
@@ -155,3 +184,10 @@ def test_a_lam_states_how_many_frames_a_code_depends_on():
       "lam", encoder={**tiny_models.STACK, "window": window}
     )
     assert made.module.context == frames
+  made = tiny_models.part(
+    "lam",
+    encoder={**tiny_models.STACK, "window": 2},
+    reach=(1, 1),
+    match=True,
+  )
+  assert made.module.context == 4

@@ -61,7 +61,7 @@ def part(name, quantizer=None, **model):
 def write(folder, quantizer=None, **fields):
   parts = {
     "tokenizer": part("tokenizer", quantizer),
-    "lam": part("lam", quantizer),
+    "lam": fields.pop("lam", None) or part("lam", quantizer),
     "dynamics": fields.pop("dynamics", None) or part("dynamics"),
   }
   sampling = {"refinements": 3, "temperature": 1.0}
@@ -116,6 +116,40 @@ def compare(ours, theirs, seed=0):
 @pytest.mark.parametrize("dtype", ("float32", "bfloat16", "int8"))
 def test_tokens_actions_and_logits_equal_those_of_jax(tmp_path, dtype):
   compare(*write(tmp_path / "w", dtype=dtype, shard_bytes=4000))
+
+
+def test_a_lam_that_sees_motion_gives_the_actions_of_jax(tmp_path):
+  fields = dict(
+    shrink=2, patch=2, reach=(1, 2), match=True, predict="shift",
+    encoder={**tiny_world.STACK, "window": 2},
+    decoder={**tiny_world.STACK, "window": 2}, decoder_match=True,
+  )  # fmt: skip
+  ours, theirs = write(tmp_path / "w", lam=part("lam", **fields))
+  compare(ours, theirs)
+  frames = np.random.default_rng(2).integers(
+    0, 256, (16, 9, *ours.frame_shape), dtype=np.uint8
+  )
+  found = theirs.lam.encode(of_torch(frames).float() / 255)
+  np.testing.assert_array_equal(found, ours.infer_actions(frames))
+  assert len(np.unique(found)) > 1
+
+
+def test_a_lam_on_longer_clips_than_in_training_is_refused(tmp_path):
+  made = part("lam")
+  short = store.part("lam", made.config, made.params, trained_frames=3)
+  ours, theirs = write(tmp_path / "w", lam=short)
+  frames = np.zeros((1, 4, *ours.frame_shape), np.uint8)
+  said = "trained on clips of 3 frames and cannot infer the actions of 4"
+  with pytest.raises(errors.UserError, match=said):
+    theirs.lam.encode(of_torch(frames).float())
+  with pytest.raises(errors.UserError, match=said):
+    ours.infer_actions(frames)
+  with pytest.raises(errors.UserError, match=said):
+    theirs.reset(frames[0])
+  with pytest.raises(errors.UserError, match=said):
+    ours.reset(frames[0])
+  assert theirs.reset(frames[0, :3]).position == 2
+  assert ours.reset(frames[0, :3]).position == 2
 
 
 def test_fsq_codes_equal_those_of_jax(tmp_path):

@@ -8,7 +8,7 @@ Shapes:
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -105,7 +105,7 @@ def patchify(frames: torch.Tensor, patch: int) -> torch.Tensor:
   columns = torch.arange(w * patch, device=frames.device).clamp(max=width - 1)
   x = frames[:, :, rows][:, :, :, columns]
   x = x.reshape(b, t, h, patch, w, patch, c).permute(0, 1, 2, 4, 3, 5, 6)
-  return x.reshape(b, t, h * w, -1)
+  return x.reshape(b, t, h * w, patch * patch * c)
 
 
 def unpatchify(
@@ -124,6 +124,43 @@ def shrink(frames: torch.Tensor, factor: int) -> torch.Tensor:
   return frames.reshape(
     b, t, height // factor, factor, width // factor, factor, c
   ).mean((3, 5))
+
+
+def mismatch(
+  frames: torch.Tensor, reach: Sequence[int], patch: int
+) -> torch.Tensor:
+  """Compares each patch with the shifted frames before it.
+
+  Args:
+    frames: [B, T, H, W, C] in [0, 1].
+    reach: (rows, columns), the largest shift in pixels; S shifts in all.
+    patch: Side of a patch in pixels.
+
+  Returns:
+    [B, T, N, S], as `genie_jax.nn.motion.mismatch`.
+  """
+  (rows, columns), (height, width) = reach, frames.shape[2:4]
+  index = lambda shift, size: (
+    torch.arange(size, device=frames.device) + shift
+  ).clamp(0, size - 1)
+  before, now = frames[:, :-1], patchify(frames[:, 1:], patch)
+  costs = torch.stack(
+    [
+      (
+        patchify(
+          before[:, :, index(row, height)][:, :, :, index(column, width)], patch
+        )
+        - now
+      )
+      .abs()
+      .mean(-1)
+      for row in range(-rows, rows + 1)
+      for column in range(-columns, columns + 1)
+    ],
+    -1,
+  )
+  costs = costs - costs.mean(-1, keepdim=True)
+  return functional.pad(costs, (0, 0, 0, 0, 1, 0))
 
 
 def rms_norm(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

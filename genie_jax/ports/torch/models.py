@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from genie_jax.models import clip_length
 from genie_jax.ports.torch import layers, quantizers
 
 
@@ -17,12 +18,15 @@ class Part:
     model: The group `model` of config.json.
     params: Nested dict of tensors.
     quantizer: The group `quantizer` of config.json; None if there is none.
+    trained_frames: Length of the clips that a LAM was trained on; None if
+      config.json does not state it.
   """
 
   world: dict[str, Any]
   model: dict[str, Any]
   params: dict[str, Any]
   quantizer: dict[str, Any] | None = None
+  trained_frames: int | None = None
 
 
 class _Model(layers.Tree):
@@ -33,6 +37,7 @@ class _Model(layers.Tree):
     super().__init__(part.params)
     self.world, self.fields = part.world, part.model
     self.quantizer = part.quantizer
+    self.trained_frames = part.trained_frames
     self.window = part.world["num_frames"]
 
   @property
@@ -237,14 +242,22 @@ class Lam(_Model):
   """The latent action model; only its encoder is needed."""
 
   def encode(self, frames: torch.Tensor) -> torch.Tensor:
-    """Returns latent actions, int64 [B, T-1], of [B, T, H, W, C] in [0, 1]."""
+    """Returns latent actions, int64 [B, T-1], of [B, T, H, W, C] in [0, 1].
+
+    Raises:
+      UserError: The clips are longer than those that it was trained on.
+    """
     fields = self.fields
-    patches = layers.patchify(
-      layers.shrink(frames, fields.get("shrink", 1)), fields["patch"]
+    if not fields["encoder"].get("window", 0):
+      clip_length.check("lam", frames.shape[1], self.trained_frames)
+    frames = layers.shrink(frames, fields.get("shrink", 1))
+    x = self._embedded(
+      layers.patchify(frames, fields["patch"]), "encoder_embed"
     )
-    x = layers.add_position(
-      self._embedded(patches, "encoder_embed"), self["encoder_position"]
-    )
+    if fields.get("match", False):
+      costs = layers.mismatch(frames, fields["reach"], fields["patch"])
+      x = x + layers.project(costs.to(x.dtype), self["encoder_match"])
+    x = layers.add_position(x, self["encoder_position"])
     token = self["action_token"].to(x.dtype).expand(*x.shape[:2], 1, -1)
     x = layers.transformer(
       torch.cat([token, x], 2), self["encoder_stack"], fields["encoder"]
