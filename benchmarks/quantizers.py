@@ -29,15 +29,12 @@ import argparse
 import dataclasses
 import os
 import pathlib
-import resource
-import subprocess
-import sys
-import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import training_runs
 
 from genie_jax.core import files
 from genie_jax.data import manifest as manifest_lib
@@ -48,7 +45,6 @@ from genie_jax.sampling import prepare
 from genie_jax.stages import lam as lam_lib
 from genie_jax.worlds import trained_models
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 TOKENIZER = ("tokenizer_images", "tokenizer")  # The runs that train it.
 _BATCH = 8  # Clips per call.
 
@@ -83,18 +79,9 @@ class Row:
     )
 
 
-def cpu_seconds() -> float:
-  """Returns the CPU time of all child processes that have ended."""
-  used = resource.getrusage(resource.RUSAGE_CHILDREN)
-  return used.ru_utime + used.ru_stime
-
-
 def train(row: Row, args: argparse.Namespace) -> dict[str, dict[str, float]]:
   """Trains a row's models; returns wall and CPU seconds of each run."""
   folder = args.out / row.label.replace(":", "_")
-  folder.mkdir(parents=True, exist_ok=True)
-  clock = folder / "seconds.json"
-  seconds = files.read_json(clock) if clock.exists() else {}
   runs = {
     "tokenizer_images": row.tokenizer,
     "tokenizer": (
@@ -103,27 +90,18 @@ def train(row: Row, args: argparse.Namespace) -> dict[str, dict[str, float]]:
     ),
     "lam": row.lam,
   }
-  for name, extra in runs.items():
-    command = [
-      *(sys.executable, "-m", "genie_jax", "train"),
-      *("--config", f"{ROOT}/experiments/coinrun/{name}.py:{args.mode}"),
-      *("--workdir", str(folder / name)),
-      f"--config.data.path={args.clips}",
-      f"--config.seed={args.seed}",
-      *extra,
-    ]
-    print("$", *command[1:], flush=True)
-    wall, cpu = time.monotonic(), cpu_seconds()
-    try:
-      subprocess.run(command, check=True)
-    finally:
-      spent = {"wall": time.monotonic() - wall, "cpu": cpu_seconds() - cpu}
-      before = seconds.get(name, dict.fromkeys(spent, 0.0))
-      seconds[name] = {
-        kind: round(before[kind] + value, 1) for kind, value in spent.items()
-      }
-      files.write_json(clock, seconds)
-  return seconds
+  return {
+    name: training_runs.train(
+      f"{name}.py:{args.mode}",
+      folder / name,
+      [
+        f"--config.data.path={args.clips}",
+        f"--config.seed={args.seed}",
+        *extra,
+      ],
+    )
+    for name, extra in runs.items()
+  }
 
 
 def measure_tokenizer(
