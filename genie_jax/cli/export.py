@@ -63,8 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--metrics",
     default=None,
     metavar="FILE",
-    help="metrics.json of `genie eval`; its figures (without details) are "
-    "stored in the world",
+    help="metrics.json of `genie eval`; its figures (without details) and "
+    "what it says the buttons do are stored in the world",
   )
   add(
     "--shard-bytes",
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
   # Imported here because importing JAX takes seconds, which --help can avoid.
   from genie_jax.core import errors, files
   from genie_jax.ports.stablehlo import exporter
-  from genie_jax.worlds import export
+  from genie_jax.worlds import buttons, export
 
   if args.num_prompts < 0:
     raise errors.UserError(
@@ -97,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
       f"--shard-bytes is {args.shard_bytes}; give a number of at least 1."
     )
   metrics = files.read_json(args.metrics) if args.metrics else {}
+  named = buttons.from_metrics(metrics)
   metrics.pop("details", None)
   manifest = export.export(
     args.workdirs,
@@ -106,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
     dtype=args.dtype,
     name=args.name,
     metrics=metrics,
+    buttons=named,
     shard_bytes=args.shard_bytes,
     write_programs=exporter.write if args.stablehlo else None,
   )

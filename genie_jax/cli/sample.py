@@ -2,8 +2,10 @@
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
 
 from genie_jax.cli import play
+from genie_jax.worlds import buttons as buttons_lib
 
 _EXAMPLE = """\
 example:
@@ -11,7 +13,8 @@ example:
       --out rollout.gif
 
 Actions are numbers, separated by commas; 3x8 presses 3 eight times, and
-random:32 presses 32 random ones. A picture of any size is cropped at the centre
+random:32 presses 32 random ones. In worlds whose buttons have names, leftx8
+presses the button "left". A picture of any size is cropped at the centre
 to the world's aspect ratio, and resized.
 """
 _MAX_FRAMES = 100_000  # A longer list is assumed to be a typing error.
@@ -167,7 +170,7 @@ def run(args: argparse.Namespace) -> int:
   with play.device_options(args) as held:
     world = genie_jax.load_world(args.world, **held)
   actions = world.check_actions(
-    parse_actions(args.actions, world.num_actions, args.seed)
+    parse_actions(args.actions, world.buttons, args.seed)
   )
   given = lambda *names: {
     name: getattr(args, name)
@@ -202,12 +205,15 @@ def run(args: argparse.Namespace) -> int:
   return 0
 
 
-def parse_actions(text: str, num_actions: int, seed: int) -> list[int]:
-  """Parses a list of actions such as "0,3x4,random:8".
+def parse_actions(
+  text: str, buttons: Sequence[buttons_lib.Button], seed: int
+) -> list[int]:
+  """Parses a list of actions such as "0,3x4,leftx2,random:8".
 
   Args:
     text: The list.
-    num_actions: Random actions are less than this number.
+    buttons: The world's; if several have a name, it means the one that does
+      this most often.
     seed: Seed of the random actions.
 
   Raises:
@@ -217,23 +223,35 @@ def parse_actions(text: str, num_actions: int, seed: int) -> list[int]:
 
   from genie_jax.core import errors
 
+  named = {
+    button.name: button.number
+    for button in sorted(buttons, key=lambda button: button.share or 0)
+    if button.name
+  }
   generator, actions = random.Random(seed), []
   for item in text.split(","):
     word, _, count = item.strip().partition("random:")
     try:
       if count and not word:
         actions += [
-          generator.randrange(num_actions) for _ in range(_count(count))
+          generator.randrange(len(buttons)) for _ in range(_count(count))
         ]
       else:
         action, _, count = item.strip().partition("x")
-        actions += [int(action)] * (_count(count) if count else 1)
+        action = action.strip()
+        number = named[action] if action in named else int(action)
+        actions += [number] * (_count(count) if count else 1)
     except ValueError as error:
       raise errors.UserError(
         f"--actions {text[:40]!r}: {item.strip()[:20]!r} is neither a "
-        "number nor like 3x8 or random:32."
+        f"number nor like 3x8 or random:32{_or_named(named)}."
       ) from error
   return actions
+
+
+def _or_named(named: Mapping[str, int]) -> str:
+  """Returns the names of buttons for a message, if there are any."""
+  return f", nor a button ({', '.join(named)})" if named else ""
 
 
 def _count(text: str) -> int:

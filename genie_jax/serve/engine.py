@@ -19,6 +19,7 @@ import genie_jax
 from genie_jax.core import files, images
 from genie_jax.sampling import prepare, samplers
 from genie_jax.sampling import slide as slide_lib
+from genie_jax.worlds import buttons as buttons_lib
 from genie_jax.worlds import world as world_lib
 
 
@@ -32,6 +33,7 @@ class Description:
     replay: Digest of everything that determines the frames of a seed and a
       sequence of actions.
     num_actions: Number of buttons.
+    buttons: What each button was measured to do.
     height: Rows of a frame.
     width: Columns of a frame.
     fps: Frames per second at which the world was recorded.
@@ -41,6 +43,7 @@ class Description:
   fingerprint: str
   replay: str
   num_actions: int
+  buttons: tuple[buttons_lib.Button, ...]
   height: int
   width: int
   fps: int
@@ -105,6 +108,7 @@ class Engine:
       fingerprint=world.fingerprint,
       replay=digest.hexdigest()[:16],
       num_actions=world.num_actions,
+      buttons=world.buttons,
       height=height,
       width=width,
       fps=world.fps,

@@ -44,6 +44,7 @@ def export(
   dtype: str = "bfloat16",
   name: str = "",
   metrics: Mapping[str, Any] | None = None,
+  buttons: Sequence[Mapping[str, Any]] = (),
   shard_bytes: int = tensor_files.SHARD_BYTES,
   write_programs: world_folder.WritePrograms | None = None,
 ) -> dict[str, Any]:
@@ -65,6 +66,7 @@ def export(
     dtype: "bfloat16", "float32", or "int8" for the matrices of layers.
     name: Name of the world; by default that of the folder.
     metrics: Figures for the manifest, for example those of `genie eval`.
+    buttons: What the buttons do, from `buttons.from_metrics`.
     shard_bytes: Maximum bytes of tensors per file.
     write_programs: Also writes the models as programs, for example
       `ports.stablehlo.exporter.write`.
@@ -116,6 +118,7 @@ def export(
       prompts=frames,
       dtype=dtype,
       metrics=metrics or {},
+      buttons=buttons,
       made_by=_made_by(origins),
       shard_bytes=shard_bytes,
       write_programs=write_programs,

@@ -27,6 +27,7 @@ from genie_jax.sampling import decoding, player, prepare, samplers
 from genie_jax.sampling import slide as slide_lib
 from genie_jax.sharding import mesh as mesh_lib
 from genie_jax.weights import int8, param_tree
+from genie_jax.worlds import buttons as buttons_lib
 from genie_jax.worlds import functions as functions_lib
 from genie_jax.worlds import pictures, validation
 
@@ -87,6 +88,7 @@ class World:
     name: The world's name, "" where it has none.
     manifest: Its folder's manifest.json, {} where it has none.
     prompts: Pictures to start from.
+    buttons: What each button was measured to do.
   """
 
   def __init__(
@@ -142,6 +144,7 @@ class World:
     self.name = name
     self.manifest = dict(manifest or {})
     self.prompts = tuple(prompts)
+    self.buttons = buttons_lib.of(self.manifest, self.num_actions)
     ready = {
       name: prepare.for_play(part.module, part.params, dtype)
       for name, part in parts.items()

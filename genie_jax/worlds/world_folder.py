@@ -13,7 +13,7 @@ It contains no optimizer state. docs/world_format.md describes the format.
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,7 @@ def write(
   prompts: np.ndarray,
   dtype: str,
   metrics: Mapping[str, Any],
+  buttons: Sequence[Mapping[str, Any]] = (),
   made_by: Mapping[str, Any],
   shard_bytes: int = tensor_files.SHARD_BYTES,
   slide: Mapping[str, Any] | None = None,
@@ -90,6 +91,7 @@ def write(
     prompts: uint8 [n, H, W, C], n may be 0.
     dtype: "bfloat16", "float32" or "int8".
     metrics: Figures for the manifest, as JSON.
+    buttons: What the buttons do, from `buttons.from_metrics`.
     made_by: Record of the training, as JSON.
     shard_bytes: Maximum bytes of tensors per file.
     slide: Fields of `slide.Slide`; None for the default.
@@ -132,6 +134,7 @@ def write(
     "fingerprint": fingerprint,
     "dtype": dtype,
     "metrics": dict(metrics),
+    **({"buttons": [dict(row) for row in buttons]} if buttons else {}),
     "made_by": dict(made_by),
     "files": {
       path.relative_to(folder).as_posix(): {

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from genie_jax.core import errors, files
+from genie_jax.worlds import buttons
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -100,6 +101,8 @@ def check_manifest(where: str, content: bytes) -> dict[str, Any]:
         f"{kind.__name__}; export the world again."
       )
   check_name(manifest["name"], where)
+  if "buttons" in manifest:
+    buttons.check(where, manifest["buttons"])
   _check_list(where, manifest["files"])
   return manifest
 

@@ -6,11 +6,13 @@ far. As in a real world, a step consumes the state.
 
 import time
 import zlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from genie_jax.serve import engine
+from genie_jax.worlds import buttons as buttons_lib
 from genie_jax.worlds import world
 
 SHAPE = (16, 24, 3)
@@ -32,7 +34,8 @@ class FakeWorld:
   fps = 15
   fingerprint = "f" * 64
 
-  def __init__(self, seconds: float = 0.0):
+  def __init__(self, seconds: float = 0.0, buttons=()):
+    self.buttons = buttons_lib.of({"buttons": buttons}, NUM_ACTIONS)
     self.seconds = seconds  # Duration of a step.
     self.batches: list[int] = []  # Sizes of the steps so far.
     self.resets = 0
@@ -105,11 +108,17 @@ def prompts() -> list[np.ndarray]:
 
 
 def make_engine(
-  seconds: float = 0.0, batches: tuple[int, ...] = world.BATCHES
+  seconds: float = 0.0,
+  batches: tuple[int, ...] = world.BATCHES,
+  buttons: Sequence[dict] = (),
 ) -> engine.Engine:
   """Returns a warm engine over a new fake world."""
   made = engine.Engine(
-    FakeWorld(seconds), prompts(), name="squares", rules={}, batches=batches
+    FakeWorld(seconds, buttons),
+    prompts(),
+    name="squares",
+    rules={},
+    batches=batches,
   )
   made.warm_up()
   return made

@@ -356,6 +356,31 @@ def test_names_and_keys_are_kept_for_the_world(page, host):
   assert page.page.locator("#buttons small").nth(2).inner_text() == "2 · s"
 
 
+def test_buttons_that_were_measured_have_their_names_and_keys(chromium):
+  done = lambda number, name, share: {
+    "button": number, "name": name, "share": share, "source": "world",
+  }  # fmt: skip
+  named = [done(0, "jump", 0.6), done(2, "left", 0.9), done(3, "jump", 0.8)]
+  engine = fake_world.make_engine(buttons=named)
+  with players.serving(engine) as (_, host):
+    opened = browser.Page(chromium, f"http://{host}/")
+    opened.at(0)
+    texts = opened.page.locator("#buttons b").all_inner_texts()
+    assert texts == ["jump", "Button 1", "left", "jump"]
+    keys = opened.page.locator("#buttons small").all_inner_texts()
+    # Of two that jump, the one that does it more often has the key.
+    assert keys == ["0", "1", "2 · ←", "3 · ↑"]
+    opened.page.keyboard.press("ArrowLeft")
+    opened.at(1)
+    opened.page.keyboard.press("ArrowUp")
+    opened.at(2)
+    opened.page.keyboard.press("ArrowRight")  # Nothing was named "right".
+    opened.page.wait_for_timeout(300)
+    opened.at(2)
+    assert shows(opened, fake_world.solo(PROMPT, seed(opened), [2, 3])[-1])
+    opened.close()
+
+
 def test_every_button_is_compared_from_the_frame_shown(page):
   page.at(0)
   page.press("00")

@@ -7,6 +7,7 @@ import pytest
 
 from genie_jax.cli import sample
 from genie_jax.core import errors
+from genie_jax.worlds import buttons
 from tests.fixtures import tiny_world
 
 
@@ -114,7 +115,22 @@ def test_a_folder_that_is_not_a_world_is_refused(tmp_path):
 
 
 def test_lists_of_actions_are_parsed():
-  assert sample.parse_actions("0, 3x2,1", 5, 0) == [0, 3, 3, 1]
-  drawn = sample.parse_actions("random:200", 5, 0)
+  five = buttons.of({}, 5)
+  assert sample.parse_actions("0, 3x2,1", five, 0) == [0, 3, 3, 1]
+  drawn = sample.parse_actions("random:200", five, 0)
   assert set(drawn) == set(range(5)) and len(drawn) == 200
-  assert drawn == sample.parse_actions("random:200", 5, 0)
+  assert drawn == sample.parse_actions("random:200", five, 0)
+
+
+def test_buttons_can_be_called_by_what_they_do():
+  rows = [
+    {"button": 3, "name": "left", "share": 0.9, "source": "world"},
+    {"button": 1, "name": "left", "share": 0.6, "source": "world"},
+    {"button": 2, "name": "right and jump", "share": 0.8, "source": "world"},
+  ]
+  named = buttons.of({"buttons": rows}, 5)
+  assert sample.parse_actions("leftx2, right and jump,4", named, 0) == [
+    3, 3, 2, 4,
+  ]  # fmt: skip
+  with pytest.raises(errors.UserError, match=r"'up'.*\(left, right and jump\)"):
+    sample.parse_actions("up", named, 0)

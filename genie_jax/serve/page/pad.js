@@ -2,6 +2,9 @@
 
 const DIGITS = "0123456789";  // Digit k presses button k.
 const ARROWS = ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"];
+// The keys of buttons that were measured to do this.
+const KEYS = {
+  left: "ArrowLeft", right: "ArrowRight", jump: "ArrowUp", fall: "ArrowDown"};
 const SIGNS = {
   ArrowLeft: "←", ArrowRight: "→", ArrowUp: "↑", ArrowDown: "↓", " ": "space"};
 const MOST_IN_FLIGHT = 2;  // One is drawn, one is on its way.
@@ -28,7 +31,8 @@ export class Pad {
     document.addEventListener("visibilitychange", () => this.releaseAll());
   }
 
-  // Creates the buttons of a world; this browser stores their names and keys.
+  // Creates the buttons of a world. Names and keys are those that this browser
+  // stored, otherwise those of the world, otherwise the arrow keys in order.
   setWorld(world) {
     this.world = world;
     this.store = `genie-buttons-${world.fingerprint}`;
@@ -36,11 +40,13 @@ export class Pad {
     const count = world.num_actions;
     this.names = Array.from({length: count}, (_, i) => {
       const name = kept?.names?.[i];
-      return typeof name === "string" ? name.slice(0, 24) : "";
+      return typeof name === "string"
+        ? name.slice(0, 24) : world.buttons[i].name;
     });
+    const own = defaultKeys(world.buttons);
     this.keys = Array.from({length: count}, (_, i) => {
       const key = kept?.keys?.[i];
-      return typeof key === "string" ? key : kept ? "" : ARROWS[i] ?? "";
+      return typeof key === "string" ? key : kept ? "" : own[i] ?? "";
     });
     this.draw();
   }
@@ -275,4 +281,15 @@ function read(store) {
   } catch {
     return null;  // Not a value of this page, or none.
   }
+}
+
+// Returns the key of each button. If several do the same, the one that does it
+// most often gets the key.
+function defaultKeys(buttons) {
+  if (!buttons.some(({name}) => name)) return ARROWS;
+  return buttons.map(({name, number, share}) => {
+    const better = (other) => other.name === name && (other.share > share
+      || (other.share === share && other.number < number));
+    return buttons.some(better) ? "" : KEYS[name] ?? "";
+  });
 }
