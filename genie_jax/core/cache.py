@@ -1,4 +1,4 @@
-"""The default folder of the compilation cache."""
+"""The user's cache folder, and that of compiled programs in it."""
 
 import hashlib
 import os
@@ -7,6 +7,18 @@ import platform
 from collections.abc import Mapping
 
 _CPU = pathlib.Path("/proc/cpuinfo")
+
+
+def user_folder(environ: Mapping[str, str] | None = None) -> pathlib.Path:
+  """Returns the user's cache folder, which may not exist yet.
+
+  Args:
+    environ: Environment variables; those of this process by default.
+  """
+  environ = os.environ if environ is None else environ
+  base = environ.get("XDG_CACHE_HOME")
+  base = pathlib.Path(base) if base else pathlib.Path.home() / ".cache"
+  return base / "genie_jax"
 
 
 def default_folder(environ: Mapping[str, str] | None = None) -> pathlib.Path:
@@ -20,10 +32,8 @@ def default_folder(environ: Mapping[str, str] | None = None) -> pathlib.Path:
   Args:
     environ: Environment variables; those of this process by default.
   """
-  environ = os.environ if environ is None else environ
-  base = environ.get("XDG_CACHE_HOME")
-  base = pathlib.Path(base) if base else pathlib.Path.home() / ".cache"
-  return base / "genie_jax" / "xla" / f"{platform.machine()}-{_cpu_digest()}"
+  name = f"{platform.machine()}-{_cpu_digest()}"
+  return user_folder(environ) / "xla" / name
 
 
 def _cpu_digest() -> str:

@@ -61,7 +61,7 @@ def pick(
   """
   keys = ("frames", *(["actions"] if with_actions else []), *arrays)
   source = sources.WindowSource(folder, split, num_frames, keys=keys)
-  windows = _windows_by_level(source, split, num_frames)
+  windows = windows_by_level(source, split, num_frames)
   if len(windows) < num_levels:
     raise errors.UserError(
       f"Split {split!r} of {folder} has {len(windows)} levels with a clip "
@@ -91,10 +91,19 @@ def pick(
   )
 
 
-def _windows_by_level(
+def windows_by_level(
   source: sources.WindowSource, split: str, num_frames: int
 ) -> dict[int, np.ndarray]:
-  """Returns the window indices of each level, for a source of stride 1."""
+  """Returns the windows of each level.
+
+  Args:
+    source: All windows of a split, with a stride of 1.
+    split: Name of the split.
+    num_frames: T of the windows.
+
+  Returns:
+    Level -> indices of its windows in `source`; no level without windows.
+  """
   ranges: dict[int, list[np.ndarray]] = {}
   start = 0
   for _, entry in source.manifest.shards(split):

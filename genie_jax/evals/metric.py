@@ -29,6 +29,9 @@ class Options:
     num_free: Clips of the free rollouts.
     train_patches: Patches that the k-means baseline is fitted on.
     train_clips: Training clips for the most frequent tokens.
+    fvd: Whether to measure the Frechet video distance, which takes minutes.
+    fvd_clips: Clips of each set that it compares.
+    i3d: File with the weights of its network; by default they are downloaded.
     seed: Of the choice of clips, the draws and the bootstrap.
   """
 
@@ -40,6 +43,9 @@ class Options:
   num_free: int = 32
   train_patches: int = 204_800
   train_clips: int = 256
+  fvd: bool = False
+  fvd_clips: int = 256
+  i3d: files.PathLike | None = None
   seed: int = 0
 
 

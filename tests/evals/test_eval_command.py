@@ -6,7 +6,7 @@ import pytest
 
 from genie_jax.cli import eval as eval_lib
 from genie_jax.cli import main
-from genie_jax.evals import metric, run
+from genie_jax.evals import i3d_weights, metric, run
 from genie_jax.sampling import maskgit
 from genie_jax.worlds import download, world_folder
 
@@ -78,6 +78,34 @@ def test_the_command_writes_figures_report_and_animation(
   assert "delta PSNR" in capsys.readouterr().out
 
 
+def test_without_a_network_the_evaluation_continues_without_fvd(
+  stub, clips, tmp_path, monkeypatch
+):
+  def load(path):
+    raise i3d_weights.UnavailableError("no network")
+
+  monkeypatch.setattr(i3d_weights, "load", load)
+  code = main.main(
+    [
+      "eval",
+      "--world",
+      "latent",
+      "--clips",
+      str(clips),
+      "--out",
+      str(tmp_path),
+      *ARGUMENTS,
+      "--fvd",
+    ]
+  )
+  assert code == 0
+  found = json.loads((tmp_path / "metrics.json").read_text())
+  assert found["details"]["fvd"] == {"not_measured": "no network"}
+  assert found["command"].endswith("--fvd --fvd-clips 256")
+  report = (tmp_path / "report.html").read_text()
+  assert "not measured" in report and "no network" in report
+
+
 @pytest.mark.parametrize(
   "arguments, message",
   [
@@ -91,6 +119,9 @@ def test_the_command_writes_figures_report_and_animation(
     ),
     (["--true-actions-world", "latent"], "trained on latent actions"),
     (["--workdir", "nowhere"], "genie train"),
+    (["--fvd", "--fvd-clips", "1"], "--fvd-clips is 1"),
+    (["--fvd", "--i3d", "setup.cfg"], "has sha256"),
+    (["--i3d", "setup.cfg"], "add --fvd"),
     (["--timings", "nowhere.json"], "does not exist"),
   ],
 )
