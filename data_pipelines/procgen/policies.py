@@ -40,18 +40,19 @@ _WITH_FIRE = (
   "starpilot",
 )
 
-_SEGMENT = 64  # Steps before the walker continues from another state.
+_SEGMENT = 128  # Steps before the walker continues from another state.
 _STATES_EVERY = 4  # Steps of the planner's path between two start states.
 _HOLDS = (8, 30)  # Steps for which a direction is held, inclusive.
-_PAUSES_ABOVE = (1, 4)  # The same without a direction, seen from above.
-_LEFT, _STILL = 0.40, 0.12  # Shares of directions; the rest is right.
+_PAUSES = (4, 16)  # The same without a direction, in platformers.
+_PAUSES_ABOVE = (1, 4)  # The same, seen from above.
+_LEFT, _STILL = 0.37, 0.20  # Shares of directions; the rest is right.
 _JUMPS = 0.02  # Probability per step that a jump begins.
 _JUMP_HOLDS = (1, 5)
-# Steps without motion after which the walker reacts: in platformers, and in
-# games seen from above, where a wall does not have to be jumped.
-_STUCK_STEPS, _STUCK_STEPS_ABOVE = 4, 1
 _STUCK_CELLS = 0.01  # Motion per step that counts as none, in cells.
-_STUCK_JUMP_HOLDS = (2, 8)
+# What the walker does in platformers when a wall stops it: it turns around with
+# this probability, and otherwise jumps.
+_STUCK_TURNS = 0.7
+_STUCK_JUMP_HOLDS = (8, 14)
 _FIRE_SHARE = 0.05
 
 _PUSHES = 0.02  # Probability per step that the planner is pushed.
@@ -155,7 +156,8 @@ def _walker(game: str, recorder: Recorder, rng: np.random.Generator) -> None:
   if game in planner.GAMES:
     start = recorder.env.get_state()
     path, _ = planner.solve(recorder.env)
-    starts = planner.path_states(recorder.env, path, _STATES_EVERY)
+    states = planner.path_states(recorder.env, path, _STATES_EVERY)
+    starts = [one for one in states if state_lib.agent(one).support] or states
     recorder.env.set_state(start)
     recorder.env.observe()
   while not recorder.full:
@@ -186,24 +188,28 @@ def _walk(
 ) -> None:
   """Walks until an episode ends, the steps are over or the recorder is full."""
   platformer, fires = game in PLATFORMERS, game in _WITH_FIRE
-  patience = _STUCK_STEPS if platformer else _STUCK_STEPS_ABOVE
-  held, still = _Held(), 0
+  held, stuck = _Held(), False
+  _turn(held, platformer, rng)
   before = recorder.agent()
   for _ in range(steps):
     if recorder.full:
       return
-    if held.steps == 0:
+    # In the air a player hardly changes direction, so a walker that turns there
+    # presses keys that cannot be seen. Games that do not say where the ground is
+    # (support -1) are played as if all was ground.
+    grounded = before.support != 0
+    if held.steps <= 0 and (grounded or not platformer):
       _turn(held, platformer, rng)
     if platformer and held.jump == 0 and rng.random() < _JUMPS:
       held.jump = _between(_JUMP_HOLDS, rng)
-    if still >= patience:
-      still = 0
-      if not platformer:
-        _turn(held, platformer, rng)
-      elif rng.random() < 0.5:
-        held.jump = _between(_STUCK_JUMP_HOLDS, rng)
-      else:
+    if stuck and not platformer:
+      _turn(held, platformer, rng)
+    elif stuck and grounded:
+      if rng.random() < _STUCK_TURNS:
         held.horizontal = -held.horizontal
+        held.steps = max(held.steps, _HOLDS[0])
+      else:
+        held.jump = _between(_STUCK_JUMP_HOLDS, rng)
     up = _UP if platformer and held.jump else held.vertical
     action = 3 * (held.horizontal + 1) + up + 1
     if fires and rng.random() < _FIRE_SHARE:
@@ -216,7 +222,7 @@ def _walk(
     now = recorder.agent()
     moved = abs(now.x - before.x) if platformer else _distance(now, before)
     pressed = held.horizontal or (held.vertical and not platformer)
-    still = still + 1 if pressed and moved < _STUCK_CELLS else 0
+    stuck = bool(pressed) and moved < _STUCK_CELLS
     before = now
 
 
@@ -227,6 +233,8 @@ def _turn(held: _Held, platformer: bool, rng: np.random.Generator) -> None:
     held.horizontal = int(
       rng.choice((-1, 0, 1), p=(_LEFT, _STILL, 1 - _LEFT - _STILL))
     )
+    if not held.horizontal:
+      held.steps = _between(_PAUSES, rng)
     return
   held.horizontal, held.vertical = 0, 0
   if rng.random() < _STILL:
