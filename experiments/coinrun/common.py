@@ -41,7 +41,9 @@ def base(stage: str, mode: str) -> ml_collections.ConfigDict:
     fps=15,
     token_patch=8,
     num_codes=1024,
-    num_latent_actions=6,
+    # The paper's case study has 6; with 8, more codes are left for left and
+    # right when some describe jumps and falls (docs/lam.md).
+    num_latent_actions=8,
   )
   # 15 frames per second is procgen's own rate; the paper does not state one.
   config.world = pick(

@@ -51,13 +51,14 @@ def model(mode: str) -> dict:
   full = mode == ""
   return dict(
     patch=16 if full else 8,
-    # In short runs, a plain LAM ignores its actions for a long time. Three
-    # changes fix this within 200 steps: a smaller image, a decoder that sees
-    # only the last frame, and prediction of the change from that frame.
+    # In short runs, a plain LAM ignores its actions for a long time. A smaller
+    # image and a decoder that sees only the last frame fix this within 200
+    # steps, and with shifted frames the codes become directions of motion
+    # (docs/lam.md).
     shrink=1 if full else 2,
-    predict="frame" if full else "change",
+    predict="frame" if full else "shift",
+    match=not full,
     reach=(0, 0) if full else (4, 2),
-    match=False,
     decoder_match=False,
     code_dim=pick(full=32, smoke=8, tiny=16, small=16),
     unit_norm=True,
