@@ -91,6 +91,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "requires at least 200000 (default: 204800)",
   )
   add(
+    "--idm-steps",
+    type=int,
+    default=1000,
+    metavar="N",
+    help="training steps of the inverse-dynamics model, which reads keys from "
+    "frames; 0 leaves out what it measures (default: 1000)",
+  )
+  add(
     "--seed",
     type=int,
     default=0,
@@ -110,6 +118,10 @@ def run(args: argparse.Namespace) -> int:
         f"--{name.replace('_', '-')} is {getattr(args, name)}; give a "
         "number of at least 1."
       )
+  if args.idm_steps < 0:
+    raise errors.UserError(
+      f"--idm-steps is {args.idm_steps}; give 0 or a number of training steps."
+    )
   if not 0 <= args.seed < 1 << 31:
     raise errors.UserError(
       f"--seed {args.seed}: give a number from 0 to {(1 << 31) - 1}."
@@ -142,6 +154,7 @@ def run(args: argparse.Namespace) -> int:
       num_levels=args.levels,
       num_action_clips=args.num_action_clips,
       train_patches=args.kmeans_patches,
+      idm_steps=args.idm_steps,
       seed=args.seed,
     ),
     true_actions=_subject(other) if other else None,
@@ -178,6 +191,7 @@ def _command(args: argparse.Namespace) -> str:
     "levels",
     "num_action_clips",
     "kmeans_patches",
+    "idm_steps",
     "seed",
   ):
     given = getattr(args, name)
