@@ -1,9 +1,9 @@
 """A supervised inverse-dynamics model, which reads the pressed key from frames.
 
-It is a judge, and no world is trained with it. It is trained on the true keys
-of the train split, and then answers two questions: how much about the keys can
-be seen in real clips at all, and whether the frames that a world dreams show
-the key that was commanded.
+The model is used only for evaluation. It is trained on the true keys of the
+train split, and answers two questions: how much of the keys can be seen in real
+clips (`control`), and whether the frames that a world dreams show the key that
+was commanded (`obedience`).
 
 Shapes:
   n  clips     T  frames of a clip     F  frames that are read per transition
@@ -14,6 +14,7 @@ Shapes:
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -44,9 +45,9 @@ _MAX_FRAMES = 32_768  # Of the training clips, 400 MB at 64 x 64 x 3.
 class Network(nn.Module):
   """Scores the classes of a key from the frames around its transition.
 
-  Two stacks of convolutions, on the centre at full resolution (games whose
-  camera follows the player show him there) and on a coarse picture of the
-  whole frame.
+  Two stacks of convolutions, on the centre at full resolution (where the agent
+  is, in games whose camera follows it) and on a coarse picture of the whole
+  frame.
 
   Attributes:
     num_classes: E.
@@ -172,7 +173,11 @@ def fit(
   )
   targets = classes.ravel()[keys]
   network = Network(merged.shape[1])
-  to_float = lambda x: x.astype(jnp.float32) / 255
+
+  def score(params: Any, windows: jax.Array) -> Any:
+    frames = windows.astype(jnp.float32) / 255
+    return network.apply({"params": params}, frames)
+
   shape = (1, len(OFFSETS), *frames.shape[2:])
   params = network.init(jax.random.key(seed), jnp.zeros(shape))["params"]
   optimizer = optax.adamw(
@@ -183,9 +188,8 @@ def fit(
   @functools.partial(jax.jit, donate_argnums=(0, 1))
   def step(params, moments, windows, wanted):
     def loss(params):
-      logits = network.apply({"params": params}, to_float(windows))
       return optax.softmax_cross_entropy_with_integer_labels(
-        logits, wanted
+        score(params, windows), wanted
       ).mean()
 
     updates, moments = optimizer.update(jax.grad(loss)(params), moments, params)
@@ -206,7 +210,7 @@ def fit(
 
   @jax.jit
   def classify(windows):
-    return nn.softmax(network.apply({"params": trained}, to_float(windows)))
+    return nn.softmax(score(trained, windows))
 
   return KeyReader(
     classify=classify,
