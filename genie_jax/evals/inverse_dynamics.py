@@ -38,7 +38,7 @@ _HIDDEN = 128
 _BATCH = 64
 _PEAK_RATE = 2e-3
 _WEIGHT_DECAY = 1e-3
-STEPS = 1000  # About 50 seconds of one CPU core.
+STEPS = 1000  # About 40 seconds of one CPU core.
 _READ_BATCH = 256
 _MAX_FRAMES = 32_768  # Of the training clips, 400 MB at 64 x 64 x 3.
 
