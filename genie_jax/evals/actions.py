@@ -6,7 +6,7 @@ Shapes:
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -45,6 +45,22 @@ def merge(actions: np.ndarray, aliases: Mapping[int, int]) -> np.ndarray:
   for action, same in aliases.items():
     merged[actions == action] = same
   return merged
+
+
+def key_labels(meanings: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
+  """Numbers what keys mean, for each question about them.
+
+  Args:
+    meanings: Question -> value of each key, `made_by["keys"]` of the manifest
+      of clips that were collected with `--states`.
+
+  Returns:
+    Question -> int [number of keys], labels from 0 without gaps.
+  """
+  return {
+    question: np.unique(np.asarray(values), return_inverse=True)[1]
+    for question, values in meanings.items()
+  }
 
 
 def tables(

@@ -6,9 +6,11 @@ is therefore given next to
 
   previous code  the code of the transition before, compared with this key; a
                  code that carries only what was known before is no better
-  attainable     the sign of the true change of position, horizontal and
-                 vertical, compared with this key; what can be seen limits what
-                 can be inferred
+  attainable     what can be seen limits what can be inferred. It is the larger
+                 of two figures: that of the sign of the true change of
+                 position, horizontal and vertical ("motion"), and that of a
+                 supervised model that reads the key from the true frames
+                 ("supervised", see `inverse_dynamics`)
 
 and the first transitions after the key has changed are judged apart: there,
 velocity still follows the old key.
@@ -19,7 +21,6 @@ Shapes:
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from genie_jax.evals import actions, intervals, metric
 # Transitions after a change of the key that are judged apart.
 AFTER_CHANGE = 4
 _STILL = 0.02  # Changes of position below this are none, in cells.
-_QUESTIONS = ("effect", "horizontal", "jump")
+QUESTIONS = ("effect", "horizontal", "jump")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,20 +59,29 @@ class Figures:
   Attributes:
     nmi: Normalised mutual information of code and label, 0 to 1.
     previous_nmi: The same with the code of the transition before.
-    attainable_nmi: The same with the true motion in place of the code.
+    motion_nmi: The same with the true motion in place of the code.
+    supervised_nmi: The same with supervised predictions of the label; None if
+      there are none.
+    attainable_nmi: The one of the last two with the larger value.
     accuracy: Share of transitions whose label is that of their code, by the
       map from codes to labels that is best for all transitions.
     previous_accuracy: The same with the code of the transition before.
-    attainable_accuracy: The same with the true motion.
+    motion_accuracy: The same with the true motion.
+    supervised_accuracy: The same with supervised predictions, or None.
+    attainable_accuracy: The one of the last two with the larger value.
     majority: Share of the most frequent label.
     transitions: m.
   """
 
   nmi: intervals.Interval
   previous_nmi: intervals.Interval
+  motion_nmi: intervals.Interval
+  supervised_nmi: intervals.Interval | None
   attainable_nmi: intervals.Interval
   accuracy: intervals.Interval
   previous_accuracy: intervals.Interval
+  motion_accuracy: intervals.Interval
+  supervised_accuracy: intervals.Interval | None
   attainable_accuracy: intervals.Interval
   majority: intervals.Interval
   transitions: int
@@ -102,6 +112,23 @@ def transitions(
   )
 
 
+def after_change(labels: np.ndarray) -> np.ndarray:
+  """Returns the AFTER_CHANGE transitions from each change of the label on.
+
+  Args:
+    labels: int [n, T-1].
+
+  Returns:
+    bool [n, T-1].
+  """
+  changed = np.zeros(labels.shape, bool)
+  changed[:, 1:] = labels[:, 1:] != labels[:, :-1]
+  recent = np.zeros(labels.shape, bool)
+  for delay in range(AFTER_CHANGE):
+    recent[:, delay:] |= changed[:, : labels.shape[1] - delay]
+  return recent
+
+
 def situations(found: Transitions, labels: np.ndarray) -> dict[str, np.ndarray]:
   """Returns which transitions belong to each situation, bool [n, T-1].
 
@@ -113,12 +140,7 @@ def situations(found: Transitions, labels: np.ndarray) -> dict[str, np.ndarray]:
   """
   seen = np.ones(labels.shape, bool)
   seen[:, 0] = False
-  changed = np.zeros(labels.shape, bool)
-  changed[:, 1:] = labels[:, 1:] != labels[:, :-1]
-  recent = np.zeros(labels.shape, bool)
-  for delay in range(AFTER_CHANGE):
-    recent[:, delay:] |= changed[:, : labels.shape[1] - delay]
-  chosen = {"all": seen, "after_change": seen & recent}
+  chosen = {"all": seen, "after_change": seen & after_change(labels)}
   if found.ground is not None:
     chosen["ground"] = seen & found.ground
     chosen["air"] = seen & ~found.ground
@@ -126,15 +148,24 @@ def situations(found: Transitions, labels: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def judge(
-  found: Transitions, labels: np.ndarray, num_codes: int, *, seed: int
+  found: Transitions,
+  labels: np.ndarray,
+  num_codes: int,
+  *,
+  seed: int,
+  supervised: np.ndarray | None = None,
 ) -> dict[str, Figures]:
   """Measures how much codes say about the labels of keys.
 
+  It needs no world: codes of any latent action model can be judged.
+
   Args:
     found: The transitions.
-    labels: int [n, T-1], from 0 without gaps.
+    labels: int [n, T-1], from 0 (`actions.key_labels`).
     num_codes: A.
     seed: Seed of the bootstrap.
+    supervised: int [n, T-1], the labels that a supervised model reads from
+      the true frames (`inverse_dynamics.KeyReader.read`), or None.
 
   Returns:
     Situation -> figures; situations without transitions are left out.
@@ -148,13 +179,19 @@ def judge(
   sides = {
     "": (found.codes, num_codes),
     "previous_": (before, num_codes),
-    "attainable_": (found.motion, 9),
+    "motion_": (found.motion, 9),
   }
+  if supervised is not None:
+    sides["supervised_"] = (supervised, int(supervised.max()) + 1)
   rows: dict[str, Figures] = {}
   for name, mask in chosen.items():
     if not mask.any():
       continue
-    fields: dict[str, Any] = {"transitions": int(mask.sum())}
+    fields: dict[str, Any] = {
+      "transitions": int(mask.sum()),
+      "supervised_nmi": None,
+      "supervised_accuracy": None,
+    }
     for side, (values, count) in sides.items():
       whole = _tables(values, labels, levels, chosen["all"], count, num_labels)
       best = whole.sum(0).argmax(-1)  # [A], the label of each code.
@@ -165,6 +202,11 @@ def judge(
       )  # fmt: skip
       right = table[:, np.arange(count), best].sum(-1)
       fields[f"{side}accuracy"] = _share(right, table, seed)
+    for figure in ("nmi", "accuracy"):
+      motion, read = fields[f"motion_{figure}"], fields[f"supervised_{figure}"]
+      fields[f"attainable_{figure}"] = (
+        motion if read is None or motion.value >= read.value else read
+      )
     labelled = table.sum(1)  # [L, labels]
     fields["majority"] = _share(
       labelled[:, labelled.sum(0).argmax()], table, seed
@@ -209,15 +251,19 @@ def measure(work: metric.Work) -> metric.Result:
     clips.levels,
   )
   details, rows = {}, []
-  meanings: Mapping[str, list[int]] = work.manifest.made_by["keys"]
-  for question in _QUESTIONS:
+  reader = work.key_reader
+  read = reader.read(clips.frames) if reader is not None else {}
+  meanings = actions.key_labels(work.manifest.made_by["keys"])
+  for question in QUESTIONS:
     if question not in meanings:
       continue
-    _, labels = np.unique(
-      np.asarray(meanings[question])[found.keys], return_inverse=True
+    judged = judge(
+      found,
+      meanings[question][found.keys],
+      subject.num_buttons,
+      seed=options.seed,
+      supervised=read.get(question),
     )
-    labels = labels.reshape(found.keys.shape)
-    judged = judge(found, labels, subject.num_buttons, seed=options.seed)
     details[question] = {
       name: dataclasses.asdict(figures) for name, figures in judged.items()
     }
@@ -225,12 +271,12 @@ def measure(work: metric.Work) -> metric.Result:
   return metric.Result(details, rows=tuple(rows))
 
 
-_TITLES = {
+TITLES = {
   "effect": "Key, those with equal effects merged",
   "horizontal": "Left, right or neither",
   "jump": "Jump or not",
 }
-_PLACES = {
+PLACES = {
   "all": "all transitions",
   "ground": "on the ground",
   "air": "in the air",
@@ -241,17 +287,19 @@ _PLACES = {
 def _row(question: str, situation: str, found: Figures) -> metric.Row:
   """Returns a row: NMI, or accuracy after a change of the key."""
   after = situation == "after_change"
-  value, previous, attainable = (
-    (found.accuracy, found.previous_accuracy, found.attainable_accuracy)
-    if after
-    else (found.nmi, found.previous_nmi, found.attainable_nmi)
+  figure = "accuracy" if after else "nmi"
+  value, previous, attainable, motion, read = (
+    getattr(found, f"{side}{figure}")
+    for side in ("", "previous_", "attainable_", "motion_", "supervised_")
   )
   return metric.Row(
-    f"{_TITLES[question]}, {_PLACES[situation]}: "
+    f"{TITLES[question]}, {PLACES[situation]}: "
     f"{'accuracy' if after else 'NMI'}",
     f"{value.value:.3f}",
     f"{value.low:.3f} to {value.high:.3f}",
-    f"previous code {previous.value:.3f}, true motion {attainable.value:.3f}"
+    f"previous code {previous.value:.3f}, attainable {attainable.value:.3f} "
+    f"(true motion {motion.value:.3f}, supervised "
+    + (f"{read.value:.3f})" if read is not None else "not measured)")
     + (f", most frequent key {found.majority.value:.3f}" if after else ""),
     "More than the previous code is control and not state."
     if situation == "all" and question == "effect"

@@ -5,6 +5,7 @@ Shapes:
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from genie_jax.core import files
 from genie_jax.data import manifest as manifest_lib
 from genie_jax.evals import clips as clips_lib
-from genie_jax.evals import evaluated_world
+from genie_jax.evals import evaluated_world, inverse_dynamics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,9 @@ class Options:
     fvd: Whether to measure the Frechet video distance, which takes minutes.
     fvd_clips: Clips of each set that it compares.
     i3d: File with the weights of its network; by default they are downloaded.
+    num_idm_clips: Clips whose keys are read from dreamt frames.
+    idm_steps: Optimizer steps of the inverse-dynamics model; 0 leaves out
+      what it measures.
     seed: Of the choice of clips, the draws and the bootstrap.
   """
 
@@ -46,6 +50,8 @@ class Options:
   fvd: bool = False
   fvd_clips: int = 256
   i3d: files.PathLike | None = None
+  num_idm_clips: int = 120
+  idm_steps: int = inverse_dynamics.STEPS
   seed: int = 0
 
 
@@ -73,6 +79,22 @@ class Work:
   tokens: np.ndarray
   rebuilt: np.ndarray
   buttons: np.ndarray
+
+  @functools.cached_property
+  def key_reader(self) -> inverse_dynamics.KeyReader | None:
+    """The inverse-dynamics model, trained on first use; None if it is off.
+
+    Raises:
+      UserError: As `inverse_dynamics.fit_folder` does.
+    """
+    if not self.options.idm_steps:
+      return None
+    return inverse_dynamics.fit_folder(
+      self.folder,
+      num_frames=self.subject.num_frames,
+      steps=self.options.idm_steps,
+      seed=self.options.seed,
+    )
 
 
 def pick_action_clips(

@@ -5,6 +5,7 @@ from typing import Any
 from genie_jax.core import errors
 from genie_jax.core import registry as registry_lib
 from genie_jax.evals import control, fvd, metric, standard
+from genie_jax.evals import control, metric, obedience, standard
 
 
 def _check(name: str, value: Any) -> None:
@@ -54,6 +55,9 @@ register("reconstruction", metric.Metric(standard.measure_reconstruction))
 register("codebook", metric.Metric(standard.measure_codebook))
 register("actions", metric.Metric(standard.measure_actions, _has_both_actions))
 register("control", metric.Metric(control.measure, control.applies))
+register(
+  "inverse_dynamics", metric.Metric(obedience.measure, obedience.applies)
+)
 register("prediction", metric.Metric(standard.measure_prediction))
 register("controllability", metric.Metric(standard.measure_controllability))
 register("fvd", metric.Metric(fvd.measure, fvd.applies))

@@ -9,6 +9,7 @@ from sklearn import metrics
 
 from data_pipelines import games
 from genie_jax.data import manifest
+from genie_jax.evals import clips as clips_lib
 from genie_jax.evals import control, metric, registry
 
 CLIPS, FRAMES, LEVELS = 60, 9, 12
@@ -56,6 +57,8 @@ def test_a_code_of_velocity_looks_good_until_the_key_changes(played):
   assert figures["all"].nmi.value > 0.2
   # It is what the true motion says, and no more.
   for found in figures.values():
+    assert found.supervised_nmi is None and found.supervised_accuracy is None
+    assert found.attainable_nmi == found.motion_nmi
     assert found.nmi.value == pytest.approx(found.attainable_nmi.value)
     assert found.accuracy.value == found.attainable_accuracy.value
   changed = np.zeros(keys.shape, bool)
@@ -120,6 +123,52 @@ def test_figures_equal_an_independent_computation(played):
   del found, levels
 
 
+@pytest.mark.parametrize("skill", [0.05, 0.9])
+def test_attainable_is_the_larger_of_motion_and_supervised(played, skill):
+  keys, states, levels = played
+  rng = np.random.default_rng(3)
+  # Labels that are read: right with probability `skill`, or else any.
+  supervised = np.where(
+    rng.random(keys.shape) < skill, keys, rng.integers(0, 3, keys.shape)
+  )
+  found = control.transitions(keys, keys, states, levels)
+  figures = control.judge(found, keys, 3, seed=0, supervised=supervised)
+  seen = np.ones(keys.shape, bool)
+  seen[:, 0] = False
+  masks = {
+    "all": seen,
+    "after_change": seen & control.after_change(keys),
+    "ground": seen & (states[:, :-1, 4] > 0),
+    "air": seen & (states[:, :-1, 4] == 0),
+  }
+  assert set(figures) == set(masks)
+  winners = set()
+  for name, mask in masks.items():
+    row = figures[name]
+    for side, values in (
+      ("motion", found.motion),
+      ("supervised", supervised),
+    ):
+      assert getattr(row, f"{side}_nmi").value == pytest.approx(
+        metrics.normalized_mutual_info_score(keys[mask], values[mask])
+      )
+      best = np.array([
+        np.bincount(keys[seen & (values == value)], minlength=3).argmax()
+        for value in range(9)
+      ])  # fmt: skip
+      assert getattr(row, f"{side}_accuracy").value == pytest.approx(
+        metrics.accuracy_score(keys[mask], best[values][mask])
+      )
+    for figure in ("nmi", "accuracy"):
+      sides = [
+        getattr(row, f"{side}_{figure}") for side in ("motion", "supervised")
+      ]
+      larger = max(sides, key=lambda side: side.value)
+      assert getattr(row, f"attainable_{figure}") == larger
+      winners.add(sides.index(larger))
+  assert winners == {1} if skill > 0.5 else 0 in winners
+
+
 def test_random_codes_are_at_chance(played):
   codes = np.random.default_rng(2).integers(0, 3, played[0].shape)
   _, figures = judged(played, codes)
@@ -145,7 +194,8 @@ def folder(played, tmp_path):
     clip = level % CLIPS
     actions = np.append(keys[clip], 1).astype(np.int32)
     frames = np.zeros((FRAMES, 4, 4, 3), np.uint8)
-    frames[:, 0, 0, 0] = actions
+    frames[:, 0, 0, 0] = actions  # 0, 1 or 2.
+    frames[:, 1:, 1:] = 100 * actions[:, None, None, None]
     return games.Played(
       frames,
       actions,
@@ -166,7 +216,7 @@ def folder(played, tmp_path):
       action_aliases={},
       made_by={"keys": {"horizontal": [-1, 0, 1], "effect": [0, 1, 2]}},
     ),
-    levels={"train": range(1), "test": range(60, 60 + 24)},
+    levels={"train": range(59), "test": range(60, 60 + 24)},
     frames_per_level=FRAMES,
     play=play,
     load=lambda: None,
@@ -183,17 +233,25 @@ def test_the_metric_judges_clips_that_have_states(folder):
     # The frames show the keys.
     infer=lambda frames: frames[:, :-1, 0, 0, 0].astype(np.int64),
   )
-  work = types.SimpleNamespace(
-    subject=subject,
-    folder=folder,
-    manifest=read,
-    options=metric.Options(num_levels=24, num_action_clips=24),
+  nothing = np.zeros(0, np.int32)
+  work = metric.Work(
+    subject,
+    folder,
+    read,
+    metric.Options(num_levels=24, num_action_clips=24, idm_steps=60),
+    clips=clips_lib.Clips(nothing, None, nothing),
+    tokens=nothing,
+    rebuilt=nothing,
+    buttons=nothing,
   )
   found = registry.METRICS.get("control", where="test")
   assert found.applies(work)
   result = found.measure(work)
   assert set(result.details) == {"horizontal", "effect"}
   assert result.details["horizontal"]["all"]["nmi"]["value"] == pytest.approx(1)
+  # The model learns to see the keys that the frames show.
+  found_by_model = result.details["horizontal"]["all"]["supervised_accuracy"]
+  assert found_by_model["value"] > 0.9
   assert any("previous code" in row.compared_with for row in result.rows)
   plain = dataclasses.replace(read, made_by={})
   work.manifest = plain

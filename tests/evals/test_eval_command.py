@@ -1,3 +1,4 @@
+import argparse
 import json
 import os
 
@@ -72,6 +73,7 @@ def test_the_command_writes_figures_report_and_animation(
   found = json.loads((tmp_path / "out" / "metrics.json").read_text())
   assert found["command"].startswith("genie eval --world latent --clips")
   assert "--num-clips 12" in found["command"]
+  assert "--idm-steps 1000" in found["command"]
   assert found["details"]["true_actions"]["delta_psnr"]
   assert (tmp_path / "out" / "report.html").is_file()
   assert (tmp_path / "out" / "rollout.gif").is_file()
@@ -111,6 +113,7 @@ def test_without_a_network_the_evaluation_continues_without_fvd(
   [
     (["--num-clips", "0"], "--num-clips is 0"),
     (["--num-clips", "3"], "at least one clip per level"),
+    (["--idm-steps", "-1"], "--idm-steps is -1"),
     (["--seed", "-1"], "--seed -1"),
     (["--split", "tset"], "did you mean 'test'"),
     (
@@ -166,6 +169,10 @@ def test_a_missing_world_ends_in_code_2(clips, tmp_path):
 
 def test_options_default_to_the_protocol():
   options = metric.Options()
+  parser = argparse.ArgumentParser()
+  eval_lib.add_arguments(parser)
+  given = parser.parse_args(["--world", "a", "--clips", "b", "--out", "c"])
+  assert given.idm_steps == options.idm_steps
   assert options.num_clips == 256
   assert options.num_levels >= run.MIN_LEVELS
   assert options.train_patches >= run.MIN_PATCHES
