@@ -84,7 +84,8 @@ def pick(
       f"Split {split!r} of {folder} has {len(found)} levels with a clip of "
       f"{min(lengths)} frames and {num_references} windows of {window} frames "
       f"outside it, but drift is measured on {num_levels}; collect more or "
-      f"longer levels, or give --drift-levels {max(len(found), 1)}."
+      "longer levels"
+      + (f", or give --drift-levels {len(found)}." if len(found) > 1 else ".")
     )
   found.sort(key=lambda each: -each[2])  # Stable, so the order stays random.
   found = found[:num_levels]

@@ -50,10 +50,11 @@ def _has_both_actions(work: metric.Work) -> bool:
   )
 
 
+# First, since it needs more of the clips than the others and may refuse them.
+register("drift", metric.Metric(drift.measure, drift.applies))
 register("reconstruction", metric.Metric(standard.measure_reconstruction))
 register("codebook", metric.Metric(standard.measure_codebook))
 register("actions", metric.Metric(standard.measure_actions, _has_both_actions))
 register("control", metric.Metric(control.measure, control.applies))
 register("prediction", metric.Metric(standard.measure_prediction))
 register("controllability", metric.Metric(standard.measure_controllability))
-register("drift", metric.Metric(drift.measure, drift.applies))

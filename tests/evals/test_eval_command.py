@@ -84,6 +84,9 @@ def test_the_command_writes_figures_report_and_animation(
     (["--num-clips", "0"], "--num-clips is 0"),
     (["--num-clips", "3"], "at least one clip per level"),
     (["--seed", "-1"], "--seed -1"),
+    (["--drift-frames", "3"], "--drift-frames is 3"),
+    (["--drift-frames", "64", "--drift-levels", "1"], "--drift-levels is 1"),
+    (["--drift-frames", "64"], "has 0 levels with a clip"),
     (["--split", "tset"], "did you mean 'test'"),
     (
       ["--levels", "60", "--num-clips", "60", "--num-action-clips", "60"],

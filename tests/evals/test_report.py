@@ -153,7 +153,7 @@ def test_timings_must_be_numbers_by_stage(tmp_path):
 
 def card(text, question):
   """Returns the card of a question, from the page's HTML."""
-  return text.split(f"<h3>{question}</h3>")[1].split("</div>\n")[0]
+  return text.split(f"<h3>{question}</h3>")[1].split("</p></div>")[0]
 
 
 @pytest.mark.parametrize("majority, verdict", [(0.3, "barely"), (0.5, "no")])
