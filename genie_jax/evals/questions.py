@@ -236,7 +236,7 @@ QUESTIONS = (
   Question(
     "Does the tokenizer keep the picture?",
     _tokenizer,
-    "Of the squared error that k-means leaves, with equal bits.",
+    "Share of k-means' squared error that it removes, with equal bits.",
     "",
   ),
   Question(
@@ -309,10 +309,12 @@ def answer(details: Details, actions: str) -> list[dict[str, Any]]:
     else:
       evidence = shown.evidence
       share, value = evidence.share, shown.show(evidence.value)
+      if evidence.low != evidence.value:
+        value += f" (at least {shown.show(evidence.low)})"
       text = (
-        f"{question.meaning} Trivial: {shown.trivial}, "
-        f"{shown.show(evidence.trivial)}. Ceiling: {shown.ceiling}, "
-        f"{shown.show(evidence.ceiling)}."
+        f"{question.meaning} Trivial: {shown.show(evidence.trivial)} "
+        f"({shown.trivial}). Ceiling: {shown.show(evidence.ceiling)} "
+        f"({shown.ceiling})."
       )
     found.append(
       {

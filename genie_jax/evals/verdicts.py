@@ -16,9 +16,9 @@ RULE = (
   "end of its interval) and with a ceiling, the best that can be reached. "
   f"“{NO}”: the lower end of the figure's 95 % interval is not above the "
   "trivial figure. Otherwise the share of the way from the trivial figure to "
-  f"the ceiling decides: “{BARELY}” below {PARTLY_FROM:.0%}, “{PARTLY}” below "
-  f"{YES_FROM:.0%}, “{YES}” from there on. A question with several figures "
-  "gets the lowest of their answers."
+  f"the ceiling decides: “{BARELY}” below {100 * PARTLY_FROM:.0f} %, "
+  f"“{PARTLY}” below {100 * YES_FROM:.0f} %, “{YES}” from there on. A question "
+  "with several figures gets the lowest of their answers."
 )
 
 

@@ -62,6 +62,6 @@ def test_a_question_gets_the_lowest_of_its_answers():
 
 
 def test_the_stated_rule_has_the_thresholds_of_the_code():
-  assert "below 20%" in verdicts.RULE and "below 60%" in verdicts.RULE
+  assert "below 20 %" in verdicts.RULE and "below 60 %" in verdicts.RULE
   for answer in ("no", "barely", "partly", "yes"):
     assert f"“{answer}”" in verdicts.RULE
