@@ -1,8 +1,11 @@
 r"""Measures quality and speed of ways to draw frames, and prints one table.
 
-Collect:   genie data coinrun --out CLIPS --levels 1 --validation-levels 1 \
+Collect:   genie data coinrun --out CLIPS --levels 1 --validation-levels 60 \
                --test-levels 60 --frames-per-level 500
 Run:       python benchmarks/sampling_quality.py --clips CLIPS --json F
+
+A sampler is chosen on validation levels, which are the default. Give `--split
+test` only to publish the figures of a sampler that has been chosen.
 
 Every row plays the same held-out clips with the same buttons (inferred by the
 LAM) and the same noise:
@@ -155,7 +158,7 @@ class Evaluator:
     self.world, self.seed = world, args.seed
     pick = lambda frames, count: clips_lib.pick(
       args.clips,
-      "test",
+      args.split,
       num_frames=frames,
       num_clips=count,
       num_levels=min(args.levels, count),
@@ -299,6 +302,12 @@ def main() -> None:
   )
   parser.add_argument("--clips", required=True, metavar="DIR")
   parser.add_argument("--world", default=_WORLD, metavar="DIR")
+  parser.add_argument(
+    "--split",
+    default="validation",
+    metavar="NAME",
+    help="split of the clips (default: validation); test only to publish",
+  )
   parser.add_argument("--json", metavar="F", help="also write the result")
   parser.add_argument(
     "--levels", type=int, default=60, help="clips of 8 frames, one per level"
@@ -324,6 +333,7 @@ def main() -> None:
         args.json,
         {
           "world": world.fingerprint,
+          "split": args.split,
           "levels": args.levels,
           "long_clips": args.long_clips,
           "frames": args.frames,

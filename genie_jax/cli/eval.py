@@ -83,6 +83,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "(default: 1024)",
   )
   add(
+    "--drift-frames",
+    type=int,
+    default=0,
+    metavar="N",
+    help="also compare free rollouts of N frames with real clips, after 16, "
+    "64, 160 and N frames (default: 0, not measured)",
+  )
+  add(
+    "--drift-levels",
+    type=int,
+    default=16,
+    metavar="N",
+    help="number of levels that these rollouts start in (default: 16)",
+  )
+  add(
     "--kmeans-patches",
     type=int,
     default=204_800,
@@ -189,6 +204,8 @@ def run(args: argparse.Namespace) -> int:
       num_clips=args.num_clips,
       num_levels=args.levels,
       num_action_clips=args.num_action_clips,
+      drift_frames=args.drift_frames,
+      drift_levels=args.drift_levels,
       train_patches=args.kmeans_patches,
       fvd=args.fvd,
       fvd_clips=args.fvd_clips,
@@ -229,6 +246,8 @@ def _command(args: argparse.Namespace) -> str:
     "num_clips",
     "levels",
     "num_action_clips",
+    "drift_frames",
+    "drift_levels",
     "kmeans_patches",
     "i3d",
     "idm_steps",
@@ -286,7 +305,10 @@ def _print(metrics, out: pathlib.Path) -> None:
     f"{100 * metrics['code_usage']:.1f} % of codes in use",
     f"next frame, changed pixels {metrics['changed_pixel_psnr']:.2f} dB, "
     f"copying {metrics['copy_last_frame_changed_pixel_psnr']:.2f} dB",
-    f"delta PSNR {metrics['delta_psnr']:.3f} dB ({interval})",
+    f"delta PSNR {metrics['delta_psnr']:.3f} dB ({interval}) against random "
+    f"buttons, {metrics['delta_previous_psnr']:.3f} dB "
+    f"({metrics['delta_previous_psnr_low']:.3f} to "
+    f"{metrics['delta_previous_psnr_high']:.3f}) against the button before",
     *(
       []
       if nmi is None
@@ -294,6 +316,10 @@ def _print(metrics, out: pathlib.Path) -> None:
         f"latent actions: NMI {nmi:.3f}, rarest "
         f"{100 * metrics['min_action_share']:.1f} %"
       ]
+    ),
+    *(
+      f"{answer['question']} {answer['verdict']}"
+      for answer in metrics["verdicts"]
     ),
     f"wrote {out / 'report.html'} and {out / 'metrics.json'}",
   ):

@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from genie_jax.core import files
+from genie_jax.core import errors, files
 from genie_jax.data import manifest as manifest_lib
 from genie_jax.evals import clips as clips_lib
 from genie_jax.evals import evaluated_world, inverse_dynamics
+
+# Figures of drift are means over so many frames.
+DRIFT_SPAN = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +31,9 @@ class Options:
     num_action_clips: Clips for the agreement of actions, which is cheap.
     num_prompts: Prompts from which each button is held.
     num_free: Clips of the free rollouts.
+    drift_frames: Frames of the long rollouts that measure drift; 0 to leave
+      them out.
+    drift_levels: Levels of these rollouts, one of each.
     train_patches: Patches that the k-means baseline is fitted on.
     train_clips: Training clips for the most frequent tokens.
     fvd: Whether to measure the Frechet video distance, which takes minutes.
@@ -37,6 +43,9 @@ class Options:
     idm_steps: Optimizer steps of the inverse-dynamics model; 0 leaves out
       what it measures.
     seed: Of the choice of clips, the draws and the bootstrap.
+
+  Raises:
+    UserError: There are too few frames or levels to measure drift.
   """
 
   split: str = "test"
@@ -45,6 +54,8 @@ class Options:
   num_action_clips: int = 1024
   num_prompts: int = 8
   num_free: int = 32
+  drift_frames: int = 0
+  drift_levels: int = 16
   train_patches: int = 204_800
   train_clips: int = 256
   fvd: bool = False
@@ -53,6 +64,18 @@ class Options:
   num_idm_clips: int = 120
   idm_steps: int = inverse_dynamics.STEPS
   seed: int = 0
+
+  def __post_init__(self):
+    if self.drift_frames != 0 and self.drift_frames < DRIFT_SPAN:
+      raise errors.UserError(
+        f"--drift-frames is {self.drift_frames}; give 0 to leave drift out, or "
+        f"at least {DRIFT_SPAN} frames."
+      )
+    if self.drift_levels < 2:
+      raise errors.UserError(
+        f"--drift-levels is {self.drift_levels}; give at least 2, because real "
+        "clips of another level are a baseline."
+      )
 
 
 @dataclasses.dataclass

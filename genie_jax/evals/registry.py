@@ -5,6 +5,7 @@ from typing import Any
 from genie_jax.core import errors
 from genie_jax.core import registry as registry_lib
 from genie_jax.evals import control, fvd, metric, obedience, standard
+from genie_jax.evals import control, drift, metric, standard
 
 
 def _check(name: str, value: Any) -> None:
@@ -50,6 +51,8 @@ def _has_both_actions(work: metric.Work) -> bool:
   )
 
 
+# First, since it needs more of the clips than the others and may refuse them.
+register("drift", metric.Metric(drift.measure, drift.applies))
 register("reconstruction", metric.Metric(standard.measure_reconstruction))
 register("codebook", metric.Metric(standard.measure_codebook))
 register("actions", metric.Metric(standard.measure_actions, _has_both_actions))

@@ -14,7 +14,16 @@ import jinja2
 import numpy as np
 
 from genie_jax.core import errors, files, images
-from genie_jax.evals import charts, curves, metric, pictures, run
+from genie_jax.evals import (
+  charts,
+  curves,
+  drift,
+  metric,
+  pictures,
+  questions,
+  run,
+  verdicts,
+)
 
 _TEMPLATE = "report.html.j2"
 _SLOW_FPS = 6  # Differences between buttons are easier to see slowly.
@@ -30,6 +39,9 @@ KEYS = (
   "delta_psnr",
   "delta_psnr_low",
   "delta_psnr_high",
+  "delta_previous_psnr",
+  "delta_previous_psnr_low",
+  "delta_previous_psnr_high",
   "min_action_share",
   "code_usage",
   "action_nmi",
@@ -91,6 +103,9 @@ def write(
     "command": origin.command,
     "commit": origin.commit,
     "date": origin.date,
+    "verdicts": questions.answer(
+      results.metrics["details"], results.metrics["actions"]
+    ),
   }
   # Details last: the file is also read by people.
   metrics["details"] = metrics.pop("details")
@@ -165,8 +180,15 @@ def page(
       for curve in training
     ],
     more_rows=rows,
+    answers=metrics["verdicts"],
+    rule=verdicts.RULE,
+    drift=_drift(frames, metrics),
     raw=json.dumps(
-      {key: value for key, value in metrics.items() if key != "details"},
+      {
+        key: value
+        for key, value in metrics.items()
+        if key not in ("details", "verdicts")
+      },
       indent=2,
     ),
   )
@@ -239,6 +261,40 @@ def _next(frames: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     _row("next, world", world),
     _row("error", pictures.error(truth, world)),
   ]
+
+
+def _drift(
+  frames: Mapping[str, np.ndarray], metrics: Mapping[str, Any]
+) -> dict[str, Any] | None:
+  """Returns strips and tables of long rollouts; None if not measured."""
+  found = metrics["details"].get("drift")
+  if found is None:
+    return None
+  numbers = [0, *drift.horizons(found["frames"])]
+  strips = []
+  for world, real, length in zip(
+    frames["drift_world"],
+    frames["drift_real"],
+    found["real_lengths"],
+    strict=False,  # Only the first levels are shown.
+  ):
+    seen = sum(number < length for number in numbers)
+    strips.append(
+      [
+        _row("game", real[:seen], [pictures.PLAIN] * seen),
+        _row(
+          "world",
+          world,
+          [pictures.GIVEN] + [pictures.DRAWN] * (len(world) - 1),
+        ),
+      ]
+    )
+  return {
+    "strips": strips,
+    "numbers": numbers[1:],
+    "names": drift.FIGURES,
+    "horizons": found["horizons"],
+  }
 
 
 def _held(

@@ -59,6 +59,75 @@ def delta(
   )
 
 
+def delta_previous(
+  subject: evaluated_world.Subject,
+  tokens: np.ndarray,
+  frames: np.ndarray,
+  rebuilt: np.ndarray,
+  buttons: np.ndarray,
+  choices: np.ndarray,
+  levels: np.ndarray,
+  *,
+  seed: int,
+) -> dict[str, Any]:
+  """Compares inferred buttons with the one before, repeated, and random ones.
+
+  The prompt is about half of the clip: the world sees how things move, so what
+  inferred buttons add must be about the present transition.
+
+  Args:
+    subject: The world.
+    tokens: int32 [n, T, h, w], the clips' tokens; T at least 5.
+    frames: uint8 [n, T, H, W, C], the truth.
+    rebuilt: uint8 [n, T, H, W, C], the clips decoded from their tokens.
+    buttons: int32 [n, T-1], the buttons of the true clips.
+    choices: The buttons from which random ones are drawn.
+    levels: [n].
+    seed: Of the noise, the random buttons and the bootstrap.
+
+  Returns:
+    `prompt_frames`, P; and `frames`, number t of the drawn frame as text ->
+    figures of `controllability.delta_previous`. A t that does not fit in the
+    clip after a prompt of two frames is left out.
+  """
+  length = frames.shape[1]
+  furthest = max(controllability.DELTA_PREVIOUS_FRAMES)
+  prompt = max(2, min(length // 2, length - furthest))
+  count = min(furthest, length - prompt)
+  past, present = np.split(buttons[:, : prompt - 1 + count], [prompt - 1], 1)
+  pressed = {
+    "inferred": present,
+    "previous": np.repeat(past[:, -1:], count, 1),
+    "random": np.random.default_rng(seed + 2).choice(choices, present.shape),
+  }
+  ids = np.arange(len(frames), dtype=np.int32)
+  drawn = {}
+  for name, chosen in pressed.items():
+    drawn[name] = subject.decode(
+      subject.rollout(
+        tokens[:, :prompt],
+        np.concatenate([past, chosen], 1).astype(np.int32),
+        ids,
+        seed,
+      )
+    )
+  drawn["ceiling"] = rebuilt
+  return {
+    "prompt_frames": prompt,
+    "frames": {
+      str(t): controllability.delta_previous(
+        frames[:, prompt - 1 + t],
+        frames[:, prompt - 1],
+        {name: shown[:, prompt - 1 + t] for name, shown in drawn.items()},
+        levels,
+        seed=seed,
+      )
+      for t in controllability.DELTA_PREVIOUS_FRAMES
+      if t <= count
+    },
+  }
+
+
 def hold(
   subject: evaluated_world.Subject,
   prompts: np.ndarray,

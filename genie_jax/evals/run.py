@@ -155,7 +155,9 @@ def _meets_protocol(details: Mapping[str, Any], clips: clips_lib.Clips) -> bool:
 def _headline(details: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the figures by which runs are compared."""
   rebuilt, guessed = details["reconstruction"], details["prediction"]
-  delta = details["controllability"]["delta_psnr"]["delta"]
+  control = details["controllability"]
+  delta = control["delta_psnr"]["delta"]
+  previous = control["delta_previous"]["frames"]["1"]["all_pixels"]["previous"]
   found = {
     "tokenizer_psnr": rebuilt["tokenizer_psnr"].value,
     "tokenizer_ssim": rebuilt["tokenizer_ssim"].value,
@@ -166,6 +168,9 @@ def _headline(details: Mapping[str, Any]) -> dict[str, Any]:
     "delta_psnr": delta.value,
     "delta_psnr_low": delta.low,
     "delta_psnr_high": delta.high,
+    "delta_previous_psnr": previous.value,
+    "delta_previous_psnr_low": previous.low,
+    "delta_previous_psnr_high": previous.high,
     "code_usage": details["codebook"]["tokens"]["usage"],
     "code_perplexity": details["codebook"]["tokens"]["perplexity"],
     "min_action_share": None,

@@ -10,6 +10,7 @@ from genie_jax.evals import (
   actions,
   codebook,
   controllability,
+  intervals,
   kmeans,
   metric,
   prediction,
@@ -166,6 +167,16 @@ def measure_controllability(work: metric.Work) -> metric.Result:
     clips.levels,
     seed=options.seed,
   )
+  previous = rollouts.delta_previous(
+    subject,
+    work.tokens,
+    clips.frames,
+    work.rebuilt,
+    work.buttons,
+    choices,
+    clips.levels,
+    seed=options.seed,
+  )
   held, held_frames, followed = rollouts.hold(
     subject,
     prompts[: options.num_prompts],
@@ -177,8 +188,19 @@ def measure_controllability(work: metric.Work) -> metric.Result:
     subject, prompts[: options.num_free], choices, seed=options.seed
   )
   count = options.num_free
+  t = controllability.DELTA_FRAME
   details = {
     "delta_psnr": delta,
+    # The mean PSNR of a perfect prediction, as its tokens are decoded.
+    "delta_ceiling": intervals.ratio(
+      reconstruction.psnr(
+        reconstruction.clip_errors(clips.frames[:, t], work.rebuilt[:, t])
+      ),
+      np.ones(len(clips.frames)),
+      clips.levels,
+      seed=options.seed,
+    ),
+    "delta_previous": previous,
     "held": held,
     "liveliness": {
       "free_rollouts": free,
@@ -189,6 +211,9 @@ def measure_controllability(work: metric.Work) -> metric.Result:
         work.rebuilt[:count], work.tokens[:count], subject.num_codes
       ),
     },
+    "late_motion": controllability.late_motion(
+      free_frames, clips.frames[:count], clips.levels[:count], seed=options.seed
+    ),
   }
   return metric.Result(
     details,

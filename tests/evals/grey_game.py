@@ -7,6 +7,7 @@ frame, from which a perfect action model reads it.
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -26,12 +27,12 @@ OPTIONS = metric.Options(
 )
 
 
-def level(number: int) -> tuple[np.ndarray, np.ndarray]:
-  """Returns a level's frames [40, 16, 16, 3] and actions [40]."""
+def level(number: int, length: int = LENGTH) -> tuple[np.ndarray, np.ndarray]:
+  """Returns a level's frames [length, 16, 16, 3] and actions [length]."""
   rng = np.random.default_rng(number)
-  actions = rng.integers(0, NUM_ACTIONS + 1, LENGTH, dtype=np.int32)
+  actions = rng.integers(0, NUM_ACTIONS + 1, length, dtype=np.int32)
   merged = np.where(actions == NUM_ACTIONS, 2, actions)  # An alias.
-  tokens = np.zeros((LENGTH, 2, 2), np.int32)
+  tokens = np.zeros((length, 2, 2), np.int32)
   tokens[:] = rng.integers(0, NUM_CODES, (2, 2))
   tokens[1:, 0, 1] = (tokens[0, 0, 1] + np.cumsum(merged[:-1])) % NUM_CODES
   frames = decode(tokens[None])[0]
@@ -112,27 +113,45 @@ def true_world() -> evaluated_world.Subject:
   return dataclasses.replace(world(True), infer=None, num_buttons=6)
 
 
-def write_clips(folder: pathlib.Path) -> pathlib.Path:
-  """Writes the game's train and test levels as a clips folder."""
+def write_clips(
+  folder: pathlib.Path, lengths: Mapping[int, Sequence[int]] | None = None
+) -> pathlib.Path:
+  """Writes the game's train and test levels as a clips folder.
+
+  Args:
+    folder: Where to write.
+    lengths: Test level -> frames of each of its episodes; by default seven
+      levels of one episode.
+  """
+  lengths = lengths or {number: [LENGTH] for number in range(50, 57)}
+  levels = {
+    "train": {number: [LENGTH] for number in range(5)},
+    "test": lengths,
+  }
   splits = {}
-  for split, numbers in {"train": range(5), "test": range(50, 57)}.items():
+  for split, every in levels.items():
     episodes, record = [], 0
     path = folder / split / shards.shard_name(0, 1)
     with shards.ShardWriter(path) as writer:
-      for number in numbers:
-        frames, actions = level(number)
-        episodes.append([number, record, 0, LENGTH])
-        for start in range(0, LENGTH, 16):
-          piece = slice(start, start + 16)
-          writer.write(
-            records.pack(
-              {"frames": frames[piece], "actions": actions[piece]},
-              {"fps": 10, "source": number, "start": start},
+      for number, parts in every.items():
+        whole = level(number, sum(parts))
+        begin = 0
+        for length in parts:
+          frames, actions = (x[begin : begin + length] for x in whole)
+          begin += length
+          episodes.append([number, record, 0, length])
+          for start in range(0, length, 16):
+            piece = slice(start, start + 16)
+            writer.write(
+              records.pack(
+                {"frames": frames[piece], "actions": actions[piece]},
+                {"fps": 10, "source": number, "start": start},
+              )
             )
-          )
-          record += 1
+            record += 1
     splits[split] = manifest.split_summary(
-      [{**writer.entry, "episodes": episodes}], LENGTH * len(numbers)
+      [{**writer.entry, "episodes": episodes}],
+      sum(map(sum, every.values())),
     )
   manifest.Manifest(
     kind="clips",

@@ -115,6 +115,9 @@ def test_without_a_network_the_evaluation_continues_without_fvd(
     (["--num-clips", "3"], "at least one clip per level"),
     (["--idm-steps", "-1"], "--idm-steps is -1"),
     (["--seed", "-1"], "--seed -1"),
+    (["--drift-frames", "3"], "--drift-frames is 3"),
+    (["--drift-frames", "64", "--drift-levels", "1"], "--drift-levels is 1"),
+    (["--drift-frames", "64"], "has 0 levels with a clip"),
     (["--split", "tset"], "did you mean 'test'"),
     (
       ["--levels", "60", "--num-clips", "60", "--num-action-clips", "60"],

@@ -1,4 +1,5 @@
 import dataclasses
+import html
 import html.parser
 import json
 import re
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from genie_jax.core import errors
-from genie_jax.evals import curves, report, run
+from genie_jax.evals import curves, questions, report, run, verdicts
 
 ORIGIN = report.Origin(
   name="Grey <block>",
@@ -150,9 +151,12 @@ def test_timings_must_be_numbers_by_stage(tmp_path):
     report.read_seconds(path)
 
 
-@pytest.mark.parametrize(
-  "majority, verdict", [(0.3, "Yes."), (0.5, "Not shown.")]
-)
+def card(text, question):
+  """Returns the card of a question, from the page's HTML."""
+  return text.split(f"<h3>{question}</h3>")[1].split("</p></div>")[0]
+
+
+@pytest.mark.parametrize("majority, verdict", [(0.3, "barely"), (0.5, "no")])
 def test_buttons_that_do_not_tell_the_action_are_not_said_to_match(
   clips, tmp_path, majority, verdict
 ):
@@ -165,5 +169,44 @@ def test_buttons_that_do_not_tell_the_action_are_not_said_to_match(
   actions["majority"] = majority
   report.write(tmp_path, results, ORIGIN)
   text = (tmp_path / "report.html").read_text()
-  card = text.split("Buttons match actions?")[1].split("</div>")[0]
-  assert f"<b>{verdict}</b>" in card
+  found = card(text, "Do buttons match the keys?")
+  assert f'<p class="big">{verdict}</p>' in found
+
+
+def test_each_question_has_a_card_and_the_rule_is_stated(written):
+  out, metrics = written
+  text = (out / "report.html").read_text()
+  assert len(metrics["verdicts"]) == len(questions.QUESTIONS)
+  for answer in metrics["verdicts"]:
+    found = card(text, answer["question"])
+    assert f'<p class="big">{answer["verdict"]}</p>' in found
+  assert html.unescape(verdicts.RULE) in html.unescape(text)
+
+
+def test_drift_that_was_not_measured_is_said_to_be_missing(written):
+  out, _ = written
+  text = (out / "report.html").read_text()
+  found = card(text, "Do long rollouts stay like the game?")
+  assert '<p class="big">not measured</p>' in found
+  assert "--drift-frames 64" in found
+  assert "Long rollouts, likeness to the game" in text
+  assert "<h2>Long rollouts</h2>" not in text
+
+
+def test_measured_drift_has_frames_figures_and_a_verdict(tmp_path):
+  folder = grey_game.write_clips(
+    tmp_path / "clips", {number: [120] for number in range(50, 56)}
+  )
+  options = dataclasses.replace(
+    grey_game.OPTIONS, drift_frames=20, drift_levels=4
+  )
+  results = run.evaluate(grey_game.world(True), folder, options)
+  metrics = report.write(tmp_path / "out", results, ORIGIN)
+  text = (tmp_path / "out" / "report.html").read_text()
+  assert "<h2>Long rollouts</h2>" in text
+  for t in (16, 20):
+    assert f"After {t} frames, relative to real clips" in text
+  assert text.count('alt="Long rollout ') == 8  # World and game, 4 levels.
+  answer = metrics["verdicts"][-1]
+  assert answer["question"] == "Do long rollouts stay like the game?"
+  assert answer["verdict"] != "not measured"

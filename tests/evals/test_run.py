@@ -24,6 +24,78 @@ def test_a_world_that_obeys_scores_better_with_the_right_buttons(obedient):
   assert obedient.metrics["delta_psnr_low"] > 0.5
 
 
+def test_delta_psnr_against_random_buttons_has_not_changed(obedient):
+  # Computed at version 0.1, before there were other comparisons.
+  found = obedient.metrics["details"]["controllability"]["delta_psnr"]
+  assert found["delta"] == {
+    "value": 6.521017599216358,
+    "low": 2.656406236030683,
+    "high": 12.108618687514724,
+  }
+  assert found["inferred"]["value"] == 22.291888506184673
+  assert found["random"]["value"] == 15.770870906968314
+
+
+def test_right_buttons_beat_the_button_before_if_each_is_chosen_anew(obedient):
+  metrics = obedient.metrics
+  found = metrics["details"]["controllability"]["delta_previous"]
+  assert found["prompt_frames"] == 2
+  assert list(found["frames"]) == ["1", "4"]
+  for figures in found["frames"].values():
+    assert figures["changed_pixels"]["previous"]["low"] > 1.0
+  first = found["frames"]["1"]["all_pixels"]["previous"]
+  assert metrics["delta_previous_psnr"] == first["value"]
+  assert metrics["delta_previous_psnr_low"] == first["low"] > 0.5
+
+
+def held_clips(count=12, length=6):
+  """Returns clips in which each action is held for ever: state, not control."""
+  rng = np.random.default_rng(3)
+  held = np.repeat(
+    rng.integers(1, grey_game.NUM_ACTIONS, count)[:, None], length - 1, 1
+  )
+  tokens = np.repeat(rng.integers(0, 16, (count, 1, 2, 2)), length, 1)
+  tokens[:, 1:, 0, 1] = (tokens[:, :1, 0, 1] + np.cumsum(held, 1)) % 16
+  return tokens.astype(np.int32), held
+
+
+def test_codes_that_repeat_score_against_random_ones_only():
+  tokens, held = held_clips()
+  frames = grey_game.decode(tokens)
+  found = rollouts.delta_previous(
+    grey_game.world(True),
+    tokens,
+    frames,
+    frames,
+    held,
+    np.arange(grey_game.NUM_ACTIONS),
+    np.arange(len(tokens)),
+    seed=0,
+  )["frames"]
+  for figures in found.values():
+    for scope in ("all_pixels", "changed_pixels"):
+      previous, random = figures[scope]["previous"], figures[scope]["random"]
+      # Equal buttons and equal noise give equal frames.
+      assert (previous.low, previous.value, previous.high) == (0, 0, 0)
+      assert random.low > 0.5
+
+
+def test_a_frame_that_does_not_fit_after_two_given_ones_is_left_out():
+  tokens, held = held_clips(length=5)
+  frames = grey_game.decode(tokens)
+  found = rollouts.delta_previous(
+    grey_game.world(True),
+    tokens,
+    frames,
+    frames,
+    held,
+    np.arange(grey_game.NUM_ACTIONS),
+    np.arange(len(tokens)),
+    seed=0,
+  )
+  assert (found["prompt_frames"], list(found["frames"])) == (2, ["1"])
+
+
 def test_a_world_that_ignores_its_buttons_scores_exactly_zero(clips):
   found = run.evaluate(
     grey_game.world(obeys_buttons=False), clips, grey_game.OPTIONS
@@ -31,6 +103,7 @@ def test_a_world_that_ignores_its_buttons_scores_exactly_zero(clips):
   # Paired draws: the noise of both rollouts is bit-identical.
   assert found["delta_psnr"] == 0.0
   assert (found["delta_psnr_low"], found["delta_psnr_high"]) == (0.0, 0.0)
+  assert found["delta_previous_psnr"] == found["delta_previous_psnr_high"] == 0
   held = found["details"]["controllability"]["held"]
   assert held["mean_effect"] == 0.0
   assert held["noise_effect"] > 0.0
