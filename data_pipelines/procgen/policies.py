@@ -195,8 +195,8 @@ def _walk(
     if recorder.full:
       return
     # In the air a player hardly changes direction, so a walker that turns there
-    # presses keys that cannot be seen. Games that do not say where the ground is
-    # (support -1) are played as if all was ground.
+    # presses keys that cannot be seen. Games that do not say where the ground
+    # is (support -1) are played as if all was ground.
     grounded = before.support != 0
     if held.steps <= 0 and (grounded or not platformer):
       _turn(held, platformer, rng)
