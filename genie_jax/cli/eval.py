@@ -91,6 +91,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "requires at least 200000 (default: 204800)",
   )
   add(
+    "--num-moments",
+    type=int,
+    default=128,
+    metavar="N",
+    help="most moments in which the world is compared with the game, if the "
+    "clips have counterfactuals (default: 128)",
+  )
+  add(
+    "--counterfactuals",
+    metavar="DIR",
+    help="folder that `genie data procgen --counterfactuals` wrote (default: "
+    "counterfactuals in the clips folder, if it exists)",
+  )
+  add(
     "--seed",
     type=int,
     default=0,
@@ -104,7 +118,13 @@ def run(args: argparse.Namespace) -> int:
   """Evaluates the world; returns 0."""
   from genie_jax.core import errors
 
-  for name in ("num_clips", "levels", "num_action_clips", "kmeans_patches"):
+  for name in (
+    "num_clips",
+    "levels",
+    "num_action_clips",
+    "kmeans_patches",
+    "num_moments",
+  ):
     if getattr(args, name) < 1:
       raise errors.UserError(
         f"--{name.replace('_', '-')} is {getattr(args, name)}; give a "
@@ -143,6 +163,8 @@ def run(args: argparse.Namespace) -> int:
       num_action_clips=args.num_action_clips,
       train_patches=args.kmeans_patches,
       seed=args.seed,
+      num_moments=args.num_moments,
+      counterfactuals=args.counterfactuals,
     ),
     true_actions=_subject(other) if other else None,
   )
@@ -178,6 +200,8 @@ def _command(args: argparse.Namespace) -> str:
     "levels",
     "num_action_clips",
     "kmeans_patches",
+    "num_moments",
+    "counterfactuals",
     "seed",
   ):
     given = getattr(args, name)

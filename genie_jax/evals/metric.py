@@ -30,6 +30,9 @@ class Options:
     train_patches: Patches that the k-means baseline is fitted on.
     train_clips: Training clips for the most frequent tokens.
     seed: Of the choice of clips, the draws and the bootstrap.
+    num_moments: Most moments in which the world is compared with the game.
+    counterfactuals: Folder of these moments; None for `counterfactuals` in the
+      clips folder, if there is one.
   """
 
   split: str = "test"
@@ -41,6 +44,8 @@ class Options:
   train_patches: int = 204_800
   train_clips: int = 256
   seed: int = 0
+  num_moments: int = 128
+  counterfactuals: str | None = None
 
 
 @dataclasses.dataclass

@@ -4,7 +4,7 @@ from typing import Any
 
 from genie_jax.core import errors
 from genie_jax.core import registry as registry_lib
-from genie_jax.evals import control, metric, standard
+from genie_jax.evals import control, counterfactuals, metric, standard
 
 
 def _check(name: str, value: Any) -> None:
@@ -56,3 +56,7 @@ register("actions", metric.Metric(standard.measure_actions, _has_both_actions))
 register("control", metric.Metric(control.measure, control.applies))
 register("prediction", metric.Metric(standard.measure_prediction))
 register("controllability", metric.Metric(standard.measure_controllability))
+register(
+  "counterfactuals",
+  metric.Metric(counterfactuals.measure, counterfactuals.applies),
+)

@@ -73,6 +73,10 @@ def test_the_command_writes_figures_report_and_animation(
   assert found["command"].startswith("genie eval --world latent --clips")
   assert "--num-clips 12" in found["command"]
   assert found["details"]["true_actions"]["delta_psnr"]
+  # The clips have no counterfactuals: the report says how to collect them.
+  assert found["details"]["counterfactuals"]["measured"] is False
+  report = (tmp_path / "out" / "report.html").read_text()
+  assert "not measured" in report and "--counterfactuals 4" in report
   assert (tmp_path / "out" / "report.html").is_file()
   assert (tmp_path / "out" / "rollout.gif").is_file()
   assert "delta PSNR" in capsys.readouterr().out
@@ -90,6 +94,8 @@ def test_the_command_writes_figures_report_and_animation(
       "--levels 7",
     ),
     (["--true-actions-world", "latent"], "trained on latent actions"),
+    (["--num-moments", "0"], "--num-moments is 0"),
+    (["--counterfactuals", "nowhere"], "nowhere has no counterfactuals"),
     (["--workdir", "nowhere"], "genie train"),
     (["--timings", "nowhere.json"], "does not exist"),
   ],

@@ -4,8 +4,8 @@
 
 writes a new version folder (see README.md, which also says what is in it).
 Every folder of it is written by a `genie` command, except for the clips and
-counterfactuals, which a data pipeline writes. Afterwards `python -m tests.golden.contents` records
-what the program reads from it.
+counterfactuals, which a data pipeline writes. Afterwards
+`python -m tests.golden.contents` records what the program reads from it.
 """
 
 import os
