@@ -263,6 +263,17 @@ def _print(metrics, out: pathlib.Path) -> None:
         f"{100 * metrics['min_action_share']:.1f} %"
       ]
     ),
+    *(
+      [
+        f"buttons against the game's keys: "
+        f"{100 * metrics['counterfactual_score']:.1f} % "
+        f"({100 * metrics['counterfactual_score_low']:.1f} to "
+        f"{100 * metrics['counterfactual_score_high']:.1f} %), shuffled "
+        f"{100 * metrics['counterfactual_chance']:.1f} %"
+      ]
+      if "counterfactual_score" in metrics
+      else []
+    ),
     f"wrote {out / 'report.html'} and {out / 'metrics.json'}",
   ):
     print(line)

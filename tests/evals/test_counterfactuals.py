@@ -11,7 +11,7 @@ import scrolling_game as game
 from genie_jax.core import errors
 from genie_jax.data import counterfactuals as data_lib
 from genie_jax.data import inspection, manifest
-from genie_jax.evals import counterfactuals, metric, run
+from genie_jax.evals import counterfactuals, key_matching, metric, run
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def scores(found):
 def test_the_game_is_as_its_description_says(clips):
   inspection.verify(manifest.Manifest.read(clips / data_lib.FOLDER))
   found = game.MOMENTS
-  assert counterfactuals.group_keys(found) == game.GROUPS
+  assert key_matching.group_keys(found) == game.GROUPS
   # A wall hides "left", and the air hides "up".
   assert found[1].classes(8).tolist() == [0, 1, 2, 3, 1]
   assert found[3].classes(8).tolist() == [0, 0, 2, 3, 0]
@@ -157,7 +157,7 @@ def test_scores_equal_a_brute_force_over_all_matches(clips, num_buttons):
   for length in (1, 4, 8):
     by_length[length], buttons = brute_force(subject, moments, length, 0)
   levels = np.array([moment.level for moment in moments])
-  half = counterfactuals.in_first_half(levels, 0)
+  half = key_matching.in_first_half(levels, 0)
   assert len(set(levels[half])) == len(set(levels[~half])) == game.LEVELS / 2
   assert not set(levels[half]) & set(levels[~half])
   groups = range(len(game.GROUPS))
@@ -222,21 +222,21 @@ def test_a_world_of_true_actions_needs_no_match(clips):
 
 
 def test_moments_whose_futures_are_equal_tell_nothing():
-  hits = counterfactuals.Hits(
+  hits = key_matching.Hits(
     after=(1,),
     levels=np.array([0, 0, 1, 1]),
     world=np.array([[np.eye(2), np.ones((2, 2)), np.eye(2), np.ones((2, 2))]]),
     ceiling=np.ones((1, 4, 2)),
     classes=np.array([[2, 1, 2, 1]]),
   )
-  found = counterfactuals.score(hits, seed=0)["1"]
+  found = key_matching.score(hits, seed=0)["1"]
   assert found["moments"] == 2
   assert (found["score"].value, found["chance"].value) == (1, 0.5)
 
 
 def test_draws_are_shared():
   np.testing.assert_allclose(
-    counterfactuals.nearest(np.array([[3, 1, 1], [0, 2, 5]])),
+    key_matching.nearest(np.array([[3, 1, 1], [0, 2, 5]])),
     [[0, 0.5, 0.5], [1, 0, 0]],
   )
 
