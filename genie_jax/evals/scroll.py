@@ -10,7 +10,9 @@ An effect is only judged in moments in which the game lets the keys decide it:
 at least one key of the game has it, and at least one has not. So a wall to the
 left does not speak against "left", nor a fall that no key can stop for "fall".
 A button is named by an effect that it has in most of these moments, and surely
-more often than a key of the game that is drawn at random.
+more often than a key of the game that is drawn at random; of several, by the
+one with the largest difference, because a button that goes right also falls off
+ledges, and does nothing in front of walls.
 
 Shapes:
   n  pairs of frames, or rollouts     M  moments     A  buttons     G  keys
@@ -34,8 +36,7 @@ UNCLEAR = "unclear"
 _CENTRE = 0.14  # Half of the side of the part left out, of the frame's side.
 _AT_ONCE = 128  # Pairs of frames compared by one call.
 
-# Name -> (horizontal, vertical) motion, None for any; the first that a button
-# has most of the time names it, so the most exact ones come first.
+# Name -> (horizontal, vertical) motion, None for any.
 _EFFECTS: dict[str, tuple[int | None, int | None]] = {
   "left and jump": (-1, 1),
   "right and jump": (1, 1),
@@ -210,10 +211,9 @@ def name_buttons(
       for name, part in found.items()
       if part["value"] > 0.5 and part["low"] > part["chance"]
     ]
-    exact = [name for name in surely if None not in _EFFECTS[name]]
     name = max(
-      exact or surely,
-      key=lambda x, found=found: found[x]["value"],
+      surely,
+      key=lambda x, found=found: found[x]["value"] - found[x]["chance"],
       default=UNCLEAR,
     )
     best = found.get(name)

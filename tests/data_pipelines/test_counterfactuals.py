@@ -290,6 +290,35 @@ def test_mistakes_end_in_one_line_before_anything_is_written(
   assert not out.exists()
 
 
+def test_the_games_own_keys_are_named_by_what_they_do(procgen):
+  held = counterfactuals.Options(moments=4)
+  keys = {1: "left", 2: "left and jump", 4: "nothing", 5: "jump", 7: "right"}
+  moments = [
+    moment
+    for level in range(10_000, 10_008)
+    for moment in counterfactuals.moments_of(
+      level, options(frames_per_level=200), held
+    )
+  ]
+  moved = np.stack(
+    [
+      scroll.motion(
+        np.stack(
+          [
+            np.concatenate([moment.history[-1:], moment.future(key)])
+            for key in (*keys, 8)
+          ]
+        )
+      )
+      for moment in moments
+    ]
+  )
+  named = scroll.name_buttons(
+    moved, moved, np.array([moment.level for moment in moments]), seed=0
+  )
+  assert [row["name"] for row in named] == [*keys.values(), "right and jump"]
+
+
 def test_the_scroll_of_frames_is_the_true_motion(procgen):
   # CoinRun shows 13 cells on 64 pixels.
   held = counterfactuals.Options(moments=4)
