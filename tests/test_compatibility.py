@@ -5,6 +5,7 @@ that depend on rounding must be bit-identical on the kind of machine on which
 they were recorded, and close on other machines.
 """
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -15,7 +16,7 @@ import pytest
 
 import genie_jax
 from genie_jax.core import errors, files
-from genie_jax.data import manifest, records
+from genie_jax.data import counterfactuals, manifest, records
 from genie_jax.models import store
 from genie_jax.ports.stablehlo import runtime
 from genie_jax.worlds import world_manifest
@@ -54,6 +55,12 @@ def check_frames(folder, name, frames):
 @each_folder
 def test_clips_are_read_as_when_they_were_written(folder):
   assert as_json(contents.clips(folder / "clips")) == expected(folder, "clips")
+
+
+@each_folder
+def test_counterfactuals_are_read_as_when_they_were_written(folder):
+  found = contents.counterfactuals(folder / "counterfactuals")
+  assert as_json(found) == expected(folder, "counterfactuals")
 
 
 @each_folder
@@ -173,6 +180,17 @@ def newer_tokens(folder):
   manifest.Manifest.read(folder / "tokens")
 
 
+def newer_counterfactuals(folder):
+  found = manifest.Manifest.read(folder / "counterfactuals")
+  made_by = dict(found.made_by)
+  made_by["counterfactuals"] = {
+    **made_by["counterfactuals"],
+    "version": counterfactuals.VERSION + 1,
+  }
+  dataclasses.replace(found, made_by=made_by).write(folder / "counterfactuals")
+  counterfactuals.read_manifest(folder / "counterfactuals")
+
+
 def newer_record(folder):
   del folder
   record = bytearray(records.pack({"frames": np.zeros(3, np.uint8)}, {})[:-4])
@@ -229,6 +247,7 @@ def reseal(world, **changes):
   [
     newer_clips,
     newer_tokens,
+    newer_counterfactuals,
     newer_record,
     newer_saved,
     newer_world,
@@ -238,7 +257,7 @@ def reseal(world, **changes):
   ids=lambda read: read.__name__,
 )
 def test_a_newer_version_is_refused_in_one_line(read, tmp_path):
-  for name in ("clips", "tokens", "saved", "worlds"):
+  for name in ("clips", "counterfactuals", "tokens", "saved", "worlds"):
     shutil.copytree(NEWEST / name, tmp_path / name)
   with pytest.raises(errors.UserError, match="version") as error:
     read(tmp_path)

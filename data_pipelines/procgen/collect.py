@@ -210,7 +210,7 @@ def _made_by(options: Options) -> dict[str, Any]:
     # As written before there were other games and policies.
     for name in ("game", "policy", "shares", "states"):
       del fields[name]
-  keys = {"keys": _keys(options.game)} if options.states else {}
+  keys = {"keys": keys_of(options.game)} if options.states else {}
   return {
     **keys,
     "collector": "data_pipelines.coinrun.collect"
@@ -231,7 +231,7 @@ def _made_by(options: Options) -> dict[str, Any]:
   }
 
 
-def _keys(game: str) -> dict[str, list[int]]:
+def keys_of(game: str) -> dict[str, list[int]]:
   """Returns what each of the 15 actions means, for evaluations.
 
   Returns:

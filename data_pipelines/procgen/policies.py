@@ -70,17 +70,26 @@ class Recorder:
     actions: int32 [n], the action taken at each frame.
     first: bool [n], whether an episode begins at the frame.
     states: float32 [n, 5], fields of `state.Agent` at each frame.
+    saved: Complete states of the game at each frame, for `Env.set_state`;
+      empty unless they are kept.
     step: Number of frames recorded so far.
     begins: Whether an episode begins at the current frame.
   """
 
-  def __init__(self, env: client.Env, count: int, with_states: bool):
+  def __init__(
+    self,
+    env: client.Env,
+    count: int,
+    with_states: bool,
+    keep_saved: bool = False,
+  ):
     """Draws the first frame.
 
     Args:
       env: A new level.
       count: n, frames to record.
       with_states: Whether to record true states.
+      keep_saved: Whether to keep complete states, 40 kB for each frame.
     """
     self.env = env
     self.frames = np.empty((count, *client.FRAME_SHAPE), np.uint8)
@@ -88,7 +97,9 @@ class Recorder:
     self.first = np.empty(count, bool)
     self.states = np.empty((count, len(state_lib.Agent._fields)), np.float32)
     self.step = 0
+    self.saved: list[bytes] = []
     self._with_states = with_states
+    self._keep_saved = keep_saved
     _, self.begins = env.observe()
 
   @property
@@ -103,6 +114,8 @@ class Recorder:
     self.actions[self.step] = action
     if self._with_states:
       self.states[self.step] = state_lib.agent(self.env.get_state())
+    if self._keep_saved:
+      self.saved.append(self.env.get_state())
     self.step += 1
     self.env.act(action)
     _, self.begins = self.env.observe()

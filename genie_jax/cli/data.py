@@ -153,6 +153,22 @@ def _add_collection(parser: argparse.ArgumentParser) -> None:
     "(default: 50)",
   )
   add(
+    "--counterfactuals",
+    type=int,
+    default=None,
+    metavar="N",
+    help="also record, for N moments of each validation and test level, what "
+    "the game draws while each key is held, into the folder "
+    "DIR/counterfactuals; `genie eval` then compares a world with the game",
+  )
+  add(
+    "--counterfactual-frames",
+    type=int,
+    default=8,
+    metavar="N",
+    help="frames for which each key is held (default: 8)",
+  )
+  add(
     "--workers",
     type=int,
     default=None,
@@ -170,7 +186,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _collect(args: argparse.Namespace) -> int:
-  from data_pipelines.procgen import collect
+  from data_pipelines.procgen import collect, counterfactuals
 
   options = collect.Options(
     levels=args.levels,
@@ -189,6 +205,12 @@ def _collect(args: argparse.Namespace) -> int:
       shares=_shares(args.shares),
       states=args.states,
     )
+  held = None
+  if args.counterfactuals is not None:
+    held = counterfactuals.Options(
+      args.counterfactuals, args.counterfactual_frames
+    )
+    held.check(options)  # Before the clips, which take longer.
   workers = args.workers
   if workers is None:
     workers = len(os.sched_getaffinity(0))
@@ -199,6 +221,13 @@ def _collect(args: argparse.Namespace) -> int:
     f"{report.kept_frames} of an earlier run; {report.bytes_per_frame:.0f} "
     f"bytes/frame; fingerprint {report.manifest.fingerprint[:12]}"
   )
+  if held is not None:
+    found = counterfactuals.collect_moments(args.out, options, held, workers)
+    print(
+      f"{found.manifest.folder}: {found.moments} moments in "
+      f"{found.seconds:.1f} s; {found.bytes_per_moment / 1000:.0f} kB/moment; "
+      f"fingerprint {found.manifest.fingerprint[:12]}"
+    )
   return 0
 
 

@@ -132,6 +132,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="N",
     help="training steps of the inverse-dynamics model, which reads keys from "
     "frames; 0 leaves out what it measures (default: 1000)",
+    "--num-moments",
+    type=int,
+    default=128,
+    metavar="N",
+    help="most moments in which the world is compared with the game, if the "
+    "clips have counterfactuals (default: 128)",
+  )
+  add(
+    "--counterfactuals",
+    metavar="DIR",
+    help="folder that `genie data procgen --counterfactuals` wrote (default: "
+    "counterfactuals in the clips folder, if it exists)",
   )
   add(
     "--seed",
@@ -147,7 +159,13 @@ def run(args: argparse.Namespace) -> int:
   """Evaluates the world; returns 0."""
   from genie_jax.core import errors
 
-  for name in ("num_clips", "levels", "num_action_clips", "kmeans_patches"):
+  for name in (
+    "num_clips",
+    "levels",
+    "num_action_clips",
+    "kmeans_patches",
+    "num_moments",
+  ):
     if getattr(args, name) < 1:
       raise errors.UserError(
         f"--{name.replace('_', '-')} is {getattr(args, name)}; give a "
@@ -212,6 +230,8 @@ def run(args: argparse.Namespace) -> int:
       i3d=args.i3d,
       idm_steps=args.idm_steps,
       seed=args.seed,
+      num_moments=args.num_moments,
+      counterfactuals=args.counterfactuals,
     ),
     true_actions=_subject(other) if other else None,
   )
@@ -251,6 +271,8 @@ def _command(args: argparse.Namespace) -> str:
     "kmeans_patches",
     "i3d",
     "idm_steps",
+    "num_moments",
+    "counterfactuals",
     "seed",
   ):
     given = getattr(args, name)
@@ -320,6 +342,15 @@ def _print(metrics, out: pathlib.Path) -> None:
     *(
       f"{answer['question']} {answer['verdict']}"
       for answer in metrics["verdicts"]
+      [
+        f"buttons against the game's keys: "
+        f"{100 * metrics['counterfactual_score']:.1f} % "
+        f"({100 * metrics['counterfactual_score_low']:.1f} to "
+        f"{100 * metrics['counterfactual_score_high']:.1f} %), shuffled "
+        f"{100 * metrics['counterfactual_chance']:.1f} %"
+      ]
+      if "counterfactual_score" in metrics
+      else []
     ),
     f"wrote {out / 'report.html'} and {out / 'metrics.json'}",
   ):

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from genie_jax.core import errors, files
+from genie_jax.data import counterfactuals, shards, sources
 from genie_jax.data import manifest as manifest_lib
-from genie_jax.data import shards, sources
 
 # Number of records read by one call: about 13 MB of frames.
 _RECORDS_AT_ONCE = 64
@@ -62,19 +62,9 @@ def verify(
           f"{path} has sha256 {found[:12]}, but its manifest says "
           f"{entry['sha256'][:12]}; copy or write the folder again."
         )
-      check = (
-        _clip_places(manifest, path, entry)
-        if (manifest.kind == "clips")
-        else itertools.repeat(None)
-      )
-      for number, (arrays, meta), place in zip(
-        itertools.count(), _read_all(reader, tick), check
-      ):
-        where = f"{path} record {number}"
-        if place is None:
-          frames += _check_tokens(manifest, arrays, where)
-        else:
-          frames += _check_clip(manifest, arrays, meta, place, where)
+      check = _checker(manifest, path, entry)
+      for number, (arrays, meta) in enumerate(_read_all(reader, tick)):
+        frames += check(number, arrays, meta, f"{path} record {number}")
     records = sum(entry["records"] for entry in summary["shards"])
     for name, value in (("records", records), ("frames", frames)):
       if value != summary[name]:
@@ -82,6 +72,33 @@ def verify(
           f"{manifest.folder}: split {split!r} has {value} {name}, but "
           f"its manifest says {summary[name]}; write the folder again."
         )
+
+
+_Check = Callable[[int, dict[str, np.ndarray], dict[str, Any], str], int]
+
+
+def _checker(
+  manifest: manifest_lib.Manifest, path: pathlib.Path, entry: dict[str, Any]
+) -> _Check:
+  """Returns what checks record `number` of a shard and counts its frames."""
+  if manifest.kind == "tokens":
+    return lambda number, arrays, meta, where: _check_tokens(
+      manifest, arrays, where
+    )
+  if manifest.kind == "clips":
+    places = _clip_places(manifest, path, entry)
+    return lambda number, arrays, meta, where: _check_clip(
+      manifest, arrays, meta, places[number], where
+    )
+  rows = {row[1]: row for row in entry["episodes"]}
+  if sorted(rows) != list(range(entry["records"])):
+    raise errors.UserError(
+      f"The manifest's moments of {path} are not its {entry['records']} "
+      "records; write the folder again."
+    )
+  return lambda number, arrays, meta, where: counterfactuals.check(
+    manifest, arrays, meta, where, rows[number]
+  )
 
 
 def _read_all(
@@ -212,10 +229,11 @@ def contact_rows(
   """Returns frames of several sources, for a contact sheet.
 
   Args:
-    manifest: The manifest, read from a clips or token folder.
+    manifest: The manifest, read from the folder.
     rows: Maximum number of sources of each split, evenly spaced.
     columns: Maximum number of frames of each source, evenly spaced over its
-      first episode (clips) or over a record (tokens).
+      first episode (clips) or over a record (tokens). For counterfactuals, the
+      frame of a moment and the last frames of its distinct futures.
 
   Returns:
     Label -> uint8 [t, H, W, 3]; tokens stored without frames are drawn with one
@@ -225,7 +243,11 @@ def contact_rows(
   for split, summary in manifest.splits.items():
     if not summary["shards"]:
       continue
-    pick = _token_rows if manifest.kind == "tokens" else _clip_rows
+    pick = {
+      "tokens": _token_rows,
+      "clips": _clip_rows,
+      counterfactuals.KIND: _moment_rows,
+    }[manifest.kind]
     for source, frames in pick(manifest, split, rows):
       places = np.linspace(0, len(frames) - 1, min(columns, len(frames)))
       picked[f"{split} {source}"] = frames[places.astype(int)]
@@ -273,4 +295,22 @@ def _token_rows(
     yield (
       f"{element['source']} frame {element['start']}",
       (colours[element["tokens"]] if frames is None else frames),
+    )
+
+
+def _moment_rows(
+  manifest: manifest_lib.Manifest,
+  split: str,
+  rows: int,
+) -> Iterable[tuple[str, np.ndarray]]:
+  moments = [
+    (path, entry, row)
+    for path, entry in manifest.shards(split)
+    for row in entry["episodes"]
+  ]
+  for path, entry, (source, record, step, _) in _spread(moments, rows):
+    arrays, _ = shards.ShardReader(path, entry).read([record])[0]
+    yield (
+      f"{source} frame {step}",
+      np.concatenate([arrays["history"][-1:], arrays["distinct"][:, -1]]),
     )

@@ -1,4 +1,4 @@
-"""The description of a clips or token folder: `manifest.json`.
+"""The description of a folder of clips, tokens or moments: `manifest.json`.
 
 A reader of a folder first reads its manifest and checks it against the values
 that the config needs; an error names both values and the remedy. The manifest
@@ -22,7 +22,7 @@ from genie_jax.data import mirror
 
 SCHEMA_VERSION = 1
 FILE_NAME = "manifest.json"
-KINDS = ("clips", "tokens")
+KINDS = ("clips", "tokens", "counterfactuals")
 
 _ENTRY_FIELDS = ("file", "sha256", "bytes", "records", "episodes")
 _NUMBER_LIST = re.compile(r"\[\s+(-?\d+(?:,\s+-?\d+)*)\s+\]")
@@ -33,7 +33,8 @@ class Manifest:
   """The content of a folder and its origin.
 
   Attributes:
-    kind: "clips" or "tokens".
+    kind: "clips", "tokens" or "counterfactuals"; for the last, see
+      `genie_jax.data.counterfactuals`.
     name: Short name of the data set.
     fps: Frames per second at which the world runs.
     frame_shape: (H, W, C) of one frame.

@@ -46,6 +46,9 @@ class Options:
 
   Raises:
     UserError: There are too few frames or levels to measure drift.
+    num_moments: Most moments in which the world is compared with the game.
+    counterfactuals: Folder of these moments; None for `counterfactuals` in the
+      clips folder, if there is one.
   """
 
   split: str = "test"
@@ -64,6 +67,8 @@ class Options:
   num_idm_clips: int = 120
   idm_steps: int = inverse_dynamics.STEPS
   seed: int = 0
+  num_moments: int = 128
+  counterfactuals: str | None = None
 
   def __post_init__(self):
     if self.drift_frames != 0 and self.drift_frames < DRIFT_SPAN:

@@ -5,6 +5,7 @@ from typing import Any
 from genie_jax.core import errors
 from genie_jax.core import registry as registry_lib
 from genie_jax.evals import control, drift, fvd, metric, obedience, standard
+from genie_jax.evals import control, counterfactuals, metric, standard
 
 
 def _check(name: str, value: Any) -> None:
@@ -62,3 +63,7 @@ register(
 register("prediction", metric.Metric(standard.measure_prediction))
 register("controllability", metric.Metric(standard.measure_controllability))
 register("fvd", metric.Metric(fvd.measure, fvd.applies))
+register(
+  "counterfactuals",
+  metric.Metric(counterfactuals.measure, counterfactuals.applies),
+)

@@ -15,7 +15,13 @@ from absl import logging
 from genie_jax.core import errors, files, progress
 from genie_jax.data import manifest as manifest_lib
 from genie_jax.evals import clips as clips_lib
-from genie_jax.evals import evaluated_world, metric, registry, standard
+from genie_jax.evals import (
+  counterfactuals,
+  evaluated_world,
+  metric,
+  registry,
+  standard,
+)
 
 MIN_LEVELS = 50  # Of the protocol; the report says if there are fewer.
 MIN_PATCHES = 200_000
@@ -123,7 +129,8 @@ def evaluate(
     seconds[name] = time.monotonic() - started
   if true_actions is not None:
     started = time.monotonic()
-    details["true_actions"] = _true_actions(work, true_actions)
+    details["true_actions"], more = _true_actions(work, true_actions)
+    rows += more
     seconds["true_actions"] = time.monotonic() - started
   metrics = {
     **_headline(details),
@@ -195,7 +202,9 @@ def _json(value: Any) -> Any:
   return value
 
 
-def _true_actions(work: metric.Work, subject: evaluated_world.Subject):
+def _true_actions(
+  work: metric.Work, subject: evaluated_world.Subject
+) -> tuple[dict[str, Any], tuple[metric.Row, ...]]:
   """Measures control and prediction of a world trained on true actions."""
   tokens = subject.encode(work.clips.frames)
   work = dataclasses.replace(
@@ -207,7 +216,14 @@ def _true_actions(work: metric.Work, subject: evaluated_world.Subject):
   )
   controlled = standard.measure_controllability(work).details
   guessed = standard.measure_prediction(work).details
-  return {**controlled, "prediction": guessed}
+  found = {**controlled, "prediction": guessed}
+  compared = counterfactuals.measure(work)
+  if not compared.details["measured"]:
+    return found, ()
+  return {**found, "counterfactuals": compared.details}, tuple(
+    dataclasses.replace(row, name=f"{row.name} (world on true actions)")
+    for row in compared.rows
+  )
 
 
 def _buttons(

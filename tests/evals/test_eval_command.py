@@ -75,6 +75,10 @@ def test_the_command_writes_figures_report_and_animation(
   assert "--num-clips 12" in found["command"]
   assert "--idm-steps 1000" in found["command"]
   assert found["details"]["true_actions"]["delta_psnr"]
+  # The clips have no counterfactuals: the report says how to collect them.
+  assert found["details"]["counterfactuals"]["measured"] is False
+  report = (tmp_path / "out" / "report.html").read_text()
+  assert "not measured" in report and "--counterfactuals 4" in report
   assert (tmp_path / "out" / "report.html").is_file()
   assert (tmp_path / "out" / "rollout.gif").is_file()
   assert "delta PSNR" in capsys.readouterr().out
@@ -124,6 +128,8 @@ def test_without_a_network_the_evaluation_continues_without_fvd(
       "--levels 7",
     ),
     (["--true-actions-world", "latent"], "trained on latent actions"),
+    (["--num-moments", "0"], "--num-moments is 0"),
+    (["--counterfactuals", "nowhere"], "nowhere has no counterfactuals"),
     (["--workdir", "nowhere"], "genie train"),
     (["--fvd", "--fvd-clips", "1"], "--fvd-clips is 1"),
     (["--fvd", "--i3d", "setup.cfg"], "has sha256"),

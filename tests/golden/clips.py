@@ -20,8 +20,8 @@ FRAMES_PER_RECORD = 6
 SPLITS = {"train": ([0, 1], [2]), "validation": ([7],)}
 # Level -> lengths of its episodes.
 LENGTHS = {0: (20,), 1: (9, 11), 2: (20,), 7: (20,)}
-_MOVES = np.array([[-2, 0], [2, 0], [0, -2], [0, 2], [0, 2]])
-_SIDE = 4
+MOVES = np.array([[-2, 0], [2, 0], [0, -2], [0, 2], [0, 2]])
+SIDE = 4
 
 
 def play(level: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -32,14 +32,14 @@ def play(level: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   colour = rng.integers(150, 256, 3)
   frames = np.zeros((len(first), *SHAPE), np.uint8)
   frames[:, :, :, 2] = 40  # A dark blue floor.
-  room = np.array(SHAPE[:2]) - _SIDE
+  room = np.array(SHAPE[:2]) - SIDE
   place = room // 2
   for t, frame in enumerate(frames):
     if first[t]:
       place = rng.integers(0, room + 1)
     row, column = place
-    frame[row : row + _SIDE, column : column + _SIDE] = colour
-    place = np.clip(place + _MOVES[actions[t]], 0, room)
+    frame[row : row + SIDE, column : column + SIDE] = colour
+    place = np.clip(place + MOVES[actions[t]], 0, room)
   return frames, actions, first
 
 

@@ -8,6 +8,7 @@ it resumes from the workdirs. Type this once, with the program that wrote the
 folder; `tests/test_compatibility.py` compares later programs with it.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ from etils import epath
 import genie_jax
 from genie_jax.checkpoints import manager, reader
 from genie_jax.core import images
+from genie_jax.data import counterfactuals as counterfactuals_lib
 from genie_jax.data import manifest, records, shards, sources
 from genie_jax.models import store
 from genie_jax.ports.stablehlo import runtime
@@ -63,6 +65,9 @@ def written_versions(folder: pathlib.Path) -> dict[str, int]:
   return {
     "manifest": read("clips/manifest.json")["schema_version"],
     "record": int.from_bytes(record[_RECORD_VERSION], "little"),
+    "counterfactuals": read("counterfactuals/manifest.json")["made_by"][
+      "counterfactuals"
+    ]["version"],
     "checkpoint": note["format"],
     "saved model": read("saved/float32/config.json")["format_version"],
     "world": read("worlds/bfloat16/manifest.json")["schema_version"],
@@ -77,6 +82,7 @@ def current_versions() -> dict[str, int]:
   return {
     "manifest": manifest.SCHEMA_VERSION,
     "record": records.SCHEMA_VERSION,
+    "counterfactuals": counterfactuals_lib.VERSION,
     "checkpoint": manager._FORMAT,
     "saved model": store.FORMAT_VERSION,
     "world": world_manifest.SCHEMA_VERSION,
@@ -122,6 +128,23 @@ def clips(folder: pathlib.Path) -> dict[str, Any]:
       "levels": found.sources(split),
     }
   return _manifest(found) | {"splits": splits}
+
+
+def counterfactuals(folder: pathlib.Path) -> dict[str, Any]:
+  """Returns a folder of counterfactuals: manifest, and hashes of all arrays."""
+  found = counterfactuals_lib.read_manifest(folder)
+  moments = {}
+  for moment in counterfactuals_lib.read(found, "validation", 100, seed=0):
+    fields = dataclasses.asdict(moment)
+    level, step = fields.pop("level"), fields.pop("step")
+    moments[f"{level} {step}"] = _digests(fields) | {
+      "num_distinct": len(moment.distinct),
+      "classes": moment.classes(2).tolist(),
+    }
+  return _manifest(found) | {
+    "form": counterfactuals_lib.form(found),
+    "moments": dict(sorted(moments.items())),
+  }
 
 
 def tokens(folder: pathlib.Path) -> dict[str, Any]:
@@ -310,6 +333,7 @@ def record(folder: pathlib.Path) -> None:
     "machine": machine(),
     "versions": written_versions(folder),
     "clips": clips(folder / "clips"),
+    "counterfactuals": counterfactuals(folder / "counterfactuals"),
   }
   frames = {}
   for name in TOKENS:

@@ -3,9 +3,9 @@
     python -m tests.golden.make_golden tests/golden/v2
 
 writes a new version folder (see README.md, which also says what is in it).
-Every folder of it is written by a `genie` command, except for the clips, which
-a data pipeline writes. Afterwards `python -m tests.golden.contents` records
-what the program reads from it.
+Every folder of it is written by a `genie` command, except for the clips and
+counterfactuals, which a data pipeline writes. Afterwards
+`python -m tests.golden.contents` records what the program reads from it.
 """
 
 import os
@@ -25,9 +25,10 @@ def main() -> None:
   """Writes the folder that the command line names."""
   out = pathlib.Path(sys.argv[1]).resolve()
   out.mkdir(parents=True)
-  from tests.golden import clips
+  from tests.golden import clips, counterfactuals
 
   clips.write(out / "clips")
+  counterfactuals.write(out / "counterfactuals")
   _train(out, "tokenizer")
   _train(out, "lam")
   tokenize = [

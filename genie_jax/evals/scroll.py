@@ -1,0 +1,234 @@
+"""How far the picture scrolls, and what a held button is seen to do.
+
+In games whose camera is centred on the player, the picture moves against the
+player's motion. The shift between two frames is the one at which they differ
+least, among all shifts up to a few pixels, without the centre, where the player
+is drawn. It needs neither labels nor the game's state, so the same measure
+applies to the frames of a world and of the game.
+
+An effect is only judged in moments in which the game lets the keys decide it:
+at least one key of the game has it, and at least one has not. So a wall to the
+left does not speak against "left", nor a fall that no key can stop for "fall".
+A button is named by an effect that it has in most of these moments, and surely
+more often than a key of the game that is drawn at random; of several, by the
+one with the largest difference, because a button that goes right also falls off
+ledges, and does nothing in front of walls.
+
+Shapes:
+  n  pairs of frames, or rollouts     M  moments     A  buttons     G  keys
+  F  frames drawn
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from genie_jax.evals import intervals
+
+# The largest shifts that are tried, in pixels per frame: CoinRun's player runs
+# up to 2.5 and jumps up to 7.4.
+MOST = (4, 8)
+# Mean motion per frame that counts, in pixels. Without a key, CoinRun's player
+# glides by less than this after half of the eight frames in 9 of 10 moments.
+MOVES = 0.5
+UNCLEAR = "unclear"
+_CENTRE = 0.14  # Half of the side of the part left out, of the frame's side.
+_AT_ONCE = 128  # Pairs of frames compared by one call.
+
+# Name -> (horizontal, vertical) motion, None for any.
+_EFFECTS: dict[str, tuple[int | None, int | None]] = {
+  "left and jump": (-1, 1),
+  "right and jump": (1, 1),
+  "left": (-1, None),
+  "right": (1, None),
+  "jump": (None, 1),
+  "fall": (None, -1),
+  "nothing": (0, 0),
+}
+NAMES = (*_EFFECTS, UNCLEAR)
+
+
+def pair_shifts(
+  before: np.ndarray, after: np.ndarray, most: tuple[int, int] = MOST
+) -> np.ndarray:
+  """Returns how the player moved between two frames, in whole pixels.
+
+  Args:
+    before: uint8 [n, H, W, C].
+    after: uint8 [n, H, W, C].
+    most: The largest horizontal and vertical shift that is tried.
+
+  Returns:
+    int [n, 2], to the right and upwards; the picture moves the other way. Of
+    shifts that fit equally well, the smallest.
+  """
+  height, width = before.shape[1:3]
+  # A quarter of the frame is always compared.
+  most = (min(most[0], width // 4), min(most[1], height // 4))
+  shifts = sorted(
+    (
+      (right, up)
+      for right in range(-most[0], most[0] + 1)
+      for up in range(-most[1], most[1] + 1)
+    ),
+    key=lambda shift: abs(shift[0]) + abs(shift[1]),
+  )
+  found = np.empty((len(before), 2), np.int64)
+  for start in range(0, len(before), _AT_ONCE):
+    rows = slice(start, start + _AT_ONCE)
+    one = before[rows].sum(-1, dtype=np.int16)
+    other = after[rows].sum(-1, dtype=np.int16)
+    costs = np.stack([_cost(one, other, shift, most) for shift in shifts])
+    found[rows] = np.array(shifts)[costs.argmin(0)]
+  return found
+
+
+def _cost(
+  before: np.ndarray,
+  after: np.ndarray,
+  shift: tuple[int, int],
+  most: tuple[int, int],
+) -> np.ndarray:
+  """Returns the mean difference of shifted grey frames [n, H, W], [n]."""
+  height, width = before.shape[1:]
+  (right, up), (across, along) = shift, most
+  # A player who moves right and up sees the picture move left and down.
+  gap = (
+    before[:, along : height - along, across : width - across]
+    - (
+      after[
+        :,
+        along + up : height - along + up,
+        across - right : width - across - right,
+      ]
+    )
+  )
+  np.abs(gap, out=gap)
+  counted = np.ones(gap.shape[1:], bool)
+  for down, left in ((0, 0), (-up, right)):  # The player in either frame.
+    counted[_centre(height, along - down), _centre(width, across - left)] = (
+      False
+    )
+  gap *= counted
+  return gap.sum((1, 2), dtype=np.int64) / max(int(counted.sum()), 1)
+
+
+def _centre(side: int, cut: int) -> slice:
+  """Returns the centre of a side after `cut` pixels were cut at its start."""
+  half = round(_CENTRE * side)
+  return slice(max(side // 2 - half - cut, 0), max(side // 2 + half - cut, 0))
+
+
+def motion(frames: np.ndarray) -> np.ndarray:
+  """Returns the player's mean motion per frame while a button is held.
+
+  Only the second half of the frames counts: in the first, the player may still
+  move as before.
+
+  Args:
+    frames: uint8 [n, 1 + F, H, W, C], the frame before the button first.
+
+  Returns:
+    float64 [n, 2], pixels per frame to the right and upwards.
+  """
+  later = frames[:, (frames.shape[1] - 1) // 2 :]
+  count, pairs = len(later), later.shape[1] - 1
+  flat = lambda x: x.reshape(count * pairs, *x.shape[2:])
+  found = pair_shifts(flat(later[:, :-1]), flat(later[:, 1:]))
+  return found.reshape(count, pairs, 2).mean(1)
+
+
+def effects(moved: np.ndarray) -> dict[str, np.ndarray]:
+  """Returns which effects a motion has.
+
+  Args:
+    moved: [..., 2], from `motion`.
+
+  Returns:
+    Name -> bool [...].
+  """
+  signs = np.where(np.abs(moved) < MOVES, 0, np.sign(moved))
+  every = np.ones(moved.shape[:-1], bool)
+  return {
+    name: np.logical_and(
+      *(
+        every if needed is None else signs[..., axis] == needed
+        for axis, needed in enumerate(pair)
+      )
+    )
+    for name, pair in _EFFECTS.items()
+  }
+
+
+def name_buttons(
+  buttons: np.ndarray,
+  keys: np.ndarray,
+  levels: np.ndarray,
+  *,
+  seed: int,
+  numbers: Sequence[int] | None = None,
+) -> list[dict[str, Any]]:
+  """Names each button by what it was measured to do.
+
+  Args:
+    buttons: [M, A, 2], from `motion`, of each button held in each moment.
+    keys: [M, G, 2], the same for keys of the game with different effects.
+    levels: [M].
+    seed: Of the bootstrap.
+    numbers: A numbers of the buttons; by default from 0.
+
+  Returns:
+    For each button {"button", "name", "share", "interval", "scroll",
+    "effects"}. "name" is one of `NAMES`. "share" is the share of moments in
+    which the button has the effect that names it, and "interval" its 95 %
+    interval [low, high]; both None if the name is "unclear". "scroll" has the
+    mean motion {"right", "up"} in pixels per frame, with intervals. "effects"
+    has the share {"value", "low", "high", "chance", "moments"} of each effect
+    that the keys decide in some moment.
+  """
+  seen, possible = effects(buttons), effects(keys)
+  rows = []
+  for index, number in enumerate(
+    range(buttons.shape[1]) if numbers is None else numbers
+  ):
+    found: dict[str, dict[str, Any]] = {}
+    for name in _EFFECTS:
+      some = np.count_nonzero(possible[name], 1)
+      decided = np.logical_and(some > 0, some < keys.shape[1])
+      if not decided.any():
+        continue
+      share = intervals.ratio(
+        seen[name][:, index] & decided, decided, levels, seed=seed
+      )
+      found[name] = {
+        **share.to_dict(),
+        "chance": float(possible[name][decided].mean()),
+        "moments": int(decided.sum()),
+      }
+    surely = [
+      name
+      for name, part in found.items()
+      if part["value"] > 0.5 and part["low"] > part["chance"]
+    ]
+    name = max(
+      surely,
+      key=lambda x, found=found: found[x]["value"] - found[x]["chance"],
+      default=UNCLEAR,
+    )
+    best = found.get(name)
+    right, up = (
+      intervals.ratio(moved, np.ones(len(moved)), levels, seed=seed).to_dict()
+      for moved in buttons[:, index].T
+    )
+    rows.append(
+      {
+        "button": int(number),
+        "name": name,
+        "share": best["value"] if best else None,
+        "interval": [best["low"], best["high"]] if best else None,
+        "scroll": {"right": right, "up": up},
+        "effects": found,
+      }
+    )
+  return rows
