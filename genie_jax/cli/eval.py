@@ -132,6 +132,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="N",
     help="training steps of the inverse-dynamics model, which reads keys from "
     "frames; 0 leaves out what it measures (default: 1000)",
+  )
+  add(
     "--num-moments",
     type=int,
     default=128,
@@ -342,6 +344,8 @@ def _print(metrics, out: pathlib.Path) -> None:
     *(
       f"{answer['question']} {answer['verdict']}"
       for answer in metrics["verdicts"]
+    ),
+    *(
       [
         f"buttons against the game's keys: "
         f"{100 * metrics['counterfactual_score']:.1f} % "

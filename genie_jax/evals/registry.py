@@ -4,8 +4,15 @@ from typing import Any
 
 from genie_jax.core import errors
 from genie_jax.core import registry as registry_lib
-from genie_jax.evals import control, drift, fvd, metric, obedience, standard
-from genie_jax.evals import control, counterfactuals, metric, standard
+from genie_jax.evals import (
+  control,
+  counterfactuals,
+  drift,
+  fvd,
+  metric,
+  obedience,
+  standard,
+)
 
 
 def _check(name: str, value: Any) -> None:
