@@ -5,7 +5,7 @@ Collect:   for policy in walker random; do genie data procgen --game coinrun \
                --validation-levels 60 --test-levels 60 --frames-per-level 512
            done
 Run:       python benchmarks/lam.py --clips CLIPS --out RUNS \
-               --policy walker --candidate no_window --candidate window --json F
+               --policy walker --candidate default --candidate before --json F
 Published: the same with `--split test --seed 0 --seed 1 --seed 2`
 
 A row is a candidate (a name in CANDIDATES), a policy and a training seed. It
@@ -18,7 +18,9 @@ one of the same candidate, policy, seed and split. The columns:
   action_nmi        NMI of code and key; keys with the same effect are merged
   horizontal_nmi    the same with left, right and neither
   ground_*          transitions that begin on the ground
-  attainable_*      the most that is known to be possible
+  attainable_*      the larger of what a supervised model reads from the frames
+                    and of the sign of the true motion
+  motion_*          the sign of the true motion
   previous_code_*   the code of the transition before, compared with this key
   accuracy_after_change   share of keys that the best map from codes to keys
                     tells, in the first four transitions after a change
@@ -31,8 +33,10 @@ one of the same candidate, policy, seed and split. The columns:
 
 import argparse
 import dataclasses
+import functools
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -44,44 +48,29 @@ from genie_jax.core import errors, files
 from genie_jax.data import manifest as manifest_lib
 from genie_jax.evals import actions as actions_lib
 from genie_jax.evals import clips as clips_lib
-from genie_jax.evals import codebook, control
+from genie_jax.evals import codebook, control, inverse_dynamics
 from genie_jax.sampling import prepare
 from genie_jax.worlds import trained_models
 
 _BATCH = 32  # Clips per call.
-_CODES = ("--config.world.num_latent_actions=8",)
+# What experiments/coinrun/lam.py:tiny was before codes meant anything.
+_BEFORE = (
+  "--config.world.num_latent_actions=6",
+  "--config.model.predict=change",
+  "--config.model.match=False",
+  "--config.model.encoder.window=0",
+)
 
 # Name -> overrides of the config. docs/lam.md has the result of each.
 CANDIDATES: dict[str, tuple[str, ...]] = {
-  "no_window": ("--config.model.encoder.window=0",),
-  "window": (),
-  "codes8": _CODES,
-  "steps1500": (*_CODES, "--config.steps=1500"),
-  "full_resolution": (*_CODES, "--config.model.shrink=1"),
-  "shift": (*_CODES, "--config.model.predict=shift"),
-  "match": (*_CODES, "--config.model.match=True"),
-  "shift_match": (
-    *_CODES,
-    "--config.model.predict=shift",
-    "--config.model.match=True",
-  ),
-  "shift_match_codes6": (
-    "--config.model.predict=shift",
-    "--config.model.match=True",
-  ),
-  "shift_match_history": (
-    *_CODES,
-    "--config.model.predict=shift",
-    "--config.model.match=True",
-    "--config.model.decoder.window=2",
-  ),
-  "labels": (
-    *_CODES,
-    "--config.model.predict=shift",
-    "--config.model.match=True",
-    "--config.labels.weight=1.0",
-  ),
-  "history": (*_CODES, "--config.model.decoder.window=0"),
+  "default": (),
+  "before": _BEFORE,
+  "before_window": (*_BEFORE, "--config.model.encoder.window=2"),
+  "no_match": ("--config.model.match=False",),
+  "no_shift": ("--config.model.predict=change",),
+  "six_codes": ("--config.world.num_latent_actions=6",),
+  "history": ("--config.model.decoder.window=2",),
+  "labels": ("--config.labels.weight=1.0",),
 }
 
 
@@ -121,14 +110,19 @@ def cut_agreement(part: Any, frames: np.ndarray) -> float:
 
 
 def measure(
-  part: Any, clips: clips_lib.Clips, keys: dict[str, list[int]], seed: int
+  part: Any,
+  clips: clips_lib.Clips,
+  meanings: Mapping[str, list[int]],
+  reader: inverse_dynamics.KeyReader,
+  seed: int,
 ) -> dict[str, Any]:
   """Returns the figures of a row.
 
   Args:
     part: The LAM.
     clips: Held-out clips with actions and states.
-    keys: What each key means, of the manifest.
+    meanings: What each key means, of the manifest.
+    reader: A supervised model of the same clips.
     seed: Of the bootstrap.
   """
   codes = codes_of(part, clips.frames)
@@ -136,15 +130,17 @@ def measure(
     codes, clips.actions, clips.arrays["states"], clips.levels
   )
   num_codes = part.config["world"]["num_latent_actions"]
-  judged, labels = {}, {}
-  for question in ("effect", "horizontal", "jump"):
-    _, values = np.unique(
-      np.asarray(keys[question])[clips.actions], return_inverse=True
+  read = reader.read(clips.frames)
+  labels = {
+    question: values[clips.actions]
+    for question, values in actions_lib.key_labels(meanings).items()
+  }
+  judged = {
+    question: control.judge(
+      found, values, num_codes, seed=seed, supervised=read[question]
     )
-    labels[question] = values.reshape(clips.actions.shape)
-    judged[question] = control.judge(
-      found, labels[question], num_codes, seed=seed
-    )
+    for question, values in labels.items()
+  }
   effect, sideways = judged["effect"], judged["horizontal"]
   agreement = actions_lib.agreement(
     codes.ravel(),
@@ -158,22 +154,29 @@ def measure(
   return {
     "action_nmi": effect["all"].nmi.value,
     "action_nmi_low": effect["all"].nmi.low,
-    "action_nmi_high": effect["all"].nmi.high,
     "attainable_action_nmi": effect["all"].attainable_nmi.value,
+    "motion_action_nmi": effect["all"].motion_nmi.value,
     "previous_code_nmi": effect["all"].previous_nmi.value,
     "horizontal_nmi": sideways["all"].nmi.value,
     "horizontal_nmi_low": sideways["all"].nmi.low,
-    "horizontal_nmi_high": sideways["all"].nmi.high,
     "attainable_horizontal_nmi": sideways["all"].attainable_nmi.value,
+    "motion_horizontal_nmi": sideways["all"].motion_nmi.value,
     "previous_code_horizontal_nmi": sideways["all"].previous_nmi.value,
     "ground_horizontal_nmi": sideways["ground"].nmi.value,
     "ground_horizontal_nmi_low": sideways["ground"].nmi.low,
     "attainable_ground_horizontal_nmi": sideways["ground"].attainable_nmi.value,
-    "previous_code_ground_horizontal_nmi": sideways[
-      "ground"
-    ].previous_nmi.value,
+    "motion_ground_horizontal_nmi": sideways["ground"].motion_nmi.value,
+    "previous_code_ground_horizontal_nmi": (
+      sideways["ground"].previous_nmi.value
+    ),
     "jump_nmi": judged["jump"]["all"].nmi.value,
     "accuracy_after_change": effect["after_change"].accuracy.value,
+    "previous_code_accuracy_after_change": (
+      effect["after_change"].previous_accuracy.value
+    ),
+    "attainable_accuracy_after_change": (
+      effect["after_change"].attainable_accuracy.value
+    ),
     "horizontal_accuracy_after_change": after.accuracy.value,
     "previous_code_horizontal_accuracy_after_change": (
       after.previous_accuracy.value
@@ -184,7 +187,7 @@ def measure(
     "purity_low": agreement.purity.low,
     "majority_share_high": effect["all"].majority.high,
     "cut_agreement": cut_agreement(part, clips.frames[:256]),
-    "code_shares": codebook.summary(codebook.counts(codes, num_codes)),
+    "codes": codebook.summary(codebook.counts(codes, num_codes)),
     "figures": {
       question: {
         name: dataclasses.asdict(one) for name, one in situations.items()
@@ -192,6 +195,14 @@ def measure(
       for question, situations in judged.items()
     },
   }
+
+
+@functools.cache
+def key_reader(
+  folder: pathlib.Path, num_frames: int
+) -> inverse_dynamics.KeyReader:
+  """Returns the supervised model of a clips folder, trained once."""
+  return inverse_dynamics.fit_folder(folder, num_frames=num_frames, seed=0)
 
 
 def row(
@@ -216,10 +227,11 @@ def row(
     ],
   )
   part, _ = trained_models.part(workdir, "lam")
+  num_frames = part.config["world"]["num_frames"]
   clips = clips_lib.pick(
     folder,
     args.split,
-    num_frames=part.config["world"]["num_frames"],
+    num_frames=num_frames,
     num_clips=args.num_clips,
     num_levels=args.levels,
     with_actions=True,
@@ -235,7 +247,7 @@ def row(
     "split": args.split,
     "num_clips": args.num_clips,
     "levels": args.levels,
-    **measure(part, clips, keys, seed=0),
+    **measure(part, clips, keys, key_reader(folder, num_frames), seed=0),
     "seconds": seconds["wall"],
     "cpu_seconds": seconds["cpu"],
     "load_average": load,

@@ -59,7 +59,6 @@ def model(mode: str) -> dict:
     predict="frame" if full else "shift",
     match=not full,
     reach=(0, 0) if full else (4, 2),
-    decoder_match=False,
     code_dim=pick(full=32, smoke=8, tiny=16, small=16),
     unit_norm=True,
     actions_enter="add",

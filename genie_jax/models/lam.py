@@ -90,7 +90,6 @@ class Lam(nn.Module):
   predict: str = "frame"
   reach: tuple[int, int] = (0, 0)
   match: bool = False
-  decoder_match: bool = False
   quantizer: Any = None
 
   def setup(self):
@@ -137,14 +136,6 @@ class Lam(nn.Module):
       dtype=jnp.dtype(decoder["dtype"]),
     )
     self.decoder_embed = embed(decoder["width"], decoder["dtype"])
-    if self.decoder_match:
-      self.past_match = initializers.Projection(
-        (decoder["width"],),
-        ("embed",),
-        input_axes=(None,),
-        dtype=jnp.dtype(decoder["dtype"]),
-        scale=_MATCH_SCALE,
-      )
     self.decoder_position = st_transformer.GridPosition(self.grid)
     self.decoder_stack = st_transformer.STTransformer(**decoder)
     self.to_pixels = initializers.Projection(
@@ -226,10 +217,7 @@ class Lam(nn.Module):
 
   def _decode(self, frames: jax.Array, vectors: jax.Array) -> jax.Array:
     seen = patches.patchify(frames, self.patch)
-    x = self.decoder_embed(2 * seen - 1)
-    if self.decoder_match:
-      x += self.past_match(motion.mismatch(frames, self.reach, self.patch))
-    x = self.decoder_position(x)
+    x = self.decoder_position(self.decoder_embed(2 * seen - 1))
     action = self.from_code(vectors)[:, :, None]  # [B, T, 1, D]
     if self.actions_enter == "add":
       x, _ = self.decoder_stack(x + action)

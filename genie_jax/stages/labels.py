@@ -104,6 +104,9 @@ def loss(
 ) -> stage.Term:
   """Returns the cross-entropy of the code that a labelled key stands for.
 
+  It is a mean over all transitions, 0 where there is no label: a batch with few
+  labels has a small loss, and not a noisy one.
+
   Args:
     inputs: float32 [B, T-1, E], what the quantizer compares with its codes.
     vectors: float32 [A, E], of the codes.
@@ -112,4 +115,4 @@ def loss(
   """
   logits = _LARGEST_LOGIT * inputs @ vectors.T
   cost = optax.softmax_cross_entropy_with_integer_labels(logits, keys)
-  return stage.Term.of(cost, mask)
+  return stage.Term.of(cost * mask)

@@ -122,7 +122,7 @@ def test_a_lam_that_sees_motion_gives_the_actions_of_jax(tmp_path):
   fields = dict(
     shrink=2, patch=2, reach=(1, 2), match=True, predict="shift",
     encoder={**tiny_world.STACK, "window": 2},
-    decoder={**tiny_world.STACK, "window": 2}, decoder_match=True,
+    decoder={**tiny_world.STACK, "window": 2},
   )  # fmt: skip
   ours, theirs = write(tmp_path / "w", lam=part("lam", **fields))
   compare(ours, theirs)

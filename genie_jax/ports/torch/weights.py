@@ -139,7 +139,6 @@ def expected(
       | {"action_token", "from_code/kernel"}
       | both("encoder_embed", "decoder_embed")
       | ({"encoder_match/kernel"} if model.get("match") else set())
-      | ({"past_match/kernel"} if model.get("decoder_match") else set())
       | (both("to_shifts") if model.get("predict") == "shift" else set())
     )
   if name != "tokenizer":
