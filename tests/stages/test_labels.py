@@ -85,7 +85,9 @@ def test_the_loss_is_the_cross_entropy_of_labelled_transitions():
   chance = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
   wanted = -np.log(np.take_along_axis(chance, keys[..., None], -1)[..., 0])
   found = labels.loss(inputs, vectors, keys, mask)
-  np.testing.assert_allclose(found.mean(), wanted[mask].sum() / mask.size, rtol=1e-5)
+  np.testing.assert_allclose(
+    found.mean(), wanted[mask].sum() / mask.size, rtol=1e-5
+  )
   assert labels.loss(inputs, vectors, keys, np.zeros_like(mask)).mean() == 0
 
 
