@@ -53,12 +53,17 @@ from genie_jax.sampling import prepare
 from genie_jax.worlds import trained_models
 
 _BATCH = 32  # Clips per call.
+_PLAIN_ERROR = (
+  "--config.copy_floor=0.0",
+  "--config.loss.squared_error=100.0",
+)
 # What experiments/coinrun/lam.py:tiny was before codes meant anything.
 _BEFORE = (
   "--config.world.num_latent_actions=6",
   "--config.model.predict=change",
   "--config.model.match=False",
   "--config.model.encoder.window=0",
+  *_PLAIN_ERROR,
 )
 
 # Name -> overrides of the config. docs/lam.md has the result of each.
@@ -66,11 +71,12 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
   "default": (),
   "before": _BEFORE,
   "before_window": (*_BEFORE, "--config.model.encoder.window=2"),
+  "plain_error": _PLAIN_ERROR,
   "no_match": ("--config.model.match=False",),
   "no_shift": ("--config.model.predict=change",),
   "six_codes": ("--config.world.num_latent_actions=6",),
   "history": ("--config.model.decoder.window=2",),
-  "labels": ("--config.labels.weight=1.0",),
+  "labels": ("--config.labels.weight=5.0",),
 }
 
 

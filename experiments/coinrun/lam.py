@@ -20,6 +20,12 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   pick = lambda **values: common.pick(mode, **values)
   config.model = model(mode)
   config.loss, config.codebook = loss(), common.codebook(mode)
+  # The squared error is divided by that of copying the frame plus this value,
+  # or not at all if it is 0. Otherwise falls, which change many pixels, get
+  # most of the codes (docs/lam.md).
+  config.copy_floor = pick(full=0.0, smoke=0.003, tiny=0.003, small=0.003)
+  if config.copy_floor:
+    config.loss["squared_error"] = 0.8
   config.quantizer = common.quantizer()
   # With a positive weight, this share of the transitions has true keys in the
   # loss: no longer unsupervised. See genie_jax/stages/labels.py.

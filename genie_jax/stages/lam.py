@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from genie_jax.core import images
+from genie_jax.core import errors, images
 from genie_jax.models import lam, registry
 from genie_jax.nn import flops, patches
 from genie_jax.stages import autoencoding, data, labels
@@ -24,6 +24,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
     "frames": stage.Feature(shape, jnp.uint8, ("act_time", None, None, None))
   }
   loss_scales = codes.loss_scales
+  floor = _copy_floor(config)
   code_of_key = None
   if labels.used(config):
     code_of_key = labels.classes(
@@ -55,6 +56,10 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
     )
     extra, aux = codes.update(extra, made.quantized, rng)
     losses = autoencoding.losses(made.frames, made.targets, made.quantized)
+    if floor:
+      losses["squared_error"] = relative_error(
+        made, autoencoding.as_float(batch["frames"]), model.shrink, floor
+      )
     if code_of_key is not None:
       losses |= label_loss(params, batch, made.quantized.inputs)
     return stage.Outcome(
@@ -91,6 +96,42 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
       config, ("frames",) if code_of_key is None else ("frames", "actions")
     ),
   )
+
+
+def _copy_floor(config: ml_collections.ConfigDict) -> float:
+  """Returns `config.copy_floor`; 0 in configs without it.
+
+  Raises:
+    UserError: It is negative.
+  """
+  floor = config.get("copy_floor", 0.0)
+  if floor < 0:
+    raise errors.UserError(
+      f"config.copy_floor={floor} must not be negative; 0 turns it off."
+    )
+  return floor
+
+
+def relative_error(
+  made: lam.Prediction, frames: jax.Array, shrink: int, floor: float
+) -> stage.Term:
+  """Returns the squared error in units of the error of copying a frame.
+
+  A fall changes far more pixels than a step, so the plain error spends most
+  codes on vertical motion. Here all transitions that move count about the same.
+
+  Args:
+    made: The model's prediction.
+    frames: float [B, T, H, W, C] in [0, 1].
+    shrink: The model's factor of downsampling.
+    floor: Added to the error of copying, so that frames in which nothing moves
+      count less; a squared difference of pixels in [0, 1].
+  """
+  small = patches.shrink(frames, shrink)
+  axes = (2, 3, 4)
+  copy = jnp.square(small[:, 1:] - small[:, :-1]).mean(axes)
+  error = jnp.square(made.frames - made.targets).mean(axes)
+  return stage.Term.of(error / (copy + floor))
 
 
 def action_terms(
