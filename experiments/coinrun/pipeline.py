@@ -6,8 +6,9 @@ Run:     python -m experiments.coinrun.pipeline --mode tiny --out runs/demo
 Each step is a `genie` command, which is printed before it runs, resumes an
 interrupted run, and writes a folder:
 
-  OUT/clips             frames of the game, with separate levels for validation
-                        and test
+  OUT/clips             frames of the game, played by a walker, with separate
+                        levels for validation and test; true keys and states
+                        are kept for the evaluation only
   OUT/tokenizer_images  frames <-> tokens, trained on single frames
   OUT/tokenizer         the same tokenizer, then trained on clips
   OUT/lam               latent actions
@@ -42,6 +43,7 @@ class Size:
     frames: Frames per level.
     clips: Held-out clips for delta PSNR.
     action_clips: Held-out clips for statistics of latent actions.
+    moments: Moments of a held-out level in which every key is tried.
   """
 
   levels: int
@@ -50,6 +52,7 @@ class Size:
   frames: int
   clips: int
   action_clips: int = 1024
+  moments: int = 1
 
 
 SIZES = {
@@ -81,7 +84,14 @@ def commands(mode: str, out: pathlib.Path) -> dict[str, list[str]]:
   return {
     "data": [
       "data",
+      "procgen",
+      "--game",
       "coinrun",
+      "--policy",
+      "walker",
+      "--states",
+      "--counterfactuals",
+      str(size.moments),
       "--out",
       clips,
       "--levels",
@@ -153,7 +163,7 @@ def commands(mode: str, out: pathlib.Path) -> dict[str, list[str]]:
       "--world",
       workdir("world"),
       "--actions",
-      "0x8,1x8,2x8,3x8,4x8,5x8",
+      ",".join(f"{button}x8" for button in range(8)),
       "--out",
       str(out / "buttons.gif"),
     ],
@@ -173,6 +183,8 @@ def commands(mode: str, out: pathlib.Path) -> dict[str, list[str]]:
       str(size.clips),
       "--num-action-clips",
       str(size.action_clips),
+      "--num-moments",
+      str(size.test * size.moments),
       "--timings",
       str(out / "seconds.json"),
       *(
