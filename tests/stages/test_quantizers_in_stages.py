@@ -39,7 +39,7 @@ def fsq(name, *overrides):
     ("tokenizer", ()),
     ("tokenizer", (4, 4, 4)),
     ("lam", ()),
-    pytest.param("joint", (3, 2), marks=pytest.mark.slow),
+    pytest.param("joint", (4, 2), marks=pytest.mark.slow),
   ],
 )
 def test_steps_with_fsq_move_every_parameter(name, levels):
@@ -58,11 +58,11 @@ def test_steps_with_fsq_move_every_parameter(name, levels):
     made.stage.loss_scales
   )
   model = made.state.params.get("lam", made.state.params)
-  entries = len(levels or {"tokenizer": (8, 8), "lam": (6,)}[name])
+  entries = len(levels or {"tokenizer": (8, 8), "lam": (8,)}[name])
   assert "codes" not in model
   assert model["to_code"]["kernel"].shape[-1] == entries
   share = np.asarray(made.state.extra["codes"].share)
-  assert share.shape == (64 if name == "tokenizer" else 6,)
+  assert share.shape == (64 if name == "tokenizer" else 8,)
   assert share.sum() == pytest.approx(1, abs=0.02)
   for metrics in made.metrics:
     assert 0 < metrics[f"{prefix}code_usage"] <= 1
@@ -163,10 +163,10 @@ def test_a_config_may_name_a_quantizer_of_another_package(package):
     ),
     (
       "lam",
-      ["name=fsq", "levels=(8,)"],
-      r"multiplies to 8, but the model has 6 codes; use .*=\(6,\)",
+      ["name=fsq", "levels=(6,)"],
+      r"multiplies to 6, but the model has 8 codes; use .*=\(8,\)",
     ),
-    ("joint", ["name=fsq", "levels=(2,2)"], "has 6 codes"),
+    ("joint", ["name=fsq", "levels=(2,2)"], "has 8 codes"),
     ("lam", ["name=fsq", "levels=(6,1)"], "must be whole numbers from 2"),
     ("lam", ["name=nowhere:Quantizer"], "nowhere cannot be imported"),
   ],

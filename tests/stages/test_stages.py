@@ -217,7 +217,7 @@ def test_a_world_with_another_number_of_actions_than_the_data_is_refused(data):
     f"--config.data.path={data['dynamics']}",
     "--config.actions=true",
   )
-  with pytest.raises(errors.UserError, match=r"num_actions.*15.*6"):
+  with pytest.raises(errors.UserError, match=r"num_actions.*15.*8"):
     registry.make(config).open_source("train")
 
 
