@@ -153,6 +153,7 @@ def test_timings_must_be_numbers_by_stage(tmp_path):
 
 def card(text, question):
   """Returns the card of a question, from the page's HTML."""
+  text = html.unescape(text)
   return text.split(f"<h3>{question}</h3>")[1].split("</p></div>")[0]
 
 
