@@ -15,6 +15,9 @@ is therefore given next to
 and the first transitions after the key has changed are judged apart: there,
 velocity still follows the old key.
 
+Each code is also named by what the player does in the transitions in which it
+occurs: their true motion is compared with that of all transitions.
+
 Shapes:
   n  clips     T  frames of a clip     A  latent actions     L  levels
   m  transitions of a situation
@@ -25,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from genie_jax.evals import actions, intervals, metric
+from genie_jax.evals import actions, button_names, intervals, metric
 
 # Transitions after a change of the key that are judged apart.
 AFTER_CHANGE = 4
@@ -110,6 +113,45 @@ def transitions(
     ground=None if (support < 0).any() else support > 0,
     levels=np.asarray(levels),
   )
+
+
+def name_codes(
+  found: Transitions, num_codes: int, *, seed: int
+) -> list[dict[str, Any]]:
+  """Names each code by what the player does while it occurs.
+
+  Args:
+    found: The transitions.
+    num_codes: A.
+    seed: Seed of the bootstrap.
+
+  Returns:
+    For each code {"button", "transitions", "usage", "name", "share",
+    "interval", "effects"}: the code, the number of its transitions and their
+    share of all, and `button_names.named`, where cases are the transitions of
+    the code, and chance is the share among all transitions.
+  """
+  signs = np.stack(np.divmod(found.motion, 3), -1) - 1  # [n, T-1, 2]
+  seen = button_names.effects(signs)
+  rows = []
+  for code in range(num_codes):
+    mine = found.codes == code
+    share = lambda has, mine=mine: intervals.ratio(
+      (has & mine).sum(1), mine.sum(1), found.levels, seed=seed
+    )
+    effects = {
+      name: {**share(has).to_dict(), "chance": float(has.mean())}
+      for name, has in seen.items()
+    }
+    rows.append(
+      {
+        "button": code,
+        "transitions": int(mine.sum()),
+        "usage": float(mine.mean()),
+        **button_names.named(effects),
+      }
+    )
+  return rows
 
 
 def after_change(labels: np.ndarray) -> np.ndarray:
@@ -250,7 +292,9 @@ def measure(work: metric.Work) -> metric.Result:
     clips.arrays["states"],
     clips.levels,
   )
-  details, rows = {}, []
+  named = name_codes(found, subject.num_buttons, seed=options.seed)
+  details: dict[str, Any] = {"buttons": named}
+  rows = [_name_row(row) for row in named]
   reader = work.key_reader
   read = reader.read(clips.frames) if reader is not None else {}
   meanings = actions.key_labels(work.manifest.made_by["keys"])
@@ -282,6 +326,30 @@ PLACES = {
   "air": "in the air",
   "after_change": f"the first {AFTER_CHANGE} after a change of the key",
 }
+
+
+def _name_row(found: dict[str, Any]) -> metric.Row:
+  """Returns a row that says what the player does while a code occurs."""
+  name = f"Code {found['button']}"
+  if not found["transitions"]:
+    return metric.Row(name, "never occurs")
+  percent = lambda share: f"{100 * share:.0f} %"
+  clear = found["share"] is not None
+  # Of a code without a clear effect, the effect that comes closest.
+  shown = found["name"] if clear else button_names.closest(found["effects"])
+  assert shown is not None  # There is a share of each effect.
+  part = found["effects"][shown]
+  share = percent(part["value"])
+  bounds = f"{100 * part['low']:.0f} to {percent(part['high'])}"
+  usual = f"all transitions {percent(part['chance'])}"
+  return metric.Row(
+    name,
+    f"{shown}, {share}" if clear else found["name"],
+    bounds if clear else "",
+    usual if clear else f"closest: {shown}, {share} ({bounds}); {usual}",
+    "What the player does in real clips while the code occurs, which is in "
+    f"{100 * found['usage']:.1f} % of transitions.",
+  )
 
 
 def _row(question: str, situation: str, found: Figures) -> metric.Row:

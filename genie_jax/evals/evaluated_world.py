@@ -198,7 +198,8 @@ def from_parts(
         clip_ids=clip_ids,
       )
 
-    return in_batches(draw, batch, prompt, buttons, clip_ids)
+    # Few long rollouts are not padded: drawing takes longer than compiling.
+    return in_batches(draw, min(batch, len(prompt)), prompt, buttons, clip_ids)
 
   def next_frame(tokens, buttons, seed):
     def draw(tokens, actions, clip_ids):

@@ -42,13 +42,13 @@ class Options:
     num_idm_clips: Clips whose keys are read from dreamt frames.
     idm_steps: Optimizer steps of the inverse-dynamics model; 0 leaves out
       what it measures.
+    num_moments: Most moments in which the world is compared with the game.
+    counterfactuals: Folder of these moments; None for `counterfactuals` in the
+      clips folder, if there is one.
     seed: Of the choice of clips, the draws and the bootstrap.
 
   Raises:
     UserError: There are too few frames or levels to measure drift.
-    num_moments: Most moments in which the world is compared with the game.
-    counterfactuals: Folder of these moments; None for `counterfactuals` in the
-      clips folder, if there is one.
   """
 
   split: str = "test"
@@ -66,9 +66,9 @@ class Options:
   i3d: files.PathLike | None = None
   num_idm_clips: int = 120
   idm_steps: int = inverse_dynamics.STEPS
-  seed: int = 0
   num_moments: int = 128
   counterfactuals: str | None = None
+  seed: int = 0
 
   def __post_init__(self):
     if self.drift_frames != 0 and self.drift_frames < DRIFT_SPAN:

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from genie_jax.evals import verdicts
+from genie_jax.evals import control, verdicts
 
 Details = Mapping[str, Any]
 
@@ -157,19 +157,22 @@ def _keys(details: Details) -> list[Figure]:
   found = find(details, "control.effect.all")
   if found is not None:
     previous = found["previous_nmi"]["high"]
+    attainable = found["attainable_nmi"]
     evidence = verdicts.Evidence(
       "Mutual information with the keys",
       found["nmi"]["value"],
       found["nmi"]["low"],
       trivial=max(previous, shuffled or 0.0),
-      ceiling=found["attainable_nmi"]["value"],
+      ceiling=attainable["value"],
     )
     return [
       Figure(
         evidence,
         "",
         "the code before, or chance",
-        "the true motion",
+        "a supervised model that reads the frames"
+        if attainable == found["supervised_nmi"]
+        else "the true motion",
       )
     ]
   actions = find(details, "actions")
@@ -193,6 +196,47 @@ def _keys(details: Details) -> list[Figure]:
     Figure(nmi, "", "shuffled keys", "codes that are keys"),
     Figure(purity, "%", "the most frequent key", "codes that are keys"),
   ]
+
+
+def _counterfactuals(details: Details) -> list[Figure]:
+  """The score after the longest hold, in which buttons matter most."""
+  after = find(details, "counterfactuals.after")
+  if not after:
+    return []
+  last = max(after, key=int)
+  found = after[last]
+  evidence = verdicts.Evidence(
+    f"Rollouts nearest to the future of their own key, after {last} frames",
+    found["score"]["value"],
+    found["score"]["low"],
+    trivial=found["chance"]["high"],
+    ceiling=found["ceiling"]["value"],
+  )
+  return [
+    Figure(evidence, "%", "buttons shuffled", "the tokenizer's reconstruction")
+  ]
+
+
+def _commanded(details: Details) -> list[Figure]:
+  """The accuracy after a change of the key: held keys flatter any world."""
+  found = find(details, "inverse_dynamics.effect.after_change")
+  if found is None:
+    return []
+  by_source = found["by_source"]
+  trivial = {
+    "random buttons": by_source["random_buttons"]["high"],
+    "keys of another clip": by_source["other_clip"]["high"],
+    "the most frequent key": found["majority"]["high"],
+  }
+  largest = max(trivial, key=lambda name: trivial[name])
+  evidence = verdicts.Evidence(
+    "Keys read correctly from dreamt frames",
+    by_source["world"]["value"],
+    by_source["world"]["low"],
+    trivial=trivial[largest],
+    ceiling=by_source["tokenizer"]["value"],
+  )
+  return [Figure(evidence, "%", largest, "the tokenizer's reconstruction")]
 
 
 def _alive(details: Details) -> list[Figure]:
@@ -269,6 +313,20 @@ QUESTIONS = (
     "How much a latent action tells about the key that was pressed.",
     "Give clips with the keys, such as those of `genie data coinrun`.",
     asked=lambda actions: actions == "latent",
+  ),
+  Question(
+    "Do buttons do what the game's keys do?",
+    _counterfactuals,
+    "Held from the same state: share of rollouts that are nearer to what the "
+    "game draws for their own key than for any other.",
+    "Collect the clips with `--counterfactuals 4`.",
+  ),
+  Question(
+    "Do dreamt frames show the commanded key?",
+    _commanded,
+    "How often a model that was trained on true keys reads the right one, in "
+    f"the first {control.AFTER_CHANGE} transitions after the key changes.",
+    "Collect the clips with `--states`, and leave out `--idm-steps 0`.",
   ),
   Question(
     "Does the world stay alive?",

@@ -24,6 +24,7 @@ from genie_jax.evals import (
   run,
   verdicts,
 )
+from genie_jax.worlds import buttons as buttons_lib
 
 _TEMPLATE = "report.html.j2"
 _SLOW_FPS = 6  # Differences between buttons are easier to see slowly.
@@ -301,9 +302,11 @@ def _held(
   frames: Mapping[str, np.ndarray], metrics: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
   found = metrics["details"]["controllability"]["held"]
+  named = {row["button"]: row for row in buttons_lib.from_metrics(metrics)}
   return [
     {
       "button": button,
+      "name": named.get(button),
       "effect": effect,
       "row": _row("", rollout),
       **_animation(rollout, _SLOW_FPS),

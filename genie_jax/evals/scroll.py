@@ -10,9 +10,7 @@ An effect is only judged in moments in which the game lets the keys decide it:
 at least one key of the game has it, and at least one has not. So a wall to the
 left does not speak against "left", nor a fall that no key can stop for "fall".
 A button is named by an effect that it has in most of these moments, and surely
-more often than a key of the game that is drawn at random; of several, by the
-one with the largest difference, because a button that goes right also falls off
-ledges, and does nothing in front of walls.
+more often than a key of the game that is drawn at random (`button_names`).
 
 Shapes:
   n  pairs of frames, or rollouts     M  moments     A  buttons     G  keys
@@ -24,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from genie_jax.evals import intervals
+from genie_jax.evals import button_names, intervals
 
 # The largest shifts that are tried, in pixels per frame: CoinRun's player runs
 # up to 2.5 and jumps up to 7.4.
@@ -32,21 +30,8 @@ MOST = (4, 8)
 # Mean motion per frame that counts, in pixels. Without a key, CoinRun's player
 # glides by less than this after half of the eight frames in 9 of 10 moments.
 MOVES = 0.5
-UNCLEAR = "unclear"
 _CENTRE = 0.14  # Half of the side of the part left out, of the frame's side.
 _AT_ONCE = 128  # Pairs of frames compared by one call.
-
-# Name -> (horizontal, vertical) motion, None for any.
-_EFFECTS: dict[str, tuple[int | None, int | None]] = {
-  "left and jump": (-1, 1),
-  "right and jump": (1, 1),
-  "left": (-1, None),
-  "right": (1, None),
-  "jump": (None, 1),
-  "fall": (None, -1),
-  "nothing": (0, 0),
-}
-NAMES = (*_EFFECTS, UNCLEAR)
 
 
 def pair_shifts(
@@ -148,17 +133,9 @@ def effects(moved: np.ndarray) -> dict[str, np.ndarray]:
   Returns:
     Name -> bool [...].
   """
-  signs = np.where(np.abs(moved) < MOVES, 0, np.sign(moved))
-  every = np.ones(moved.shape[:-1], bool)
-  return {
-    name: np.logical_and(
-      *(
-        every if needed is None else signs[..., axis] == needed
-        for axis, needed in enumerate(pair)
-      )
-    )
-    for name, pair in _EFFECTS.items()
-  }
+  return button_names.effects(
+    np.where(np.abs(moved) < MOVES, 0, np.sign(moved))
+  )
 
 
 def name_buttons(
@@ -180,11 +157,9 @@ def name_buttons(
 
   Returns:
     For each button {"button", "name", "share", "interval", "scroll",
-    "effects"}. "name" is one of `NAMES`. "share" is the share of moments in
-    which the button has the effect that names it, and "interval" its 95 %
-    interval [low, high]; both None if the name is "unclear". "scroll" has the
-    mean motion {"right", "up"} in pixels per frame, with intervals. "effects"
-    has the share {"value", "low", "high", "chance", "moments"} of each effect
+    "effects"}: see `button_names.named`, where cases are moments. "scroll" has
+    the mean motion {"right", "up"} in pixels per frame, with intervals.
+    "effects" has {"value", "low", "high", "chance", "moments"} of each effect
     that the keys decide in some moment.
   """
   seen, possible = effects(buttons), effects(keys)
@@ -193,7 +168,7 @@ def name_buttons(
     range(buttons.shape[1]) if numbers is None else numbers
   ):
     found: dict[str, dict[str, Any]] = {}
-    for name in _EFFECTS:
+    for name in button_names.EFFECTS:
       some = np.count_nonzero(possible[name], 1)
       decided = np.logical_and(some > 0, some < keys.shape[1])
       if not decided.any():
@@ -206,17 +181,6 @@ def name_buttons(
         "chance": float(possible[name][decided].mean()),
         "moments": int(decided.sum()),
       }
-    surely = [
-      name
-      for name, part in found.items()
-      if part["value"] > 0.5 and part["low"] > part["chance"]
-    ]
-    name = max(
-      surely,
-      key=lambda x, found=found: found[x]["value"] - found[x]["chance"],
-      default=UNCLEAR,
-    )
-    best = found.get(name)
     right, up = (
       intervals.ratio(moved, np.ones(len(moved)), levels, seed=seed).to_dict()
       for moved in buttons[:, index].T
@@ -224,11 +188,8 @@ def name_buttons(
     rows.append(
       {
         "button": int(number),
-        "name": name,
-        "share": best["value"] if best else None,
-        "interval": [best["low"], best["high"]] if best else None,
+        **button_names.named(found),
         "scroll": {"right": right, "up": up},
-        "effects": found,
       }
     )
   return rows

@@ -15,8 +15,8 @@ MAX_NAME = 24  # Characters, as on the page.
 # Where a name comes from: the world's own rollouts, or only the latent actions
 # of real clips, which the world may not have learned to follow.
 SOURCES = ("world", "clips")
-_METRICS = ("counterfactuals", "control")
-_UNCLEAR = "unclear"
+_METRICS = ("counterfactuals", "control")  # Of `genie eval`, by source.
+UNCLEAR = "unclear"  # Of a button without a clear effect.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +48,7 @@ def from_metrics(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
     {"button", "name", "share", "source"} of each button that has a name.
   """
   details = metrics.get("details", {})
-  for source, metric in zip(
-    SOURCES, ("counterfactuals", "control"), strict=True
-  ):
+  for source, metric in zip(SOURCES, _METRICS, strict=True):
     measured = details.get(metric, {}).get("buttons", ())
     named = [
       {
@@ -60,7 +58,7 @@ def from_metrics(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         "source": source,
       }
       for row in measured
-      if row["name"] != _UNCLEAR
+      if row["name"] != UNCLEAR
     ]
     if named:
       return named

@@ -9,8 +9,9 @@ from sklearn import metrics
 
 from data_pipelines import games
 from genie_jax.data import manifest
+from genie_jax.evals import button_names, control, metric, registry
 from genie_jax.evals import clips as clips_lib
-from genie_jax.evals import control, metric, registry
+from genie_jax.worlds import buttons
 
 CLIPS, FRAMES, LEVELS = 60, 9, 12
 
@@ -169,6 +170,63 @@ def test_attainable_is_the_larger_of_motion_and_supervised(played, skill):
   assert winners == {1} if skill > 0.5 else 0 in winners
 
 
+def moving(codes, directions):
+  """Returns transitions in which the player moves by [n, T-1, 2]."""
+  states = np.zeros((len(codes), codes.shape[1] + 1, 5), np.float32)
+  states[:, 1:, :2] = np.cumsum(directions, 1)
+  return control.transitions(
+    codes, np.zeros_like(codes), states, np.arange(len(codes)) % LEVELS
+  )
+
+
+def test_codes_are_named_by_what_the_player_does():
+  rng = np.random.default_rng(4)
+  codes = rng.integers(0, 7, (CLIPS, FRAMES - 1))
+  by_code = np.array(
+    [(-1, 0), (1, 0), (0, 1), (0, -1), (0, 0), (1, 1), (-1, 1)]
+  )
+  rows = control.name_codes(moving(codes, by_code[codes]), 8, seed=0)
+  assert [row["name"] for row in rows] == [
+    "left", "right", "jump", "fall", "nothing", "right and jump",
+    "left and jump", "unclear",
+  ]  # fmt: skip
+  assert {row["name"] for row in rows} <= set(button_names.NAMES)
+  assert [row["button"] for row in rows] == list(range(8))
+  for row in rows[:7]:
+    assert row["share"] == 1 and row["interval"] == [1, 1]
+  goes_left = np.isin(codes, (0, 6)).mean()
+  assert rows[0]["effects"]["left"]["chance"] == pytest.approx(goes_left)
+  assert rows[0]["transitions"] == (codes == 0).sum()
+  assert sum(row["usage"] for row in rows) == pytest.approx(1)
+  # A code that never occurs has no name.
+  assert rows[7]["transitions"] == 0
+  assert rows[7]["share"] is None and rows[7]["interval"] is None
+
+
+def test_a_code_without_relation_to_the_motion_is_unclear():
+  rng = np.random.default_rng(5)
+  codes = rng.integers(0, 3, (CLIPS, FRAMES - 1))
+  # Right most of the time, whatever the code: no more often than usual.
+  right = np.where(rng.random(codes.shape) < 0.8, 1, -1)
+  directions = np.stack([right, 0 * right], -1)
+  rows = control.name_codes(moving(codes, directions), 3, seed=0)
+  assert {row["name"] for row in rows} == {"unclear"}
+  for row in rows:
+    mine = right[codes == row["button"]]
+    assert row["effects"]["right"]["value"] == pytest.approx((mine > 0).mean())
+    assert row["effects"]["right"]["chance"] == (right > 0).mean()
+
+
+def test_names_of_codes_can_be_stored_in_a_world():
+  codes = np.tile([0, 1], (CLIPS, (FRAMES - 1) // 2))
+  directions = np.array([(-1, 0), (1, 0)])[codes]
+  rows = control.name_codes(moving(codes, directions), 2, seed=0)
+  named = buttons.from_metrics({"details": {"control": {"buttons": rows}}})
+  buttons.check("here", named)
+  assert [row["name"] for row in named] == ["left", "right"]
+  assert {row["source"] for row in named} == {"clips"}
+
+
 def test_random_codes_are_at_chance(played):
   codes = np.random.default_rng(2).integers(0, 3, played[0].shape)
   _, figures = judged(played, codes)
@@ -247,7 +305,9 @@ def test_the_metric_judges_clips_that_have_states(folder):
   found = registry.METRICS.get("control", where="test")
   assert found.applies(work)
   result = found.measure(work)
-  assert set(result.details) == {"horizontal", "effect"}
+  assert set(result.details) == {"buttons", "horizontal", "effect"}
+  assert len(result.details["buttons"]) == 3
+  assert [row.name for row in result.rows[:3]] == ["Code 0", "Code 1", "Code 2"]
   assert result.details["horizontal"]["all"]["nmi"]["value"] == pytest.approx(1)
   # The model learns to see the keys that the frames show.
   found_by_model = result.details["horizontal"]["all"]["supervised_accuracy"]

@@ -31,7 +31,7 @@ def test_keys_are_asked_for_only_if_buttons_are_learned():
   assert KEYS not in asked("true")
 
 
-def control(nmi, previous, attainable=0.5):
+def control(nmi, previous, attainable=0.5, supervised=None):
   return {
     "control": {
       "effect": {
@@ -39,6 +39,7 @@ def control(nmi, previous, attainable=0.5):
           "nmi": interval(nmi, 0.01),
           "previous_nmi": interval(previous, 0.01),
           "attainable_nmi": interval(attainable),
+          "supervised_nmi": supervised and interval(supervised),
         }
       }
     }
@@ -56,6 +57,17 @@ def control(nmi, previous, attainable=0.5):
 )
 def test_codes_must_tell_more_than_the_code_before(nmi, previous, expected):
   assert verdict(control(nmi, previous), KEYS) == expected
+
+
+def test_the_ceiling_of_the_keys_is_named_by_what_attains_it():
+  text = lambda *ceiling: next(
+    each["text"]
+    for each in questions.answer(control(0.3, 0.1, *ceiling), "latent")
+    if each["question"] == KEYS
+  )
+  assert "0.500 (the true motion)" in text(0.5)
+  assert "0.500 (the true motion)" in text(0.5, 0.4)
+  assert "0.500 (a supervised model" in text(0.5, 0.5)
 
 
 def test_chance_counts_where_the_code_before_tells_nothing():
@@ -94,6 +106,79 @@ def delta(value, low, psnr=22.7, ceiling=27.2):
 def test_control_is_what_the_button_before_does_not_give(value, low, expected):
   title = "Are buttons control, not state?"
   assert verdict(delta(value, low), title) == expected
+
+
+def counterfactuals(score, chance, ceiling=0.8):
+  last = {
+    "score": interval(score, 0.05),
+    "chance": interval(chance, 0.02),
+    "ceiling": interval(ceiling),
+  }
+  # The longest hold counts, in the order of numbers and not of text.
+  return {"counterfactuals": {"measured": True, "after": {
+    "4": last | {"score": interval(ceiling)}, "16": last
+  }}}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  "score, expected",
+  [
+    (0.26, "no"),  # Its interval contains what shuffled buttons reach.
+    (0.31, "barely"),
+    (0.5, "partly"),
+    (0.75, "yes"),
+  ],
+)
+def test_buttons_must_do_more_than_shuffled_ones(score, expected):
+  title = "Do buttons do what the game's keys do?"
+  assert verdict(counterfactuals(score, 0.2), title) == expected
+  assert verdict(counterfactuals(score, 0.2), title, "true") == expected
+
+
+def test_without_counterfactuals_the_remedy_is_stated():
+  absent = {"counterfactuals": {"measured": False, "reason": "none"}}
+  found = {
+    each["question"]: each for each in questions.answer(absent, "latent")
+  }["Do buttons do what the game's keys do?"]
+  assert found["verdict"] == "not measured"
+  assert "--counterfactuals 4" in found["text"]
+
+
+def dreamt(world, **trivial):
+  """Returns accuracies after a change; those with held keys are perfect."""
+  trivial = {"random_buttons": 0.3, "other_clip": 0.2, "majority": 0.25} | (
+    trivial
+  )
+  part = {
+    "by_source": {
+      "world": interval(world, 0.04),
+      "tokenizer": interval(0.7),
+      "random_buttons": interval(trivial["random_buttons"], 0.02),
+      "other_clip": interval(trivial["other_clip"], 0.02),
+    },
+    "majority": interval(trivial["majority"], 0.02),
+  }
+  held = part | {"by_source": dict.fromkeys(part["by_source"], interval(1.0))}
+  return {"inverse_dynamics": {"effect": {"all": held, "after_change": part}}}
+
+
+@pytest.mark.parametrize(
+  "world, trivial, expected",
+  [
+    (0.34, {}, "no"),  # No better than with random buttons.
+    (0.38, {}, "barely"),
+    (0.5, {}, "partly"),
+    (0.65, {}, "yes"),
+    (0.5, {"random_buttons": 0.5}, "no"),
+    (0.5, {"other_clip": 0.5}, "no"),
+    (0.5, {"majority": 0.5}, "no"),
+  ],
+)
+def test_dreamt_frames_must_show_keys_that_nothing_simpler_shows(
+  world, trivial, expected
+):
+  title = "Do dreamt frames show the commanded key?"
+  assert verdict(dreamt(world, **trivial), title) == expected
 
 
 def drift(world, frozen, other):

@@ -153,6 +153,7 @@ def test_timings_must_be_numbers_by_stage(tmp_path):
 
 def card(text, question):
   """Returns the card of a question, from the page's HTML."""
+  text = html.unescape(text)
   return text.split(f"<h3>{question}</h3>")[1].split("</p></div>")[0]
 
 
@@ -171,6 +172,23 @@ def test_buttons_that_do_not_tell_the_action_are_not_said_to_match(
   text = (tmp_path / "report.html").read_text()
   found = card(text, "Do buttons match the keys?")
   assert f'<p class="big">{verdict}</p>' in found
+
+
+def test_pictures_of_buttons_say_what_was_measured(clips, tmp_path):
+  results = run.evaluate(grey_game.world(True), clips, grey_game.OPTIONS)
+  results.metrics["details"]["control"] = {
+    "buttons": [
+      {"button": 1, "name": "left", "share": 0.84},
+      {"button": 2, "name": "unclear", "share": None},
+    ]
+  }
+  report.write(tmp_path, results, ORIGIN)
+  text = (tmp_path / "report.html").read_text()
+  assert "<b>Button 1: left</b>" in text
+  assert "84 % of real transitions" in text
+  assert "<b>Button 2</b>" in text
+  # Codes of clips are not what the world does, and the page says so.
+  assert "the world may not have learned to follow it" in text
 
 
 def test_each_question_has_a_card_and_the_rule_is_stated(written):

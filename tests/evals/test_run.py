@@ -48,7 +48,7 @@ def test_right_buttons_beat_the_button_before_if_each_is_chosen_anew(obedient):
   assert metrics["delta_previous_psnr_low"] == first["low"] > 0.5
 
 
-def held_clips(count=12, length=6):
+def held_clips(count=48, length=6):
   """Returns clips in which each action is held for ever: state, not control."""
   rng = np.random.default_rng(3)
   held = np.repeat(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scrolling_game as game
 
-from genie_jax.evals import scroll
+from genie_jax.evals import button_names, scroll
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +120,6 @@ def test_what_no_key_can_change_names_nothing():
   falls = np.broadcast_to([0.0, -2.0], (12, 3, 2))
   found = scroll.name_buttons(falls, falls, np.arange(12), seed=0)
   for row in found:
-    assert row["name"] == scroll.UNCLEAR and row["effects"] == {}
+    assert row["name"] == button_names.UNCLEAR and row["effects"] == {}
     assert row["share"] is None and row["interval"] is None
     assert row["scroll"]["up"]["value"] == -2
