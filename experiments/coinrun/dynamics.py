@@ -9,8 +9,8 @@ Try it:  add `:smoke` (seconds), `:tiny` (for the demo) or `:small`; add
 Source:  Genie (arXiv:2402.15391), appendix F, table 17
 Result:  on random keys with six latent actions, delta_4 PSNR on 60 held-out
          levels, two CPU cores: tiny 2.41 dB (2.00 to 2.83) after 6 minutes,
-         small 5.57 dB (4.92 to 6.26) after
-         14; full size: not measured (results/)
+         small 5.57 dB (4.92 to 6.26) after 14; full size: not measured
+         (results/)
 """
 
 import ml_collections
