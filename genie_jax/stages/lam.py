@@ -104,7 +104,7 @@ def _copy_floor(config: ml_collections.ConfigDict) -> float:
   Raises:
     UserError: It is negative.
   """
-  floor = config.get("copy_floor", 0.0)
+  floor: float = config.copy_floor if "copy_floor" in config else 0.0
   if floor < 0:
     raise errors.UserError(
       f"config.copy_floor={floor} must not be negative; 0 turns it off."
