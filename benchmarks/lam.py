@@ -26,6 +26,7 @@ one of the same candidate, policy, seed and split. The columns:
                     tells, in the first four transitions after a change
   purity_low        lower end of the share of keys that the codes tell
   majority_share_high     upper end of the share of the most frequent key
+  names             what the player does while each code occurs
   cut_agreement     share of codes that do not change if the clip is cut at any
                     frame before, from the second transition after the cut on
   seconds           of training, all starts
@@ -193,6 +194,10 @@ def measure(
     "purity_low": agreement.purity.low,
     "majority_share_high": effect["all"].majority.high,
     "cut_agreement": cut_agreement(part, clips.frames[:256]),
+    "names": [
+      {name: one[name] for name in ("button", "name", "share", "interval")}
+      for one in control.name_codes(found, num_codes, seed=seed)
+    ],
     "codes": codebook.summary(codebook.counts(codes, num_codes)),
     "figures": {
       question: {
