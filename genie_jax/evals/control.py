@@ -330,7 +330,7 @@ PLACES = {
 
 def _name_row(found: dict[str, Any]) -> metric.Row:
   """Returns a row that says what the player does while a code occurs."""
-  name = f"Code {found['button']}"
+  name = f"Code {found['button']} in real clips"
   if not found["transitions"]:
     return metric.Row(name, "never occurs")
   percent = lambda share: f"{100 * share:.0f} %"
@@ -347,8 +347,7 @@ def _name_row(found: dict[str, Any]) -> metric.Row:
     f"{shown}, {share}" if clear else found["name"],
     bounds if clear else "",
     usual if clear else f"closest: {shown}, {share} ({bounds}); {usual}",
-    "What the player does in real clips while the code occurs, which is in "
-    f"{100 * found['usage']:.1f} % of transitions.",
+    f"The code of {100 * found['usage']:.1f} % of transitions.",
   )
 
 

@@ -340,13 +340,13 @@ def _name_rows(
       game = f"the game with key {keys[0]} ({key['name']}): {move(key)}"
     rows.append(
       metric.Row(
-        f"Button {row['button']} does",
+        f"Button {row['button']} in this world",
         row["name"]
         if row["share"] is None
-        else f"{row['name']} ({_percent(row['share'])})",
+        else f"{row['name']}, {100 * row['share']:.0f} %",
         ""
         if row["interval"] is None
-        else "{:.1f} to {:.1f} %".format(*(100 * x for x in row["interval"])),
+        else "{:.0f} to {:.0f} %".format(*(100 * x for x in row["interval"])),
         game,
         f"Mean motion in pixels per frame: {move(row)}.",
       )

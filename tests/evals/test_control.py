@@ -307,7 +307,9 @@ def test_the_metric_judges_clips_that_have_states(folder):
   result = found.measure(work)
   assert set(result.details) == {"buttons", "horizontal", "effect"}
   assert len(result.details["buttons"]) == 3
-  assert [row.name for row in result.rows[:3]] == ["Code 0", "Code 1", "Code 2"]
+  assert [row.name for row in result.rows[:3]] == [
+    f"Code {code} in real clips" for code in range(3)
+  ]
   assert result.details["horizontal"]["all"]["nmi"]["value"] == pytest.approx(1)
   # The model learns to see the keys that the frames show.
   found_by_model = result.details["horizontal"]["all"]["supervised_accuracy"]

@@ -303,9 +303,9 @@ def test_figures_are_json_and_the_report_has_a_row_for_each_button(clips):
     "Buttons against the game's keys, after 1 frame",
     "Buttons against the game's keys, after 4 frames",
     "Buttons against the game's keys, after 8 frames",
-    *(f"Button {button} does" for button in range(4)),
+    *(f"Button {button} in this world" for button in range(4)),
   ]
-  assert found.rows[3].value == "right (100.0 %)"
+  assert found.rows[3].value == "right, 100 %"
   assert (
     "with key 2 (right): +2.00 right, -0.53 up" in found.rows[3].compared_with
   )

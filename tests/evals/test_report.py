@@ -228,3 +228,14 @@ def test_measured_drift_has_frames_figures_and_a_verdict(tmp_path):
   answer = metrics["verdicts"][-1]
   assert answer["question"] == "Do long rollouts stay like the game?"
   assert answer["verdict"] != "not measured"
+
+
+def test_a_figure_below_the_trivial_one_is_said_to_be_below(clips, tmp_path):
+  results = run.evaluate(grey_game.world(True), clips, grey_game.OPTIONS)
+  actions = results.metrics["details"]["actions"]
+  actions["nmi"] = {"value": 0.01, "low": 0.005, "high": 0.02}
+  actions["shuffled_nmi"] = {"value": 0.03, "low": 0.02, "high": 0.04}
+  report.write(tmp_path, results, ORIGIN)
+  text = (tmp_path / "report.html").read_text()
+  found = card(text, "Do buttons match the keys?")
+  assert "<b>0.010 (at least 0.005)</b>, below the trivial figure" in found
