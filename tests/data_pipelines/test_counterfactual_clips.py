@@ -290,6 +290,7 @@ def test_mistakes_end_in_one_line_before_anything_is_written(
   assert not out.exists()
 
 
+@pytest.mark.slow
 def test_the_games_own_keys_are_named_by_what_they_do(procgen):
   held = counterfactuals.Options(moments=4)
   keys = {1: "left", 2: "left and jump", 4: "nothing", 5: "jump", 7: "right"}

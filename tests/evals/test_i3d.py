@@ -37,6 +37,7 @@ def test_the_weights_are_those_of_the_measured_values(weights):
   assert i3d_weights.digest(weights) == _DIGEST
 
 
+@pytest.mark.slow
 def test_thirty_frames_have_the_distance_of_the_original_code(weights):
   # The original code and network in TensorFlow 1.15 give 151.39244; float32
   # logits in another order of summation give the same to 1e-5.

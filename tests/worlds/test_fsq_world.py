@@ -95,6 +95,7 @@ def test_players_step_past_the_window_and_pixels_depend_on_tokens(exported):
   assert (world.decode(tokens) != world.decode(other)).any()
 
 
+@pytest.mark.slow
 def test_the_world_can_be_evaluated(exported, clips, tmp_path):
   code = main.main(
     [
