@@ -57,7 +57,7 @@ class Size:
 
 SIZES = {
   "smoke": Size(
-    levels=4, validation=2, test=4, frames=40, clips=8, action_clips=64
+    levels=4, validation=2, test=4, frames=40, clips=8, action_clips=32
   ),
   "tiny": Size(levels=100, validation=20, test=60, frames=500, clips=256),
   "small": Size(levels=250, validation=20, test=60, frames=500, clips=256),
