@@ -8,7 +8,7 @@ Try it:    add `--mode smoke` (a few steps)
 Every row trains the configs of the demo (experiments/coinrun: tokenizer_images,
 then tokenizer, and lam) with the same seed, steps and clips; only the quantizer
 differs. A row is NAME, or NAME:LEVELS, or NAME:LEVELS:LEVELS with the levels of
-the tokenizer and of the LAM, for example `--row fsq:4x4x4x4x4:3x2`. Figures are
+the tokenizer and of the LAM, for example `--row fsq:4x4x4x4x4:4x2`. Figures are
 of held-out levels of the split `validation`:
 
   PSNR       of frames after a round trip through tokens, pooled over clips

@@ -26,7 +26,7 @@ from typing import Self
 
 import numpy as np
 
-from genie_jax.core import errors, files
+from genie_jax.core import cache, errors, files
 
 WHEEL = "procgen-mirror==0.10.7"
 WHEEL_SHA256 = (
@@ -103,11 +103,6 @@ class _Buffers(ctypes.Structure):
   ]
 
 
-def _cache_folder() -> pathlib.Path:
-  base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-  return pathlib.Path(base) / "genie_jax"
-
-
 def _download(folder: pathlib.Path) -> pathlib.Path:
   """Downloads the wheel to `folder`, checks it, and returns its path."""
   command = [
@@ -167,7 +162,7 @@ def folder() -> pathlib.Path:
         f"where the wheel {WHEEL} was unpacked, or unset it."
       )
     return pathlib.Path(chosen)
-  target = _cache_folder() / WHEEL.replace("==", "-")
+  target = cache.user_folder() / WHEEL.replace("==", "-")
   if target.is_dir():
     return target
   target.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 from absl import logging
 
-from genie_jax.core import errors, files
+from genie_jax.core import cache, errors, files
 from genie_jax.worlds import shipped, world_manifest
 
 # Scheme -> the fsspec driver that etils uses for it.
@@ -106,10 +106,7 @@ def cache_folder(environ: Mapping[str, str] | None = None) -> pathlib.Path:
   Args:
     environ: Environment variables; those of this process by default.
   """
-  environ = os.environ if environ is None else environ
-  base = environ.get("XDG_CACHE_HOME")
-  base = pathlib.Path(base) if base else pathlib.Path.home() / ".cache"
-  return base / "genie_jax" / "worlds"
+  return cache.user_folder(environ) / "worlds"
 
 
 class _Source(Protocol):
