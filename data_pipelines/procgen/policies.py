@@ -7,8 +7,8 @@
 
 With random actions, CoinRun's agent stays at the left wall of nearly every
 level, so videos of it contain hardly any horizontal motion. The walker holds
-each direction for up to two seconds, jumps now and then, and jumps or turns
-around when it is stuck.
+each direction for up to five seconds and jumps now and then. At a wall it jumps
+over it if it can, and otherwise rests or turns around.
 """
 
 import dataclasses
@@ -42,17 +42,21 @@ _WITH_FIRE = (
 
 _SEGMENT = 128  # Steps before the walker continues from another state.
 _STATES_EVERY = 4  # Steps of the planner's path between two start states.
-_HOLDS = (8, 30)  # Steps for which a direction is held, inclusive.
+_HOLDS = (16, 48)  # Steps for which a direction is held, inclusive.
 _PAUSES = (4, 16)  # The same without a direction, in platformers.
 _PAUSES_ABOVE = (1, 4)  # The same, seen from above.
 _LEFT, _STILL = 0.37, 0.20  # Shares of directions; the rest is right.
 _JUMPS = 0.02  # Probability per step that a jump begins.
 _JUMP_HOLDS = (1, 5)
 _STUCK_CELLS = 0.01  # Motion per step that counts as none, in cells.
-# What the walker does in platformers when a wall stops it: it turns around with
-# this probability, and otherwise jumps.
-_STUCK_TURNS = 0.7
-_STUCK_JUMP_HOLDS = (8, 14)
+# What the walker does in platformers when a wall stops it: with the first
+# probability it takes the shortest of these jumps that leads past the wall, if
+# there is one. Otherwise it rests with the second probability, or turns around.
+_WALL_JUMPS = 0.5
+_WALL_RESTS = 0.3
+_WALL_JUMP_HOLDS = (3, 6, 10)
+_WALL_JUMP_STEPS = 16  # Steps after which the result of a jump is judged.
+_WALL_JUMP_CELLS = 2.0  # Cells by which it must lead forward.
 _FIRE_SHARE = 0.05
 
 _PUSHES = 0.02  # Probability per step that the planner is pushed.
@@ -217,12 +221,8 @@ def _walk(
       held.jump = _between(_JUMP_HOLDS, rng)
     if stuck and not platformer:
       _turn(held, platformer, rng)
-    elif stuck and grounded:
-      if rng.random() < _STUCK_TURNS:
-        held.horizontal = -held.horizontal
-        held.steps = max(held.steps, _HOLDS[0])
-      else:
-        held.jump = _between(_STUCK_JUMP_HOLDS, rng)
+    elif stuck and grounded and held.horizontal:
+      _react_to_wall(held, recorder, rng)
     up = _UP if platformer and held.jump else held.vertical
     action = 3 * (held.horizontal + 1) + up + 1
     if fires and rng.random() < _FIRE_SHARE:
@@ -256,6 +256,53 @@ def _turn(held: _Held, platformer: bool, rng: np.random.Generator) -> None:
     while held.horizontal == 0 and held.vertical == 0:
       held.horizontal = int(rng.integers(-1, 2))
       held.vertical = int(rng.integers(-1, 2))
+
+
+def _react_to_wall(
+  held: _Held, recorder: Recorder, rng: np.random.Generator
+) -> None:
+  """Chooses between a jump over the wall, a rest and the other direction.
+
+  Blind jumps would mostly end at the same wall, with keys pressed that move
+  nothing.
+  """
+  jump = 0
+  if rng.random() < _WALL_JUMPS:
+    jump = _jump_past(held.horizontal, recorder)
+  if jump:
+    held.jump = jump
+    held.steps = max(held.steps, _WALL_JUMP_STEPS)
+  elif rng.random() < _WALL_RESTS:
+    held.horizontal = 0
+    held.steps = _between(_PAUSES, rng)
+  else:
+    held.horizontal = -held.horizontal
+    held.steps = max(held.steps, _HOLDS[0])
+
+
+def _jump_past(horizontal: int, recorder: Recorder) -> int:
+  """Returns the steps to hold "up" to get past a wall; 0 if no jump does.
+
+  Each jump is played in the game, which is then put back to where it was.
+  """
+  env = recorder.env
+  start, found = env.get_state(), 0
+  key = 3 * (horizontal + 1) + 1
+  for hold in _WALL_JUMP_HOLDS:
+    env.set_state(start)
+    for step in range(_WALL_JUMP_STEPS):
+      env.act(key + _UP if step < hold else key)
+      _, ended = env.observe()
+      if ended:
+        break
+    else:
+      after = state_lib.agent(env.get_state())
+      if (after.x - state_lib.agent(start).x) * horizontal > _WALL_JUMP_CELLS:
+        found = hold
+        break
+  env.set_state(start)
+  env.observe()
+  return found
 
 
 def _planner(game: str, recorder: Recorder, rng: np.random.Generator) -> None:

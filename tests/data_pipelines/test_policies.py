@@ -130,6 +130,20 @@ def test_the_walker_moves_where_random_actions_do_not(procgen):
   assert (lifted > 0.1).mean() > 0.2
 
 
+def test_on_the_ground_the_walkers_keys_can_be_seen(procgen):
+  agree, pressed = 0, 0
+  for level in range(10_000, 10_006):
+    played = play(level, policy="walker", frames_per_level=512)
+    states = played.arrays["states"]
+    moved = np.diff(states[:, 0])
+    key = (played.actions // 3 - 1)[:-1]
+    seen = (states[:-1, 4] == 1) & (key != 0) & ~played.first[1:]
+    agree += ((moved * key)[seen] > 0.02).sum()
+    pressed += seen.sum()
+  assert pressed > 500
+  assert agree / pressed > 0.8
+
+
 def test_the_planner_reaches_the_coin(procgen):
   solved = 0
   for level in range(10_000, 10_010):
