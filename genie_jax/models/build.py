@@ -100,6 +100,16 @@ def dynamics(config: Config) -> dynamics_lib.Dynamics:
   """
   world, model = _read(config, ("transformer",))
   _one_of(model, "actions_enter", ("add", "prepend"))
+  reach = model.get("last_frame_reach", 0)
+  if not isinstance(reach, int) or not 0 <= reach <= 8:
+    raise errors.UserError(
+      f"config.model.last_frame_reach={reach!r} must be an integer from 0 to 8."
+    )
+  if reach and not model.get("last_frame", False):
+    raise errors.UserError(
+      f"config.model.last_frame_reach={reach} needs config.model.last_frame="
+      "True."
+    )
   return make(
     dynamics_lib.Dynamics,
     dict(

@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from genie_jax.nn import initializers, st_transformer
+from genie_jax.nn import initializers, patches, st_transformer
 from genie_jax.sharding import rules
 
 
@@ -36,6 +36,10 @@ class Dynamics(nn.Module):
       at position t, which are the inputs in the paper's text. Attention in
       time can also read them, but only in later layers and after many steps
       of training.
+    last_frame_reach: With `last_frame`, how many places away the tokens of
+      frame t - 1 are that also enter at each position, through one linear map
+      of the square around it. What moves by a token then needs no attention.
+      0 for none.
   """
 
   grid: tuple[int, int]
@@ -44,10 +48,11 @@ class Dynamics(nn.Module):
   transformer: Any
   actions_enter: str = "add"
   last_frame: bool = False
+  last_frame_reach: int = 0
 
   # Kernels, in addition to those of the stack, that each call casts to the
   # stack's dtype.
-  kernels_in_dtype = ("to_logits",)
+  kernels_in_dtype = ("to_logits", "last_frame_around")
 
   def setup(self):
     fields = dict(self.transformer)
@@ -73,6 +78,15 @@ class Dynamics(nn.Module):
         initializers.labelled(nn.initializers.ones, ("norm",)),
         (width,),
         jnp.float32,
+      )
+    if self.last_frame_reach:
+      self.last_frame_around = initializers.Projection(
+        (width,),
+        ("embed",),
+        inputs=2,
+        input_axes=(None, None),
+        scale=0.0,
+        dtype=jnp.dtype(fields["dtype"]),
       )
     self.position = st_transformer.GridPosition(self.grid)
     self.stack = st_transformer.STTransformer(**fields)
@@ -177,4 +191,8 @@ class Dynamics(nn.Module):
     else:
       first = embed(last.reshape(flat.shape[0], 1, -1))
     before = jnp.concatenate([first, embed(flat[:, :-1])], axis=1)
-    return before * self.last_frame_scale
+    same_place = before * self.last_frame_scale
+    if not self.last_frame_reach:
+      return same_place
+    squares = patches.squares(before, self.grid, self.last_frame_reach)
+    return same_place + self.last_frame_around(squares)

@@ -89,3 +89,29 @@ def shrink(frames: jax.Array, factor: int) -> jax.Array:
 def patch_dim(patch: int, channels: int) -> int:
   """Returns P."""
   return int(np.prod((patch, patch, channels)))
+
+
+def squares(x: jax.Array, grid: tuple[int, int], reach: int) -> jax.Array:
+  """Returns the square of places around each place of a grid.
+
+  Args:
+    x: [B, T, N, D], vectors of the N = h * w places.
+    grid: (h, w).
+    reach: How far the square extends from its middle.
+
+  Returns:
+    [B, T, N, S, D] with S = (2 * reach + 1)^2, row by row; places outside the
+    grid are zero.
+  """
+  (h, w), lead, width = grid, x.shape[:2], x.shape[-1]
+  edge = (reach, reach)
+  padded = jnp.pad(
+    x.reshape(*lead, h, w, width), ((0, 0), (0, 0), edge, edge, (0, 0))
+  )
+  steps = range(2 * reach + 1)
+  copies = [
+    padded[:, :, row : row + h, column : column + w]
+    for row in steps
+    for column in steps
+  ]
+  return jnp.stack(copies, -2).reshape(*lead, h * w, len(copies), width)

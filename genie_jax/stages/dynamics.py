@@ -219,7 +219,10 @@ def training_flops(config: ml_collections.ConfigDict) -> float:
   """
   h, w = build.token_grid(config.world)
   fields, frames = config.model.transformer, config.data.num_frames
+  reach = config.model.get("last_frame_reach", 0)
+  around = (2 * reach + 1) ** 2 * fields.width if reach else 0
   return 3 * (
     flops.st_transformer(fields, frames, h * w)
     + flops.linear(fields.width, config.world.num_codes, frames * h * w)
+    + flops.linear(around, fields.width, frames * h * w)
   )

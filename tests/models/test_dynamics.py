@@ -1,5 +1,6 @@
 """Tests of the dynamics model: causality, masking and cached steps."""
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -151,3 +152,17 @@ def test_actions_of_the_wrong_length_are_refused(model):
         SHOWN,
       )
     )
+
+
+def test_a_new_model_with_a_reach_starts_as_one_without():
+  inputs = tiny_models.tokens(), tiny_models.actions(3), some_hidden()
+  with_reach = tiny_models.part(
+    "dynamics", last_frame=True, last_frame_reach=1
+  ).module
+  params = nn.unbox(with_reach.init(jax.random.key(0), *inputs)["params"])
+  found = with_reach.apply({"params": params}, *inputs)
+  del params["last_frame_around"]
+  without = with_reach.clone(last_frame_reach=0)
+  np.testing.assert_array_equal(
+    found, without.apply({"params": params}, *inputs)
+  )

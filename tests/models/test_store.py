@@ -209,6 +209,16 @@ def test_one_changed_weight_changes_the_fingerprint(folder, written):
       ),
       "actions_enter='multiply' is unknown",
     ),
+    (
+      lambda c: c["parts"]["dynamics"]["model"].update(
+        last_frame=True, last_frame_reach=-1
+      ),
+      "last_frame_reach=-1 must be an integer from 0 to 8",
+    ),
+    (
+      lambda c: c["parts"]["dynamics"]["model"].update(last_frame_reach=1),
+      "last_frame_reach=1 needs config.model.last_frame=True",
+    ),
   ],
   ids=lambda x: x if isinstance(x, str) else "",
 )

@@ -68,3 +68,15 @@ def test_shrinking_averages_squares():
   wanted = frames.reshape(2, 1, 2, 2, 3, 2, 3).mean((3, 5))
   np.testing.assert_allclose(found, wanted, rtol=1e-6)
   assert patches.shrink(frames, 1) is frames
+
+
+def test_squares_hold_the_places_around_row_by_row():
+  x = draw(2, 3, 12, 5)
+  grid = x.reshape(2, 3, 3, 4, 5)
+  wanted = np.zeros((2, 3, 3, 4, 9, 5), np.float32)
+  for row, column, down, right in np.ndindex(3, 4, 3, 3):
+    there = row + down - 1, column + right - 1
+    if 0 <= there[0] < 3 and 0 <= there[1] < 4:
+      wanted[:, :, row, column, 3 * down + right] = grid[:, :, *there]
+  found = patches.squares(x, (3, 4), reach=1)
+  np.testing.assert_array_equal(found, wanted.reshape(2, 3, 12, 9, 5))

@@ -185,6 +185,7 @@ def test_fsq_vectors_equal_those_of_jax_bit_for_bit(levels):
   "model",
   (
     {"last_frame": True},
+    {"last_frame": True, "last_frame_reach": 1},
     {"actions_enter": "prepend"},
     {
       "transformer": {

@@ -119,7 +119,7 @@ def test_cached_and_recomputed_sampling_agree_for_any_weights_and_prompt(
   "drop, fields",
   (
     (1, dict(actions_enter="prepend")),
-    (3, dict(last_frame=True)),
+    (3, dict(last_frame=True, last_frame_reach=1)),
     pytest.param(
       W - 1,
       dict(actions_enter="prepend", last_frame=True),

@@ -230,12 +230,29 @@ class Dynamics(_Model):
         if last is None
         else table[last.reshape(b, 1, -1)]
       )
-      x = x + self["last_frame_scale"] * torch.cat(
-        [first, table[flat[:, :-1]]], 1
-      )
+      before = torch.cat([first, table[flat[:, :-1]]], 1)
+      x = x + self["last_frame_scale"] * before
+      if self.fields.get("last_frame_reach", 0):
+        x = x + self._around(before)
     action = self["action_embedding"][incoming][:, :, None]
     x = layers.add_position(x, self["position"])
     return torch.cat([action, x], 2) if self._prepend else x + action
+
+  def _around(self, x: torch.Tensor) -> torch.Tensor:
+    """Returns the map of the square around each place of [B, T, N, D]."""
+    reach, (h, w) = self.fields["last_frame_reach"], self.grid
+    lead, width = x.shape[:2], x.shape[-1]
+    padded = torch.nn.functional.pad(
+      x.reshape(*lead, h, w, width), (0, 0, *[reach] * 4)
+    )
+    steps = range(2 * reach + 1)
+    copies = [
+      padded[:, :, row : row + h, column : column + w]
+      for row in steps
+      for column in steps
+    ]
+    squares = torch.cat(copies, -1).reshape(*lead, h * w, -1)
+    return squares @ self["last_frame_around"]["kernel"].reshape(-1, width)
 
 
 class Lam(_Model):

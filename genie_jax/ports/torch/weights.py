@@ -120,6 +120,8 @@ def expected(
   if name == "dynamics":
     found = {"action_embedding", "hidden_token", "token_embedding"}
     found |= {"last_frame_scale"} if model.get("last_frame", False) else set()
+    if model.get("last_frame_reach", 0):
+      found |= {"last_frame_around/kernel"}
     return (
       found
       | both("to_logits")
