@@ -38,6 +38,7 @@ def model(mode: str) -> dict:
   return dict(
     actions_enter="add",
     last_frame=mode != "",
+    last_frame_reach=0 if mode == "" else 1,
     transformer=common.stack(
       mode,
       **common.pick(

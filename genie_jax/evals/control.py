@@ -62,6 +62,8 @@ class Figures:
   Attributes:
     nmi: Normalised mutual information of code and label, 0 to 1.
     previous_nmi: The same with the code of the transition before.
+    gain_nmi: Their difference. Its interval is narrower than those of the two,
+      which vary together from level to level.
     motion_nmi: The same with the true motion in place of the code.
     supervised_nmi: The same with supervised predictions of the label; None if
       there are none.
@@ -78,6 +80,7 @@ class Figures:
 
   nmi: intervals.Interval
   previous_nmi: intervals.Interval
+  gain_nmi: intervals.Interval
   motion_nmi: intervals.Interval
   supervised_nmi: intervals.Interval | None
   attainable_nmi: intervals.Interval
@@ -234,16 +237,24 @@ def judge(
       "supervised_nmi": None,
       "supervised_accuracy": None,
     }
+    tables: dict[str, np.ndarray] = {}
     for side, (values, count) in sides.items():
       whole = _tables(values, labels, levels, chosen["all"], count, num_labels)
       best = whole.sum(0).argmax(-1)  # [A], the label of each code.
       table = _tables(values, labels, levels, mask, count, num_labels)
+      tables[side] = table
       fields[f"{side}nmi"] = intervals.bootstrap(
         lambda sums: actions.nmi(sums["table"]), {"table": table}, seed=seed,
         unbiased=True,
       )  # fmt: skip
       right = table[:, np.arange(count), best].sum(-1)
       fields[f"{side}accuracy"] = _share(right, table, seed)
+    fields["gain_nmi"] = intervals.bootstrap(
+      lambda sums: actions.nmi(sums["code"]) - actions.nmi(sums["previous"]),
+      {"code": tables[""], "previous": tables["previous_"]},
+      seed=seed,
+      unbiased=True,
+    )
     for figure in ("nmi", "accuracy"):
       motion, read = fields[f"motion_{figure}"], fields[f"supervised_{figure}"]
       fields[f"attainable_{figure}"] = (
@@ -355,6 +366,7 @@ def _row(question: str, situation: str, found: Figures) -> metric.Row:
   """Returns a row: NMI, or accuracy after a change of the key."""
   after = situation == "after_change"
   figure = "accuracy" if after else "nmi"
+  gain = found.gain_nmi
   value, previous, attainable, motion, read = (
     getattr(found, f"{side}{figure}")
     for side in ("", "previous_", "attainable_", "motion_", "supervised_")
@@ -364,7 +376,9 @@ def _row(question: str, situation: str, found: Figures) -> metric.Row:
     f"{'accuracy' if after else 'NMI'}",
     f"{value.value:.3f}",
     f"{value.low:.3f} to {value.high:.3f}",
-    f"previous code {previous.value:.3f}, attainable {attainable.value:.3f} "
+    f"previous code {previous.value:.3f}"
+    + ("" if after else f" (more by {gain.low:.3f} to {gain.high:.3f})")
+    + f", attainable {attainable.value:.3f} "
     f"(true motion {motion.value:.3f}, supervised "
     + (f"{read.value:.3f})" if read is not None else "not measured)")
     + (f", most frequent key {found.majority.value:.3f}" if after else ""),

@@ -121,6 +121,9 @@ def test_figures_equal_an_independent_computation(played):
     )
     assert row.majority.value == np.bincount(keys[mask]).max() / mask.sum()
     assert row.nmi.low <= row.nmi.value <= row.nmi.high
+    gain = row.nmi.value - row.previous_nmi.value
+    assert row.gain_nmi.value == pytest.approx(gain)
+    assert row.gain_nmi.low < gain < row.gain_nmi.high
   del found, levels
 
 

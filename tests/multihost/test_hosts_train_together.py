@@ -171,6 +171,7 @@ def test_two_processes_train_as_one_and_one_resumes(
   assert_same_run(tmp_path / "run", reference)
 
 
+@pytest.mark.slow
 def test_hosts_whose_devices_are_not_neighbours_train_as_one(
   tokens, reference, tmp_path
 ):

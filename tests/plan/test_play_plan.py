@@ -42,6 +42,7 @@ def plan(tmp_path, *flags):
   return json.loads(file.read_text())
 
 
+@pytest.mark.slow
 @tpu_compiler.required
 def test_a_frame_takes_longer_with_more_refinements(tmp_path, capsys):
   few = plan(tmp_path, "--config.sampling.refinements=2")

@@ -277,7 +277,12 @@ def test_a_player_draws_what_a_rollout_draws(sampling):
 
 
 @pytest.mark.parametrize(
-  "mode, drop", (("exact", 2), ("rolling", 1), ("re-encode", 3))
+  "mode, drop",
+  (
+    ("exact", 2),
+    pytest.param("rolling", 1, marks=pytest.mark.slow),
+    pytest.param("re-encode", 3, marks=pytest.mark.slow),
+  ),
 )
 def test_players_in_a_batch_get_the_same_frames_as_alone(mode, drop):
   models = tiny_player.make_models(mode, drop)

@@ -237,6 +237,7 @@ def test_the_number_of_traces_does_not_depend_on_the_number_of_frames(
   assert number_of_traces(19) == 0  # Compiled already.
 
 
+@pytest.mark.slow
 def test_next_frames_equal_a_rollout_from_the_true_frames(world):
   tokens, actions = some_clips(3, WINDOW, WINDOW)
   rng = jax.random.key(5)

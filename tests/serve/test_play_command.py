@@ -113,6 +113,7 @@ def test_other_settings_make_other_links(world):
   assert engine.open_world(world, dtype="float32").description.replay in found
 
 
+@pytest.mark.slow
 def test_a_world_on_two_devices_plays_in_the_server_as_on_one(tmp_path):
   tiny_world.write_world(
     tmp_path / "w",

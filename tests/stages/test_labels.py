@@ -97,6 +97,7 @@ def test_labels_are_off_unless_they_have_a_weight(clips):
   assert labels.LOSS not in stage.loss_scales
 
 
+@pytest.mark.slow
 def test_labels_teach_the_code_of_each_key(clips):
   config = load(
     clips,

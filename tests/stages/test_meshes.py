@@ -56,9 +56,9 @@ def without_compilation_cache():
 @pytest.mark.parametrize(
   "stage",
   [
-    # The joint stage trains both of these.
+    # These take minutes to compile.
     pytest.param(stage, marks=pytest.mark.slow)
-    if stage in ("lam", "dynamics")
+    if stage in ("lam", "joint")
     else stage
     for stage in STAGES
   ],

@@ -37,8 +37,8 @@ def fsq(name, *overrides):
   "name, levels",
   [
     ("tokenizer", ()),
-    ("tokenizer", (4, 4, 4)),
-    ("lam", ()),
+    pytest.param("tokenizer", (4, 4, 4), marks=pytest.mark.slow),
+    pytest.param("lam", (), marks=pytest.mark.slow),
     pytest.param("joint", (4, 2), marks=pytest.mark.slow),
   ],
 )

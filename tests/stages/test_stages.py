@@ -66,14 +66,23 @@ def trained(data):
   return get
 
 
-@pytest.mark.parametrize("name", NAMES)
+# The joint stage trains the other two; tests of theirs train them as well.
+BY_COST = [
+  pytest.param(name, marks=pytest.mark.slow)
+  if name in ("lam", "dynamics")
+  else name
+  for name in NAMES
+]
+
+
+@pytest.mark.parametrize("name", BY_COST)
 def test_two_steps_of_the_smoke_config_move_every_parameter(trained, name):
   _, _, made = trained(name)
   assert made.stage.name == name
   stage_training.check(made)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BY_COST)
 def test_a_preview_has_rows_of_frames_of_the_worlds_shape(trained, name):
   _, batch, made = trained(name)
   drawn = jax.jit(made.stage.preview)(

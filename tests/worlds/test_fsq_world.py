@@ -76,6 +76,7 @@ def test_the_world_states_levels_and_stores_no_table(exported):
   assert "codes" not in stored["lam"].params
 
 
+@pytest.mark.slow
 def test_players_step_past_the_window_and_pixels_depend_on_tokens(exported):
   world = world_folder.load(exported).world
   clip = np.random.default_rng(0).integers(0, 256, (3, *SHAPE), dtype=np.uint8)

@@ -47,7 +47,7 @@ def play(functions, params, prompt, key, actions):
   return jax.lax.scan(step, state, actions)[1]
 
 
-@pytest.mark.parametrize("count", (1, 3))
+@pytest.mark.parametrize("count", (pytest.param(1, marks=pytest.mark.slow), 3))
 def test_reset_and_step_equal_those_of_the_world_bit_for_bit(world, count):
   functions = world.functions()
   state, wanted = played(world, picture(count), 5, ACTIONS[0])
@@ -125,6 +125,7 @@ def test_the_functions_can_be_an_argument_of_a_compiled_function(world):
   assert (np.asarray(one) != np.asarray(other)).any()
 
 
+@pytest.mark.slow
 def test_the_example_in_the_docs_runs(world, tmp_path, monkeypatch):
   from genie_jax.core import images
 
