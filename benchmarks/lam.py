@@ -22,6 +22,7 @@ one of the same candidate, policy, seed and split. The columns:
                     and of the sign of the true motion
   motion_*          the sign of the true motion
   previous_code_*   the code of the transition before, compared with this key
+  *_gain_low        lower end of the difference of the two
   accuracy_after_change   share of keys that the best map from codes to keys
                     tells, in the first four transitions after a change
   purity_low        lower end of the share of keys that the codes tell
@@ -58,8 +59,10 @@ _PLAIN_ERROR = (
   "--config.copy_floor=0.0",
   "--config.loss.squared_error=100.0",
 )
+_ADAMW = ("--config.optimizer.name=adamw",)
 # What experiments/coinrun/lam.py:tiny was before codes meant anything.
 _BEFORE = (
+  *_ADAMW,
   "--config.world.num_latent_actions=6",
   "--config.model.predict=change",
   "--config.model.match=False",
@@ -72,6 +75,9 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
   "default": (),
   "before": _BEFORE,
   "before_window": (*_BEFORE, "--config.model.encoder.window=2"),
+  "adamw": _ADAMW,
+  "floor_0.003": ("--config.copy_floor=0.003",),
+  "floor_0.0003": ("--config.copy_floor=0.0003",),
   "plain_error": _PLAIN_ERROR,
   "no_match": ("--config.model.match=False",),
   "no_shift": ("--config.model.predict=change",),
@@ -164,11 +170,13 @@ def measure(
     "attainable_action_nmi": effect["all"].attainable_nmi.value,
     "motion_action_nmi": effect["all"].motion_nmi.value,
     "previous_code_nmi": effect["all"].previous_nmi.value,
+    "action_gain_low": effect["all"].gain_nmi.low,
     "horizontal_nmi": sideways["all"].nmi.value,
     "horizontal_nmi_low": sideways["all"].nmi.low,
     "attainable_horizontal_nmi": sideways["all"].attainable_nmi.value,
     "motion_horizontal_nmi": sideways["all"].motion_nmi.value,
     "previous_code_horizontal_nmi": sideways["all"].previous_nmi.value,
+    "horizontal_gain_low": sideways["all"].gain_nmi.low,
     "ground_horizontal_nmi": sideways["ground"].nmi.value,
     "ground_horizontal_nmi_low": sideways["ground"].nmi.low,
     "attainable_ground_horizontal_nmi": sideways["ground"].attainable_nmi.value,
@@ -176,6 +184,7 @@ def measure(
     "previous_code_ground_horizontal_nmi": (
       sideways["ground"].previous_nmi.value
     ),
+    "ground_horizontal_gain_low": sideways["ground"].gain_nmi.low,
     "jump_nmi": judged["jump"]["all"].nmi.value,
     "accuracy_after_change": effect["after_change"].accuracy.value,
     "previous_code_accuracy_after_change": (

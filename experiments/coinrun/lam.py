@@ -24,7 +24,7 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   # The squared error is divided by that of copying the frame plus this value,
   # or not at all if it is 0. Otherwise falls, which change many pixels, get
   # most of the codes (docs/lam.md).
-  config.copy_floor = pick(full=0.0, smoke=0.003, tiny=0.003, small=0.003)
+  config.copy_floor = pick(full=0.0, smoke=0.001, tiny=0.001, small=0.001)
   if config.copy_floor:
     config.loss["squared_error"] = 0.8
   config.quantizer = common.quantizer()
@@ -35,7 +35,7 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   config.data.batch_size = pick(full=36, smoke=4, tiny=32, small=32)
   config.data.num_frames = pick(full=16, smoke=4, tiny=4, small=4)
   config.steps = pick(full=200_000, smoke=4, tiny=500, small=1000)
-  config.optimizer = common.laptop_adamw(1e-3, config.steps)
+  config.optimizer = common.laptop_muon(1e-3, config.steps)
   if mode == "":
     config.optimizer = common.adamw(
       peak_lr=3e-5, end_lr=3e-6, warmup_steps=5_000
