@@ -6,7 +6,7 @@ Collect:   for policy in walker random; do genie data procgen --game coinrun \
            done
 Run:       python benchmarks/lam.py --clips CLIPS --out RUNS \
                --policy walker --candidate default --candidate before --json F
-Published: the same with `--split test --seed 0 --seed 1 --seed 2`
+Published: the same with `--split test --num-clips 3840` and seeds 0, 1 and 2
 
 A row is a candidate (a name in CANDIDATES), a policy and a training seed. It
 trains the demo's config (experiments/coinrun/lam.py:tiny) with the candidate's
