@@ -7,8 +7,8 @@
 
 With random actions, CoinRun's agent stays at the left wall of nearly every
 level, so videos of it contain hardly any horizontal motion. The walker holds
-each direction for up to five seconds and jumps now and then. At a wall it jumps
-over it if it can, and otherwise rests or turns around.
+each direction for up to three seconds and jumps now and then. It sees walls: it
+jumps over them if it can, and otherwise rests or turns around.
 """
 
 import dataclasses
@@ -49,9 +49,11 @@ _LEFT, _STILL = 0.37, 0.20  # Shares of directions; the rest is right.
 _JUMPS = 0.02  # Probability per step that a jump begins.
 _JUMP_HOLDS = (1, 5)
 _STUCK_CELLS = 0.01  # Motion per step that counts as none, in cells.
-# What the walker does in platformers when a wall stops it: with the first
-# probability it takes the shortest of these jumps that leads past the wall, if
-# there is one. Otherwise it rests with the second probability, or turns around.
+# What the walker does in platformers at a wall. With the first probability it
+# pushes for a step, with the second it takes the shortest of these jumps that
+# leads past the wall, if there is one. Otherwise it rests with the third
+# probability, or turns around. In the air it lets go until it can move.
+_WALL_PUSHES = 0.1
 _WALL_JUMPS = 0.5
 _WALL_RESTS = 0.3
 _WALL_JUMP_HOLDS = (3, 6, 10)
@@ -102,6 +104,7 @@ class Recorder:
     self.states = np.empty((count, len(state_lib.Agent._fields)), np.float32)
     self.step = 0
     self.saved: list[bytes] = []
+    self._state: bytes | None = None  # Of the current frame, once it was read.
     self._with_states = with_states
     self._keep_saved = keep_saved
     _, self.begins = env.observe()
@@ -117,22 +120,49 @@ class Recorder:
     self.first[self.step] = self.begins
     self.actions[self.step] = action
     if self._with_states:
-      self.states[self.step] = state_lib.agent(self.env.get_state())
+      self.states[self.step] = self.agent()
     if self._keep_saved:
-      self.saved.append(self.env.get_state())
+      self.saved.append(self.state())
+    self._state = None
     self.step += 1
     self.env.act(action)
     _, self.begins = self.env.observe()
 
   def jump_to(self, saved: bytes) -> None:
     """Restores a state of the same level; the next frame begins an episode."""
+    self._state = None
     self.env.set_state(saved)
     self.env.observe()
     self.begins = True
 
+  def state(self) -> bytes:
+    """Returns the complete state of the game at the current frame."""
+    if self._state is None:
+      self._state = self.env.get_state()
+    return self._state
+
   def agent(self) -> state_lib.Agent:
     """Returns the agent's true state."""
-    return state_lib.agent(self.env.get_state())
+    return state_lib.agent(self.state())
+
+  def try_out(self, actions: Sequence[int]) -> state_lib.Agent | None:
+    """Plays actions without recording them, and puts the game back.
+
+    Returns:
+      The agent's state after them; None if an episode ends before.
+    """
+    start = self.state()
+    after = None
+    for action in actions:
+      self.env.act(action)
+      _, ended = self.env.observe()
+      if ended:
+        break
+    else:
+      after = state_lib.agent(self.env.get_state())
+    self.env.set_state(start)
+    self.env.observe()
+    return after
 
 
 def play(
@@ -215,16 +245,24 @@ def _walk(
     # presses keys that cannot be seen. Games that do not say where the ground
     # is (support -1) are played as if all was ground.
     grounded = before.support != 0
-    if held.steps <= 0 and (grounded or not platformer):
+    if stuck or (held.steps <= 0 and (grounded or not platformer)):
       _turn(held, platformer, rng)
     if platformer and held.jump == 0 and rng.random() < _JUMPS:
       held.jump = _between(_JUMP_HOLDS, rng)
-    if stuck and not platformer:
-      _turn(held, platformer, rng)
-    elif stuck and grounded and held.horizontal:
-      _react_to_wall(held, recorder, rng)
+    horizontal = held.horizontal
+    if (
+      platformer
+      and _at_wall(horizontal, recorder)
+      and rng.random() >= _WALL_PUSHES
+    ):
+      if grounded and not held.jump:
+        _react_to_wall(held, recorder, rng)
+      # The first step away from a wall may still press him against it.
+      horizontal = held.horizontal
+      if _at_wall(horizontal, recorder):
+        horizontal = 0
     up = _UP if platformer and held.jump else held.vertical
-    action = 3 * (held.horizontal + 1) + up + 1
+    action = 3 * (horizontal + 1) + up + 1
     if fires and rng.random() < _FIRE_SHARE:
       action = _FIRE
     held.steps -= 1
@@ -233,9 +271,10 @@ def _walk(
     if recorder.begins:
       return
     now = recorder.agent()
-    moved = abs(now.x - before.x) if platformer else _distance(now, before)
-    pressed = held.horizontal or (held.vertical and not platformer)
-    stuck = bool(pressed) and moved < _STUCK_CELLS
+    if not platformer:
+      stuck = bool(held.horizontal or held.vertical) and (
+        abs(now.x - before.x) + abs(now.y - before.y) < _STUCK_CELLS
+      )
     before = now
 
 
@@ -280,29 +319,31 @@ def _react_to_wall(
     held.steps = max(held.steps, _HOLDS[0])
 
 
-def _jump_past(horizontal: int, recorder: Recorder) -> int:
-  """Returns the steps to hold "up" to get past a wall; 0 if no jump does.
+def _at_wall(horizontal: int, recorder: Recorder) -> bool:
+  """Returns whether a direction would not move the agent in the next step.
 
-  Each jump is played in the game, which is then put back to where it was.
+  A player sees walls. A walker that walked against them would press keys that
+  cannot be seen in the video.
   """
-  env = recorder.env
-  start, found = env.get_state(), 0
-  key = 3 * (horizontal + 1) + 1
+  if not horizontal:
+    return False
+  after = recorder.try_out([3 * (horizontal + 1) + 1])
+  return (
+    after is not None
+    and abs(after.x - recorder.agent().x) < _STUCK_CELLS
+    and abs(after.vx) < _STUCK_CELLS
+  )
+
+
+def _jump_past(horizontal: int, recorder: Recorder) -> int:
+  """Returns the steps to hold "up" to get past a wall; 0 if no jump does."""
+  key, start = 3 * (horizontal + 1) + 1, recorder.agent()
   for hold in _WALL_JUMP_HOLDS:
-    env.set_state(start)
-    for step in range(_WALL_JUMP_STEPS):
-      env.act(key + _UP if step < hold else key)
-      _, ended = env.observe()
-      if ended:
-        break
-    else:
-      after = state_lib.agent(env.get_state())
-      if (after.x - state_lib.agent(start).x) * horizontal > _WALL_JUMP_CELLS:
-        found = hold
-        break
-  env.set_state(start)
-  env.observe()
-  return found
+    rest = _WALL_JUMP_STEPS - hold
+    after = recorder.try_out([key + _UP] * hold + [key] * rest)
+    if after and (after.x - start.x) * horizontal > _WALL_JUMP_CELLS:
+      return hold
+  return 0
 
 
 def _planner(game: str, recorder: Recorder, rng: np.random.Generator) -> None:
@@ -347,7 +388,3 @@ def _follow(
 
 def _between(limits: tuple[int, int], rng: np.random.Generator) -> int:
   return int(rng.integers(limits[0], limits[1] + 1))
-
-
-def _distance(one: state_lib.Agent, other: state_lib.Agent) -> float:
-  return abs(one.x - other.x) + abs(one.y - other.y)
