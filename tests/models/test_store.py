@@ -211,9 +211,9 @@ def test_one_changed_weight_changes_the_fingerprint(folder, written):
     ),
     (
       lambda c: c["parts"]["dynamics"]["model"].update(
-        last_frame=True, last_frame_reach=-1
+        last_frame=True, last_frame_reach=9
       ),
-      "last_frame_reach=-1 must be an integer from 0 to 8",
+      "last_frame_reach=9 must be an integer from 0 to 8",
     ),
     (
       lambda c: c["parts"]["dynamics"]["model"].update(last_frame_reach=1),
