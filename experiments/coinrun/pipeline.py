@@ -15,7 +15,7 @@ interrupted run, and writes a folder:
   OUT/tokens            clips as tokens and latent actions
   OUT/dynamics          next frame from tokens and latent actions
   OUT/dynamics_true     the same model on true actions, for comparison; not in
-                        the mode tiny, which must end within half an hour
+                        the mode tiny, to save time
   OUT/world             the world to play; OUT/world_true has true actions
   OUT/metrics.json, OUT/report.html, OUT/rollout.gif, OUT/buttons.gif
 """
