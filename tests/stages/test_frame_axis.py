@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from experiments.coinrun import common
 from tests.fixtures import stage_training
 
-FRAMES, TOKENS, WIDTH = 8, 16, 32
+FRAMES, TOKENS, WIDTH = 24, 16, 32
 # Size of the frame axis -> groups: two, or one if there are too few devices.
 GROUPS = {1: 2, 2: 2, 4: 2, 8: 1}
 STEPS = ("train", "evaluate")
