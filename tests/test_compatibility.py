@@ -89,10 +89,10 @@ def test_checkpoints_are_read_as_when_they_were_written(folder, stage):
 @pytest.mark.parametrize(
   "stage",
   [
-    "tokenizer",
-    "lam",
     "dynamics",
-    # Its step takes a minute to compile.
+    # These steps take up to a minute to compile.
+    pytest.param("tokenizer", marks=pytest.mark.slow),
+    pytest.param("lam", marks=pytest.mark.slow),
     pytest.param("joint", marks=pytest.mark.slow),
   ],
 )
@@ -128,7 +128,13 @@ def test_programs_run_as_when_they_were_written(folder):
   check_frames(folder, "programs", frames)
 
 
-@pytest.mark.parametrize("seed", contents.SHIPPED_SEEDS)
+@pytest.mark.parametrize(
+  "seed",
+  [
+    seed if number == 0 else pytest.param(seed, marks=pytest.mark.slow)
+    for number, seed in enumerate(contents.SHIPPED_SEEDS)
+  ],
+)
 def test_the_shipped_world_draws_the_recorded_frames(seed):
   recorded = files.read_json(GOLDEN / "shipped_frames.json")
   manifest_ = world_manifest.read_manifest(contents.SHIPPED)

@@ -124,9 +124,9 @@ def test_every_size_traces_without_memory(file, mode):
 @pytest.mark.parametrize(
   "file",
   [
-    # The joint stage trains these two models together.
+    # The joint stage trains two of the models and compiles for longer.
     pytest.param(file, marks=pytest.mark.slow)
-    if file.endswith(("lam.py", "dynamics.py"))
+    if file.endswith(("lam.py", "joint.py"))
     else file
     for file in FILES
     if "platformers" in file

@@ -21,7 +21,7 @@ from genie_jax.evals import (
 )
 from genie_jax.evals import clips as clips_lib
 
-STEPS = 300
+STEPS = 180
 LABELS = actions.key_labels(dot_game.MEANINGS)
 
 

@@ -62,7 +62,15 @@ def test_unrolled_layers_give_the_scanned_values():
   np.testing.assert_allclose(run(unroll=2)[0], run(unroll=1)[0], **TOLERANCE)
 
 
-def test_every_remat_policy_gives_the_same_values_and_gradients():
+@pytest.mark.parametrize(
+  "policy",
+  [
+    policy if policy == "full" else pytest.param(policy, marks=pytest.mark.slow)
+    for policy in st_transformer.REMAT_POLICIES
+    if policy != "none"
+  ],
+)
+def test_every_remat_policy_gives_the_same_values_and_gradients(policy):
   x, params = inputs_and_params()
 
   def look(policy):
@@ -75,12 +83,11 @@ def test_every_remat_policy_gives_the_same_values_and_gradients():
 
   wanted = look("none")
   assert all(bool((leaf != 0).any()) for leaf in jax.tree.leaves(wanted[1]))
-  for policy in set(st_transformer.REMAT_POLICIES) - {"none"}:
-    jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, **TOLERANCE),
-      look(policy),
-      wanted,
-    )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, **TOLERANCE),
+    look(policy),
+    wanted,
+  )
 
 
 def test_frame_by_frame_with_a_cache_equals_the_full_pass():

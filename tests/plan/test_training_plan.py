@@ -83,6 +83,7 @@ def with_longer_loss(stage):
   return dataclasses.replace(stage, loss=loss)
 
 
+@pytest.mark.slow  # Compiles for a long time.
 @tpu_compiler.required
 def test_memory_and_time_increase_with_the_model_and_the_loss(library):
   narrow, fast = compiled(toy_stage.make_stage(hidden=256))
@@ -190,6 +191,7 @@ def test_a_plan_is_printed_and_written_as_json(tmp_path):
     assert word in done.stdout
 
 
+@pytest.mark.slow  # Compiles for a long time.
 @tpu_compiler.required
 def test_a_plan_of_two_slices_has_traffic_between_them(library):
   two = topology.parse("v5e:2x2", slices=2)

@@ -100,6 +100,7 @@ def check_rollout(models, params, prompt, frames, seed, length=W):
   return state, history
 
 
+@pytest.mark.slow  # Compiles for a long time.
 @hypothesis.settings(max_examples=16, deadline=None, derandomize=True)
 @hypothesis.given(
   weights=st.integers(0, 2**20),
@@ -119,7 +120,11 @@ def test_cached_and_recomputed_sampling_agree_for_any_weights_and_prompt(
   "drop, fields",
   (
     (1, dict(actions_enter="prepend")),
-    (3, dict(last_frame=True, last_frame_reach=1)),
+    pytest.param(
+      3,
+      dict(last_frame=True, last_frame_reach=1),
+      marks=pytest.mark.slow,
+    ),
     pytest.param(
       W - 1,
       dict(actions_enter="prepend", last_frame=True),
@@ -133,6 +138,7 @@ def test_cached_and_recomputed_sampling_agree_while_windows_slide(drop, fields):
   check_rollout(models, params, prompt=1, frames=2 * W, seed=3)
 
 
+@pytest.mark.slow  # Compiles for a long time.
 def test_a_rolling_window_is_attention_over_the_last_frames_only(monkeypatch):
   # By definition: one pass over all frames since the prompt, in which each
   # layer attends to the last W frames. The cache is rebased several times.
@@ -218,6 +224,7 @@ def test_decoding_with_a_cache_equals_decoding_the_whole_window():
   np.testing.assert_allclose(frames[:, 0], whole[:, -1], atol=1e-6)
 
 
+@pytest.mark.slow  # Compiles for a long time.
 def test_re_encoding_equals_a_reset_with_the_last_frames():
   models = tiny_player.make_models("re-encode", 3)
   params = tiny_player.make_params(models, 5)
@@ -279,7 +286,7 @@ def test_a_player_draws_what_a_rollout_draws(sampling):
 @pytest.mark.parametrize(
   "mode, drop",
   (
-    ("exact", 2),
+    pytest.param("exact", 2, marks=pytest.mark.slow),
     pytest.param("rolling", 1, marks=pytest.mark.slow),
     pytest.param("re-encode", 3, marks=pytest.mark.slow),
   ),

@@ -83,8 +83,8 @@ def whole_window(apply, params, past, actions, frame, hidden):
   (
     (1, 2, "confidence", "add"),
     (2, 5, "random", "add"),
-    (6, 1, "random", "add"),
-    (3, 3, "random", "prepend"),
+    pytest.param(6, 1, "random", "add", marks=pytest.mark.slow),
+    pytest.param(3, 3, "random", "prepend", marks=pytest.mark.slow),
   ),
 )
 def test_a_cached_rollout_equals_passes_over_whole_windows(

@@ -58,7 +58,7 @@ def without_compilation_cache():
   [
     # These take minutes to compile.
     pytest.param(stage, marks=pytest.mark.slow)
-    if stage in ("lam", "joint")
+    if stage in ("tokenizer", "lam", "joint")
     else stage
     for stage in STAGES
   ],

@@ -66,11 +66,9 @@ def trained(data):
   return get
 
 
-# The joint stage trains the other two; tests of theirs train them as well.
+# The joint stage trains a LAM as well.
 BY_COST = [
-  pytest.param(name, marks=pytest.mark.slow)
-  if name in ("lam", "dynamics")
-  else name
+  pytest.param(name, marks=pytest.mark.slow) if name == "lam" else name
   for name in NAMES
 ]
 
@@ -102,7 +100,9 @@ def test_a_preview_has_rows_of_frames_of_the_worlds_shape(trained, name):
     assert {frames.dtype for frames in rows.values()} == {np.dtype("uint8")}
 
 
-@pytest.mark.parametrize("name", ["tokenizer", "lam", "joint"])
+@pytest.mark.parametrize(
+  "name", [name for name in BY_COST if name != "dynamics"]
+)
 def test_codebook_statistics_follow_the_batches(trained, name):
   _, _, made = trained(name)
   before, after = made.before[1], jax.device_get(made.state.extra)
@@ -113,12 +113,16 @@ def test_codebook_statistics_follow_the_batches(trained, name):
     assert metrics[f"{prefix}code_perplexity"] >= 1 - 1e-4
 
 
-def test_held_out_metrics_include_their_baselines(trained):
+@pytest.mark.slow  # Compiles for a long time.
+def test_held_out_metrics_of_a_lam_include_its_baselines(trained):
   assert {
     "squared_error",
     "random_action_squared_error",
     "copy_squared_error",
   } <= set(trained("lam")[2].evaluation)
+
+
+def test_held_out_metrics_of_dynamics_include_their_baselines(trained):
   assert {
     "cross_entropy",
     "accuracy",
@@ -142,6 +146,7 @@ def test_copy_accuracy_is_the_share_of_unchanged_tokens(trained):
   )
 
 
+@pytest.mark.slow  # Compiles for a long time.
 def test_in_the_joint_stage_the_dynamics_loss_never_moves_the_lam(trained):
   _, batch, made = trained("joint")
   stage, state = made.stage, made.state

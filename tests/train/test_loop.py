@@ -183,6 +183,7 @@ def test_the_first_start_counts_even_without_a_checkpoint(tmp_path):
   assert line["lost_seconds/down"] >= 900 and line["goodput"] < 0.1
 
 
+@pytest.mark.slow  # Compiles for a long time.
 def test_the_requested_steps_are_traced(tmp_path):
   fields = toy_stage.config()
   loop.train(

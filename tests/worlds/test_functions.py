@@ -47,7 +47,7 @@ def play(functions, params, prompt, key, actions):
   return jax.lax.scan(step, state, actions)[1]
 
 
-@pytest.mark.parametrize("count", (pytest.param(1, marks=pytest.mark.slow), 3))
+@pytest.mark.parametrize("count", (1, pytest.param(3, marks=pytest.mark.slow)))
 def test_reset_and_step_equal_those_of_the_world_bit_for_bit(world, count):
   functions = world.functions()
   state, wanted = played(world, picture(count), 5, ACTIONS[0])
