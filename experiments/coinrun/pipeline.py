@@ -46,6 +46,7 @@ class Size:
     action_clips: Held-out clips for statistics of latent actions.
     moments: Moments of a held-out level in which every key is tried.
     true_actions: Whether to train a dynamics model on true actions as well.
+    idm_steps: Training steps of the model that reads keys from frames.
   """
 
   levels: int
@@ -56,19 +57,27 @@ class Size:
   action_clips: int = 1024
   moments: int = 1
   true_actions: bool = True
+  idm_steps: int = 1000
 
 
 SIZES = {
   "smoke": Size(
-    levels=4, validation=2, test=4, frames=40, clips=8, action_clips=32
+    levels=4,
+    validation=2,
+    test=4,
+    frames=40,
+    clips=8,
+    action_clips=32,
+    idm_steps=20,
   ),
   "tiny": Size(
     levels=100,
     validation=20,
     test=60,
     frames=500,
-    clips=256,
+    clips=128,
     true_actions=False,
+    idm_steps=500,
   ),
   "small": Size(levels=250, validation=20, test=60, frames=500, clips=256),
 }
@@ -184,6 +193,8 @@ def commands(mode: str, out: pathlib.Path) -> dict[str, list[str]]:
     str(size.action_clips),
     "--num-moments",
     str(size.test * size.moments),
+    "--idm-steps",
+    str(size.idm_steps),
     "--timings",
     str(out / "seconds.json"),
     *(

@@ -27,6 +27,6 @@ def get_config(mode: str = "tiny") -> ml_collections.ConfigDict:
   config = tokenizer.get_config(mode)
   config.data.num_frames = 1
   config.data.batch_size = common.pick(mode, full=0, smoke=8, tiny=32, small=32)
-  config.steps = common.pick(mode, full=0, smoke=4, tiny=1200, small=4000)
+  config.steps = common.pick(mode, full=0, smoke=4, tiny=800, small=4000)
   config.optimizer = common.laptop_muon(4e-3, config.steps)
   return config
