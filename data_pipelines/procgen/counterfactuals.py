@@ -12,6 +12,11 @@ A moment is only used if its history lies within one episode, and no episode
 ends while any of the keys is held or the policy plays on: otherwise it is drawn
 again. So no future shows another episode, and a level has fewer than N moments
 where too few of its states allow that.
+
+Standing starts (`--standing N`, in the folder `standing`) are moments from
+which a world should walk: the agent stands still, with room on both sides, and
+on one of them enough to run. The walker itself stands still at walls, so these
+are states of his on the ground, in which he was then left to rest.
 """
 
 import dataclasses
@@ -30,6 +35,13 @@ from genie_jax.data import counterfactuals, resumable
 from genie_jax.data import manifest as manifest_lib
 
 SPLITS = ("validation", "test")  # Nothing is trained on counterfactuals.
+# From a standing start each of the keys left and right moves the agent by the
+# first number of cells in so many frames, and one of them by the second. In
+# CoinRun's frames a cell has 4.9 pixels; most of its passages are 3 cells long.
+ROOM_FRAMES, ROOM_CELLS = 12, (1.0, 2.75)
+_STANDING_SPEED = 0.01  # Cells per step.
+_STANDING_EVERY = 3
+_REST = 12  # Steps without a key after which a running agent stands.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,18 +52,32 @@ class Options:
     moments: N, most moments of each level.
     frames: F, frames for which each key is held.
     history: P, frames up to the moment, itself included.
+    standing: Whether to use standing starts only.
   """
 
   moments: int
   frames: int = 8
   history: int = 8
+  standing: bool = False
+
+  @property
+  def folder(self) -> str:
+    """The folder's name in the clips folder."""
+    return counterfactuals.STANDING if self.standing else counterfactuals.FOLDER
 
   def check(self, clips: collect.Options) -> None:
     """Raises UserError if the options do not fit those of the clips."""
+    flag = f"--{self.folder}"
     if self.moments < 1:
       raise errors.UserError(
-        f"--counterfactuals must be at least 1, not {self.moments}; leave it "
-        "out to collect none."
+        f"{flag} must be at least 1, not {self.moments}; leave it out to "
+        "collect none."
+      )
+    if self.standing and clips.game not in state_lib.WITH_SUPPORT:
+      raise errors.UserError(
+        f"--standing needs a game that saves whether the agent stands, but "
+        f"{clips.game} does not; use one of "
+        f"{', '.join(state_lib.WITH_SUPPORT)}, or leave it out."
       )
     if self.frames < 1:
       raise errors.UserError(
@@ -59,7 +85,7 @@ class Options:
       )
     if not any(clips.counts()[split] for split in SPLITS):
       raise errors.UserError(
-        "--counterfactuals needs held-out levels; give --validation-levels or "
+        f"{flag} needs held-out levels; give --validation-levels or "
         "--test-levels."
       )
     needed = self.history + self.frames
@@ -128,6 +154,9 @@ def moments_of(
     # Not the generators of the actions and of the mix.
     rng = np.random.default_rng([clips.policy_seed, level, 2])
     steps = candidates(recorder.first, options.history, options.frames)
+    if options.standing:
+      # Neighbouring steps have the same room.
+      steps = steps[recorder.states[steps, 4] == 1][::_STANDING_EVERY]
     found = []
     # One moment of each part, so that they are spread over the recording.
     for part in np.array_split(steps, options.moments):
@@ -139,31 +168,109 @@ def moments_of(
   return found
 
 
+def stands(states: np.ndarray) -> np.ndarray:
+  """Returns whether the agent stands still on something, bool [n].
+
+  Args:
+    states: float32 [n, 5], fields of `state.Agent`.
+  """
+  slow = np.abs(states[:, 2:4]).max(1, initial=0.0) < _STANDING_SPEED
+  return slow & (states[:, 4] == 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Past:
+  """What led to a moment.
+
+  Attributes:
+    saved: The complete state at the moment.
+    frames: uint8 [P, 64, 64, 3], the moment's frame last.
+    keys: int32 [P-1].
+    states: float32 [P, 5].
+    own: int32 [F], the keys that the policy presses next.
+  """
+
+  saved: bytes
+  frames: np.ndarray
+  keys: np.ndarray
+  states: np.ndarray
+  own: np.ndarray
+
+
+def _recorded(
+  recorder: policies.Recorder, step: int, options: Options
+) -> _Past:
+  """Returns what led to a step of the recording."""
+  past = slice(step - options.history + 1, step + 1)
+  return _Past(
+    recorder.saved[step],
+    recorder.frames[past],
+    recorder.actions[past][:-1],
+    recorder.states[past],
+    recorder.actions[step : step + options.frames],
+  )
+
+
+def _rested(
+  recorder: policies.Recorder, step: int, options: Options
+) -> _Past | None:
+  """Lets the agent rest from a step on; None if he then has no room."""
+  env, rest = recorder.env, policies.direction_key(0)
+  count = max(_REST, options.history - 1)
+  played = _press(env, recorder.saved[step], [rest] * count)
+  if played is None:
+    return None
+  frames = np.concatenate([recorder.frames[step][None], played[0]])
+  states = np.concatenate([recorder.states[step][None], played[1]])
+  saved = env.get_state()
+  if not stands(states[-1:])[0]:
+    return None
+  moved = []
+  for side in (-1, 1):
+    held = [policies.direction_key(side)] * ROOM_FRAMES
+    played = _press(env, saved, held)
+    if played is None:
+      return None
+    moved.append(side * (played[1][-1, 0] - states[-1, 0]))
+  if min(moved) < ROOM_CELLS[0] or max(moved) < ROOM_CELLS[1]:
+    return None
+  return _Past(
+    saved,
+    frames[-options.history :],
+    np.full(options.history - 1, rest, np.int32),
+    states[-options.history :],
+    np.full(options.frames, rest, np.int32),
+  )
+
+
 def _moment(
   level: int, recorder: policies.Recorder, step: int, options: Options
 ) -> counterfactuals.Moment | None:
-  """Returns the moment at a step; None if a future ends an episode."""
-  past = slice(step - options.history + 1, step + 1)
-  after = slice(step + 1, step + 1 + options.frames)
-  own = recorder.actions[step : step + options.frames]
-  keys = np.full((client.NUM_ACTIONS + 1, options.frames), own, np.int32)
+  """Returns the moment at a step; None if there is none or an episode ends."""
+  find = _rested if options.standing else _recorded
+  past = find(recorder, step, options)
+  if past is None:
+    return None
+  keys = np.full((client.NUM_ACTIONS + 1, options.frames), past.own, np.int32)
   keys[:-1] = np.arange(client.NUM_ACTIONS)[:, None]
   futures, states = [], []
   for row in keys:
-    played = _press(recorder.env, recorder.saved[step], row.tolist())
+    played = _press(recorder.env, past.saved, row.tolist())
     if played is None:
       return None
     futures.append(played[0])
     states.append(played[1])
-  # The same state and keys must give the same frames as the recording.
-  assert np.array_equal(futures[-1], recorder.frames[after]), (level, step)
+  if not options.standing:
+    # The same state and keys must give the same frames as the recording.
+    after = slice(step + 1, step + 1 + options.frames)
+    assert np.array_equal(futures[-1], recorder.frames[after]), (level, step)
   distinct, future_of = counterfactuals.merge_equal(np.stack(futures))
   return counterfactuals.Moment(
     level=level,
     step=step,
-    history=recorder.frames[past],
-    history_keys=recorder.actions[past][:-1],
-    history_states=recorder.states[past],
+    history=past.frames,
+    history_keys=past.keys,
+    history_states=past.states,
     keys=keys,
     distinct=distinct,
     future_of=future_of,
@@ -217,6 +324,7 @@ def make_manifest(
           options.history, options.frames, client.NUM_ACTIONS
         ),
         "moments_per_level": options.moments,
+        **({"standing": True} if options.standing else {}),
       },
     },
     folder=None,
@@ -232,7 +340,8 @@ def collect_moments(
   """Collects the counterfactuals of a finished clips folder, or resumes.
 
   Args:
-    out: The clips folder; they are written to its folder `counterfactuals`.
+    out: The clips folder; they are written to its folder `counterfactuals`,
+      or `standing`.
     clips: The options with which the clips were collected.
     options: What to collect.
     num_workers: Processes that play; the bytes do not depend on it.
@@ -246,7 +355,7 @@ def collect_moments(
   began = time.monotonic()
   counts = clips.counts()
   writer = resumable.FolderWriter(
-    counterfactuals.address(out),
+    counterfactuals.address(out, options.folder),
     make_manifest(manifest_lib.Manifest.read(out), clips.game, options),
     {
       split: range(collect.SPLITS[split][0], collect.SPLITS[split][0] + count)
@@ -263,7 +372,7 @@ def collect_moments(
       total=kept + missing,
       initial=kept,
       unit="levels",
-      description="counterfactuals",
+      description=options.folder,
     ) as bar:
       write = functools.partial(_write_shard, clips, options, writer.folder)
       workers.run(write, writer.missing, num_workers, bar.update)
@@ -290,8 +399,9 @@ def _write_shard(
       raise errors.UserError(
         f"Levels {shard.items[0]} to {shard.items[-1]} have no state from "
         f"which every key can be held for {options.frames} frames without the "
-        "end of an episode; give fewer --counterfactual-frames, another "
-        "--policy, or more --frames-per-level."
+        "end of an episode"
+        + (", and in which the agent stands" if options.standing else "")
+        + "; give fewer frames, another --policy, or more --frames-per-level."
       )
 
 

@@ -165,6 +165,11 @@ class Recorder:
     return after
 
 
+def direction_key(horizontal: int, vertical: int = 0) -> int:
+  """Returns the action of a direction, each -1, 0 or 1."""
+  return 3 * (horizontal + 1) + vertical + 1
+
+
 def play(
   policy: str, game: str, recorder: Recorder, rng: np.random.Generator
 ) -> None:
@@ -262,7 +267,7 @@ def _walk(
       if _at_wall(horizontal, recorder):
         horizontal = 0
     up = _UP if platformer and held.jump else held.vertical
-    action = 3 * (horizontal + 1) + up + 1
+    action = direction_key(horizontal, up)
     if fires and rng.random() < _FIRE_SHARE:
       action = _FIRE
     held.steps -= 1
@@ -327,7 +332,7 @@ def _at_wall(horizontal: int, recorder: Recorder) -> bool:
   """
   if not horizontal:
     return False
-  after = recorder.try_out([3 * (horizontal + 1) + 1])
+  after = recorder.try_out([direction_key(horizontal)])
   return (
     after is not None
     and abs(after.x - recorder.agent().x) < _STUCK_CELLS
@@ -337,7 +342,7 @@ def _at_wall(horizontal: int, recorder: Recorder) -> bool:
 
 def _jump_past(horizontal: int, recorder: Recorder) -> int:
   """Returns the steps to hold "up" to get past a wall; 0 if no jump does."""
-  key, start = 3 * (horizontal + 1) + 1, recorder.agent()
+  key, start = direction_key(horizontal), recorder.agent()
   for hold in _WALL_JUMP_HOLDS:
     rest = _WALL_JUMP_STEPS - hold
     after = recorder.try_out([key + _UP] * hold + [key] * rest)

@@ -15,6 +15,7 @@ _OPTIONS = 17  # Words of options and level seeds after the game's name.
 _STEP = 15  # Words about the step: reward, done, action, time, ...
 _ENTITY = 31  # Words of an entity.
 _END = 0xCAFECAFE  # The last word.
+WITH_SUPPORT = ("coinrun",)  # Games that save whether the agent stands.
 _GOAL = 1  # CoinRun's coin, an object of the grid.
 
 

@@ -169,6 +169,15 @@ def _add_collection(parser: argparse.ArgumentParser) -> None:
     help="frames for which each key is held (default: 8)",
   )
   add(
+    "--standing",
+    type=int,
+    default=None,
+    metavar="N",
+    help="the same for N moments of each of these levels in which the agent "
+    "stands with room on both sides, into DIR/standing; `genie eval` then "
+    "measures whether a world walks (coinrun)",
+  )
+  add(
     "--workers",
     type=int,
     default=None,
@@ -205,12 +214,19 @@ def _collect(args: argparse.Namespace) -> int:
       shares=_shares(args.shares),
       states=args.states,
     )
-  held = None
+  held = []
   if args.counterfactuals is not None:
-    held = counterfactuals.Options(
-      args.counterfactuals, args.counterfactual_frames
+    held.append(
+      counterfactuals.Options(args.counterfactuals, args.counterfactual_frames)
     )
-    held.check(options)  # Before the clips, which take longer.
+  if args.standing is not None:
+    held.append(
+      counterfactuals.Options(
+        args.standing, counterfactuals.ROOM_FRAMES, standing=True
+      )
+    )
+  for wanted in held:
+    wanted.check(options)  # Before the clips, which take longer.
   workers = args.workers
   if workers is None:
     workers = len(os.sched_getaffinity(0))
@@ -221,8 +237,8 @@ def _collect(args: argparse.Namespace) -> int:
     f"{report.kept_frames} of an earlier run; {report.bytes_per_frame:.0f} "
     f"bytes/frame; fingerprint {report.manifest.fingerprint[:12]}"
   )
-  if held is not None:
-    found = counterfactuals.collect_moments(args.out, options, held, workers)
+  for wanted in held:
+    found = counterfactuals.collect_moments(args.out, options, wanted, workers)
     print(
       f"{found.manifest.folder}: {found.moments} moments in "
       f"{found.seconds:.1f} s; {found.bytes_per_moment / 1000:.0f} kB/moment; "

@@ -42,6 +42,8 @@ from genie_jax.data import records, shards
 
 KIND = "counterfactuals"
 FOLDER = "counterfactuals"  # Inside a clips folder.
+# The same in moments in which the player stands with room on both sides.
+STANDING = "standing"
 VERSION = 1  # Of the arrays above; stated in the manifest's `made_by`.
 STATE_FIELDS = 5
 
@@ -149,11 +151,16 @@ def made_by(history: int, frames: int, keys: int) -> dict[str, Any]:
   }
 
 
-def address(clips: files.PathLike) -> str:
-  """Returns where the counterfactuals of a clips folder are."""
+def address(clips: files.PathLike, folder: str = FOLDER) -> str:
+  """Returns where the counterfactuals of a clips folder are.
+
+  Args:
+    clips: The clips folder.
+    folder: `FOLDER` or `STANDING`.
+  """
   if buckets.is_remote(clips):
-    return f"{os.fspath(clips).rstrip('/')}/{FOLDER}"
-  return os.path.join(os.fspath(clips), FOLDER)
+    return f"{os.fspath(clips).rstrip('/')}/{folder}"
+  return os.path.join(os.fspath(clips), folder)
 
 
 def read_manifest(folder: files.PathLike) -> manifest_lib.Manifest:

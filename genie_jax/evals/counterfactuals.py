@@ -43,28 +43,6 @@ from genie_jax.evals import (
 )
 
 
-def encode(subject: evaluated_world.Subject, frames: np.ndarray) -> np.ndarray:
-  """Encodes clips that may be longer than the world's window.
-
-  Args:
-    subject: The world.
-    frames: uint8 [n, T, H, W, C], any T.
-
-  Returns:
-    int32 [n, T, h, w]; later frames are encoded with at least half a window of
-    frames before them.
-  """
-  window, length = subject.num_frames, frames.shape[1]
-  parts = [subject.encode(frames[:, :window])]
-  done = min(window, length)
-  while done < length:
-    count = min(max(window // 2, 1), length - done)
-    end = done + count
-    parts.append(subject.encode(frames[:, end - window : end])[:, -count:])
-    done = end
-  return np.concatenate(parts, 1)
-
-
 @dataclasses.dataclass(frozen=True)
 class Frames:
   """What a world draws in each moment.
@@ -109,7 +87,7 @@ def play(
   past = np.zeros((len(moments), 0), np.int32)
   if count > 1:
     past = subject.buttons(history, keys[:, -(count - 1) :], aliases)
-  tokens = encode(subject, history)
+  tokens = evaluated_world.encode_long(subject, history)
   ids = np.arange(len(moments), dtype=np.int32)
   choices = subject.choices(aliases)
   drawn, start = [], history[:, -1]
@@ -136,7 +114,7 @@ def play(
       for past_frames, moment in zip(history, moments, strict=True)
     ]
   )
-  rebuilt = subject.decode(encode(subject, clips))[:, count:]
+  rebuilt = evaluated_world.reconstruct(subject, clips)[:, count:]
   ends = np.cumsum([len(moment.distinct) for moment in moments])
   return Frames(
     choices, start, np.stack(drawn, 1), np.split(rebuilt, ends[:-1])

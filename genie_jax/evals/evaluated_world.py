@@ -103,6 +103,38 @@ class Subject:
     return np.unique(actions_lib.merge(every, aliases))
 
 
+def encode_long(subject: Subject, frames: np.ndarray) -> np.ndarray:
+  """Encodes clips that may be longer than the world's window.
+
+  Args:
+    subject: The world.
+    frames: uint8 [n, T, H, W, C], any T.
+
+  Returns:
+    int32 [n, T, h, w]; later frames are encoded with at least half a window of
+    frames before them.
+  """
+  window, length = subject.num_frames, frames.shape[1]
+  parts = [subject.encode(frames[:, :window])]
+  done = min(window, length)
+  while done < length:
+    count = min(max(window // 2, 1), length - done)
+    end = done + count
+    parts.append(subject.encode(frames[:, end - window : end])[:, -count:])
+    done = end
+  return np.concatenate(parts, 1)
+
+
+def reconstruct(subject: Subject, frames: np.ndarray) -> np.ndarray:
+  """Returns clips after the tokenizer, uint8 [n, T, H, W, C].
+
+  Args:
+    subject: The world.
+    frames: uint8 [n, T, H, W, C], any T.
+  """
+  return subject.decode(encode_long(subject, frames))
+
+
 def in_batches(
   function: Callable[..., jax.Array | np.ndarray],
   size: int,

@@ -217,6 +217,28 @@ def _counterfactuals(details: Details) -> list[Figure]:
   ]
 
 
+def _walking(details: Details) -> list[Figure]:
+  """Both directions and the jump: a world that ignores buttons lacks one."""
+  found = find(details, "walking.shares")
+  if found is None:
+    return []
+  return [
+    Figure(
+      verdicts.Evidence(
+        f"Standing starts from which one button does it: {role}",
+        found[role]["value"],
+        found[role]["low"],
+        trivial=0.0,
+        ceiling=find(details, f"walking.tokenizer.{role}.value"),
+      ),
+      "%",
+      f"frozen frames; the figure is that of {role!r}, the lowest",
+      "the game after the tokenizer",
+    )
+    for role in ("right", "left", "jump")
+  ]
+
+
 def _commanded(details: Details) -> list[Figure]:
   """The accuracy after a change of the key: held keys flatter any world."""
   found = find(details, "inverse_dynamics.effect.after_change")
@@ -320,6 +342,13 @@ QUESTIONS = (
     "Held from the same state: share of rollouts that are nearer to what the "
     "game draws for their own key than for any other.",
     "Collect the clips with `--counterfactuals 4`.",
+  ),
+  Question(
+    "Does the player walk both ways and jump?",
+    _walking,
+    "Share of standing starts from which one button moves the player to the "
+    "right, one to the left, and one up and down again.",
+    "Collect the clips with `--standing 2`.",
   ),
   Question(
     "Do dreamt frames show the commanded key?",

@@ -12,6 +12,7 @@ from genie_jax.evals import intervals
 _SMALLEST_ERROR = 1e-10
 # A constant of Wang et al. (2004), as given in scikit-image's manual.
 _SSIM_SIGMA = 1.5
+_CENTRE = 3 / 16  # Share of height and width: 12 of 64 pixels.
 
 
 def psnr(squared_error: np.ndarray) -> np.ndarray:
@@ -23,6 +24,24 @@ def squared_error(truth: np.ndarray, drawn: np.ndarray) -> np.ndarray:
   """Returns squared errors of uint8 frames as float32 in [0, 1], same shape."""
   gap = truth.astype(np.float32) - drawn.astype(np.float32)
   return np.square(gap / 255)
+
+
+def centre(frames: np.ndarray) -> np.ndarray:
+  """Returns the middle of frames: 12 x 12 pixels of 64 x 64.
+
+  In games whose camera follows the player, it is the player and the pixels
+  around him.
+
+  Args:
+    frames: uint8 [..., H, W, C].
+
+  Returns:
+    uint8 [..., h, w, C], at least one pixel.
+  """
+  height, width = frames.shape[-3:-1]
+  tall, wide = (max(1, round(_CENTRE * side)) for side in (height, width))
+  top, left = (height - tall) // 2, (width - wide) // 2
+  return frames[..., top : top + tall, left : left + wide, :]
 
 
 def clip_errors(truth: np.ndarray, drawn: np.ndarray) -> np.ndarray:

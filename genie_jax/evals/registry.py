@@ -12,6 +12,7 @@ from genie_jax.evals import (
   metric,
   obedience,
   standard,
+  walking,
 )
 
 
@@ -74,3 +75,4 @@ register(
   "counterfactuals",
   metric.Metric(counterfactuals.measure, counterfactuals.applies),
 )
+register("walking", metric.Metric(walking.measure, walking.applies))

@@ -167,6 +167,7 @@ def _headline(details: Mapping[str, Any]) -> dict[str, Any]:
   previous = control["delta_previous"]["frames"]["1"]["all_pixels"]["previous"]
   found = {
     "tokenizer_psnr": rebuilt["tokenizer_psnr"].value,
+    "centre_psnr": rebuilt["centre_psnr"].value,
     "tokenizer_ssim": rebuilt["tokenizer_ssim"].value,
     "kmeans_psnr": rebuilt["kmeans_psnr"].value,
     "changed_token_accuracy": guessed["tokens"]["changed_world"].value,

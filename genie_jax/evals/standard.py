@@ -20,6 +20,12 @@ from genie_jax.evals import (
 from genie_jax.evals import clips as clips_lib
 
 
+def _centre_errors(truth: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+  return reconstruction.clip_errors(
+    reconstruction.centre(truth), reconstruction.centre(drawn)
+  )
+
+
 def measure_reconstruction(work: metric.Work) -> metric.Result:
   """Compares tokenizer and k-means at equal bits per frame."""
   options, subject, truth = work.options, work.subject, work.clips.frames
@@ -47,6 +53,12 @@ def measure_reconstruction(work: metric.Work) -> metric.Result:
     "tokenizer_psnr": reconstruction.pooled_psnr(errors, levels, seed=seed),
     "kmeans_psnr": reconstruction.pooled_psnr(base_errors, levels, seed=seed),
     "margin": reconstruction.margin(errors, base_errors, levels, seed=seed),
+    "centre_psnr": reconstruction.pooled_psnr(
+      _centre_errors(truth, work.rebuilt), levels, seed=seed
+    ),
+    "kmeans_centre_psnr": reconstruction.pooled_psnr(
+      _centre_errors(truth, baseline), levels, seed=seed
+    ),
     "tokenizer_ssim": reconstruction.ssim(
       truth, work.rebuilt, levels, seed=seed
     ),

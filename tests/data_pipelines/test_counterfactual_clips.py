@@ -6,7 +6,12 @@ import hashlib
 import numpy as np
 import pytest
 
-from data_pipelines.procgen import client, collect, counterfactuals, state
+from data_pipelines.procgen import (
+  client,
+  collect,
+  counterfactuals,
+  state,
+)
 from genie_jax.cli import main
 from genie_jax.core import errors
 from genie_jax.data import counterfactuals as data_lib
@@ -84,6 +89,32 @@ def test_futures_are_what_the_game_draws_from_the_moments_state(procgen, game):
     assert not recorded.first[past.start + 1 : after.stop].any()
     assert len(moment.distinct) > 1
     assert moment.num_keys == client.NUM_ACTIONS
+
+
+def test_standing_starts_have_room_on_both_sides(procgen):
+  played = options(frames_per_level=300)
+  held = counterfactuals.Options(
+    moments=2, frames=counterfactuals.ROOM_FRAMES, standing=True
+  )
+  found = [
+    moment
+    for level in (10_000, 10_006, 10_010)
+    for moment in counterfactuals.moments_of(level, played, held)
+  ]
+  # The first of these levels has only passages of three cells.
+  levels = {moment.level for moment in found}
+  assert levels and 10_000 not in levels
+  for moment in found:
+    x, _, vx, vy, support = moment.history_states[-1]
+    assert abs(vx) < 0.01 and abs(vy) < 0.01 and support == 1
+    moved = np.array([x - moment.states[1, -1, 0], moment.states[7, -1, 0] - x])
+    assert moved.min() >= 1 and moved.max() >= 2.75
+    # As the picture shows.
+    for key, cells in zip((1, 7), moved, strict=True):
+      shown = np.concatenate([moment.history[-1:], moment.future(key)])
+      pixels = scroll.pair_shifts(shown[:-1], shown[1:]).sum(0)[0]
+      assert abs(abs(pixels) - 4.9 * cells) < 4 and (pixels > 0) == (key == 7)
+    np.testing.assert_array_equal(moment.future(-1), moment.future(4))
 
 
 def test_a_key_is_held_from_exactly_the_saved_state(procgen):
@@ -249,7 +280,7 @@ def test_levels_without_a_moment_end_in_one_line(procgen, tmp_path):
   played = options("bigfish", frames_per_level=120, test_levels=0)
   collect.collect(tmp_path, played)
   held = counterfactuals.Options(moments=1, frames=100)
-  with pytest.raises(errors.UserError, match="--counterfactual-frames"):
+  with pytest.raises(errors.UserError, match="give fewer frames"):
     counterfactuals.collect_moments(tmp_path, played, held)
 
 
@@ -275,6 +306,11 @@ def test_levels_without_a_moment_end_in_one_line(procgen, tmp_path):
         "0",
       ],
       "needs held-out levels",
+    ),
+    (["--standing", "0"], "--standing must be at least 1"),
+    (
+      ["--standing", "1", "--game", "ninja"],
+      "but ninja does not; use one of coinrun",
     ),
   ],
 )

@@ -11,7 +11,13 @@ import scrolling_game as game
 from genie_jax.core import errors
 from genie_jax.data import counterfactuals as data_lib
 from genie_jax.data import inspection, manifest
-from genie_jax.evals import counterfactuals, key_matching, metric, run
+from genie_jax.evals import (
+  counterfactuals,
+  evaluated_world,
+  key_matching,
+  metric,
+  run,
+)
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +257,7 @@ def test_a_long_clip_is_encoded_in_windows_of_the_right_frames():
   subject = game.dataclasses.replace(game.still(), encode=encode)
   frames = np.arange(15, dtype=np.uint8)[None, :, None, None, None]
   frames = np.broadcast_to(frames, (1, 15, 2, 2, 3))
-  found = counterfactuals.encode(subject, frames)
+  found = evaluated_world.encode_long(subject, frames)
   assert found[0, :, 0, 0].tolist() == list(range(15))
   assert asked == [[0, 1, 2, 3, 4, 5], [*range(3, 9)], [*range(6, 12)],
                    [*range(9, 15)]]  # fmt: skip

@@ -72,3 +72,10 @@ def test_margin_is_paired_so_a_constant_gain_has_no_spread():
   assert (found.value, found.low, found.high) == pytest.approx(
     (gain, gain, gain), abs=1e-9
   )
+
+
+def test_the_centre_is_the_middle_of_the_frame():
+  frames = np.arange(2 * 64 * 32 * 3).reshape(2, 64, 32, 3)
+  found = reconstruction.centre(frames)
+  np.testing.assert_array_equal(found, frames[:, 26:38, 13:19])
+  assert reconstruction.centre(frames[:, :2, :2]).shape == (2, 1, 1, 3)
