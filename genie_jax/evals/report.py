@@ -166,6 +166,9 @@ def page(
     next=_next(frames),
     held=_held(frames, metrics),
     free=[_animation(clip, origin.fps) for clip in frames["free"]],
+    walks=[
+      _animation(clip, origin.fps) for clip in frames.get("there_and_back", ())
+    ],
     slow_fps=_SLOW_FPS,
     charts=_charts(metrics),
     training=[

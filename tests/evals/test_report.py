@@ -209,6 +209,19 @@ def test_drift_that_was_not_measured_is_said_to_be_missing(written):
   assert "--drift-frames 64" in found
   assert "Long rollouts, likeness to the game" in text
   assert "<h2>Long rollouts</h2>" not in text
+  assert "<h2>There and back</h2>" not in text
+
+
+def test_walks_there_and_back_are_shown(clips, tmp_path):
+  results = run.evaluate(grey_game.world(True), clips, grey_game.OPTIONS)
+  walks = results.pictures["free"][:2]
+  results = dataclasses.replace(
+    results, pictures={**results.pictures, "there_and_back": walks}
+  )
+  report.write(tmp_path, results, ORIGIN)
+  text = (tmp_path / "report.html").read_text()
+  assert "<h2>There and back</h2>" in text
+  assert 'alt="Walk 2: right, then left' in text
 
 
 def test_measured_drift_has_frames_figures_and_a_verdict(tmp_path):

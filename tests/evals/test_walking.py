@@ -217,7 +217,7 @@ def test_the_metric_reads_standing_starts_and_has_headline_figures(tmp_path):
   assert found.headline["walking_left_low"] == 1
   assert found.headline["walking_right_speed"] == pytest.approx(1)
   assert [row.value for row in found.rows] == ["100 %"] * 5
-  assert found.pictures["there_and_back"].shape[:2] == (4, 10)
+  assert found.pictures["there_and_back"].shape[:2] == (4, 37)
 
 
 def test_without_standing_starts_the_report_says_how_to_get_them(tmp_path):
