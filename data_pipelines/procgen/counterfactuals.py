@@ -40,7 +40,6 @@ SPLITS = ("validation", "test")  # Nothing is trained on counterfactuals.
 # CoinRun's frames a cell has 4.9 pixels; most of its passages are 3 cells long.
 ROOM_FRAMES, ROOM_CELLS = 12, (1.0, 2.75)
 _STANDING_SPEED = 0.01  # Cells per step.
-_STANDING_EVERY = 3
 _REST = 12  # Steps without a key after which a running agent stands.
 
 
@@ -155,8 +154,10 @@ def moments_of(
     rng = np.random.default_rng([clips.policy_seed, level, 2])
     steps = candidates(recorder.first, options.history, options.frames)
     if options.standing:
-      # Neighbouring steps have the same room.
-      steps = steps[recorder.states[steps, 4] == 1][::_STANDING_EVERY]
+      steps = one_of_each_place(
+        rng.permutation(steps[recorder.states[steps, 4] == 1]),
+        recorder.states,
+      )
     found = []
     # One moment of each part, so that they are spread over the recording.
     for part in np.array_split(steps, options.moments):
@@ -166,6 +167,20 @@ def moments_of(
           found.append(moment)
           break
   return found
+
+
+def one_of_each_place(steps: np.ndarray, states: np.ndarray) -> np.ndarray:
+  """Returns the first step at each place, in ascending order.
+
+  A player who walks to and fro has the same room wherever he comes again.
+
+  Args:
+    steps: int [m].
+    states: float32 [n, 5], the states at all steps.
+  """
+  cells = np.round(states[steps, :2] * (2, 1))  # Half a cell wide.
+  _, firsts = np.unique(cells, axis=0, return_index=True)
+  return np.sort(steps[firsts])
 
 
 def stands(states: np.ndarray) -> np.ndarray:

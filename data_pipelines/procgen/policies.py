@@ -41,6 +41,7 @@ _WITH_FIRE = (
 )
 
 _SEGMENT = 128  # Steps before the walker continues from another state.
+_FALL = 24  # Steps in which an agent in the air must land.
 _STATES_EVERY = 4  # Steps of the planner's path between two start states.
 _HOLDS = (16, 48)  # Steps for which a direction is held, inclusive.
 _PAUSES = (4, 16)  # The same without a direction, in platformers.
@@ -209,13 +210,35 @@ def _walker(game: str, recorder: Recorder, rng: np.random.Generator) -> None:
     start = recorder.env.get_state()
     path, _ = planner.solve(recorder.env)
     states = planner.path_states(recorder.env, path, _STATES_EVERY)
-    starts = [one for one in states if state_lib.agent(one).support] or states
+    starts = [
+      landed
+      for state in states
+      if (landed := _let_fall(recorder.env, state)) is not None
+    ] or states
     recorder.env.set_state(start)
     recorder.env.observe()
   while not recorder.full:
     if starts:
       recorder.jump_to(starts[int(rng.integers(len(starts)))])
     _walk(game, recorder, rng, _SEGMENT)
+
+
+def _let_fall(env: client.Env, saved: bytes) -> bytes | None:
+  """Returns the state in which an agent lands; None if he never does.
+
+  A planner's path is mostly in the air, and a walker starts on the ground.
+  """
+  env.set_state(saved)
+  env.observe()
+  for _ in range(_FALL):
+    now = env.get_state()
+    if state_lib.agent(now).support:
+      return now
+    env.act(_NONE)
+    _, ended = env.observe()
+    if ended:
+      return None
+  return None
 
 
 @dataclasses.dataclass

@@ -50,7 +50,7 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   config.codebook = common.codebook(mode)
   config.data.batch_size = pick(full=48, smoke=4, tiny=4, small=4)
   config.data.num_frames = config.world.num_frames
-  config.steps = pick(full=300_000, smoke=4, tiny=400, small=1200)
+  config.steps = pick(full=300_000, smoke=4, tiny=300, small=1200)
   config.optimizer = (
     common.adamw() if mode == "" else (common.laptop_adamw(1e-3, config.steps))
   )

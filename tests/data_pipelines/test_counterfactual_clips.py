@@ -382,3 +382,11 @@ def test_the_scroll_of_frames_is_the_true_motion(procgen):
     assert np.polyfit(true[:, axis], found[:, axis], 1)[0] == pytest.approx(
       1, abs=0.15
     )
+
+
+def test_each_place_is_tried_once():
+  states = np.zeros((6, 5), np.float32)
+  states[:, 0] = [1.0, 1.1, 3.0, 1.05, 3.1, 3.0]
+  states[5, 1] = 4
+  found = counterfactuals.one_of_each_place(np.array([4, 1, 0, 5, 3]), states)
+  assert found.tolist() == [1, 4, 5]
