@@ -16,7 +16,6 @@ import os
 import pathlib
 import platform
 import shutil
-import subprocess
 import sys
 import tempfile
 import types
@@ -26,7 +25,7 @@ from typing import Self
 
 import numpy as np
 
-from genie_jax.core import cache, errors, files
+from genie_jax.core import cache, errors, files, packages
 
 WHEEL = "procgen-mirror==0.10.7"
 WHEEL_SHA256 = (
@@ -105,40 +104,27 @@ class _Buffers(ctypes.Structure):
 
 def _download(folder: pathlib.Path) -> pathlib.Path:
   """Downloads the wheel to `folder`, checks it, and returns its path."""
-  command = [
-    sys.executable,
-    "-m",
-    "pip",
-    "download",
-    "--quiet",
-    "--no-deps",
-    "--only-binary",
-    ":all:",
-    "--python-version",
-    "3.11",
-    "--platform",
-    "manylinux2014_x86_64",
-    "--disable-pip-version-check",
-    "--dest",
-    str(folder),
-    WHEEL,
-  ]
-  done = subprocess.run(command, capture_output=True, text=True)
-  wheels = list(folder.glob("*.whl"))
-  if done.returncode or not wheels:
-    said = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
-    raise errors.UserError(
-      f"The wheel {WHEEL} cannot be downloaded ({said}); check the network, "
-      "or unpack it by hand and set GENIE_PROCGEN to its folder."
+  try:
+    wheel = packages.download(
+      WHEEL,
+      folder,
+      "--only-binary=:all:",
+      "--python-version=3.11",
+      "--platform=manylinux2014_x86_64",
     )
-  found = files.sha256(wheels[0])
+  except packages.DownloadError as error:
+    raise errors.UserError(
+      f"The wheel {WHEEL} cannot be downloaded ({error}); check the network, "
+      "or unpack it by hand and set GENIE_PROCGEN to its folder."
+    ) from error
+  found = files.sha256(wheel)
   if found != WHEEL_SHA256:
     raise errors.UserError(
       f"The downloaded wheel {WHEEL} has sha256 {found}, but "
       f"{WHEEL_SHA256} is needed; check the package index, or set "
       "GENIE_PROCGEN to an unpacked wheel that you trust."
     )
-  return wheels[0]
+  return wheel
 
 
 def folder() -> pathlib.Path:

