@@ -19,6 +19,7 @@ from genie_jax.core import errors, registry
 COMMANDS = {
   "data": "collect clips, or check a folder of clips",
   "train": "train one stage; resumes if it was interrupted",
+  "buttons": "make buttons of the codes of a latent action model",
   "tokenize": "turn clips into token records",
   "export": "turn checkpoints into a world folder",
   "sample": "roll out a world from a picture and a list of actions",

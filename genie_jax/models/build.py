@@ -10,6 +10,7 @@ import flax.linen as nn
 
 from genie_jax.core import config as config_lib
 from genie_jax.core import errors
+from genie_jax.models import button_map
 from genie_jax.models import dynamics as dynamics_lib
 from genie_jax.models import lam as lam_lib
 from genie_jax.models import tokenizer as tokenizer_lib
@@ -77,6 +78,18 @@ def lam(config: Config) -> lam_lib.Lam:
       f"config.model.shrink={factor} does not divide the frame of "
       f"{world['height']} x {world['width']}; choose a divisor of both."
     )
+  if model.get("buttons") is not None:
+    if not isinstance(model["buttons"], dict):
+      raise errors.UserError(
+        f"config.model.buttons={model['buttons']!r:.40} is not a group of "
+        "fields; write the map again with `genie buttons`."
+      )
+    model = {
+      **model,
+      "buttons": button_map.from_config(
+        model["buttons"], world["num_latent_actions"]
+      ),
+    }
   return make(
     lam_lib.Lam,
     dict(

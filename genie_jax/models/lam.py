@@ -74,6 +74,8 @@ class Lam(nn.Module):
     match: Whether the encoder also sees how well each patch matches the shifted
       frames before it, which makes motion easy to find.
     quantizer: Fields from `quantizers.complete`; None for the default.
+    buttons: A `button_map.ButtonMap`, which `encode` applies to the codes;
+      None if the codes are the buttons. Training does not use it.
   """
 
   height: int
@@ -91,6 +93,7 @@ class Lam(nn.Module):
   reach: tuple[int, int] = (0, 0)
   match: bool = False
   quantizer: Any = None
+  buttons: Any = None
 
   def setup(self):
     encoder, decoder = dict(self.encoder), dict(self.decoder)
@@ -183,7 +186,8 @@ class Lam(nn.Module):
 
   def encode(self, frames: jax.Array) -> jax.Array:
     """Returns latent actions, int32 [B, T-1], of frames [B, T, H, W, C]."""
-    return self.codes(self._encode(patches.shrink(frames, self.shrink))).codes
+    found = self.codes(self._encode(patches.shrink(frames, self.shrink))).codes
+    return found if self.buttons is None else self.buttons.press(found)
 
   def code_vectors(self) -> jax.Array:
     """Returns the vectors of all codes, float32 [A, E]."""

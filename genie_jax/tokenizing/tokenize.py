@@ -21,7 +21,7 @@ import numpy as np
 from genie_jax.core import buckets, errors, files, progress
 from genie_jax.data import manifest as manifest_lib
 from genie_jax.data import records, resumable, shards, sources
-from genie_jax.models import build, store
+from genie_jax.models import build, button_map, store
 from genie_jax.sampling import prepare
 from genie_jax.worlds import trained_models
 
@@ -214,7 +214,7 @@ def _plan(
     },
     token_grid=build.token_grid(world),
     num_codes=world["num_codes"],
-    num_latent_actions=(lam and lam.config["world"]["num_latent_actions"]),
+    num_latent_actions=(lam and button_map.num_buttons(lam.config)),
     num_frames=options.num_frames,
     stride=options.stride,
     source_fingerprint=source.fingerprint,

@@ -8,7 +8,7 @@ import numpy as np
 from jax import core
 
 from genie_jax.core import errors
-from genie_jax.models import store
+from genie_jax.models import button_map, store
 from genie_jax.sampling import player
 
 
@@ -66,7 +66,9 @@ def check_parts(parts: Mapping[str, store.Part]) -> None:
   for name, fields in shared.items():
     if name not in parts:
       continue
-    found = parts[name].config["world"]
+    found = dict(parts[name].config["world"])
+    if name == "lam":
+      found["num_latent_actions"] = button_map.num_buttons(parts[name].config)
     for field in fields:
       if found[field] != needed[field]:
         raise errors.UserError(

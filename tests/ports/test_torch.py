@@ -134,6 +134,22 @@ def test_a_lam_that_sees_motion_gives_the_actions_of_jax(tmp_path):
   assert len(np.unique(found)) > 1
 
 
+def test_a_lam_with_buttons_presses_those_of_jax(tmp_path):
+  buttons = {
+    "names": ["left", "right", "nothing", "up", "down"],
+    "button_of": [0, -1, 2, 3, 4],
+    "longest": [0, 0, 0, 2, 1],
+    "first": 2,
+  }
+  ours, theirs = write(tmp_path / "w", lam=part("lam", buttons=buttons))
+  frames = np.random.default_rng(2).integers(
+    0, 256, (16, 9, *ours.frame_shape), dtype=np.uint8
+  )
+  found = theirs.lam.encode(of_torch(frames).float() / 255)
+  np.testing.assert_array_equal(found, ours.infer_actions(frames))
+  assert len(np.unique(found)) > 1
+
+
 def test_a_lam_on_longer_clips_than_in_training_is_refused(tmp_path):
   made = part("lam")
   short = store.part("lam", made.config, made.params, trained_frames=3)

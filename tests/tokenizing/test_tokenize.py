@@ -9,7 +9,8 @@ import pytest
 
 from genie_jax.core import errors
 from genie_jax.data import inspection, manifest, shards, sources
-from genie_jax.models import store
+from genie_jax.evals import code_buttons
+from genie_jax.models import button_map, store
 from genie_jax.tokenizing import tokenize
 from genie_jax.worlds import trained_models
 from tests.fixtures import memory_bucket, tiny_world
@@ -81,6 +82,24 @@ def test_the_manifest_states_how_the_tokens_were_made(clips, models, tmp_path):
     assert store.load(out / name).fingerprint == stated
   inspection.verify(found)
   assert not (out / ".progress").exists()
+
+
+def test_a_lam_with_buttons_writes_its_buttons(clips, models, parts, tmp_path):
+  buttons = button_map.ButtonMap(("left", "right"), (0, 1, -1, 0, 1), (0, 0), 0)
+  store.save(
+    tmp_path / "lam", {"lam": code_buttons.with_buttons(parts["lam"], buttons)}
+  )
+  write(clips, tmp_path / "out", {**models, "lam": tmp_path / "lam"})
+  write(clips, tmp_path / "codes", models)
+  found, codes = (
+    sources.TokenSource(tmp_path / name, "train") for name in ("out", "codes")
+  )
+  for number in range(len(found)):
+    np.testing.assert_array_equal(
+      found[number]["latent_actions"],
+      buttons.press(codes[number]["latent_actions"]),
+    )
+  assert manifest.Manifest.read(tmp_path / "out").num_latent_actions == 2
 
 
 def test_without_a_lam_there_are_no_latent_actions(clips, models, tmp_path):

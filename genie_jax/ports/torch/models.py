@@ -279,6 +279,30 @@ class Lam(_Model):
     x = layers.transformer(
       torch.cat([token, x], 2), self["encoder_stack"], fields["encoder"]
     )
-    return self._codes(self.world["num_latent_actions"]).encode(
+    found = self._codes(self.world["num_latent_actions"]).encode(
       layers.project(x[:, 1:, 0].float(), self["to_code"])
     )
+    buttons = fields.get("buttons")
+    return found if buttons is None else _press(found, buttons)
+
+
+def _press(codes: torch.Tensor, buttons: dict[str, Any]) -> torch.Tensor:
+  """Returns the buttons of codes, both int64 [B, T].
+
+  Args:
+    codes: In order of time.
+    buttons: Fields of a `models.button_map.ButtonMap`.
+  """
+  pressed = torch.empty_like(codes)
+  for row, clip in enumerate(codes.tolist()):
+    held, last, run = buttons["first"], -1, 0
+    for time, code in enumerate(clip):
+      button = buttons["button_of"][code]
+      run = run + 1 if button == last else 1
+      limit = buttons["longest"][button] if button >= 0 else 0
+      over = button < 0 or (limit and run > limit)
+      pressed[row, time] = held if over else button
+      if not over and not limit:
+        held = button
+      last = button
+  return pressed
