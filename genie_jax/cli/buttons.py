@@ -74,6 +74,8 @@ def run(args: argparse.Namespace) -> int:
     raise errors.UserError(f"--out {out} is a file; give a folder.")
   # Imported here because importing JAX takes seconds, which errors in flags can
   # avoid.
+  from absl import logging
+
   from genie_jax.evals import code_buttons
   from genie_jax.models import store
   from genie_jax.worlds import trained_models
@@ -91,6 +93,9 @@ def run(args: argparse.Namespace) -> int:
       + ("held as before" if button < 0 else f"button {button}")
     )
   store.save(out, {"lam": code_buttons.with_buttons(lam, made)})
+  for number, name in enumerate(made.names):
+    if number not in made.button_of:
+      logging.warning("No code presses button %d, %s.", number, name)
   names = ", ".join(f"{n} {name}" for n, name in enumerate(made.names))
   print(
     f"{out}: {len(made.names)} buttons: {names}. Train the dynamics model with "

@@ -30,10 +30,8 @@ NUM_CLIPS = 512
 # the true keys (docs/lam.md).
 RISE_FRAMES = 3
 _NOTHING = "nothing"
-# Held for any time, in this order; then buttons of rising.
 _HELD = ("left", "right", _NOTHING)
-_RISING = ("jump", "left and jump", "right and jump")
-_FALL = "fall"
+_RISE = "jump"
 _MOST_LEVELS = 100
 _BATCH = 32
 
@@ -115,6 +113,9 @@ def make(
 ) -> button_map.ButtonMap:
   """Joins named codes to buttons.
 
+  With gravity there are always four buttons, left, right, nothing and jump,
+  also if no code presses one of them. Otherwise each name is a button.
+
   Args:
     rows: From `measure`.
     gravity: Whether a fall is not pressed, and rising only for `RISE_FRAMES`.
@@ -126,14 +127,21 @@ def make(
     _NOTHING if row["name"] == button_names.UNCLEAR else row["name"]
     for row in rows
   ]
-  order = (*_HELD, *_RISING, *(() if gravity else (_FALL,)))
-  buttons = [name for name in order if name in names or name == _NOTHING]
-  if not {"left", "right"} & set(buttons):
+  if not {"left", "right"} & set(names):
     raise errors.UserError(
       "No code of the latent action model moves the picture to the left or to "
       "the right, so its codes are no buttons; train it on clips with more "
       "motion (genie data procgen --policy walker) or for more steps."
     )
+  if gravity:
+    buttons = [*_HELD, _RISE]
+    # Who rises to a side goes on to this side, which is then held as before.
+    names = [_RISE if name.endswith(f"and {_RISE}") else name for name in names]
+  else:
+    buttons = [
+      name for name in (*_HELD, *button_names.EFFECTS) if name in names
+    ]
+    buttons = list(dict.fromkeys([*buttons, _NOTHING]))
   return button_map.ButtonMap(
     names=tuple(buttons),
     button_of=tuple(
@@ -141,7 +149,7 @@ def make(
       for name in names
     ),
     longest=tuple(
-      RISE_FRAMES if gravity and name in _RISING else 0 for name in buttons
+      RISE_FRAMES if gravity and name == _RISE else 0 for name in buttons
     ),
     first=buttons.index(_NOTHING),
   )

@@ -111,6 +111,21 @@ def test_without_gravity_every_direction_is_held(rows):
   assert found.longest == (0,) * 5
 
 
+def test_with_gravity_a_rise_to_a_side_is_a_jump(rows):
+  changed = [{**row, "name": "right and jump"} if n == 3 else row
+             for n, row in enumerate(rows)]  # fmt: skip
+  assert code_buttons.make(changed, gravity=True).button_of[3] == 3
+  found = code_buttons.make(changed, gravity=False)
+  assert found.names == ("left", "right", "nothing", "right and jump", "fall")
+
+
+def test_a_button_without_a_code_is_there(rows):
+  changed = [{**row, "name": "nothing"} if row["name"] == "jump" else row
+             for row in rows]  # fmt: skip
+  found = code_buttons.make(changed, gravity=True)
+  assert found.names[3] == "jump" and 3 not in found.button_of
+
+
 def test_an_unclear_code_presses_nothing(rows):
   unclear = [{**row, "name": "unclear"} if n == 5 else row
              for n, row in enumerate(rows)]  # fmt: skip
