@@ -31,7 +31,9 @@ from genie_jax.weights import (
   tensor_files,
 )
 
-FORMAT_VERSION = 1
+# 2: the fields `match`, `reach` and `buttons` of a LAM, and `last_frame_reach`
+# of a dynamics model, which readers of version 1 do not know.
+FORMAT_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,10 +233,11 @@ def read_config(folder: files.PathLike) -> dict[str, Any]:
       "that `genie export` wrote, or a workdir."
     )
   version = config.get("format_version")
-  if version != FORMAT_VERSION:
+  if version not in range(1, FORMAT_VERSION + 1):
     raise errors.UserError(
       f"{folder}/config.json has format_version {version!r}, this version "
-      f"reads {FORMAT_VERSION}; export the model again."
+      f"reads 1 to {FORMAT_VERSION}; export the model again, or install a "
+      "newer genie_jax."
     )
   if not isinstance(config.get("dtype"), str) or (
     config["dtype"] not in placement.DTYPES

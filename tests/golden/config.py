@@ -60,14 +60,21 @@ def get_config(mode: str) -> ml_collections.ConfigDict:
   lam = dict(
     patch=2,
     shrink=2,
-    predict="change",
+    predict="shift",
+    match=True,
+    reach=(1, 2),
     code_dim=4,
     unit_norm=True,
     actions_enter="add",
-    encoder=_stack(),
+    encoder=_stack(window=2),
     decoder=_stack(window=1),
   )
-  dynamics = dict(actions_enter="add", last_frame=True, transformer=_stack())
+  dynamics = dict(
+    actions_enter="add",
+    last_frame=True,
+    last_frame_reach=1,
+    transformer=_stack(),
+  )
   if mode == "tokenizer":
     still = dict(final_norm=False, residual_scale=0.0)
     config.model = dict(

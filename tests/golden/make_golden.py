@@ -31,12 +31,13 @@ def main() -> None:
   counterfactuals.write(out / "counterfactuals")
   _train(out, "tokenizer")
   _train(out, "lam")
+  _add_buttons(out / "workdirs/lam", out / "buttons")
   tokenize = [
     "tokenize",
     "--tokenizer",
     "workdirs/tokenizer",
     "--lam",
-    "workdirs/lam",
+    "buttons",
     "--clips",
     "clips",
     "--stride",
@@ -85,7 +86,24 @@ def main() -> None:
     (out / "saved" / dtype).mkdir(parents=True)
     for name in ("config.json", "model.safetensors"):
       shutil.copy(out / "worlds" / dtype / name, out / "saved" / dtype)
+  shutil.rmtree(out / "buttons")  # Copied into the token folders.
   shutil.rmtree(out / "worlds/float32")  # The sharded world is float32 too.
+
+
+def _add_buttons(workdir: pathlib.Path, out: pathlib.Path) -> None:
+  """Writes the LAM with buttons; two steps are too few for `genie buttons`."""
+  from genie_jax.evals import code_buttons
+  from genie_jax.models import button_map, store
+  from genie_jax.worlds import trained_models
+
+  lam, _ = trained_models.part(workdir, "lam")
+  buttons = button_map.ButtonMap(
+    names=("left", "jump", "nothing"),
+    button_of=(0, button_map.NOT_PRESSED, 1),
+    longest=(0, 1, 0),
+    first=2,
+  )
+  store.save(out, {"lam": code_buttons.with_buttons(lam, buttons)})
 
 
 def _train(out: pathlib.Path, stage: str) -> None:

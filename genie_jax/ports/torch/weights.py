@@ -10,7 +10,7 @@ from genie_jax.core import errors
 from genie_jax.ports.torch import quantizers
 from genie_jax.weights import tensor_files
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _LAYER = (
   "mlp_in/kernel",
   "mlp_norm/scale",
@@ -43,11 +43,12 @@ def read(
       version or does not describe a world.
   """
   try:
-    if config["format_version"] != FORMAT_VERSION:
+    if config["format_version"] not in range(1, FORMAT_VERSION + 1):
       raise errors.UserError(
         f"{folder}/config.json has format_version "
-        f"{config['format_version']!r}, this version reads "
-        f"{FORMAT_VERSION}; export the world again."
+        f"{config['format_version']!r}, this version reads 1 to "
+        f"{FORMAT_VERSION}; export the world again, or install a newer "
+        "genie_jax."
       )
     wanted = {
       f"{name}/{path}"
