@@ -533,6 +533,35 @@ def test_a_closed_banner_stays_closed_until_the_world_is_measured_again(
   sync_api.expect(banner).to_be_visible()
 
 
+def test_a_picture_unlike_those_of_the_world_is_played_with_a_word(chromium):
+  engine = fake_world.make_engine(made_of=fake_world.SquaresWorld())
+  striped = fake_world.picture(7)
+  striped[::2] = 0
+  with players.serving(engine) as (_, host):
+    opened = browser.Page(chromium, f"http://{host}/")
+    opened.at(0)
+    line = opened.page.locator("#unlike")
+    sync_api.expect(line).to_be_hidden()
+    opened.drop(images.to_png(striped))
+    sync_api.expect(line).to_have_text(
+      "This picture is unlike those that the world knows, so it may be drawn "
+      "poorly."
+    )
+    sync_api.expect(opened.page.locator("#said")).to_contain_text("is unlike")
+    opened.press("01")
+    sync_api.expect(line).to_be_visible()
+    opened.page.reload()  # It is still true after a new connection.
+    sync_api.expect(line).to_be_visible()
+    opened.drop(images.to_png(fake_world.picture(8)))
+    sync_api.expect(line).to_be_hidden()
+    opened.drop(images.to_png(striped))
+    sync_api.expect(line).to_be_visible()
+    opened.page.click("#gallery button")
+    sync_api.expect(line).to_be_hidden()
+    assert opened.problems == []
+    opened.close()
+
+
 def wholly_visible(page, *selectors):
   """Returns whether elements are inside the window without scrolling."""
   return page.page.evaluate(

@@ -153,6 +153,7 @@ class Game {
 
   take(message) {
     if (message.type === "line") this.takeLine(message);
+    else if (message.type === "likeness") this.takeLikeness(message);
     else if (message.type === "error") {
       if (message.seq) this.pad.arrived(message.seq);
       this.record.wait(false);
@@ -181,6 +182,7 @@ class Game {
     }
     this.lines.set(message.line, this.line);
     this.looking = null;
+    if (message.reason === "started") find("unlike").hidden = true;
     if (message.reason === "resumed") this.pad.resumed(message.seq, same);
     else this.pad.moved(message.seq);
     find("seed").value = message.seed;
@@ -196,6 +198,19 @@ class Game {
       rewound: `Back at frame ${message.end}.`, resumed: "Connected again.",
       switched: `Line ${message.line + 1}.`};
     this.say(words[message.reason]);
+  }
+
+  // Says in one line if the player's own picture is unlike those of the world.
+  takeLikeness({run, unlike, psnr, least}) {
+    if (run !== this.run) return;
+    const line = find("unlike");
+    line.hidden = !unlike;
+    if (!unlike) return;
+    line.textContent = "This picture is unlike those that the world knows, so "
+      + "it may be drawn poorly.";
+    line.title = `The world shows it at ${psnr.toFixed(1)} dB, and its own `
+      + `pictures at ${least.toFixed(1)} dB or more.`;
+    this.say(line.textContent, true);
   }
 
   takeBinary(header, bytes) {
