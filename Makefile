@@ -39,10 +39,11 @@ system-libraries:
 demo: setup system-libraries  ## collect CoinRun, train a world, measure it, roll it out
 	@$(BIN)/python -m experiments.coinrun.pipeline --mode tiny --out $(RUNS)/demo
 
-PLAY_WORLD ?= experiments/coinrun/results/world
+# PLAY_WORLD=runs/demo/world plays another world.
+PLAY_WORLD ?=
 
 play: setup  ## play the world that ships with this repository, in the browser
-	@$(BIN)/python -m genie_jax.cli.play --world $(PLAY_WORLD)
+	@$(BIN)/python -m genie_jax.cli.play $(if $(PLAY_WORLD),--world $(PLAY_WORLD))
 
 # The TPU compiler, for the tests that plan. Beside the environment and not in
 # it: where JAX finds it, every start looks for TPUs first. Tests that need it

@@ -6,9 +6,12 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from genie_jax.worlds import shipped
+
 _EXAMPLE = """\
-example:
-  genie play --world world
+examples:
+  genie play
+  genie play --world runs/demo/world
 
 The command prints an address to open in a browser on this machine. Other
 machines can connect only with --host; see docs/play.md for playing over a
@@ -25,10 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
   add(
     "--world",
-    required=True,
+    default=None,
     metavar="DIR",
-    help="name of a shipped world, for example coinrun; a folder that `genie "
-    "export` wrote; or an address: https://..., gs://..., s3://... or hf://...",
+    help="a folder that `genie export` wrote; the name of a shipped world; or "
+    "an address: https://..., gs://..., s3://... or hf://... (default: "
+    f"{shipped.DEFAULT}, the world that ships with this package)",
   )
   add(
     "--host",
@@ -118,15 +122,19 @@ def run(args: argparse.Namespace) -> int:
   from genie_jax.serve import server
   from genie_jax.worlds import download, program_cache, world_folder
 
-  folder = download.local(args.world)
+  world = shipped.default() if args.world is None else args.world
+  folder = download.local(world)
   world_folder.read_manifest(folder)
   with server.bind(args.host, args.port) as taken:
     began = time.monotonic()
-    say(f"Loading {args.world}; the first start compiles it for this machine.")
+    say(
+      f"Loading {args.world or shipped.DEFAULT}; the first start compiles it "
+      "for this machine."
+    )
     program_cache.enable()
     with device_options(args) as held:
       engine = engine_lib.open_world(
-        args.world, refinements=args.refinements, slide=args.slide, **held
+        world, refinements=args.refinements, slide=args.slide, **held
       )
     engine.warm_up()
     say(

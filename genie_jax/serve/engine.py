@@ -19,6 +19,7 @@ import genie_jax
 from genie_jax.core import files, images
 from genie_jax.sampling import prepare, samplers
 from genie_jax.sampling import slide as slide_lib
+from genie_jax.serve import likeness as likeness_lib
 from genie_jax.worlds import buttons as buttons_lib
 from genie_jax.worlds import world as world_lib
 
@@ -57,6 +58,8 @@ class Engine:
     prompts: uint8 [H, W, C] each.
     description: The properties that the page needs.
     state_bytes: Size of one player's state; 0 before `warm_up`.
+    least_psnr: The least PSNR of the prompts as the world shows them, see
+      serve/likeness.py; None without prompts and before `warm_up`.
     sizes: Sizes of groups of players whose step is compiled, in ascending
       order; grows while `warm_batches` compiles.
     most: The largest group that will be compiled.
@@ -89,6 +92,7 @@ class Engine:
     self.world = world
     self.prompts = list(prompts)
     self.state_bytes = 0
+    self.least_psnr: float | None = None
     if batches is None:
       on_cpu = jax.default_backend() == "cpu"
       batches = (1,) if on_cpu else world_lib.BATCHES
@@ -130,6 +134,17 @@ class Engine:
     self.state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(kept))
     for _ in range(2):
       (state,), _ = self.world.step_many([state], [0])
+    self.least_psnr = likeness_lib.least(self.world, self.prompts)
+
+  def likeness(
+    self, picture: np.ndarray, shown: np.ndarray
+  ) -> likeness_lib.Likeness | None:
+    """Compares a picture with the first frame; None without prompts."""
+    if self.least_psnr is None:
+      return None
+    return likeness_lib.Likeness(
+      likeness_lib.psnr(picture, shown), self.least_psnr
+    )
 
   def warm_batches(self) -> threading.Thread:
     """Compiles larger groups in a thread; each is used once it is ready."""

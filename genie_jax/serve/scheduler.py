@@ -15,6 +15,7 @@ from typing import Any
 from genie_jax.core import images
 from genie_jax.serve import branch, protocol
 from genie_jax.serve import engine as engine_lib
+from genie_jax.serve import likeness as likeness_lib
 from genie_jax.serve import session as session_lib
 
 
@@ -32,6 +33,8 @@ class _Step:
     copy: Whether to also return a copy of the resulting state.
     picture: Result: the frame as PNG; None for a snapshot.
     kept: Result: the copy, if `copy`.
+    likeness: Result: how well the frame shows the player's own picture, None
+      for all other frames.
   """
 
   session: session_lib.Session
@@ -43,6 +46,7 @@ class _Step:
   copy: bool
   picture: bytes | None = None
   kept: Any = None
+  likeness: likeness_lib.Likeness | None = None
 
 
 @dataclasses.dataclass
@@ -193,7 +197,10 @@ class Scheduler:
       elif job.state is None:
         origin = job.line.origin
         job.state = world.reset(origin.frame, seed=origin.seed)
-        job.picture = images.to_png(world.show(job.state))
+        shown = world.show(job.state)
+        job.picture = images.to_png(shown)
+        if origin.prompt is None:
+          job.likeness = self._engine.likeness(origin.frame, shown)
       elif job.action is None:
         job.state = world.fork(job.state)
       else:
@@ -252,3 +259,5 @@ class Scheduler:
       line is session.line
     ):
       session.send_frame(line.end)
+      if job.likeness is not None:
+        session.set_likeness(job.likeness)

@@ -10,6 +10,7 @@ import numpy as np
 
 from genie_jax.core import images
 from genie_jax.serve import branch as branch_lib
+from genie_jax.serve import likeness as likeness_lib
 from genie_jax.serve import protocol
 
 _MAX_LINES = 8
@@ -48,6 +49,8 @@ class Session:
     seen: Time of the last message, by the caller's clock.
     left: Time when the connection was lost, by the same clock.
     filming: Whether a video is being encoded.
+    likeness: How well the first frame shows the player's own picture; None for
+      a prompt of the gallery and before that frame.
   """
 
   def __init__(self, num_actions: int, limits: branch_lib.Limits, now: float):
@@ -59,6 +62,7 @@ class Session:
     self.seen = now
     self.left = now
     self.filming = False
+    self.likeness: likeness_lib.Likeness | None = None
     self._num_actions = num_actions
     self._limits = limits
     self._lines: dict[int, branch_lib.Line] = {}
@@ -89,7 +93,7 @@ class Session:
     """
     for action in actions:
       self._check(action)
-    self.comparison = None
+    self.comparison = self.likeness = None
     self._lines.clear()
     self._play(
       branch_lib.Line(
@@ -209,6 +213,24 @@ class Session:
     """
     if self.line is not None:
       self._tell("resumed", have + 1 if run == self.run else 0)
+      self._tell_likeness()
+
+  def set_likeness(self, found: likeness_lib.Likeness) -> None:
+    """Keeps and sends how well the first frame shows the player's picture."""
+    self.likeness = found
+    self._tell_likeness()
+
+  def _tell_likeness(self) -> None:
+    if self.likeness is not None:
+      self.send(
+        {
+          "type": "likeness",
+          "run": self.run,
+          "unlike": self.likeness.unlike,
+          "psnr": round(self.likeness.psnr, 2),
+          "least": round(self.likeness.least, 2),
+        }
+      )
 
   def _play(
     self, line: branch_lib.Line, reason: str, send_from: int | None = 0

@@ -10,6 +10,7 @@ import pathlib
 from genie_jax.core import errors, files
 from genie_jax.worlds import world_manifest
 
+DEFAULT = "coinrun"  # The world of `genie play` without --world.
 _FOLDER = pathlib.Path(__file__).parent / "shipped"
 
 
@@ -18,6 +19,11 @@ def names() -> list[str]:
   return sorted(
     path.parent.name for path in _FOLDER.glob(f"*/{world_manifest.MANIFEST}")
   )
+
+
+def default() -> pathlib.Path:
+  """Returns the folder of `DEFAULT`, whatever the working directory holds."""
+  return _FOLDER / DEFAULT
 
 
 def find(name_or_folder: files.PathLike) -> pathlib.Path:

@@ -84,6 +84,29 @@ class FakeWorld:
     return after, np.stack([self.show(state) for state in after])
 
 
+class SquaresWorld(FakeWorld):
+  """A fake world whose first frame shows the prompt as squares of 4 x 4 pixels.
+
+  Its tokenizer, so to speak, knows pictures like those of `picture` only.
+  """
+
+  def __init__(self):
+    super().__init__()
+    self._first: dict[int, np.ndarray] = {}
+
+  def reset(self, frame, *, seed=0):
+    state = super().reset(frame, seed=seed)
+    squares = frame.reshape(4, 4, 6, 4, 3).mean((1, 3)).round()
+    self._first[int(state.digest)] = (
+      squares.astype(np.uint8).repeat(4, 0).repeat(4, 1)
+    )
+    return state
+
+  def show(self, state):
+    shown = super().show(state)
+    return self._first.get(int(state.digest), shown)
+
+
 def picture(digest: int) -> np.ndarray:
   """Returns an image of coloured squares, different for each number."""
   random = np.random.default_rng(digest)
@@ -111,11 +134,21 @@ def make_engine(
   seconds: float = 0.0,
   batches: tuple[int, ...] = world.BATCHES,
   buttons: Sequence[dict] = (),
+  made_of: FakeWorld | None = None,
+  gallery: Sequence[np.ndarray] | None = None,
 ) -> engine.Engine:
-  """Returns a warm engine over a new fake world."""
+  """Returns a warm engine over a new fake world.
+
+  Args:
+    seconds: Duration of a step.
+    batches: As in `engine.Engine`.
+    buttons: What the buttons were measured to do, as in a manifest.
+    made_of: Another fake world.
+    gallery: Other prompts than `prompts()`.
+  """
   made = engine.Engine(
-    FakeWorld(seconds, buttons),
-    prompts(),
+    made_of or FakeWorld(seconds, buttons),
+    prompts() if gallery is None else gallery,
     name="squares",
     rules={},
     batches=batches,

@@ -1,5 +1,7 @@
 """Tests of the page in a real Chromium."""
 
+import contextlib
+import dataclasses
 import io
 import json
 import pathlib
@@ -311,18 +313,16 @@ def test_the_page_can_be_used_by_keyboard_alone(page):
   assert page.page.evaluate("document.activeElement.className") == "skip"
   press("Enter")
   press("Tab")
-  assert focused() == "slider"
-  page.press("01")
+  before = int(page.page.inner_text("#newest"))
+  press("Enter")  # On a button of the world.
+  page.at(before + 1)
+  reach("slider")
+  page.press("0")
   press("ArrowLeft")  # On the slider, arrow keys show other frames.
   sync_api.expect(page.page.locator("#shown")).to_have_text("1")
   reach("rewind")
   press("Enter")
   page.at(1)
-  press("Tab")
-  press("Tab")
-  before = int(page.page.inner_text("#newest"))
-  press("Enter")  # On a button of the world.
-  page.at(before + 1)
   reach("draw")
   press("Enter")
   sync_api.expect(page.page.locator("#editor")).to_be_focused()
@@ -349,27 +349,58 @@ def test_names_and_keys_are_kept_for_the_world(page, host):
   page.page.keyboard.press("s")
   page.page.click("#names-dialog .accent")
   page.open(f"http://{host}/")
-  sync_api.expect(page.page.locator("#buttons b").nth(2)).to_have_text("duck")
+  key = page.page.locator("#buttons [data-action='2']")
+  sync_api.expect(key.locator("b")).to_have_text("duck")
   count = int(page.page.inner_text("#newest"))
   page.page.keyboard.press("s")
   page.at(count + 1)
-  assert page.page.locator("#buttons small").nth(2).inner_text() == "2 · s"
+  assert key.locator("kbd").inner_text() == "s"
+  assert key.locator("small").inner_text() == "2"
+
+
+def measured(number, name, share, source="world"):
+  return {"button": number, "name": name, "share": share, "source": source}
+
+
+NAMED = (
+  measured(0, "jump", 0.6),
+  measured(2, "left", 0.9),
+  measured(3, "jump", 0.8),
+)
+
+
+@contextlib.contextmanager
+def page_of(chromium, buttons, **options):
+  """Opens the page of a fake world whose buttons were measured."""
+  engine = fake_world.make_engine(buttons=buttons)
+  with players.serving(engine) as (_, host):
+    opened = browser.Page(chromium, f"http://{host}/", **options)
+    opened.at(0)
+    yield opened
+    assert opened.problems == []
+    opened.close()
+
+
+def key_texts(page):
+  """Returns what is printed on the key of each button."""
+  return page.page.evaluate(
+    "[...document.querySelectorAll('#buttons button')].sort((a, b) =>"
+    " a.dataset.action - b.dataset.action).map((each) =>"
+    " [...each.children].map((part) => part.textContent))"
+  )
 
 
 def test_buttons_that_were_measured_have_their_names_and_keys(chromium):
-  done = lambda number, name, share: {
-    "button": number, "name": name, "share": share, "source": "world",
-  }  # fmt: skip
-  named = [done(0, "jump", 0.6), done(2, "left", 0.9), done(3, "jump", 0.8)]
-  engine = fake_world.make_engine(buttons=named)
-  with players.serving(engine) as (_, host):
-    opened = browser.Page(chromium, f"http://{host}/")
-    opened.at(0)
-    texts = opened.page.locator("#buttons b").all_inner_texts()
-    assert texts == ["jump", "Button 1", "left", "jump"]
-    keys = opened.page.locator("#buttons small").all_inner_texts()
+  with page_of(chromium, NAMED) as opened:
     # Of two that jump, the one that does it more often has the key.
-    assert keys == ["0", "1", "2 · ←", "3 · ↑"]
+    assert key_texts(opened) == [
+      ["0", "jump", ""],
+      ["1", "unclear", ""],
+      ["←", "left", "2"],
+      ["↑", "jump", "3"],
+    ]
+    label = opened.page.locator("[data-action='2']").get_attribute("aria-label")
+    assert label == "left, button 2, key ArrowLeft or 2"
     opened.page.keyboard.press("ArrowLeft")
     opened.at(1)
     opened.page.keyboard.press("ArrowUp")
@@ -378,7 +409,200 @@ def test_buttons_that_were_measured_have_their_names_and_keys(chromium):
     opened.page.wait_for_timeout(300)
     opened.at(2)
     assert shows(opened, fake_world.solo(PROMPT, seed(opened), [2, 3])[-1])
+
+
+def test_arrow_keys_are_drawn_where_a_keyboard_has_them(chromium):
+  four = [
+    measured(number, name, 0.9)
+    for number, name in enumerate(("fall", "left", "right", "jump"))
+  ]
+  with page_of(chromium, four) as opened:
+    down, left, right, up = (
+      opened.page.locator(f"[data-action='{number}']").bounding_box()
+      for number in range(4)
+    )
+    assert left["y"] == down["y"] == right["y"] > up["y"]
+    assert left["x"] < down["x"] == up["x"] < right["x"]
+    focused = "document.activeElement.dataset.action"
+    opened.page.locator("[data-action='1']").focus()
+    for wanted in ("3", "0", "2"):  # From left to right.
+      opened.page.keyboard.press("Tab")
+      assert opened.page.evaluate(focused) == wanted
+
+
+def test_a_world_without_measured_buttons_shows_numbers_only(page):
+  page.at(0)
+  assert key_texts(page) == [[str(number), "", ""] for number in range(4)]
+  label = page.page.locator("[data-action='2']").get_attribute("aria-label")
+  assert label == "button 2, key 2"
+  assert page.page.locator("#buttons .arrows").count() == 0
+  page.page.keyboard.press("ArrowUp")  # Presses the third button all the same.
+  page.at(1)
+  assert shows(page, fake_world.solo(PROMPT, seed(page), [2])[-1])
+
+
+def test_keys_light_up_while_they_are_pressed_in_any_way(chromium):
+  touch = {"has_touch": True}
+  with page_of(chromium, NAMED, **touch) as opened:
+    lit = lambda: opened.page.evaluate(
+      "[...document.querySelectorAll('#buttons [aria-pressed=true]')].map("
+      "(each) => each.dataset.action)"
+    )
+    colour = lambda: opened.page.evaluate(
+      "getComputedStyle(document.querySelector('[data-action=\"2\"]'))"
+      ".backgroundColor"
+    )
+    dark = colour()
+    for key in ("ArrowLeft", "2"):
+      opened.page.keyboard.down(key)
+      assert lit() == ["2"]
+      opened.page.wait_for_timeout(250)  # The colour fades in.
+      assert colour() != dark
+      opened.page.keyboard.up(key)
+      assert lit() == []
+    opened.page.locator("[data-action='2']").hover()
+    opened.page.mouse.down()
+    assert lit() == ["2"]
+    opened.page.mouse.up()
+    assert lit() == []
+    box = opened.page.locator("[data-action='3']").bounding_box()
+    finger = opened.context.new_cdp_session(opened.page)
+    finger.send(
+      "Input.dispatchTouchEvent",
+      {
+        "type": "touchStart",
+        "touchPoints": [{"x": box["x"] + 20, "y": box["y"] + 20}],
+      },
+    )
+    assert lit() == ["3"]
+    finger.send(
+      "Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []}
+    )
+    assert lit() == []
+
+
+def test_the_banner_says_what_each_button_was_measured_to_do(chromium):
+  with page_of(chromium, NAMED) as opened:
+    banner = opened.page.locator("#banner")
+    assert banner.locator("p").inner_text() == (
+      "Measured while this world was played."
+    )
+    assert banner.locator("li").all_inner_texts() == [
+      "Button 0: jump, in 60 % of moments",
+      "Button 1: unclear",
+      "Button 2: left, in 90 % of moments",
+      "Button 3: jump, in 80 % of moments",
+    ]
+  # Names of recorded clips are no claim about the world.
+  with page_of(chromium, [measured(1, "left", 0.7, "clips")]) as opened:
+    assert opened.page.locator("#banner p").inner_text() == (
+      "Measured in recorded clips; the world may not follow them."
+    )
+
+
+def test_a_world_without_measured_buttons_says_so(page):
+  page.at(0)
+  assert page.page.locator("#banner p").inner_text() == (
+    "This world has no measured names for its buttons: they are shown as "
+    "numbers, 0 to 3."
+  )
+  assert page.page.locator("#banner li").count() == 0
+
+
+def test_a_closed_banner_stays_closed_until_the_world_is_measured_again(
+  page, host, server, monkeypatch
+):
+  page.at(0)
+  banner = page.page.locator("#banner")
+  page.page.click("#banner button")
+  sync_api.expect(banner).to_be_hidden()
+  page.open(f"http://{host}/")
+  page.at(0)
+  sync_api.expect(banner).to_be_hidden()
+  engine = server[0]._engine
+  again = fake_world.make_engine(buttons=NAMED).description
+  monkeypatch.setattr(engine, "description", again)
+  page.open(f"http://{host}/")
+  sync_api.expect(banner.locator("li")).to_have_count(4)
+  # Another world has its own banner.
+  page.page.click("#banner button")
+  monkeypatch.setattr(
+    engine, "description", dataclasses.replace(again, fingerprint="e" * 64)
+  )
+  page.open(f"http://{host}/")
+  sync_api.expect(banner).to_be_visible()
+
+
+def test_a_picture_unlike_those_of_the_world_is_played_with_a_word(chromium):
+  engine = fake_world.make_engine(made_of=fake_world.SquaresWorld())
+  striped = fake_world.picture(7)
+  striped[::2] = 0
+  with players.serving(engine) as (_, host):
+    opened = browser.Page(chromium, f"http://{host}/")
+    opened.at(0)
+    line = opened.page.locator("#unlike")
+    sync_api.expect(line).to_be_hidden()
+    opened.drop(images.to_png(striped))
+    sync_api.expect(line).to_have_text(
+      "This picture is unlike those that the world knows, so it may be drawn "
+      "poorly."
+    )
+    sync_api.expect(opened.page.locator("#said")).to_contain_text("is unlike")
+    opened.press("01")
+    sync_api.expect(line).to_be_visible()
+    opened.page.reload()  # It is still true after a new connection.
+    sync_api.expect(line).to_be_visible()
+    opened.drop(images.to_png(fake_world.picture(8)))
+    sync_api.expect(line).to_be_hidden()
+    opened.drop(images.to_png(striped))
+    sync_api.expect(line).to_be_visible()
+    opened.page.click("#gallery button")
+    sync_api.expect(line).to_be_hidden()
+    assert opened.problems == []
     opened.close()
+
+
+def wholly_visible(page, *selectors):
+  """Returns whether elements are inside the window without scrolling."""
+  return page.page.evaluate(
+    "(all) => scrollY === 0 && all.flatMap((one) =>"
+    " [...document.querySelectorAll(one)]).every((each) => {"
+    " const box = each.getBoundingClientRect();"
+    " return box.width > 0 && box.top >= 0 && box.left >= 0"
+    " && box.right <= document.documentElement.clientWidth"
+    " && box.bottom <= document.documentElement.clientHeight; })",
+    list(selectors),
+  )
+
+
+FOUR = tuple(
+  measured(number, name, 0.9)
+  for number, name in enumerate(("left", "right", "jump", "left and jump"))
+)
+
+
+@pytest.mark.parametrize("buttons", [(), FOUR], ids=["numbers", "names"])
+def test_game_keys_and_gallery_are_seen_without_scrolling(chromium, buttons):
+  laptop = {"viewport": {"width": 1280, "height": 720}}
+  with page_of(chromium, buttons, **laptop) as opened:
+    assert wholly_visible(
+      opened, "#frame", "#buttons .key", "#slider", "#gallery button", "#banner"
+    )
+    # One click starts from another picture.
+    opened.page.click("#gallery button:nth-child(3)")
+    sync_api.expect(
+      opened.page.locator("#gallery button:nth-child(3)")
+    ).to_have_attribute("aria-pressed", "true")
+  phone = {
+    "viewport": {"width": 360, "height": 640},
+    "has_touch": True,
+    "is_mobile": True,
+    "device_scale_factor": 2,
+  }
+  with page_of(chromium, buttons, **phone) as opened:
+    assert wholly_visible(opened, "#frame", "#buttons .key")
+    # The canvas is not made tiny to achieve this.
+    assert opened.page.locator("#frame").bounding_box()["width"] > 280
 
 
 def test_every_button_is_compared_from_the_frame_shown(page):

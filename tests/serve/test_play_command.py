@@ -14,10 +14,12 @@ import pytest
 from command import Command
 from players import Player
 
+import genie_jax
 from genie_jax.cli import main
-from genie_jax.core import images
+from genie_jax.core import errors, images
 from genie_jax.serve import engine
 from genie_jax.sharding import mesh as mesh_lib
+from genie_jax.worlds import shipped, world_manifest
 from tests.fixtures import tiny_world
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -69,6 +71,28 @@ def test_a_real_world_plays_in_the_server_as_it_does_alone(world):
     code, out, err = command.stop()
   assert code == 0 and out.endswith("Stopped.\n"), err
   assert err == ""
+
+
+def test_without_a_world_the_one_that_ships_is_played(
+  capsys, tmp_path, monkeypatch
+):
+  opened = []
+
+  def stop(folder, **options):
+    opened.append(folder)
+    raise errors.UserError("opened")
+
+  monkeypatch.setattr(engine, "open_world", stop)
+  (tmp_path / "coinrun").mkdir()  # A folder of that name is not opened.
+  monkeypatch.chdir(tmp_path)
+  assert "opened" in refused(capsys, "--port", 0)
+  [folder] = opened
+  assert world_manifest.read_manifest(folder)["name"] == "coinrun"
+  assert shipped.DEFAULT in genie_jax.worlds()
+  with pytest.raises(SystemExit):
+    main.main(["play", "--help"])
+  said = " ".join(capsys.readouterr().out.split())
+  assert "(default: coinrun, the world that ships with this package)" in said
 
 
 def test_errors_are_one_line(capsys, tmp_path, world):

@@ -1,7 +1,9 @@
 // The game: handles server messages, the timeline and the controls.
 
+import {Banner} from "./banner.js";
 import {Editor} from "./editor.js";
 import {COMPARED, FILM, FRAME, Link} from "./link.js";
+import {Names} from "./names.js";
 import {Pad} from "./pad.js";
 import {fromHash} from "./run.js";
 import {Compare, open, Record, Share, wireDialogs} from "./tools.js";
@@ -18,13 +20,16 @@ class Game {
     this.line = null;
     this.run = 0;
     this.looking = null;  // Number of the frame shown; null for the newest.
-    this.screen = new Screen(find("frame"), find("screen"), (fps, latency) => {
-      find("fps").textContent = fps || "–";
-      find("latency").textContent =
-        latency === null ? "–" : `${Math.round(latency)} ms`;
-    });
-    this.pad = new Pad(find("buttons"), find("name-rows"), (action, seq) =>
+    this.screen = new Screen(
+      find("frame"), find("screen"), find("stage"), (fps, latency) => {
+        find("fps").textContent = fps || "–";
+        find("latency").textContent =
+          latency === null ? "–" : `${Math.round(latency)} ms`;
+      });
+    this.names = new Names(find("name-rows"), () => this.pad.draw());
+    this.pad = new Pad(find("buttons"), this.names, (action, seq) =>
       this.act(action, seq));
+    this.banner = new Banner(find("banner"));
     this.compare = new Compare(this);
     this.record = new Record(this);
     this.share = new Share(this);
@@ -83,7 +88,8 @@ class Game {
     document.title = `${world.name} · genie play`;
     find("world").textContent = world.name;
     this.screen.resize(world.width, world.height);
-    this.pad.setWorld(world);
+    this.names.setWorld(world);
+    this.banner.setWorld(world);
     this.pace();
     this.roll();
     find("gallery").replaceChildren(...Array.from({length: prompts}, (_, i) => {
@@ -147,6 +153,7 @@ class Game {
 
   take(message) {
     if (message.type === "line") this.takeLine(message);
+    else if (message.type === "likeness") this.takeLikeness(message);
     else if (message.type === "error") {
       if (message.seq) this.pad.arrived(message.seq);
       this.record.wait(false);
@@ -175,6 +182,7 @@ class Game {
     }
     this.lines.set(message.line, this.line);
     this.looking = null;
+    if (message.reason === "started") find("unlike").hidden = true;
     if (message.reason === "resumed") this.pad.resumed(message.seq, same);
     else this.pad.moved(message.seq);
     find("seed").value = message.seed;
@@ -190,6 +198,19 @@ class Game {
       rewound: `Back at frame ${message.end}.`, resumed: "Connected again.",
       switched: `Line ${message.line + 1}.`};
     this.say(words[message.reason]);
+  }
+
+  // Says in one line if the player's own picture is unlike those of the world.
+  takeLikeness({run, unlike, psnr, least}) {
+    if (run !== this.run) return;
+    const line = find("unlike");
+    line.hidden = !unlike;
+    if (!unlike) return;
+    line.textContent = "This picture is unlike those that the world knows, so "
+      + "it may be drawn poorly.";
+    line.title = `The world shows it at ${psnr.toFixed(1)} dB, and its own `
+      + `pictures at ${least.toFixed(1)} dB or more.`;
+    this.say(line.textContent, true);
   }
 
   takeBinary(header, bytes) {
@@ -313,10 +334,10 @@ class Game {
 
   wireTools() {
     find("names").onclick = () => {
-      this.pad.editNames();
+      this.names.edit();
       open("names-dialog");
     };
-    find("names-reset").onclick = () => this.pad.forget();
+    find("names-reset").onclick = () => this.names.forget();
     find("speed").onchange = () => this.pace();
     addEventListener("hashchange", () => this.openHash());
   }

@@ -45,7 +45,7 @@ export class Compare {
       canvas.width = width;
       canvas.height = height;
       canvas.role = "img";
-      canvas.ariaLabel = `What ${game.pad.name(action)} does`;
+      canvas.ariaLabel = `What ${game.names.name(action)} does`;
       // Two columns on a phone; a whole number of device pixels per pixel.
       const ratio = devicePixelRatio || 1;
       const scale = Math.max(1, Math.floor(
@@ -54,7 +54,7 @@ export class Compare {
       canvas.style.width = `${width * scale}px`;
       canvas.style.height = `${height * scale}px`;
       const caption = document.createElement("figcaption");
-      caption.textContent = game.pad.name(action);
+      caption.textContent = game.names.name(action);
       figure.append(canvas, caption);
       return {figure, canvas};
     });

@@ -3,19 +3,25 @@
 const MOST_BEHIND = 4;  // Queued frames above which the oldest is skipped.
 const MOST_MEASURES = 2000;
 const SECOND = 1000;
+const LOWEST = 160;  // Height in CSS pixels below which the page scrolls.
+const BELOW = 8;  // Free space below the stage.
 
 export class Screen {
+  // `box` contains the canvas, and `stage` the box and the controls below it.
   // `meters(fps, latency)` is called twice per second.
-  constructor(canvas, box, meters) {
+  constructor(canvas, box, stage, meters) {
     this.canvas = canvas;
     this.box = box;
+    this.stage = stage;
     this.context = canvas.getContext("2d");
     this.meters = meters;
     this.queue = [];
     this.busy = false;
     this.painted = [];
     this.latencies = [];
-    new ResizeObserver(() => this.fit()).observe(box);
+    const observer = new ResizeObserver(() => this.fit());
+    for (const each of stage.children) observer.observe(each);
+    addEventListener("resize", () => this.fit());
     setInterval(() => this.report(), SECOND / 2);
   }
 
@@ -26,11 +32,16 @@ export class Screen {
   }
 
   // Uses a whole number of device pixels per pixel, so that nothing is blurred.
+  // The stage fits the window, so that all controls are seen without scrolling.
   fit() {
     const ratio = devicePixelRatio || 1;
     const {width, height} = this.canvas;
-    const wide = this.box.clientWidth - 24;
-    const high = Math.max(192, 0.58 * innerHeight);
+    const wide = this.box.clientWidth;
+    const [box, stage] = [this.box, this.stage].map(
+      (each) => each.getBoundingClientRect());
+    const rest = box.top + scrollY + stage.bottom - box.bottom + BELOW;
+    const high = Math.max(
+      LOWEST, document.documentElement.clientHeight - rest);
     const scale = Math.max(1, Math.floor(
       ratio * Math.min(wide / width, high / height))) / ratio;
     this.canvas.style.width = `${width * scale}px`;
