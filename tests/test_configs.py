@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
+from genie_jax.core import chips, errors
 from genie_jax.core import config as config_lib
-from genie_jax.core import errors
 from genie_jax.models import build
 from genie_jax.scaling import table
 from genie_jax.sharding import rules
@@ -204,6 +204,26 @@ def test_docstrings_of_large_models_state_their_size():
     f"{sum(counted.values()) / 1e9:.2f}B"
     in (ROOT / "experiments/platformers/joint.py").read_text()
   )
+
+
+def test_the_planned_hours_of_one_gpu_follow_from_the_flops_of_its_stages():
+  text = (ROOT / "docs/gpu.md").read_text()
+  rate = 0.2 * chips.device_peak_flops("NVIDIA L4")
+  total = 0.0
+  for name in ("tokenizer_images", "tokenizer", "lam", "dynamics"):
+    config = load(f"experiments/coinrun/{name}.py", "gpu").unlock()
+    if "start" in config:
+      config.start = "random"
+    step = registry.make(config).flops_per_clip * config.data.batch_size
+    flops = step * config.steps
+    total += flops
+    row = next(line for line in text.splitlines() if f"| `{name}` |" in line)
+    assert f"{config.steps:,} of {config.data.batch_size}" in row
+    power = lambda number: f"{number:.2e}".replace("e+", "e")
+    assert row.endswith(
+      f"| {power(step)} | {power(flops)} | {flops / rate / 3600:.2f} |"
+    )
+  assert f"| all | | | {power(total)} | {total / rate / 3600:.2f} |" in text
 
 
 @pytest.mark.parametrize("mode", sorted(table.SIZES))

@@ -5,11 +5,18 @@ Modes:
   smoke  a few steps in seconds, to check that everything runs
   tiny   `make demo`: all stages within 25 minutes on two CPU cores
   small  within 75 minutes on two CPU cores
+  gpu    planned for one GPU with 24 GB and about eight hours; not measured
+         (docs/gpu.md)
+
+The mode gpu has the recipe of smoke, tiny and small, the "short modes", with
+the frames and tokens of the paper, wider models and bfloat16. Its learning
+rates are those of small, times the width of small's model over its own.
 """
 
 import ml_collections
 
-MODES = ("", "smoke", "tiny", "small")
+MODES = ("", "smoke", "tiny", "small", "gpu")
+_ON_CPU = ("smoke", "tiny", "small")
 
 
 def check(mode: str) -> None:
@@ -21,7 +28,7 @@ def check(mode: str) -> None:
 
 
 def pick(mode: str, **values):
-  """Returns one of `full` (mode ""), `smoke`, `tiny` and `small`."""
+  """Returns one of `full` (mode ""), `smoke`, `tiny`, `small` and `gpu`."""
   return values[mode or "full"]
 
 
@@ -61,6 +68,8 @@ def base(stage: str, mode: str) -> ml_collections.ConfigDict:
     smoke=dict(laptop, token_patch=16, num_codes=64),
     tiny=laptop,
     small=laptop,
+    # Frames and tokens of the paper, buttons of the short modes.
+    gpu=dict(laptop, num_frames=16, token_patch=4),
   )
   config.data = dict(
     path="",
@@ -74,13 +83,17 @@ def base(stage: str, mode: str) -> ml_collections.ConfigDict:
   )
   config.mesh = dict(data=1, fsdp=-1, tensor=1, frame=1)
   config.steps = 4
-  config.log_every = pick(mode, full=100, smoke=1, tiny=25, small=50)
-  config.eval_every = pick(mode, full=5000, smoke=2, tiny=400, small=1000)
-  config.eval_batches = pick(mode, full=16, smoke=1, tiny=4, small=8)
-  config.checkpoint_every = pick(mode, full=1000, smoke=2, tiny=200, small=500)
+  config.log_every = pick(mode, full=100, smoke=1, tiny=25, small=50, gpu=100)
+  config.eval_every = pick(
+    mode, full=5000, smoke=2, tiny=400, small=1000, gpu=2000
+  )
+  config.eval_batches = pick(mode, full=16, smoke=1, tiny=4, small=8, gpu=16)
+  config.checkpoint_every = pick(
+    mode, full=1000, smoke=2, tiny=200, small=500, gpu=1000
+  )
   config.keep_checkpoints = 2
   # These checkpoints are never deleted, for later analysis; 0 for none.
-  config.keep_every = pick(mode, full=25_000, smoke=0, tiny=0, small=0)
+  config.keep_every = pick(mode, full=25_000, smoke=0, tiny=0, small=0, gpu=0)
   return config
 
 
@@ -108,20 +121,20 @@ def adamw(**changes) -> dict:
   return dict(fields, **changes)
 
 
-def laptop_adamw(peak_lr: float, steps: int) -> dict:
-  """Returns an optimizer for short runs on a CPU."""
+def laptop_adamw(peak_lr: float, steps: int, warmup_steps: int = 50) -> dict:
+  """Returns AdamW for the short modes and the mode gpu."""
   return adamw(
     peak_lr=peak_lr,
     end_lr=peak_lr / 20,
-    warmup_steps=min(50, steps // 4),
+    warmup_steps=min(warmup_steps, steps // 4),
     b2=0.95,
     clip_norm=1.0,
   )
 
 
-def laptop_muon(peak_lr: float, steps: int) -> dict:
+def laptop_muon(peak_lr: float, steps: int, warmup_steps: int = 50) -> dict:
   """Returns Muon for short runs; it needs half of AdamW's steps for a loss."""
-  return dict(laptop_adamw(peak_lr, steps), name="muon")
+  return dict(laptop_adamw(peak_lr, steps, warmup_steps), name="muon")
 
 
 def stack(mode: str, *, layers: int, width: int, heads: int) -> dict:
@@ -131,16 +144,16 @@ def stack(mode: str, *, layers: int, width: int, heads: int) -> dict:
   layers and recomputing nothing makes a tokenizer's step a tenth shorter, and
   does not change the time of a dynamics model's step.
   """
-  laptop = mode != ""
+  on_cpu = mode in _ON_CPU
   return dict(
     num_layers=layers,
     width=width,
     num_heads=heads,
     head_dim=width // heads,
     mlp_dim=4 * width,
-    remat="none" if laptop else "full",
-    dtype="float32" if laptop else "bfloat16",
-    unroll=layers if laptop else 1,
+    remat="none" if on_cpu else "full",
+    dtype="float32" if on_cpu else "bfloat16",
+    unroll=layers if on_cpu else 1,
   )
 
 
@@ -159,8 +172,9 @@ def codebook(mode: str) -> dict:
   The quantizer "fsq" reads only `share_decay`.
 
   The paper uses the plain objective ("gradient") and does not mention dead
-  codes; here they are reset to inputs in every mode. In short runs, codes are
-  moving averages of their inputs, which do not depend on the learning rate.
+  codes; here they are reset to inputs in every mode. In all modes but the
+  paper's, codes are moving averages of their inputs, which do not depend on the
+  learning rate.
   """
   return dict(
     learn_by="average" if mode else "gradient",

@@ -3,14 +3,15 @@ r"""CoinRun dynamics: MaskGIT over 16 frames of 16 x 16 tokens.
 After:   experiments/coinrun/tokenizer.py and lam.py, then `genie tokenize`
 Run:     genie train --config experiments/coinrun/dynamics.py \
              --workdir RUN/dynamics --config.data.path=TOKENS
-Try it:  add `:smoke` (seconds), `:tiny` (for the demo) or `:small`; add
-         --config.actions=true --config.world.num_latent_actions=15 for the
-         same model on true actions
+Try it:  add `:smoke` (seconds), `:tiny` (for the demo), `:small`, or `:gpu`
+         (one GPU, docs/gpu.md); add --config.actions=true
+         --config.world.num_latent_actions=15 for the same model on true
+         actions
 Source:  Genie (arXiv:2402.15391), appendix F, table 17
 Result:  on random keys with six latent actions, delta_4 PSNR on 60 held-out
          levels, two CPU cores: tiny 2.41 dB (2.00 to 2.83) after 6 minutes,
-         small 5.57 dB (4.92 to 6.26) after 14; full size: not measured
-         (results/)
+         small 5.57 dB (4.92 to 6.26) after 14 (results/); full size and gpu:
+         not measured
 """
 
 import ml_collections
@@ -25,10 +26,14 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   config.model = model(mode)
   config.mask, config.sampling = mask(mode), sampling(mode)
   config.start = pick(
-    full="random", smoke="codebook", tiny="codebook", small="codebook"
+    full="random",
+    smoke="codebook",
+    tiny="codebook",
+    small="codebook",
+    gpu="codebook",
   )
-  config.data.batch_size = pick(full=36, smoke=4, tiny=8, small=8)
-  config.steps = pick(full=200_000, smoke=4, tiny=700, small=1800)
+  config.data.batch_size = pick(full=36, smoke=4, tiny=8, small=8, gpu=16)
+  config.steps = pick(full=200_000, smoke=4, tiny=700, small=1800, gpu=20_000)
   config.optimizer = optimizer(mode, config.steps)
   return config
 
@@ -47,6 +52,7 @@ def model(mode: str) -> dict:
         smoke=dict(layers=1, width=32, heads=2),
         tiny=dict(layers=4, width=128, heads=4),
         small=dict(layers=4, width=128, heads=4),
+        gpu=dict(layers=10, width=512, heads=8),
       ),
     ),
   )
@@ -57,7 +63,7 @@ def mask(mode: str) -> dict:
 
   With the paper's single uniform rate per clip, the model never sees a past
   without hidden tokens, although the past is always complete when it is played.
-  The short modes draw one rate per frame, including low rates and complete
+  The other modes draw one rate per frame, including low rates and complete
   frames. docs/sampling.md compares both.
   """
   if mode == "":
@@ -82,10 +88,12 @@ def mask(mode: str) -> dict:
 def sampling(mode: str) -> dict:
   """Returns the sampler (Genie, appendix F: 25 steps at temperature 1.0)."""
   return dict(
-    refinements=common.pick(mode, full=25, smoke=2, tiny=8, small=8),
+    refinements=common.pick(mode, full=25, smoke=2, tiny=8, small=8, gpu=16),
     schedule="cosine",
     order="random",
-    temperature=common.pick(mode, full=1.0, smoke=1.0, tiny=0.5, small=1.0),
+    temperature=common.pick(
+      mode, full=1.0, smoke=1.0, tiny=0.5, small=1.0, gpu=1.0
+    ),
     choice_temperature=4.5,
   )
 
@@ -94,4 +102,6 @@ def optimizer(mode: str, steps: int) -> dict:
   """Returns the optimizer, also for the joint config."""
   if mode == "":
     return common.adamw(peak_lr=3e-5, end_lr=3e-6, warmup_steps=5_000)
+  if mode == "gpu":
+    return common.laptop_muon(2e-3, steps, warmup_steps=500)
   return common.laptop_muon(8e-3, steps)

@@ -3,7 +3,8 @@ r"""CoinRun LAM and dynamics in one step, the paper's schedule.
 After:   experiments/coinrun/tokenizer.py, then `genie tokenize --keep-frames`
 Run:     genie train --config experiments/coinrun/joint.py \
              --workdir RUN/joint --config.data.path=TOKENS
-Try it:  add `:smoke` (seconds), `:tiny` or `:small`
+Try it:  add `:smoke` (seconds), `:tiny`, `:small` or `:gpu` (one GPU,
+         docs/gpu.md)
 Source:  Genie (arXiv:2402.15391), appendix F, tables 16 and 17
 Result:  not measured; the demo trains the LAM first and then the dynamics
          model with the same objective (lam.py, dynamics.py)
@@ -23,9 +24,13 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   config.quantizer = common.quantizer()  # Of the LAM.
   config.mask, config.sampling = dynamics.mask(mode), dynamics.sampling(mode)
   config.start = pick(
-    full="random", smoke="codebook", tiny="codebook", small="codebook"
+    full="random",
+    smoke="codebook",
+    tiny="codebook",
+    small="codebook",
+    gpu="codebook",
   )
-  config.data.batch_size = pick(full=36, smoke=4, tiny=8, small=8)
-  config.steps = pick(full=200_000, smoke=4, tiny=600, small=3000)
+  config.data.batch_size = pick(full=36, smoke=4, tiny=8, small=8, gpu=16)
+  config.steps = pick(full=200_000, smoke=4, tiny=600, small=3000, gpu=20_000)
   config.optimizer = dynamics.optimizer(mode, config.steps)
   return config

@@ -2,6 +2,8 @@ r"""Runs all commands of the README in order, from no data to a CoinRun world.
 
 Run:     python -m experiments.coinrun.pipeline --mode tiny --out runs/demo
          python -m experiments.coinrun.pipeline --mode small --out DIR
+         python -m experiments.coinrun.pipeline --mode gpu --out DIR
+         (one GPU; planned and not measured, see docs/gpu.md)
 
 Each step is a `genie` command, which is printed before it runs, resumes an
 interrupted run, and writes a folder:
@@ -15,7 +17,7 @@ interrupted run, and writes a folder:
   OUT/tokens            clips as tokens and latent actions
   OUT/dynamics          next frame from tokens and latent actions
   OUT/dynamics_true     the same model on true actions, for comparison; not in
-                        the mode tiny, to save time
+                        the modes tiny and gpu, to save time
   OUT/world             the world to play; OUT/world_true has true actions
   OUT/metrics.json, OUT/report.html, OUT/rollout.gif, OUT/buttons.gif
 """
@@ -80,6 +82,14 @@ SIZES = {
     idm_steps=500,
   ),
   "small": Size(levels=250, validation=20, test=60, frames=500, clips=256),
+  "gpu": Size(
+    levels=2000,
+    validation=20,
+    test=60,
+    frames=500,
+    clips=256,
+    true_actions=False,
+  ),
 }
 
 
