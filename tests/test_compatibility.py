@@ -29,6 +29,13 @@ NEWEST = FOLDERS[-1]
 each_folder = pytest.mark.parametrize(
   "folder", FOLDERS, ids=lambda path: path.name
 )
+# For tests that compile: the folders after the first are in the slow tier.
+each_folder_slowly = pytest.mark.parametrize(
+  "folder",
+  [FOLDERS[0]]
+  + [pytest.param(path, marks=pytest.mark.slow) for path in FOLDERS[1:]],
+  ids=lambda path: path.name,
+)
 
 
 def expected(folder, name):
@@ -85,7 +92,7 @@ def test_checkpoints_are_read_as_when_they_were_written(folder, stage):
   assert as_json(found) == expected(folder, f"workdirs/{stage}")
 
 
-@each_folder
+@each_folder_slowly
 @pytest.mark.parametrize(
   "stage",
   [
@@ -113,7 +120,7 @@ def test_a_run_resumes_from_an_old_checkpoint_as_it_did(
       assert found["losses"][step] == pytest.approx(loss, rel=1e-3)
 
 
-@each_folder
+@each_folder_slowly
 @pytest.mark.parametrize("name", contents.WORLDS)
 def test_worlds_are_read_and_drawn_as_when_they_were_written(folder, name):
   found, frames = contents.world(folder / "worlds" / name)
@@ -121,7 +128,7 @@ def test_worlds_are_read_and_drawn_as_when_they_were_written(folder, name):
   check_frames(folder, f"worlds/{name}", frames)
 
 
-@each_folder
+@each_folder_slowly
 def test_programs_run_as_when_they_were_written(folder):
   found, frames = contents.stablehlo(folder / "worlds/stablehlo")
   assert as_json(found) == expected(folder, "programs")
