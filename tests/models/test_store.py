@@ -166,7 +166,10 @@ def test_one_changed_weight_changes_the_fingerprint(folder, written):
 @pytest.mark.parametrize(
   "change, message",
   [
-    (lambda c: c.update(format_version=3), "has format_version 3.*reads 1 to 2"),
+    (
+      lambda c: c.update(format_version=3),
+      "has format_version 3.*reads 1 to 2",
+    ),
     (lambda c: c.pop("format_version"), "has format_version None"),
     (lambda c: c.pop("parts"), "does not describe saved models"),
     (
