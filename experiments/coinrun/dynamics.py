@@ -25,17 +25,16 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   pick = lambda **values: common.pick(mode, **values)
   config.model = model(mode)
   config.mask, config.sampling = mask(mode), sampling(mode)
-  config.start = pick(
-    full="random",
-    smoke="codebook",
-    tiny="codebook",
-    small="codebook",
-    gpu="codebook",
-  )
+  config.start = start(mode)
   config.data.batch_size = pick(full=36, smoke=4, tiny=8, small=8, gpu=16)
   config.steps = pick(full=200_000, smoke=4, tiny=700, small=1800, gpu=20_000)
   config.optimizer = optimizer(mode, config.steps)
   return config
+
+
+def start(mode: str) -> str:
+  """Returns how embeddings are initialised, also for the joint config."""
+  return "codebook" if mode else "random"
 
 
 def model(mode: str) -> dict:

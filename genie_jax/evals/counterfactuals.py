@@ -162,10 +162,7 @@ def measure(work: metric.Work) -> metric.Result:
   """Compares each button with each key, from the same states of the game."""
   found = find(work)
   if isinstance(found, str):
-    return metric.Result(
-      {"measured": False, "reason": found},
-      rows=(metric.Row("Counterfactuals", "not measured", note=f"{found}."),),
-    )
+    return metric.not_measured("Counterfactuals", found)
   options, subject = work.options, work.subject
   moments = data_lib.read(
     found, options.split, options.num_moments, options.seed

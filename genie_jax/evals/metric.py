@@ -189,6 +189,19 @@ class Result:
   pictures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
+def not_measured(title: str, reason: str) -> Result:
+  """Returns the result of a metric whose data are missing.
+
+  Args:
+    title: Name of the row in the report.
+    reason: What is missing and how to get it, without a full stop.
+  """
+  return Result(
+    {"measured": False, "reason": reason},
+    rows=(Row(title, "not measured", note=f"{reason}."),),
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class Metric:
   """A metric of `genie eval`.

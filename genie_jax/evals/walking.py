@@ -344,10 +344,7 @@ def measure(work: metric.Work) -> metric.Result:
   """Plays the world from standing starts."""
   found = find(work)
   if isinstance(found, str):
-    return metric.Result(
-      {"measured": False, "reason": found},
-      rows=(metric.Row("Walking", "not measured", note=f"{found}."),),
-    )
+    return metric.not_measured("Walking", found)
   options = work.options
   moments = data_lib.read(
     found, options.split, options.num_moments, options.seed
