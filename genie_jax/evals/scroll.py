@@ -35,30 +35,35 @@ _AT_ONCE = 128  # Pairs of frames compared by one call.
 
 
 def pair_shifts(
-  before: np.ndarray, after: np.ndarray, most: tuple[int, int] = MOST
+  before: np.ndarray,
+  after: np.ndarray,
+  most: tuple[int, int] = MOST,
+  around: tuple[int, int] = (0, 0),
 ) -> np.ndarray:
   """Returns how the player moved between two frames, in whole pixels.
 
   Args:
     before: uint8 [n, H, W, C].
     after: uint8 [n, H, W, C].
-    most: The largest horizontal and vertical shift that is tried.
+    most: How far from `around` horizontal and vertical shifts are tried.
+    around: The shift in the middle of those that are tried.
 
   Returns:
     int [n, 2], to the right and upwards; the picture moves the other way. Of
-    shifts that fit equally well, the smallest.
+    shifts that fit equally well, the one nearest to `around`.
   """
   height, width = before.shape[1:3]
   # A quarter of the frame is always compared.
   most = (min(most[0], width // 4), min(most[1], height // 4))
   shifts = sorted(
     (
-      (right, up)
+      (around[0] + right, around[1] + up)
       for right in range(-most[0], most[0] + 1)
       for up in range(-most[1], most[1] + 1)
     ),
-    key=lambda shift: abs(shift[0]) + abs(shift[1]),
+    key=lambda shift: abs(shift[0] - around[0]) + abs(shift[1] - around[1]),
   )
+  most = (most[0] + abs(around[0]), most[1] + abs(around[1]))
   found = np.empty((len(before), 2), np.int64)
   for start in range(0, len(before), _AT_ONCE):
     rows = slice(start, start + _AT_ONCE)
@@ -103,6 +108,52 @@ def _centre(side: int, cut: int) -> slice:
   """Returns the centre of a side after `cut` pixels were cut at its start."""
   half = round(_CENTRE * side)
   return slice(max(side // 2 - half - cut, 0), max(side // 2 + half - cut, 0))
+
+
+def places(
+  clips: np.ndarray, stride: int = 4, reach: tuple[int, int] = (3, 2)
+) -> np.ndarray:
+  """Returns where the player is in each frame, relative to the first.
+
+  Between consecutive frames a shift is a whole number of pixels, and the errors
+  of a slow motion add up: of frames that were drawn from tokens, many pairs
+  differ least without a shift. So each frame is also compared with one up to
+  `stride` frames before, with the sum of the shifts between them as a guess.
+
+  Args:
+    clips: uint8 [n, F + 1, H, W, C].
+    stride: Every how many frames there is one with which the following are
+      compared; 1 to add up the shifts between consecutive frames.
+    reach: How far from the guess shifts are tried, in pixels.
+
+  Returns:
+    int [n, F + 1, 2], pixels to the right and upwards.
+  """
+  count, length = clips.shape[:2]
+  height, width = clips.shape[2:4]
+  flat = lambda x: x.reshape(-1, *x.shape[2:])
+  moved = pair_shifts(flat(clips[:, :-1]), flat(clips[:, 1:]))
+  moved = moved.reshape(count, length - 1, 2)
+  rough = np.concatenate([np.zeros_like(moved[:, :1]), moved.cumsum(1)], 1)
+  later = np.arange(1, length)
+  anchors = (later - 1) // stride * stride
+  guesses = rough[:, later] - rough[:, anchors]
+  # Beyond this, less than a quarter of the frame would be compared.
+  largest = (3 * width // 8 - reach[0], 3 * height // 8 - reach[1])
+  compared = (np.abs(guesses) <= largest).all(-1) & (later - anchors > 1)
+  found = guesses.copy()
+  clip, frame = np.nonzero(compared)
+  rows = guesses[clip, frame]
+  for guess in np.unique(rows, axis=0):
+    same = (rows == guess).all(-1)
+    one, at = clip[same], frame[same]
+    found[one, at] = pair_shifts(
+      clips[one, anchors[at]], clips[one, later[at]], reach, tuple(guess)
+    )
+  result = np.zeros_like(rough)
+  for index, (anchor, number) in enumerate(zip(anchors, later, strict=True)):
+    result[:, number] = result[:, anchor] + found[:, index]
+  return result
 
 
 def motion(frames: np.ndarray) -> np.ndarray:

@@ -46,27 +46,11 @@ ROLES = ("right", "left", "jump", "rest")
 _KEYS = {"right": (1, 0), "left": (-1, 0), "jump": (0, 1), "rest": (0, 0)}
 
 
-def places(clips: np.ndarray) -> np.ndarray:
-  """Returns where the player is, relative to the first frame.
-
-  Args:
-    clips: uint8 [n, F + 1, H, W, C].
-
-  Returns:
-    int [n, F + 1, 2], pixels to the right and upwards.
-  """
-  count, length = clips.shape[:2]
-  flat = lambda x: x.reshape(-1, *x.shape[2:])
-  moved = scroll.pair_shifts(flat(clips[:, :-1]), flat(clips[:, 1:]))
-  moved = moved.reshape(count, length - 1, 2)
-  return np.concatenate([np.zeros_like(moved[:, :1]), moved.cumsum(1)], 1)
-
-
 def does(found: np.ndarray) -> dict[str, np.ndarray]:
   """Returns what a player does while a button is held.
 
   Args:
-    found: [..., HELD + 1, 2], from `places`.
+    found: [..., HELD + 1, 2], from `scroll.places`.
 
   Returns:
     Role -> bool [...].
@@ -84,7 +68,7 @@ def lands(found: np.ndarray) -> np.ndarray:
   """Returns whether a player rises and comes down again, bool [n].
 
   Args:
-    found: [n, LANDING + 1, 2], from `places`.
+    found: [n, LANDING + 1, 2], from `scroll.places`.
   """
   up = found[..., 1]
   peak = up.argmax(1)
@@ -178,7 +162,7 @@ def try_out(
   )
   held = np.stack(
     [
-      places(play(hold(np.full(len(moments), button), HELD)))
+      scroll.places(play(hold(np.full(len(moments), button), HELD)))
       for button in choices
     ],
     1,
@@ -188,7 +172,7 @@ def try_out(
   found = {role: does(held)[role][row, chosen[role]] for role in ROLES}
   pressed = {role: choices[index] for role, index in chosen.items()}
   found["jump"] = lands(
-    places(
+    scroll.places(
       play(
         np.concatenate(
           [hold(pressed["jump"], TAP), hold(pressed["rest"], LANDING - TAP)], 1
@@ -212,9 +196,9 @@ def try_out(
     )
     for role, key in keys.items()
   }
-  true = {role: places(clips) for role, clips in futures.items()}
+  true = {role: scroll.places(clips) for role, clips in futures.items()}
   rebuilt = {
-    role: places(evaluated_world.reconstruct(subject, clips))
+    role: scroll.places(evaluated_world.reconstruct(subject, clips))
     for role, clips in futures.items()
   }
   return Tried(
@@ -243,7 +227,7 @@ def returns(
     starts: uint8 [M, H, W, C], the true first frames.
     levels: [M], at least two different ones.
   """
-  across = places(walk)[:, HELD:, 0]
+  across = scroll.places(walk)[:, HELD:, 0]
   back = across <= 0
   arrived = back.any(1) & (across[:, 0] >= SPEED * HELD)
   # Of the frames up to the first beyond the start, the one nearest to it.

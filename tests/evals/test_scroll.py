@@ -61,6 +61,33 @@ def test_motion_is_that_of_the_second_half(texture):
   np.testing.assert_allclose(scroll.motion(frames[None, :2]), [[-3, 0]])
 
 
+def test_slow_motion_is_followed_over_several_frames(texture):
+  # 0.4 pixels a frame, shown in whole pixels, with noise.
+  rng = np.random.default_rng(2)
+  across = np.floor(0.4 * np.arange(24)).astype(int)
+  up = np.r_[0, 6, 12, 17, 21, 24, 26, 27, 27, 26, 24, 21, 17, 12, 6]
+  up = np.r_[up, np.zeros(24 - len(up), int)]
+  clip = np.stack(
+    [window(texture, x, y) for x, y in zip(across, up, strict=True)]
+  ).astype(int)
+  noise = rng.integers(-40, 41, clip.shape)
+  clip = np.clip(clip + noise, 0, 255).astype(np.uint8)
+  found = scroll.places(np.stack([clip, clip[:1].repeat(24, 0)]))
+  np.testing.assert_array_equal(found[0], np.stack([across, up], 1))
+  assert not found[1].any()
+
+
+def test_places_find_a_motion_that_pairs_of_frames_do_not_show(texture):
+  # Every frame is half of the one before and half of the present one, as where
+  # tokens of a patch change later than others.
+  clip = np.stack([window(texture, n, 0) for n in range(13)]).astype(int)
+  stuck = clip.copy()
+  for n in range(1, 13):
+    stuck[n, :, ::2] = clip[n - 1, :, ::2] if n % 2 else clip[n, :, ::2]
+  found = scroll.places(stuck.astype(np.uint8)[None])[0]
+  assert abs(found[-1, 0] - 12) <= 1 and not found[:, 1].any()
+
+
 def true_motion(moments, keys):
   """Returns the game's own motion, [M, keys, 2]."""
   return np.stack(
