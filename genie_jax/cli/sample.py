@@ -135,6 +135,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="N",
     help="factor by which the frames are enlarged (default: 4)",
   )
+  add(
+    "--show-buttons",
+    action="store_true",
+    help="draw the buttons below the frames and light the one that is pressed",
+  )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -197,7 +202,16 @@ def run(args: argparse.Namespace) -> int:
   began = time.monotonic()
   frames = world.rollout(prompt, actions, seed=args.seed)
   seconds = time.monotonic() - began
-  images.save_video(args.out, frames, args.fps or world.fps, args.scale)
+  scale = args.scale
+  if args.show_buttons:
+    frames = images.with_keys(
+      frames,
+      [button.name or str(button.number) for button in world.buttons],
+      [None] * (len(frames) - len(actions)) + actions.tolist(),
+      scale,
+    )
+    scale = 1
+  images.save_video(args.out, frames, args.fps or world.fps, scale)
   print(
     f"{args.out}: {len(frames)} frames, {len(actions)} of them generated in "
     f"{seconds:.1f} s, compilation included."

@@ -32,6 +32,7 @@ _UPRIGHT = {
   8: Image.Transpose.ROTATE_90,
 }
 _LABEL_PIXELS = 14
+_KEY_PIXELS = 20
 _GIF_UNITS_PER_SECOND = 100  # The unit of GIF delays is 10 ms.
 
 
@@ -307,6 +308,47 @@ def save_video(
       f"{path}: the name of a video must end in .gif or .mp4, not {suffix!r}."
     )
   files.write_atomic(path, to_video(frames, suffix[1:], fps, scale))
+
+
+def with_keys(
+  frames: np.ndarray,
+  labels: Sequence[str],
+  pressed: Sequence[int | None],
+  scale: int = 1,
+) -> np.ndarray:
+  """Draws a row of keys below each frame; the pressed one is lit.
+
+  Args:
+    frames: uint8 [T, H, W, 3].
+    labels: What the keys say, from left to right.
+    pressed: For each frame the index of the pressed key; None for none.
+    scale: Integer factor by which each pixel of a frame is enlarged.
+
+  Returns:
+    uint8 [T, H * scale + 20, W * scale, 3]; sides are even, for MP4.
+  """
+  frames = np.asarray(frames, np.uint8).repeat(scale, 1).repeat(scale, 2)
+  width = frames.shape[2]
+  font = ImageFont.load_default()
+  edges = np.linspace(0, width, len(labels) + 1).astype(int)
+  strips = {}
+  for lit in set(pressed):
+    strip = Image.new("RGB", (width, _KEY_PIXELS), "white")
+    draw = ImageDraw.Draw(strip)
+    for key, label in enumerate(labels):
+      box = (edges[key] + 1, 2, edges[key + 1] - 2, _KEY_PIXELS - 2)
+      on = key == lit
+      draw.rectangle(box, fill="black" if on else "white", outline="grey")
+      draw.text(
+        ((box[0] + box[2]) / 2, _KEY_PIXELS / 2),
+        label,
+        fill="white" if on else "grey",
+        font=font,
+        anchor="mm",
+      )
+    strips[lit] = np.asarray(strip)
+  below = np.stack([strips[lit] for lit in pressed])
+  return np.concatenate([frames, below], 1)
 
 
 def to_video(frames: np.ndarray, kind: str, fps: float, scale: int) -> bytes:

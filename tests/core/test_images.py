@@ -183,6 +183,21 @@ def test_a_gif_has_the_given_frames_size_and_frame_rate(tmp_path):
       assert frame.mean() < 40
 
 
+def test_the_pressed_key_is_lit_below_each_frame():
+  found = images.with_keys(
+    moving_line(3, 10, 60), ["left", "right"], [None, 1, 0], scale=2
+  )
+  assert found.shape == (3, 40, 120, 3)
+  np.testing.assert_array_equal(
+    found[:, :20], moving_line(3, 10, 60).repeat(2, 1).repeat(2, 2)
+  )
+  brightness = lambda part: part.mean((1, 2, 3))
+  left = brightness(found[:, 20:, :60])
+  right = brightness(found[:, 20:, 60:])
+  assert left[2] < 100 < left[0] == left[1]
+  assert right[1] < 100 < right[0] == right[2]
+
+
 def test_an_mp4_has_the_given_frames_and_even_sides(tmp_path):
   path = tmp_path / "v.mp4"
   images.save_video(path, moving_line(), fps=10, scale=3)

@@ -43,6 +43,13 @@ def test_a_prompt_of_any_size_and_mode_is_played(folder, tmp_path, mode, size):
   assert frames <= 4 and shown == (12, 8)  # A GIF joins equal frames.
 
 
+def test_buttons_can_be_shown_below_the_frames(folder, tmp_path):
+  _, size = run(
+    folder, tmp_path, "--actions", "0x2,3x2", "--show-buttons", "--scale", "20"
+  )
+  assert size == (240, 180)
+
+
 def test_the_worlds_own_prompt_is_the_default(folder, tmp_path):
   frames, _ = run(
     folder,
