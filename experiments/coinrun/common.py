@@ -5,18 +5,19 @@ Modes:
   smoke  a few steps in seconds, to check that everything runs
   tiny   `make demo`: all stages within 25 minutes on two CPU cores
   small  within 75 minutes on two CPU cores
+  large  the world that ships: about eight hours on two CPU cores
   gpu    planned for one GPU with 24 GB and about eight hours; not measured
          (docs/gpu.md)
 
-The mode gpu has the recipe of smoke, tiny and small, the "short modes", with
-the frames and tokens of the paper, wider models and bfloat16. Its learning
+The mode gpu has the recipe of smoke, tiny, small and large, the "short modes",
+with the frames and tokens of the paper, wider models and bfloat16. Its learning
 rates are those of small, times the width of small's model over its own.
 """
 
 import ml_collections
 
-MODES = ("", "smoke", "tiny", "small", "gpu")
-_ON_CPU = ("smoke", "tiny", "small")
+MODES = ("", "smoke", "tiny", "small", "large", "gpu")
+_ON_CPU = ("smoke", "tiny", "small", "large")
 
 
 def check(mode: str) -> None:
@@ -28,7 +29,12 @@ def check(mode: str) -> None:
 
 
 def pick(mode: str, **values):
-  """Returns one of `full` (mode ""), `smoke`, `tiny`, `small` and `gpu`."""
+  """Returns the value of a mode; "full" is that of the mode "".
+
+  A value that is not given for `large` is that of `small`.
+  """
+  if mode == "large" and mode not in values:
+    mode = "small"
   return values[mode or "full"]
 
 
@@ -68,6 +74,7 @@ def base(stage: str, mode: str) -> ml_collections.ConfigDict:
     smoke=dict(laptop, token_patch=16, num_codes=64),
     tiny=laptop,
     small=laptop,
+    large=dict(laptop, num_frames=16),
     # Frames and tokens of the paper, buttons of the short modes.
     gpu=dict(laptop, num_frames=16, token_patch=4),
   )

@@ -27,7 +27,9 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   config.mask, config.sampling = mask(mode), sampling(mode)
   config.start = start(mode)
   config.data.batch_size = pick(full=36, smoke=4, tiny=8, small=8, gpu=16)
-  config.steps = pick(full=200_000, smoke=4, tiny=700, small=1800, gpu=20_000)
+  config.steps = pick(
+    full=200_000, smoke=4, tiny=1200, small=1800, large=8000, gpu=20_000
+  )
   config.optimizer = optimizer(mode, config.steps)
   return config
 
@@ -51,6 +53,7 @@ def model(mode: str) -> dict:
         smoke=dict(layers=1, width=32, heads=2),
         tiny=dict(layers=4, width=128, heads=4),
         small=dict(layers=4, width=128, heads=4),
+        large=dict(layers=4, width=192, heads=6),
         gpu=dict(layers=10, width=512, heads=8),
       ),
     ),
@@ -73,6 +76,7 @@ def mask(mode: str) -> dict:
       high=1.0,
       clean_frame=0.0,
       clean_past=0.0,
+      noise=0.0,
     )
   return dict(
     per="frame",
@@ -81,6 +85,7 @@ def mask(mode: str) -> dict:
     high=1.0,
     clean_frame=0.2,
     clean_past=0.0,
+    noise=0.0,
   )
 
 
@@ -90,9 +95,8 @@ def sampling(mode: str) -> dict:
     refinements=common.pick(mode, full=25, smoke=2, tiny=8, small=8, gpu=16),
     schedule="cosine",
     order="random",
-    temperature=common.pick(
-      mode, full=1.0, smoke=1.0, tiny=0.5, small=1.0, gpu=1.0
-    ),
+    # At a lower temperature the hero often stays where he is (docs/worlds.md).
+    temperature=1.0,
     choice_temperature=4.5,
   )
 

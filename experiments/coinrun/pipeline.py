@@ -2,8 +2,11 @@ r"""Runs all commands of the README in order, from no data to a CoinRun world.
 
 Run:     python -m experiments.coinrun.pipeline --mode tiny --out runs/demo
          python -m experiments.coinrun.pipeline --mode small --out DIR
+         python -m experiments.coinrun.pipeline --mode large --out DIR
+         (the world that ships, docs/worlds.md)
          python -m experiments.coinrun.pipeline --mode gpu --out DIR
          (one GPU; planned and not measured, see docs/gpu.md)
+         add `--game NAME` for another game of procgen (docs/games.md)
 
 Each step is a `genie` command, which is printed before it runs, resumes an
 interrupted run, and writes a folder:
@@ -14,8 +17,10 @@ interrupted run, and writes a folder:
   OUT/tokenizer_images  frames <-> tokens, trained on single frames
   OUT/tokenizer         the same tokenizer, then trained on clips
   OUT/lam               latent actions
-  OUT/tokens            clips as tokens and latent actions
-  OUT/dynamics          next frame from tokens and latent actions
+  OUT/lam_buttons       the same with its codes joined to the buttons left,
+                        right, nothing and jump; not in the mode smoke
+  OUT/tokens            clips as tokens and buttons
+  OUT/dynamics          next frame from tokens and buttons
   OUT/dynamics_true     the same model on true actions, for comparison; not in
                         the modes tiny and gpu, to save time
   OUT/world             the world to play; OUT/world_true has true actions
@@ -49,6 +54,8 @@ class Size:
     moments: Moments of a held-out level in which every key is tried.
     true_actions: Whether to train a dynamics model on true actions as well.
     idm_steps: Training steps of the model that reads keys from frames.
+    buttons: Whether codes are joined to buttons (`genie buttons`).
+    standing: Standing starts of a held-out level, for the judge of walking.
   """
 
   levels: int
@@ -60,6 +67,8 @@ class Size:
   moments: int = 1
   true_actions: bool = True
   idm_steps: int = 1000
+  buttons: bool = True
+  standing: int = 2
 
 
 SIZES = {
@@ -71,6 +80,9 @@ SIZES = {
     clips=8,
     action_clips=32,
     idm_steps=20,
+    # A model of four training steps has no codes of motion.
+    buttons=False,
+    standing=0,
   ),
   "tiny": Size(
     levels=100,
@@ -82,6 +94,9 @@ SIZES = {
     idm_steps=500,
   ),
   "small": Size(levels=250, validation=20, test=60, frames=500, clips=256),
+  "large": Size(
+    levels=500, validation=100, test=100, frames=500, clips=256, moments=2
+  ),
   "gpu": Size(
     levels=2000,
     validation=20,
@@ -93,9 +108,24 @@ SIZES = {
 }
 
 
-def commands(mode: str, out: pathlib.Path) -> dict[str, list[str]]:
+# The buttons of `genie buttons --gravity`: left, right, nothing and jump.
+_BUTTONS = 4
+# Keys of procgen, for a dynamics model on true actions.
+_KEYS = 15
+# Codes of a latent action model; the short modes of `common.base`.
+_CODES = 8
+# Games that are seen from the side, in which the player falls by himself.
+_WITH_GRAVITY = ("climber", "coinrun", "jumper", "ninja")
+# Games whose state says whether the player stands.
+_WITH_STARTS = ("coinrun",)
+
+
+def commands(
+  mode: str, out: pathlib.Path, game: str = "coinrun"
+) -> dict[str, list[str]]:
   """Returns the steps in order, name -> arguments of `genie`."""
   size = SIZES[mode]
+  buttons = size.buttons and game in _WITH_GRAVITY
   config = lambda name: ["--config", f"{_HERE / name}.py:{mode}"]
   clips, tokens = str(out / "clips"), str(out / "tokens")
   workdir = lambda name: str(out / name)
@@ -107,19 +137,24 @@ def commands(mode: str, out: pathlib.Path) -> dict[str, list[str]]:
     "--out",
     workdir(world),
     "--name",
-    f"coinrun-{mode}",
+    f"{game}-{mode}",
   ]
   steps = {
     "data": [
       "data",
       "procgen",
       "--game",
-      "coinrun",
+      game,
       "--policy",
       "walker",
       "--states",
       "--counterfactuals",
       str(size.moments),
+      *(
+        ["--standing", str(size.standing)]
+        if size.standing and game in _WITH_STARTS
+        else []
+      ),
       "--out",
       clips,
       "--levels",
@@ -156,12 +191,28 @@ def commands(mode: str, out: pathlib.Path) -> dict[str, list[str]]:
       workdir("lam"),
       f"--config.data.path={clips}",
     ],
+    **(
+      {
+        "buttons": [
+          "buttons",
+          "--lam",
+          workdir("lam"),
+          "--clips",
+          clips,
+          "--gravity",
+          "--out",
+          workdir("lam_buttons"),
+        ]
+      }
+      if buttons
+      else {}
+    ),
     "tokenize": [
       "tokenize",
       "--tokenizer",
       workdir("tokenizer"),
       "--lam",
-      workdir("lam"),
+      workdir("lam_buttons" if buttons else "lam"),
       "--clips",
       clips,
       "--out",
@@ -175,14 +226,17 @@ def commands(mode: str, out: pathlib.Path) -> dict[str, list[str]]:
       "--workdir",
       workdir("dynamics"),
       f"--config.data.path={tokens}",
+      *([f"--config.world.num_latent_actions={_BUTTONS}"] if buttons else []),
     ],
-    "export": export("world", "tokenizer", "lam", "dynamics"),
+    "export": export("world", "dynamics"),
     "rollout": [
       "sample",
       "--world",
       workdir("world"),
       "--actions",
-      ",".join(f"{button}x8" for button in range(8)),
+      ",".join(
+        f"{button}x8" for button in range(_BUTTONS if buttons else _CODES)
+      ),
       "--out",
       str(out / "buttons.gif"),
     ],
@@ -221,14 +275,14 @@ def commands(mode: str, out: pathlib.Path) -> dict[str, list[str]]:
       workdir("dynamics_true"),
       f"--config.data.path={tokens}",
       "--config.actions=true",
-      "--config.world.num_latent_actions=15",
+      f"--config.world.num_latent_actions={_KEYS}",
     ]
     steps["export_true"] = export("world_true", "tokenizer", "dynamics_true")
     evaluation += ["--true-actions-world", workdir("world_true")]
   return {**steps, "eval": evaluation}
 
 
-def run(mode: str, out: pathlib.Path) -> None:
+def run(mode: str, out: pathlib.Path, game: str = "coinrun") -> None:
   """Runs all steps and writes their seconds to metrics.json.
 
   The seconds of interrupted runs are added up, so that they cover all work and
@@ -240,7 +294,7 @@ def run(mode: str, out: pathlib.Path) -> None:
   out.mkdir(parents=True, exist_ok=True)
   clock = out / "seconds.json"
   seconds = files.read_json(clock) if clock.exists() else {}
-  for name, arguments in commands(mode, out).items():
+  for name, arguments in commands(mode, out, game).items():
     print(f"\n$ genie {shlex.join(arguments)}", flush=True)
     begin = time.monotonic()
     try:
@@ -262,14 +316,14 @@ def run(mode: str, out: pathlib.Path) -> None:
   metrics["seconds_by_stage"] = seconds
   metrics["seconds_total"] = round(sum(seconds.values()), 1)
   files.write_json(out / "metrics.json", metrics)
-  _state_figures(mode, out)
+  _state_figures(mode, out, game)
   _summary(out, metrics)
 
 
-def _state_figures(mode: str, out: pathlib.Path) -> None:
+def _state_figures(mode: str, out: pathlib.Path, game: str) -> None:
   """Exports the world again, with the figures in its manifest."""
   arguments = [
-    *commands(mode, out)["export"],
+    *commands(mode, out, game)["export"],
     "--metrics",
     str(out / "metrics.json"),
   ]
@@ -299,8 +353,9 @@ def main() -> None:
   parser.add_argument(
     "--out", type=pathlib.Path, default=pathlib.Path("runs/demo")
   )
+  parser.add_argument("--game", default="coinrun", metavar="NAME")
   args = parser.parse_args()
-  run(args.mode, args.out)
+  run(args.mode, args.out, args.game)
 
 
 if __name__ == "__main__":

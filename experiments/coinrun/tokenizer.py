@@ -50,11 +50,17 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
     codebook=1.0 if mode == "" else 0.0,
     commitment=pick(full=0.25, smoke=0.02, tiny=0.02, small=0.02, gpu=0.08),
   )
+  # The hero is in the middle of the frame, and about five pixels wide.
+  config.centre = dict(side=12, weight=1.0)
   config.quantizer = common.quantizer()
   config.codebook = common.codebook(mode)
-  config.data.batch_size = pick(full=48, smoke=4, tiny=4, small=4, gpu=16)
+  config.data.batch_size = pick(
+    full=48, smoke=4, tiny=4, small=4, large=2, gpu=16
+  )
   config.data.num_frames = config.world.num_frames
-  config.steps = pick(full=300_000, smoke=4, tiny=300, small=1200, gpu=15_000)
+  config.steps = pick(
+    full=300_000, smoke=4, tiny=300, small=1200, large=4000, gpu=15_000
+  )
   config.optimizer = common.laptop_adamw(1e-3, config.steps)
   if mode == "gpu":
     config.optimizer = common.laptop_adamw(3e-4, config.steps, warmup_steps=500)

@@ -82,7 +82,11 @@ class Codes:
 
 
 def losses(
-  predicted: jax.Array, target: jax.Array, quantized: quantizers.Quantized
+  predicted: jax.Array,
+  target: jax.Array,
+  quantized: quantizers.Quantized,
+  *,
+  weights: jax.Array | None = None,
 ) -> dict[str, stage.Term]:
   """Returns the plain VQ-VAE objective (arXiv:1711.00937, equation 3).
 
@@ -93,11 +97,43 @@ def losses(
     predicted: float [B, T, H, W, C] in [0, 1].
     target: The same shape.
     quantized: The result of the quantizer.
+    weights: float32 [H, W, 1], how much each pixel counts; None for equal
+      weights.
   """
   error = jnp.square(predicted.astype(jnp.float32) - target)
-  return {_PIXELS: stage.Term.of(error)} | {
+  return {_PIXELS: stage.Term.of(error, weights)} | {
     name: stage.Term.of(loss) for name, loss in quantized.losses.items()
   }
+
+
+def pixel_weights(config: ml_collections.ConfigDict) -> jax.Array | None:
+  """Returns the weight of each pixel's error, float32 [H, W, 1], or None.
+
+  In games whose camera follows the player, he is always in the middle of the
+  frame and only some pixels large, so the plain error hardly counts him.
+  Differs from the paper, whose error is that of the whole frame.
+
+  Args:
+    config: With `centre`: `side`, of the square in the middle in pixels, and
+      `weight`, of its pixels; all others have weight 1. Older configs have no
+      such group.
+
+  Raises:
+    UserError: The square is larger than the frame, or the weight not positive.
+  """
+  if "centre" not in config or config.centre.weight == 1:
+    return None
+  height, width = config.world.height, config.world.width
+  side, weight = config.centre.side, config.centre.weight
+  if not 0 < side <= min(height, width) or weight <= 0:
+    raise errors.UserError(
+      f"config.centre has side={side} and weight={weight}; give a side of 1 to "
+      f"{min(height, width)} pixels and a positive weight (1 for none)."
+    )
+  made = np.ones((height, width, 1), np.float32)
+  top, left = (height - side) // 2, (width - side) // 2
+  made[top : top + side, left : left + side] = weight
+  return jnp.asarray(made)
 
 
 def _loss_scales(

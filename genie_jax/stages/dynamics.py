@@ -153,7 +153,10 @@ def token_terms(
     mask: `config.mask`.
   """
   hidden, judged = masking.draw(rng, tokens.shape, mask)
-  logits = model.apply({"params": params}, tokens, actions, hidden)
+  seen = tokens
+  if noise := mask.get("noise", 0.0):
+    seen = masking.corrupt(jax.random.fold_in(rng, 1), tokens, noise)
+  logits = model.apply({"params": params}, seen, actions, hidden)
   entropy = optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
   return (
     {"cross_entropy": stage.Term.of(entropy, judged)},

@@ -29,11 +29,12 @@ def check(config: Any) -> None:
       f"config.mask: low={config.low} and high={config.high} must satisfy "
       "0 <= low < high <= 1."
     )
-  for name in ("clean_frame", "clean_past"):
-    if not 0 <= config[name] <= 1:
+  for name in ("clean_frame", "clean_past", "noise"):
+    value = config.get(name, 0.0)  # Older configs have no noise.
+    if not 0 <= value <= 1:
       raise errors.UserError(
-        f"config.mask.{name}={config[name]} is a probability; choose a "
-        "number from 0 to 1."
+        f"config.mask.{name}={value} is a probability; choose a number from 0 "
+        "to 1."
       )
 
 
@@ -85,6 +86,34 @@ def draw(
   hidden = (noise < rate[..., None, None]) & (frame > 0)[..., None, None]
   judged = hidden & (~alone | (frame == target))[..., None, None]
   return hidden, judged
+
+
+def corrupt(rng: jax.Array, tokens: jax.Array, most: float) -> jax.Array:
+  """Replaces some tokens of a clip by others of the same clip.
+
+  When a world is played, the past contains its own mistakes. A model that has
+  only seen the game's frames takes them for truth and adds to them; with such
+  noise it learns to correct them (GameNGen, arXiv:2408.14837, adds noise to
+  past frames for the same reason). Differs from the paper, which has no noise.
+
+  Args:
+    rng: Key.
+    tokens: int32 [B, T, h, w].
+    most: The largest share of replaced tokens; that of each clip is uniform
+      in [0, most].
+
+  Returns:
+    int32 [B, T, h, w].
+  """
+  b = tokens.shape[0]
+  flat = tokens.reshape(b, -1)
+  share, place, source = jax.random.split(rng, 3)
+  replaced = jax.random.uniform(place, flat.shape) < most * jax.random.uniform(
+    share, (b, 1)
+  )
+  other = jax.random.randint(source, flat.shape, 0, flat.shape[1])
+  other = jnp.take_along_axis(flat, other, axis=1)
+  return jnp.where(replaced, other, flat).reshape(tokens.shape)
 
 
 def next_frame(

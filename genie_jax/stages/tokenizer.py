@@ -17,6 +17,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
   model = registry.build("tokenizer", config, trusted=True)
   codes = autoencoding.Codes(model.make_quantizer(), config)
   shape = (frames, world.height, world.width, world.channels)
+  weights = autoencoding.pixel_weights(config)
 
   def init(rng):
     clip = jnp.zeros((1, *shape), jnp.float32)
@@ -28,7 +29,9 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
     made = model.apply({"params": params}, truth)
     extra, aux = codes.update(extra, made.quantized, rng)
     return stage.Outcome(
-      losses=autoencoding.losses(made.frames, truth, made.quantized),
+      losses=autoencoding.losses(
+        made.frames, truth, made.quantized, weights=weights
+      ),
       metrics=codes.metrics(extra),
       extra=extra,
       aux=aux,

@@ -106,6 +106,35 @@ def test_losses_are_those_of_pixels_and_of_the_quantizer(quantizer):
   autoencoding.check(config(quantizer=group))
 
 
+def with_centre(side, weight):
+  return ml_collections.ConfigDict(
+    dict(world=dict(height=8, width=6), centre=dict(side=side, weight=weight))
+  )
+
+
+def test_pixels_in_the_middle_count_more():
+  weights = autoencoding.pixel_weights(with_centre(2, 5.0))
+  assert weights.shape == (8, 6, 1)
+  assert weights[3:5, 2:4].mean() == 5 and weights.sum() == 48 + 4 * 4
+  frames = np.zeros((1, 2, 8, 6, 3), np.float32)
+  wrong = frames.copy()
+  wrong[:, :, 3:5, 2:4] = 1
+  made = codes_lib.Quantized(None, None, None, {})
+  found = autoencoding.losses(wrong, frames, made, weights=weights)
+  assert float(found["squared_error"].mean()) == pytest.approx(20 / 64)
+
+
+def test_without_a_weight_all_pixels_count_the_same():
+  assert autoencoding.pixel_weights(with_centre(2, 1.0)) is None
+  assert autoencoding.pixel_weights(config()) is None
+
+
+@pytest.mark.parametrize("side, weight", [(0, 2.0), (7, 2.0), (2, 0.0)])
+def test_a_square_that_does_not_fit_is_one_line(side, weight):
+  with pytest.raises(errors.UserError, match=r"config\.centre has side="):
+    autoencoding.pixel_weights(with_centre(side, weight))
+
+
 @pytest.mark.parametrize(
   "changes, message",
   [

@@ -130,3 +130,29 @@ def test_next_frame_hides_all_from_the_target_on_and_judges_only_the_target():
 def test_an_invalid_mask_config_raises_an_error(changes, message):
   with pytest.raises(errors.UserError, match=message):
     masking.check(ml_collections.ConfigDict({**PAPER, **changes}))
+
+
+def test_noise_replaces_tokens_by_others_of_the_same_clip():
+  clips = np.arange(SHAPE[0])[:, None, None, None]
+  tokens = 1000 * clips + np.arange(np.prod(SHAPE[1:])).reshape(SHAPE[1:])
+  found = np.asarray(masking.corrupt(jax.random.key(0), tokens, 0.2))
+  assert found.shape == SHAPE
+  assert (found // 1000 == np.broadcast_to(clips, SHAPE)).all()
+  replaced = (found != tokens).mean((1, 2, 3))
+  # A share from 0 to 0.2 for each clip.
+  assert replaced.max() <= 0.27 and replaced.min() < 0.02
+  assert abs(replaced.mean() - 0.1) < 0.02
+  # Any place of the clip is a source.
+  assert len(np.unique(found % 1000)) == np.prod(SHAPE[1:])
+
+
+def test_no_noise_changes_nothing():
+  tokens = np.arange(np.prod(SHAPE)).reshape(SHAPE)
+  found = masking.corrupt(jax.random.key(0), tokens, 0.0)
+  np.testing.assert_array_equal(found, tokens)
+
+
+def test_a_share_of_noise_above_one_is_one_line():
+  config = ml_collections.ConfigDict({**PAPER, "noise": 1.5})
+  with pytest.raises(errors.UserError, match=r"config\.mask\.noise=1\.5"):
+    masking.check(config)
