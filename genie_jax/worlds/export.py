@@ -11,8 +11,8 @@ import numpy as np
 from absl import logging
 
 from genie_jax.core import buckets, errors, files, images
+from genie_jax.data import counterfactuals, sources
 from genie_jax.data import manifest as manifest_lib
-from genie_jax.data import sources
 from genie_jax.models import store
 from genie_jax.sampling import samplers
 from genie_jax.stages import registry
@@ -308,7 +308,13 @@ def _prompts(
 def _first_frames(
   folder: files.PathLike, shape: tuple[int, int, int], count: int
 ) -> np.ndarray:
-  """Returns the first frames of up to `count` evenly spaced windows."""
+  """Returns frames of clips to start from, uint8 [n, H, W, C].
+
+  If the clips have standing starts (`genie data procgen --standing`), they are
+  three quarters of the frames, each of another level as far as possible: a
+  player who stands with room on both sides shows at once what a button does.
+  The others are the first frames of evenly spaced windows.
+  """
   manifest = manifest_lib.Manifest.read(folder)
   manifest.check({"kind": "clips", "frame_shape": list(shape)})
   split = next(
@@ -323,6 +329,26 @@ def _first_frames(
     raise errors.UserError(
       f"{folder} has no clips; collect some, or give --prompts."
     )
+  standing = _standing_frames(folder, split, shape, count - count // 4)
   source = sources.WindowSource(folder, split, 1, keys=("frames",))
-  places = np.linspace(0, len(source), count, endpoint=False).astype(int)
-  return source.gather(np.unique(places))["frames"][:, 0]
+  places = np.linspace(
+    0, len(source), count - len(standing), endpoint=False
+  ).astype(int)
+  windows = source.gather(np.unique(places))["frames"][:, 0]
+  return np.concatenate([standing, windows])
+
+
+def _standing_frames(
+  folder: files.PathLike, split: str, shape: tuple[int, int, int], count: int
+) -> np.ndarray:
+  """Returns up to `count` standing starts of a split, uint8 [n, H, W, C]."""
+  at = counterfactuals.address(folder, counterfactuals.STANDING)
+  none = np.zeros((0, *shape), np.uint8)
+  if not count or not manifest_lib.exists(at):
+    return none
+  manifest = counterfactuals.read_manifest(at)
+  manifest.check({"frame_shape": list(shape)})
+  if split not in manifest.splits:
+    return none
+  found = counterfactuals.read(manifest, split, count, seed=0)
+  return np.stack([moment.history[-1] for moment in found]) if found else none

@@ -10,6 +10,7 @@ import PIL.Image
 import pytest
 
 from genie_jax.core import errors
+from genie_jax.data import counterfactuals, manifest, shards
 from genie_jax.models import store
 from genie_jax.sampling import maskgit, prepare
 from genie_jax.tokenizing import tokenize
@@ -113,6 +114,64 @@ def test_prompts_are_held_out_frames_of_the_clips(folder, clips):
   for path in paths:
     picture = np.asarray(PIL.Image.open(path))
     assert (picture == frames).all((1, 2, 3)).any()
+
+
+def write_standing(clips, levels):
+  """Adds a standing start to each level; its frames are the level's number."""
+  keys, frames, history = 2, 3, 2
+  folder = clips / counterfactuals.STANDING
+  episodes = []
+  with shards.ShardWriter(
+    folder / "validation" / shards.shard_name(0, 1)
+  ) as writer:
+    for record, level in enumerate(levels):
+      shown = np.full((frames, *tiny_world.SHAPE), level, np.uint8)
+      moment = counterfactuals.Moment(
+        level=level,
+        step=5,
+        history=shown[:history],
+        history_keys=np.zeros(history - 1, np.int32),
+        history_states=np.zeros((history, 5), np.float32),
+        keys=np.zeros((keys + 1, frames), np.int32),
+        distinct=shown[None],
+        future_of=np.zeros(keys + 1, np.int32),
+        states=np.zeros((keys + 1, frames, 5), np.float32),
+      )
+      writer.write(counterfactuals.pack(moment, 10))
+      episodes.append([level, record, 5, moment.num_frames])
+  manifest.Manifest(
+    kind=counterfactuals.KIND,
+    name="noise",
+    fps=10,
+    frame_shape=tiny_world.SHAPE,
+    frames_per_record=moment.num_frames,
+    splits={
+      "validation": manifest.split_summary(
+        [{**writer.entry, "episodes": episodes}],
+        sum(row[3] for row in episodes),
+      )
+    },
+    num_actions=keys,
+    made_by={
+      counterfactuals.KIND: counterfactuals.made_by(history, frames, keys)
+    },
+  ).write(folder)
+
+
+@pytest.mark.parametrize("count, standing", [(0, 0), (1, 1), (4, 3), (8, 5)])
+def test_most_prompts_are_standing_starts_where_there_are_some(
+  run, tmp_path, count, standing
+):
+  clips = tiny_world.write_clips(tmp_path / "clips", {"validation": [7]})
+  write_standing(clips, range(10, 15))
+  export.export([run], tmp_path / "world", prompts=clips, num_prompts=count)
+  paths = world_folder.load(tmp_path / "world").prompts
+  pictures = [np.asarray(PIL.Image.open(path)) for path in paths]
+  assert len(pictures) == count
+  colours = [np.unique(picture) for picture in pictures]
+  levels = [colour.item() for colour in colours[:standing]]
+  assert len(set(levels)) == standing and set(levels) <= set(range(10, 15))
+  assert all(len(colour) > 1 for colour in colours[standing:])
 
 
 def test_the_model_card_states_figures_and_no_local_paths(folder, run):
