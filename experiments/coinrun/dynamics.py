@@ -95,8 +95,11 @@ def sampling(mode: str) -> dict:
     refinements=common.pick(mode, full=25, smoke=2, tiny=8, small=8, gpu=16),
     schedule="cosine",
     order="random",
-    # At a lower temperature the hero often stays where he is (docs/worlds.md).
-    temperature=1.0,
+    # The hero stays where he is at a low temperature; at a high one, a model of
+    # few steps loses the picture (docs/worlds.md).
+    temperature=common.pick(
+      mode, full=1.0, smoke=1.0, tiny=0.7, small=1.0, gpu=1.0
+    ),
     choice_temperature=4.5,
   )
 

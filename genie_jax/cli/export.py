@@ -1,7 +1,9 @@
 """`genie export`: turns checkpoints into a world folder."""
 
 import argparse
+import json
 import sys
+from typing import Any
 
 _EXAMPLE = """\
 example:
@@ -74,6 +76,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="maximum number of bytes of weights per file (default: 5 GB)",
   )
   add(
+    "--sampling",
+    default=None,
+    metavar="LIST",
+    help="settings of the frame sampler in place of those of the training "
+    "config, for example temperature=0.7,top_p=0.9",
+  )
+  add(
     "--stablehlo",
     action="store_true",
     help="also write encode, reset, step and decode as StableHLO programs "
@@ -108,6 +117,7 @@ def run(args: argparse.Namespace) -> int:
     name=args.name,
     metrics=metrics,
     buttons=named,
+    sampling=settings(args.sampling) if args.sampling else None,
     shard_bytes=args.shard_bytes,
     write_programs=exporter.write if args.stablehlo else None,
   )
@@ -118,6 +128,29 @@ def run(args: argparse.Namespace) -> int:
     f"fingerprint {manifest['fingerprint'][:12]}."
   )
   return 0
+
+
+def settings(text: str) -> dict[str, Any]:
+  """Returns the settings that `--sampling` lists.
+
+  Raises:
+    UserError: A setting is not of the form NAME=VALUE.
+  """
+  from genie_jax.core import errors
+
+  found: dict[str, Any] = {}
+  for item in text.split(","):
+    name, equals, value = item.strip().partition("=")
+    if not (name and equals and value):
+      raise errors.UserError(
+        f"--sampling {text[:40]!r}: {item.strip()[:20]!r} is not a setting "
+        "such as temperature=0.7."
+      )
+    try:
+      found[name] = json.loads(value)
+    except json.JSONDecodeError:
+      found[name] = value  # A word, such as "confidence".
+  return found
 
 
 def main() -> int:

@@ -71,23 +71,24 @@ class MaskGIT:
     if made.order not in ORDERS:
       raise errors.UserError(
         f"sampling.order is {made.order!r}"
-        f"{errors.closest(made.order, ORDERS)}; use one of "
+        f"{errors.closest(str(made.order), ORDERS)}; use one of "
         f"{', '.join(ORDERS)}."
       )
     for name in ("temperature", "choice_temperature"):
       value = fields.get(name, 1.0)
-      if not 0 <= value < float("inf"):
+      if not isinstance(value, int | float) or not 0 <= value < float("inf"):
         raise errors.UserError(
-          f"sampling.{name} is {value}; it must be 0 or more."
+          f"sampling.{name} is {value!r}; it must be a number of 0 or more."
         )
     if type(made.top_k) is not int or made.top_k < 0:
       raise errors.UserError(
         f"sampling.top_k is {made.top_k}; give a whole number of tokens, "
         "or 0 for all."
       )
-    if not 0 < made.top_p <= 1:
+    if not isinstance(made.top_p, int | float) or not 0 < made.top_p <= 1:
       raise errors.UserError(
-        f"sampling.top_p is {made.top_p}; it must be above 0 and at most 1."
+        f"sampling.top_p is {made.top_p!r}; it must be a number above 0 and at "
+        "most 1."
       )
     return made
 

@@ -45,6 +45,7 @@ def export(
   name: str = "",
   metrics: Mapping[str, Any] | None = None,
   buttons: Sequence[Mapping[str, Any]] = (),
+  sampling: Mapping[str, Any] | None = None,
   shard_bytes: int = tensor_files.SHARD_BYTES,
   write_programs: world_folder.WritePrograms | None = None,
 ) -> dict[str, Any]:
@@ -67,6 +68,8 @@ def export(
     name: Name of the world; by default that of the folder.
     metrics: Figures for the manifest, for example those of `genie eval`.
     buttons: What the buttons do, from `buttons.from_metrics`.
+    sampling: Settings of the frame sampler that take the place of those of the
+      training config.
     shard_bytes: Maximum bytes of tensors per file.
     write_programs: Also writes the models as programs, for example
       `ports.stablehlo.exporter.write`.
@@ -75,8 +78,9 @@ def export(
     The manifest.
 
   Raises:
-    UserError: Models are missing or do not fit together, `out` is not empty
-      and not a world, or there is not enough disk space.
+    UserError: Models are missing or do not fit together, the sampler has no
+      such setting, `out` is not empty and not a world, or there is not enough
+      disk space.
   """
   out = buckets.disk(out, "--out")
   name = name or out.resolve().name
@@ -113,7 +117,7 @@ def export(
       {key: parts[key] for key in sorted(parts)},
       name=name,
       actions=actions,
-      sampling=_sampling(config),
+      sampling=_sampling(config, sampling or {}),
       slide=config.get("slide"),
       prompts=frames,
       dtype=dtype,
@@ -221,9 +225,13 @@ def _complete(parts: dict[str, store.Part], config: Mapping[str, Any]) -> None:
       )
 
 
-def _sampling(config: Mapping[str, Any]) -> dict[str, Any]:
+def _sampling(
+  config: Mapping[str, Any], changes: Mapping[str, Any]
+) -> dict[str, Any]:
   fields = dict(config["sampling"])
-  samplers.make(fields)  # Invalid fields raise now, not when it is played.
+  # Invalid fields raise now, not when it is played.
+  samplers.replace(samplers.make(fields), changes)
+  fields |= changes
   if fields.get("name") == samplers.DEFAULT:
     del fields["name"]  # In a world, no name means the default sampler.
   return fields

@@ -204,7 +204,10 @@ def test_a_new_temperature_does_not_recompile():
   "fields, message",
   (
     ({"temprature": 1.0}, "did you mean 'temperature'"),
-    ({"temperature": -1.0}, "must be 0 or more"),
+    ({"temperature": -1.0}, "number of 0 or more"),
+    ({"temperature": "warm"}, "'warm'; it must be a number"),
+    ({"top_p": "most"}, "'most'; it must be a number"),
+    ({"order": 3}, "use one of random"),
     ({"order": "sorted"}, "use one of random, confidence"),
     ({"refinements": 0}, "at least 1"),
     ({"refinements": 8.0}, "give a whole number"),

@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from genie_jax.cli import export as export_cli
 from genie_jax.core import errors
 from genie_jax.data import counterfactuals, manifest, shards
 from genie_jax.models import store
@@ -132,7 +133,7 @@ def write_standing(clips, levels):
         history=shown[:history],
         history_keys=np.zeros(history - 1, np.int32),
         history_states=np.zeros((history, 5), np.float32),
-        keys=np.zeros((keys + 1, frames), np.int32),
+        keys=np.int32([[0] * frames, [1] * frames, [0] * frames]),
         distinct=shown[None],
         future_of=np.zeros(keys + 1, np.int32),
         states=np.zeros((keys + 1, frames, 5), np.float32),
@@ -152,6 +153,7 @@ def write_standing(clips, levels):
       )
     },
     num_actions=keys,
+    action_aliases={},
     made_by={
       counterfactuals.KIND: counterfactuals.made_by(history, frames, keys)
     },
@@ -172,6 +174,34 @@ def test_most_prompts_are_standing_starts_where_there_are_some(
   levels = [colour.item() for colour in colours[:standing]]
   assert len(set(levels)) == standing and set(levels) <= set(range(10, 15))
   assert all(len(colour) > 1 for colour in colours[standing:])
+
+
+def test_the_sampler_of_the_config_can_be_changed(run, tmp_path):
+  export.export(
+    [run], tmp_path / "world", num_prompts=0, sampling={"temperature": 0.25}
+  )
+  made = world_folder.load(tmp_path / "world").world
+  assert made.sampling.temperature == 0.25
+  with pytest.raises(errors.UserError, match="warmth=2 does not apply"):
+    export.export([run], tmp_path / "other", sampling={"warmth": 2})
+  assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+  "text, wanted",
+  [
+    ("temperature=0.5", {"temperature": 0.5}),
+    ("order=confidence, top_k=8", {"order": "confidence", "top_k": 8}),
+  ],
+)
+def test_settings_of_the_sampler_are_parsed(text, wanted):
+  assert export_cli.settings(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["temperature", "=1", "top_k=", "a=1,,b=2"])
+def test_a_setting_without_a_name_or_value_is_one_line(text):
+  with pytest.raises(errors.UserError, match="is not a setting such"):
+    export_cli.settings(text)
 
 
 def test_the_model_card_states_figures_and_no_local_paths(folder, run):
