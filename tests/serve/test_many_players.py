@@ -1,5 +1,6 @@
 """Tests of several players: order, fairness, isolation, limits."""
 
+import contextlib
 import json
 import random
 import threading
@@ -195,8 +196,10 @@ def test_a_flood_of_messages_is_dropped_and_then_disconnected(host):
   with Player(host) as player:
     player.start()
     with pytest.raises(exceptions.ConnectionClosed) as closed:
-      for _ in range(3000):
-        player.send(type="ping", time=1)
+      # The server may close before all are sent; what it said is still read.
+      with contextlib.suppress(exceptions.ConnectionClosed):
+        for _ in range(3000):
+          player.send(type="ping", time=1)
       while True:
         player.take()
     assert closed.value.rcvd.code == 1008

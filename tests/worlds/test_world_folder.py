@@ -352,7 +352,7 @@ def reconfigure(folder, keys, value):
     (("dtype",), "float64", "dtype='float64' is unknown"),
     (("actions",), "joystick", 'must have "actions"'),
     (("sampling",), {"refinements": 0}, "must be at least 1"),
-    (("sampling",), {"temperature": "hot"}, "a value of the wrong type"),
+    (("sampling",), {"temperature": "hot"}, "hot.; it must be a number"),
     (("slide",), {"mode": "sideways"}, "slide.mode is 'sideways'"),
     (("parts", "dynamics"), [], "not a group of fields"),
     (("parts", "dynamics", "world", "width"), 10**9, "out of range"),
