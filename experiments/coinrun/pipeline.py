@@ -228,7 +228,10 @@ def commands(
       f"--config.data.path={tokens}",
       *([f"--config.world.num_latent_actions={_BUTTONS}"] if buttons else []),
     ],
-    "export": export("world", "dynamics"),
+    # With buttons, the LAM is the copy in the folder of tokens.
+    "export": export(
+      "world", "tokenizer", *([] if buttons else ["lam"]), "dynamics"
+    ),
     "rollout": [
       "sample",
       "--world",
