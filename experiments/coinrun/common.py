@@ -5,7 +5,7 @@ Modes:
   smoke  a few steps in seconds, to check that everything runs
   tiny   `make demo`: all stages within 25 minutes on two CPU cores
   small  within 75 minutes on two CPU cores
-  large  planned for about eight hours on two CPU cores; not measured
+  large  a few hours on one or two CPU cores (docs/worlds.md)
   gpu    planned for one GPU with 24 GB and about eight hours; not measured
          (docs/gpu.md)
 

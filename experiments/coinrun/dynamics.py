@@ -26,9 +26,11 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   config.model = model(mode)
   config.mask, config.sampling = mask(mode), sampling(mode)
   config.start = start(mode)
-  config.data.batch_size = pick(full=36, smoke=4, tiny=8, small=8, gpu=16)
+  config.data.batch_size = pick(
+    full=36, smoke=4, tiny=8, small=8, large=4, gpu=16
+  )
   config.steps = pick(
-    full=200_000, smoke=4, tiny=1200, small=1800, large=8000, gpu=20_000
+    full=200_000, smoke=4, tiny=1200, small=1800, large=4000, gpu=20_000
   )
   config.optimizer = optimizer(mode, config.steps)
   return config
@@ -53,7 +55,7 @@ def model(mode: str) -> dict:
         smoke=dict(layers=1, width=32, heads=2),
         tiny=dict(layers=4, width=128, heads=4),
         small=dict(layers=4, width=128, heads=4),
-        large=dict(layers=4, width=192, heads=6),
+        large=dict(layers=4, width=160, heads=5),
         gpu=dict(layers=10, width=512, heads=8),
       ),
     ),

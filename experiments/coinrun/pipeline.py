@@ -3,7 +3,7 @@ r"""Runs all commands of the README in order, from no data to a CoinRun world.
 Run:     python -m experiments.coinrun.pipeline --mode tiny --out runs/demo
          python -m experiments.coinrun.pipeline --mode small --out DIR
          python -m experiments.coinrun.pipeline --mode large --out DIR
-         (hours on two CPU cores; not measured)
+         (hours on one or two CPU cores, docs/worlds.md)
          python -m experiments.coinrun.pipeline --mode gpu --out DIR
          (one GPU; planned and not measured, see docs/gpu.md)
          add `--game NAME` for another game of procgen (docs/games.md)

@@ -51,7 +51,7 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
     commitment=pick(full=0.25, smoke=0.02, tiny=0.02, small=0.02, gpu=0.08),
   )
   # The hero is in the middle of the frame, and about five pixels wide.
-  config.centre = dict(side=12, weight=1.0)
+  config.centre = dict(side=12, weight=3.0 if mode == "large" else 1.0)
   config.quantizer = common.quantizer()
   config.codebook = common.codebook(mode)
   config.data.batch_size = pick(
@@ -59,7 +59,7 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   )
   config.data.num_frames = config.world.num_frames
   config.steps = pick(
-    full=300_000, smoke=4, tiny=300, small=1200, large=4000, gpu=15_000
+    full=300_000, smoke=4, tiny=300, small=1200, large=2000, gpu=15_000
   )
   config.optimizer = common.laptop_adamw(1e-3, config.steps)
   if mode == "gpu":
