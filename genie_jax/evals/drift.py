@@ -23,13 +23,12 @@ from typing import Any
 
 import numpy as np
 
-from genie_jax.evals import codebook, intervals, long_clips, metric
+from genie_jax.evals import codebook, identity, intervals, long_clips, metric
 
 HORIZONS = (16, 64, 160)
 SPAN = metric.DRIFT_SPAN  # S; figures after t frames are of S frames up to t.
 REFERENCES = 8  # Windows of a level's other frames.
 RARE_SHARE = 0.01  # The rarest codes, which make up this share of real tokens.
-_QUANTILES = 64
 _CROP = 4  # The hero's crop has a quarter of the frame's height and width.
 _MOST = 100.0  # Ratios are limited to this; the real figure may be 0.
 ROWS = ("world", "tokenizer", "frozen", "other_level")
@@ -83,21 +82,6 @@ class Level:
   rare: np.ndarray
 
 
-def palette(frames: np.ndarray) -> np.ndarray:
-  """Returns the quantiles of each channel, float [n, C, Q].
-
-  The mean absolute difference of two is the Wasserstein distance of the
-  channels' histograms, in 8-bit levels.
-
-  Args:
-    frames: uint8 [n, H, W, C].
-  """
-  pixels = frames.reshape(len(frames), -1, frames.shape[-1])
-  middles = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
-  places = (middles * pixels.shape[1]).astype(int)
-  return np.sort(pixels, 1)[:, places].swapaxes(1, 2).astype(np.float64)
-
-
 def centre(frames: np.ndarray) -> np.ndarray:
   """Returns the middle quarter of height and width, float [n, h', w', C].
 
@@ -148,7 +132,7 @@ def describe(frames: np.ndarray, tokens: np.ndarray, rare: np.ndarray) -> Level:
     rare: bool [V].
   """
   counts = codebook.counts(tokens, len(rare))
-  return Level(palette(frames), centre(frames), counts, rare)
+  return Level(identity.palette(frames), centre(frames), counts, rare)
 
 
 def figures(found: Stretch, level: Level) -> dict[str, float]:
@@ -159,7 +143,7 @@ def figures(found: Stretch, level: Level) -> dict[str, float]:
     level: The level that it should look like.
   """
   frames = found.frames[1:]
-  colours, crops = palette(frames), centre(frames)
+  colours, crops = identity.palette(frames), centre(frames)
   apart = np.abs(colours[:, None] - level.palettes).mean((2, 3))  # [S, K]
   squared = np.square(crops[:, None] - level.crops).mean((2, 3, 4))  # [S, K]
   contrast = [np.abs(np.diff(crops, axis=axis)).mean() for axis in (1, 2)]
@@ -167,7 +151,7 @@ def figures(found: Stretch, level: Level) -> dict[str, float]:
   return {
     "palette": float(apart.min(1).mean()),
     "palette_from_first": float(
-      np.abs(colours - palette(found.first[None])).mean()
+      np.abs(colours - identity.palette(found.first[None])).mean()
     ),
     "tokens": divergence(
       codebook.counts(found.tokens, len(level.rare)), level.token_counts
@@ -275,7 +259,7 @@ def measure(work: metric.Work) -> metric.Result:
     np.arange(count, dtype=np.int32),
     options.seed + 3,
   )
-  found, shown = {}, {}
+  found, shown, kept = {}, {}, {}
   firsts = subject.decode(real_tokens[:, :1])[:, 0]
   for t in after:
     # A frame is decoded with the T - 1 frames before it.
@@ -284,6 +268,9 @@ def measure(work: metric.Work) -> metric.Result:
     world = subject.decode(drawn[:, piece])[:, -SPAN - 1 :]
     shown[t] = world[:, -1]
     there = np.flatnonzero(clips.lengths > t)
+    kept[t] = _identity(
+      firsts, world[:, 1:], rebuilt[:, 1:], there, clips.levels, options.seed
+    )
     if len(there) < 2:  # No interval, and no other level.
       continue
     last = slice(t - SPAN, t + 1)
@@ -317,7 +304,25 @@ def measure(work: metric.Work) -> metric.Result:
         seed=options.seed,
       ),
     }
-  return _result(clips, after, found, shown, firsts)
+  return _result(clips, after, found, shown, firsts, kept)
+
+
+def _identity(firsts, world, rebuilt, there, levels, seed) -> dict[str, Any]:
+  """Returns how often players keep their colours, as intervals.
+
+  "tokenizer" is of the real clips `there`, None if there are fewer than two.
+  """
+
+  def share(rows, ends):
+    found = identity.kept(firsts[rows], ends[rows])
+    return intervals.ratio(found, np.ones(len(rows)), levels[rows], seed=seed)
+
+  everyone = np.arange(len(levels))
+  return {
+    "levels": len(levels),
+    "world": share(everyone, world),
+    "tokenizer": share(there, rebuilt) if len(there) > 1 else None,
+  }
 
 
 def _encode(work: metric.Work, frames: np.ndarray) -> np.ndarray:
@@ -335,6 +340,7 @@ def _result(
   found: Mapping[str, Any],
   shown: Mapping[int, np.ndarray],
   firsts: np.ndarray,
+  colours: Mapping[int, Mapping[str, Any]],
 ) -> metric.Result:
   details = {
     "frames": after[-1],
@@ -343,8 +349,14 @@ def _result(
     "reference_frames": clips.references.shape[1] * clips.references.shape[2],
     "span": SPAN,
     "horizons": found,
+    "identity": {str(t): part for t, part in colours.items()},
   }
-  headline, rows = {}, []
+  last = colours[after[-1]]["world"]
+  identity_figures = {
+    "palette_share": last.value,
+    "palette_share_low": last.low,
+  }
+  headline, rows = {}, [_identity_row(t, part) for t, part in colours.items()]
   for t, part in found.items():
     likeness = part["likeness"]
     world = likeness["world"]
@@ -370,7 +382,7 @@ def _result(
   kept = slice(0, 4)
   return metric.Result(
     details,
-    headline,
+    {**headline, **identity_figures},
     tuple(rows),
     {
       "drift_world": np.stack(
@@ -378,6 +390,23 @@ def _result(
       ),
       "drift_real": clips.frames[kept][:, [0, *after]],
     },
+  )
+
+
+def _identity_row(t: int, found: Mapping[str, Any]) -> metric.Row:
+  world, rebuilt = found["world"], found["tokenizer"]
+  return metric.Row(
+    f"Long rollouts, the player's own colours after {t} frames",
+    f"{100 * world.value:.0f} %",
+    f"{100 * world.low:.0f} to {100 * world.high:.0f} %",
+    "chance 50 %, frozen 100 %"
+    + (
+      f", the game after the tokenizer {100 * rebuilt.value:.0f} %"
+      if rebuilt is not None
+      else ""
+    ),
+    "Nearer to those of his own start than to those of a level in which the "
+    f"player looks different; {found['levels']} levels.",
   )
 
 

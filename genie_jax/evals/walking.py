@@ -14,6 +14,10 @@ world's. Five things are tried:
   there and back  right, then left until the player has returned: the picture
                   is nearer to the start than to the start of another level
 
+A world whose picture falls apart can move as fast as the game. So the player's
+colours at the end of the walk there and back are compared with those at its
+start (`identity`).
+
 Which button is meant is not known. For each thing it is the one that does it
 most often in the first half of the levels; it is judged in the second half, and
 the other way around, so that the choice cannot flatter.
@@ -31,7 +35,13 @@ import numpy as np
 from genie_jax.core import errors
 from genie_jax.data import counterfactuals as data_lib
 from genie_jax.data import manifest as manifest_lib
-from genie_jax.evals import evaluated_world, intervals, metric, scroll
+from genie_jax.evals import (
+  evaluated_world,
+  identity,
+  intervals,
+  metric,
+  scroll,
+)
 
 HELD = 12  # Frames for which a button is held.
 SPEED = 1.0  # Pixels per frame that count as walking.
@@ -41,6 +51,7 @@ LANDING = 20  # Frames after which the player must be down again.
 LIFT = 6.0  # Pixels that count as a jump.
 LANDED = 2.0  # Pixels from the start that count as down again.
 NEARER = 3.0  # dB that the picture must be nearer to its own start.
+_LAST = 8  # Frames at the end of a walk whose colours are compared.
 ROLES = ("right", "left", "jump", "rest")
 # Role -> (horizontal, jump) of the key that does it, in `made_by["keys"]`.
 _KEYS = {"right": (1, 0), "left": (-1, 0), "jump": (0, 1), "rest": (0, 0)}
@@ -118,6 +129,8 @@ class Tried:
       world and in the game.
     tokenizer: Role -> bool [M], whether the game's frames after the tokenizer
       are read as doing it.
+    colours: float [M], how often the player at the end of these rollouts is
+      nearest to his own start (`identity.kept`).
     shown: uint8 [M, F, H, W, C], the rollouts there and back.
   """
 
@@ -127,6 +140,7 @@ class Tried:
   game: Mapping[str, np.ndarray]
   speed: Mapping[str, np.ndarray]
   tokenizer: Mapping[str, np.ndarray]
+  colours: np.ndarray
   shown: np.ndarray
 
 
@@ -213,6 +227,7 @@ def try_out(
       for role in ("right", "left")
     },
     {role: does(part)[role] for role, part in rebuilt.items()},
+    identity.kept(walk[:, 0], walk[:, -_LAST:]),
     walk,
   )
 
@@ -254,8 +269,8 @@ def summary(tried: Tried, *, seed: int) -> dict[str, Any]:
     "shares" and "tokenizer", name -> Interval: of the moments in which the
     game's key does the same, for "there_and_back" that to the right. "moments",
     name -> how many these are. "speed", "right" and "left" -> {"world",
-    "game", "ratio"}, where "ratio" is an Interval. "buttons", role -> chosen
-    ones.
+    "game", "ratio"}, where "ratio" is an Interval. "colours", Interval of the
+    mean of `Tried.colours`. "buttons", role -> chosen ones.
   """
   share = lambda done, counted: intervals.ratio(
     done & counted, counted, tried.levels, seed=seed
@@ -281,6 +296,9 @@ def summary(tried: Tried, *, seed: int) -> dict[str, Any]:
     },
     "moments": {name: int(part.sum()) for name, part in counted.items()},
     "speed": speed,
+    "colours": intervals.ratio(
+      tried.colours, np.ones(len(tried.levels)), tried.levels, seed=seed
+    ),
     "buttons": {
       role: np.unique(part).tolist() for role, part in tried.buttons.items()
     },
@@ -341,7 +359,11 @@ def measure(work: metric.Work) -> metric.Result:
     seed=options.seed,
   )
   result = summary(tried, seed=options.seed)
-  headline = {}
+  colours = result["colours"]
+  headline = {
+    "walking_colours": colours.value,
+    "walking_colours_low": colours.low,
+  }
   for name, part in result["shares"].items():
     headline |= {f"walking_{name}": part.value, f"walking_{name}_low": part.low}
   for role, part in result["speed"].items():
@@ -414,4 +436,15 @@ def _rows(result: Mapping[str, Any]) -> tuple[metric.Row, ...]:
         note,
       )
     )
+  colours = result["colours"]
+  rows.append(
+    metric.Row(
+      "There and back: the player's own colours at the end",
+      f"{100 * colours.value:.0f} %",
+      f"{100 * colours.low:.0f} to {100 * colours.high:.0f} %",
+      "chance 50 %, frozen 100 %",
+      "Nearer to those of his own start than to those of a start in which the "
+      "player looks different.",
+    )
+  )
   return tuple(rows)

@@ -162,15 +162,6 @@ def test_rare_codes_make_up_at_most_their_share():
   assert counts[rare].sum() <= drift.RARE_SHARE * counts.sum()
 
 
-def test_the_distance_of_palettes_is_the_shift_of_their_colours():
-  frames = np.random.default_rng(0).integers(
-    0, 200, (1, 16, 16, 3), dtype=np.uint8
-  )
-  moved = frames[:, ::-1, ::-1] + np.array([30, 0, 0], np.uint8)
-  apart = np.abs(drift.palette(frames) - drift.palette(moved)).mean((0, 2))
-  np.testing.assert_array_equal(apart, [30, 0, 0])
-
-
 def test_the_centre_is_the_middle_quarter():
   frames = np.zeros((1, 64, 64, 3), np.uint8)
   frames[:, 24:40, 24:40] = 7
