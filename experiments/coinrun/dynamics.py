@@ -30,7 +30,7 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
     full=36, smoke=4, tiny=8, small=8, large=4, gpu=16
   )
   config.steps = pick(
-    full=200_000, smoke=4, tiny=1200, small=1800, large=4000, gpu=20_000
+    full=200_000, smoke=4, tiny=1200, small=1800, large=3500, gpu=20_000
   )
   config.optimizer = optimizer(mode, config.steps)
   return config

@@ -59,7 +59,7 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   )
   config.data.num_frames = config.world.num_frames
   config.steps = pick(
-    full=300_000, smoke=4, tiny=300, small=1200, large=2000, gpu=15_000
+    full=300_000, smoke=4, tiny=300, small=1200, large=1200, gpu=15_000
   )
   config.optimizer = common.laptop_adamw(1e-3, config.steps)
   if mode == "gpu":

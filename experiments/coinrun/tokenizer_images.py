@@ -29,7 +29,7 @@ def get_config(mode: str = "tiny") -> ml_collections.ConfigDict:
   config.data.num_frames = 1
   pick = lambda **values: common.pick(mode, **values)
   config.data.batch_size = pick(smoke=8, tiny=32, small=32, gpu=256)
-  config.steps = pick(smoke=4, tiny=800, small=4000, large=5000, gpu=4000)
+  config.steps = pick(smoke=4, tiny=800, small=4000, large=3500, gpu=4000)
   config.optimizer = common.laptop_muon(4e-3, config.steps)
   if mode == "gpu":
     config.optimizer = common.laptop_muon(
