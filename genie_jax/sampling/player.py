@@ -173,7 +173,11 @@ class State:
       which = "being traced"
     elif not isinstance(number, jax.Array) or number.shape:
       which = "of several players or of other leaves"
-    elif number.is_deleted():
+    # Any of them: a step may leave an array whose value was read.
+    elif any(
+      isinstance(leaf, jax.Array) and leaf.is_deleted()
+      for leaf in jax.tree.leaves(self)
+    ):
       which = "used up by a step"
     else:
       which = f"at frame {int(number) - 1}"
