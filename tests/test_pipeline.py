@@ -1,6 +1,7 @@
 """Tests the pipeline of `make demo` at its smallest size."""
 
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import genie_jax
+from experiments.coinrun import world_figures
 
 
 @pytest.mark.slow
@@ -33,3 +35,43 @@ def test_the_smoke_mode_makes_a_world_with_figures(tmp_path):
   world = genie_jax.load_world(tmp_path / "world")
   _, frame = world.step(world.reset(np.zeros((64, 64, 3), np.uint8)), 1)
   assert frame.shape == (64, 64, 3) and frame.dtype == np.uint8
+
+
+def test_figures_of_a_world_are_found_in_its_evaluation(tmp_path, capsys):
+  results = (
+    pathlib.Path(world_figures.__file__).parent / "results" / "tiny.json"
+  )
+  out = tmp_path / "world.json"
+  world_figures.main([str(results), "--seeds", "3", "--out", str(out)])
+  found, metrics = json.loads(out.read_text()), json.loads(results.read_text())
+  assert found["seeds"] == [3]
+  assert found["details"] == metrics["details"]
+  assert found["counterfactual_match"] == metrics["counterfactual_score"]
+  assert found["hero_psnr"] == metrics["centre_psnr"]
+  assert found["attainable_action_nmi"] > found["action_nmi"]
+  # Of the demo, only these are not measured.
+  missing = {name for name, value in found.items() if value is None}
+  assert missing == {
+    "hero_psnr_before",
+    "true_actions_counterfactual_match",
+    "true_actions_counterfactual_low",
+    "true_actions_delta_previous_psnr",
+    "kvd",
+    "kvd_low",
+    "kvd_high",
+    "reconstruction_kvd",
+    "frozen_kvd",
+    "kvd_share",
+    "palette_share",
+  }
+  assert "palette_share" in capsys.readouterr().out
+
+
+def test_the_share_of_kvd_lies_between_tokenizer_and_frozen_frames():
+  rows = {"world": 3.0, "tokenizer": 1.0, "frozen": 21.0}
+  metrics = {
+    "details": {
+      "fvd": {"rows": {row: {"kvd": {"value": x}} for row, x in rows.items()}}
+    }
+  }
+  assert world_figures.figures(metrics)["kvd_share"] == pytest.approx(0.1)

@@ -42,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="world trained with config.actions=true, to compare with",
   )
   add(
+    "--baseline-world",
+    metavar="DIR",
+    help="another world, for example an older one, whose tokenizer is compared "
+    "on the same clips",
+  )
+  add(
     "--workdir",
     action="append",
     default=[],
@@ -216,6 +222,9 @@ def run(args: argparse.Namespace) -> int:
         f"{other.world.actions} actions; give a world that was trained with "
         "config.actions=true."
       )
+  baseline = None
+  if args.baseline_world:
+    baseline = world_folder.load(download.local(args.baseline_world))
   results = run_lib.evaluate(
     _subject(found),
     args.clips,
@@ -236,6 +245,7 @@ def run(args: argparse.Namespace) -> int:
       counterfactuals=args.counterfactuals,
     ),
     true_actions=_subject(other) if other else None,
+    baseline=_subject(baseline) if baseline else None,
   )
   metrics = report.write(
     args.out,
@@ -262,6 +272,7 @@ def _command(args: argparse.Namespace) -> str:
     "clips",
     "out",
     "true_actions_world",
+    "baseline_world",
     "workdir",
     "timings",
     "split",

@@ -19,6 +19,7 @@ from genie_jax.evals import (
   counterfactuals,
   evaluated_world,
   metric,
+  reconstruction,
   registry,
   standard,
 )
@@ -48,6 +49,7 @@ def evaluate(
   options: metric.Options,
   *,
   true_actions: evaluated_world.Subject | None = None,
+  baseline: evaluated_world.Subject | None = None,
 ) -> Results:
   """Evaluates a world on held-out clips.
 
@@ -56,6 +58,8 @@ def evaluate(
     folder: A clips folder; baselines use its train split.
     options: How much data to use.
     true_actions: A world trained on true actions, for comparison.
+    baseline: Any world, for example an older one, whose tokenizer is compared
+      on the same clips.
 
   Raises:
     UserError: The clips have another shape, or too few levels.
@@ -132,6 +136,9 @@ def evaluate(
     details["true_actions"], more = _true_actions(work, true_actions)
     rows += more
     seconds["true_actions"] = time.monotonic() - started
+  if baseline is not None:
+    details["baseline"], row = _baseline(work, baseline)
+    rows += (row,)
   metrics = {
     **_headline(details),
     **headline,
@@ -224,6 +231,51 @@ def _true_actions(
   return {**found, "counterfactuals": compared.details}, tuple(
     dataclasses.replace(row, name=f"{row.name} (world on true actions)")
     for row in compared.rows
+  )
+
+
+def _baseline(
+  work: metric.Work, subject: evaluated_world.Subject
+) -> tuple[dict[str, Any], metric.Row]:
+  """Measures what another world's tokenizer makes of the same clips.
+
+  Its window may have another length; then it encodes the clips in pieces.
+  """
+  if subject.frame_shape != work.subject.frame_shape:
+    raise errors.UserError(
+      f"The baseline world has frames of {subject.frame_shape}, this one of "
+      f"{work.subject.frame_shape}; give a world of the same size."
+    )
+  truth, levels = work.clips.frames, work.clips.levels
+  rebuilt = evaluated_world.reconstruct(subject, truth)
+  centre = reconstruction.centre
+  psnr = lambda part: reconstruction.pooled_psnr(
+    reconstruction.clip_errors(part(truth), part(rebuilt)),
+    levels,
+    seed=work.options.seed,
+  )
+  gain = lambda part: reconstruction.margin(
+    reconstruction.clip_errors(part(truth), part(work.rebuilt)),
+    reconstruction.clip_errors(part(truth), part(rebuilt)),
+    levels,
+    seed=work.options.seed,
+  )
+  whole = lambda frames: frames
+  found = {
+    "fingerprint": subject.fingerprint,
+    "tokenizer_psnr": psnr(whole),
+    "centre_psnr": psnr(centre),
+    "margin": gain(whole),
+    "centre_margin": gain(centre),
+  }
+  more = found["centre_margin"]
+  return found, metric.Row(
+    "Middle of the frame, PSNR above the baseline world's tokenizer",
+    f"{more.value:+.2f} dB",
+    f"{more.low:+.2f} to {more.high:+.2f} dB",
+    f"the baseline {found['centre_psnr'].value:.2f} dB; whole frames "
+    f"{found['tokenizer_psnr'].value:.2f} dB",
+    f"World {subject.fingerprint[:12]}, on the same clips.",
   )
 
 

@@ -194,3 +194,33 @@ def test_clips_too_short_for_four_drawn_frames_are_refused():
       np.arange(2),
       seed=0,
     )
+
+
+def test_a_baseline_world_is_compared_on_the_same_clips(clips):
+  world = grey_game.world(True)
+
+  def darker(tokens):
+    return (world.decode(tokens) // 2).astype(np.uint8)
+
+  worse = dataclasses.replace(world, decode=darker, fingerprint="b" * 64)
+  found = run.evaluate(world, clips, grey_game.OPTIONS, baseline=worse)
+  baseline = found.metrics["details"]["baseline"]
+  own = found.metrics["details"]["reconstruction"]
+  assert baseline["fingerprint"] == "b" * 64
+  assert baseline["margin"]["value"] == pytest.approx(
+    own["tokenizer_psnr"]["value"] - baseline["tokenizer_psnr"]["value"]
+  )
+  assert baseline["centre_margin"]["low"] > 0
+  assert any("baseline" in row.name for row in found.rows)
+  # Its window may be shorter than the clips.
+  short = dataclasses.replace(world, num_frames=4)
+  equal = run.evaluate(world, clips, grey_game.OPTIONS, baseline=short)
+  assert equal.metrics["details"]["baseline"]["margin"]["value"] == 0
+
+
+def test_a_baseline_world_of_another_size_is_refused(clips):
+  other = dataclasses.replace(grey_game.world(True), frame_shape=(8, 8, 3))
+  with pytest.raises(errors.UserError, match="of the same size"):
+    run.evaluate(
+      grey_game.world(True), clips, grey_game.OPTIONS, baseline=other
+    )
