@@ -12,6 +12,7 @@ _EXAMPLE = """\
 examples:
   genie play
   genie play --world runs/demo/world
+  genie play --world runs/demo/world --world coinrun
 
 The command prints an address to open in a browser on this machine. Other
 machines can connect only with --host; see docs/play.md for playing over a
@@ -28,11 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
   add(
     "--world",
+    action="append",
     default=None,
     metavar="DIR",
     help="a folder that `genie export` wrote; the name of a shipped world; or "
-    "an address: https://..., gs://..., s3://... or hf://... (default: "
-    f"{shipped.DEFAULT}, the world that ships with this package)",
+    "an address: https://..., gs://..., s3://... or hf://...; may be repeated, "
+    f"and the page then offers a choice (default: {shipped.DEFAULT}, the world "
+    "that ships with this package)",
   )
   add(
     "--host",
@@ -61,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=int,
     default=16,
     metavar="N",
-    help="maximum number of players (default: 16)",
+    help="maximum number of players of each world (default: 16)",
   )
   add(
     "--session-minutes",
@@ -122,30 +125,33 @@ def run(args: argparse.Namespace) -> int:
   from genie_jax.serve import server
   from genie_jax.worlds import download, program_cache, world_folder
 
-  world = shipped.default() if args.world is None else args.world
-  folder = download.local(world)
-  world_folder.read_manifest(folder)
+  given = args.world or [shipped.DEFAULT]
+  if twice := sorted({name for name in given if given.count(name) > 1}):
+    raise errors.UserError(f"--world {twice[0]} is given twice; give it once.")
+  worlds = [shipped.default()] if args.world is None else given
+  for world in worlds:
+    world_folder.read_manifest(download.local(world))
+  engines = []
   with server.bind(args.host, args.port) as taken:
-    began = time.monotonic()
-    say(
-      f"Loading {args.world or shipped.DEFAULT}; the first start compiles it "
-      "for this machine."
-    )
     program_cache.enable()
-    with device_options(args) as held:
-      engine = engine_lib.open_world(
-        world, refinements=args.refinements, slide=args.slide, **held
+    for name, world in zip(given, worlds, strict=True):
+      began = time.monotonic()
+      say(f"Loading {name}; the first start compiles it for this machine.")
+      with device_options(args) as held:
+        engine = engine_lib.open_world(
+          world, refinements=args.refinements, slide=args.slide, **held
+        )
+      engine.warm_up()
+      say(
+        f"{engine.description.name} is ready after "
+        f"{time.monotonic() - began:.1f} s."
       )
-    engine.warm_up()
-    say(
-      f"{engine.description.name} is ready after "
-      f"{time.monotonic() - began:.1f} s."
-    )
+      engines.append(engine)
     desktop = sys.stdout.isatty() and bool(
       os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     )
     server.run(
-      engine,
+      engines,
       taken,
       host=args.host,
       max_sessions=args.max_sessions,

@@ -63,6 +63,7 @@ class Server:
     names: Sequence[str] = (),
     failed: Callable[[], None] = lambda: None,
     limits: branch.Limits | None = None,
+    worlds: Sequence[tuple[str, str]] = (),
   ):
     """Creates the app, as the attribute `app`.
 
@@ -73,8 +74,11 @@ class Server:
       names: Host names to accept in addition to localhost and IP addresses.
       failed: Called if the model fails, after which nobody can play.
       limits: How much of each line is kept; by default `branch.Limits()`.
+      worlds: Name and path of each world of this server, of which the page
+        offers a choice; by default this one alone.
     """
     self._engine = engine
+    self._worlds = list(worlds) or [(engine.description.name, "/")]
     self._failed = failed
     limits = limits or branch.Limits()
     if engine.state_bytes:
@@ -110,11 +114,12 @@ class Server:
         routing.Route("/{name:path}", self._page),
       ],
       middleware=[middleware.Middleware(security.Guard, names=names)],
-      lifespan=self._lifespan,
+      lifespan=self.lifespan,
     )
 
   @contextlib.asynccontextmanager
-  async def _lifespan(self, app: Any) -> AsyncIterator[None]:
+  async def lifespan(self, app: Any) -> AsyncIterator[None]:
+    """Steps the players; for an app that contains this one."""
     del app
     self._scheduler = scheduler.Scheduler(self._engine, lambda: self.hub)
     stepping = asyncio.create_task(self._scheduler.run())
@@ -266,6 +271,7 @@ class Server:
         "resumed": known,
         "playing": session.line is not None,
         "world": dataclasses.asdict(self._engine.description),
+        "worlds": [{"name": name, "path": path} for name, path in self._worlds],
         "prompts": len(self._gallery),
         "limits": {
           "upload_bytes": uploads.MAX_BYTES,

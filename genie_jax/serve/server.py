@@ -10,9 +10,8 @@ import uvicorn
 from starlette import types
 
 from genie_jax.core import errors
-from genie_jax.serve import app as app_lib
 from genie_jax.serve import engine as engine_lib
-from genie_jax.serve import protocol
+from genie_jax.serve import protocol, worlds
 
 _EVERYWHERE = ("0.0.0.0", "::")
 
@@ -84,7 +83,7 @@ def configure(app: types.ASGIApp, max_sessions: int) -> uvicorn.Config:
 
 
 def run(
-  engine: engine_lib.Engine,
+  engines: Sequence[engine_lib.Engine],
   taken: socket.socket,
   *,
   host: str,
@@ -97,10 +96,10 @@ def run(
   """Serves until Ctrl-C.
 
   Args:
-    engine: A warm engine.
+    engines: A warm engine of each world; the page begins with the first.
     taken: A socket from `bind`.
     host: The host that was given to `bind`.
-    max_sessions: Maximum number of players.
+    max_sessions: Maximum number of players of each world.
     session_minutes: Players who send nothing for this long are disconnected.
     names: Host names to accept in addition to localhost and IP addresses.
     open_browser: Whether to open the page in a browser.
@@ -116,14 +115,14 @@ def run(
     failed.append(True)
     server.should_exit = True
 
-  app = app_lib.Server(
-    engine,
+  app = worlds.serve(
+    engines,
     max_sessions=max_sessions,
     session_minutes=session_minutes,
     names=[*names, socket.gethostname()],
     failed=end,
   )
-  server = uvicorn.Server(configure(app.app, max_sessions))
+  server = uvicorn.Server(configure(app, max_sessions * len(engines)))
   say(f"Play at {url} (Ctrl-C ends)")
   if open_browser:
     webbrowser.open(url)

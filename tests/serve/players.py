@@ -18,17 +18,22 @@ from genie_jax.serve import server as server_lib
 def serving(engine, **options):
   """Runs a server on a free port; yields it and its address."""
   server = app.Server(engine, **options)
+  with running(server.app, options.get("max_sessions", 16)) as address:
+    yield server, address
+
+
+@contextlib.contextmanager
+def running(served, max_sessions=16):
+  """Runs an app on a free port; yields its address."""
   taken = server_lib.bind("127.0.0.1", 0)
   port = taken.getsockname()[1]
-  runner = uvicorn.Server(
-    server_lib.configure(server.app, options.get("max_sessions", 16))
-  )
+  runner = uvicorn.Server(server_lib.configure(served, max_sessions))
   thread = threading.Thread(
     target=runner.run, kwargs={"sockets": [taken]}, daemon=True
   )
   thread.start()
   try:
-    yield server, f"127.0.0.1:{port}"
+    yield f"127.0.0.1:{port}"
   finally:
     runner.should_exit = True
     thread.join(20)
@@ -39,11 +44,11 @@ def serving(engine, **options):
 class Player:
   """A client that records all messages that it receives."""
 
-  def __init__(self, host, token="", hello=True, **options):
+  def __init__(self, host, token="", hello=True, path="/", **options):
     self._stack = contextlib.ExitStack()
     self.socket = self._stack.enter_context(
       websocket_client.connect(
-        f"ws://{host}/play", max_size=64 << 20, proxy=None, **options
+        f"ws://{host}{path}play", max_size=64 << 20, proxy=None, **options
       )
     )
     self.texts, self.frames, self.others = [], [], []

@@ -95,7 +95,21 @@ def test_without_a_world_the_one_that_ships_is_played(
   assert "(default: coinrun, the world that ships with this package)" in said
 
 
+def test_two_worlds_are_served_side_by_side(world):
+  with Command(world, "--world", "coinrun") as command:
+    names = []
+    for path in ("/", "/worlds/coinrun/"):
+      with players.Player(command.host, path=path) as player:
+        names.append(player.welcome["world"]["name"])
+        player.start(prompt=0)
+        player.play([0, 1])
+    assert names[1] == "coinrun" != names[0]
+
+
 def test_errors_are_one_line(capsys, tmp_path, world):
+  assert "given twice" in refused(
+    capsys, "--world", world, "--world", "coinrun", "--world", world
+  )
   assert "is not a world" in refused(capsys, "--world", tmp_path)
   with socket.socket() as taken:
     taken.bind(("127.0.0.1", 0))

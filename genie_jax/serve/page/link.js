@@ -16,7 +16,8 @@ const FINAL = {
   4002: "The session was idle for too long. Reload to start again.",
   4003: "The game was ended.",
 };
-const TOKEN = "genie-token";
+// Of each world that this server has.
+const TOKEN = `genie-token:${location.pathname}`;
 
 export class Link {
   // `on` has open(message), lost(reason, final), text(message) and
@@ -35,8 +36,10 @@ export class Link {
   get token() { return sessionStorage.getItem(TOKEN) ?? ""; }
 
   connect() {
-    const scheme = location.protocol === "https:" ? "wss" : "ws";
-    const socket = new WebSocket(`${scheme}://${location.host}/play`);
+    const address = new URL("play", location.href);
+    address.protocol = location.protocol === "https:" ? "wss:" : "ws:";
+    address.hash = "";
+    const socket = new WebSocket(address);
     this.socket = socket;
     this.heard = performance.now();
     socket.binaryType = "arraybuffer";

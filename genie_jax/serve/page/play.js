@@ -83,8 +83,9 @@ class Game {
     }
   }
 
-  setWorld({world, prompts}) {
+  setWorld({world, worlds, prompts}) {
     this.world = world;
+    this.setWorlds(worlds);
     document.title = `${world.name} · genie play`;
     find("world").textContent = world.name;
     this.screen.resize(world.width, world.height);
@@ -95,7 +96,7 @@ class Game {
     find("gallery").replaceChildren(...Array.from({length: prompts}, (_, i) => {
       const button = document.createElement("button");
       const picture = document.createElement("img");
-      picture.src = `/prompts/${i}.png`;
+      picture.src = `prompts/${i}.png`;
       picture.alt = "";
       picture.width = world.width;
       picture.height = world.height;
@@ -104,6 +105,19 @@ class Game {
       button.onclick = () => this.begin({prompt: i});
       return button;
     }));
+  }
+
+  // Offers the other worlds of this server.
+  setWorlds(worlds) {
+    find("others").hidden = worlds.length < 2;
+    find("worlds").replaceChildren(...worlds.map(({name, path}) => {
+      const option = document.createElement("option");
+      option.textContent = name;
+      option.value = path;
+      option.selected = path === location.pathname;
+      return option;
+    }));
+    find("worlds").onchange = () => location.assign(find("worlds").value);
   }
 
   lost(reason, final) {
@@ -378,7 +392,7 @@ class Game {
 
   async post(blob) {
     try {
-      return await fetch("/pictures", {
+      return await fetch("pictures", {
         method: "POST", body: blob, headers: {"x-session": this.link.token}});
     } catch {
       return new Response(

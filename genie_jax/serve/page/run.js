@@ -36,7 +36,8 @@ export function toLink(run) {
     run: "1", world: run.replay, prompt: run.prompt, seed: run.seed,
     actions: packActions(run.actions),
   });
-  const link = `${location.origin}/#${fields.toString().replaceAll("%2C", ",")}`;
+  const place = location.origin + location.pathname;
+  const link = `${place}#${fields.toString().replaceAll("%2C", ",")}`;
   return link.length > LONGEST_LINK ? null : link;
 }
 
