@@ -56,6 +56,7 @@ from genie_jax.train import workdir as workdir_lib
 
 # Number of steps that the host may be ahead of the device.
 _AHEAD = 2
+_NO_LOSSES = {"loss_sum": 0.0, "loss_count": 0}
 
 
 class Batches(Iterator[Mapping[str, np.ndarray]], Protocol):
@@ -145,10 +146,13 @@ def train(
   restored = checkpoints.restore(like.fields(), batches)
   report = None
   clock = goodput.Clock(min(began, workdir_lib.first_start(workdir)))
+  interval = dict(_NO_LOSSES)
   if restored:
     fields, earlier = restored
     state = state_lib.TrainState(**fields)
     clock.add_earlier(earlier["clock"])
+    # Checkpoints of before have none; then the interval begins here.
+    interval = earlier.get("interval", interval)
     logging.info("Resuming from step %d of %s.", int(state.step), workdir)
   else:
     state = state_lib.create(stage, optimizer, like, config.seed)
@@ -162,7 +166,16 @@ def train(
   failed = True
   try:
     run = _Run(
-      stage, config, note, optimizer, mesh, like, share, clock, profiler
+      stage,
+      config,
+      note,
+      optimizer,
+      mesh,
+      like,
+      share,
+      clock,
+      interval,
+      profiler,
     )
     held_out = evaluation.HeldOut(
       stage, config, mesh, like, share, workdir, make_eval_batches
@@ -196,6 +209,7 @@ class _Run:
     like: state_lib.TrainState,
     share: hosts.Share,
     clock: goodput.Clock,
+    interval: Mapping[str, float],
     profiler: profile.Profiler,
   ):
     self._stage, self._config, self._share = stage, config, share
@@ -214,6 +228,9 @@ class _Run:
     # (step, metrics on the device) that were not fetched yet.
     self._pending: list[tuple[int, step_lib.Metrics]] = []
     self._values: dict[str, float | None] = {}
+    # Sum and count of the losses since the last line of the log. It is stored
+    # in checkpoints, so that a resumed run has the same lines.
+    self._interval = dict(interval)
 
   def run(self, state, batches, checkpoints, writer, held_out):
     """Runs the steps; see the module's docstring for their order."""
@@ -308,16 +325,17 @@ class _Run:
             "last checkpoint was saved. Lower optimizer.peak_lr or set "
             "optimizer.clip_norm, and start in a new workdir."
           )
-    # The metrics of the last step and not a mean over steps: a mean would
-    # differ if the run was resumed between two lines.
+      self._interval["loss_sum"] += float(values["loss"])
+      self._interval["loss_count"] += 1
+    # The metrics of the last step; of the loss, the sum is logged as well.
     self._values |= {
       name: float(x) for name, x in jax.device_get(pending[-1][1]).items()
     }
 
   def _log(self, number: int, writer, bar) -> None:
     self._fetch_metrics()
-    values = self._values | self._meter.read()
-    self._values = values
+    values = self._values | self._interval | self._meter.read()
+    self._values, self._interval = values, dict(_NO_LOSSES)
     training = {n: x for n, x in values.items() if not n.startswith("eval/")}
     writer.scalars(number, training)
     with bar.external_write_mode():
@@ -332,5 +350,5 @@ class _Run:
       checkpoints.save(
         state.fields(),
         batches,
-        {**self._note, "clock": clock},
+        {**self._note, "clock": clock, "interval": dict(self._interval)},
       )

@@ -247,6 +247,25 @@ def test_a_changed_model_field_is_refused_by_name(straight):
   assert stored["optimizer"]["peak_lr"] == 0.01
 
 
+def test_lines_have_the_losses_of_all_steps_since_the_last_line(
+  straight, tmp_path
+):
+  losses = [line["loss"] for line in lines(straight[0]) if "loss" in line]
+  changes = dict(log_every=3, checkpoint_every=4)
+  code, _, err = finish(begin(tmp_path, term_after=2, changes=changes))
+  assert code == 0, err[-2000:]
+  # Resumed in the middle of an interval.
+  assert stored.valid_steps(tmp_path) == [2]
+  train(tmp_path, **changes)
+  found = [line for line in lines(tmp_path) if "loss" in line]
+  assert [line["step"] for line in found] == [3, 4]
+  assert [line["loss_count"] for line in found] == [3, 1]
+  assert [line["loss_sum"] for line in found] == [
+    losses[0] + losses[1] + losses[2],
+    losses[3],
+  ]
+
+
 def test_a_run_resumes_with_more_steps_and_other_logging_intervals(tmp_path):
   train(tmp_path, steps=2)
   result = train(
