@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax import sharding
 
 from genie_jax.plan import topology
 from genie_jax.plan.cost import collectives, schedule
@@ -131,3 +132,41 @@ def test_flops_of_a_loop_include_every_layer_and_recomputation(library):
   stack = LAYERS * ROWS * WIDTH * 2
   assert fewer_bytes == stack + ROWS * WIDTH * 2
   assert saved_bytes > 2 * stack
+
+
+@tpu_compiler.required
+def test_flops_of_a_windowed_einsum_are_those_of_its_product(library):
+  """Its loop multiplies two parts at a time, and counts them in twos."""
+  rows, width, out = 8192, 8192, 32768
+  shape = topology.parse("v5p:2x2x2")
+  mesh = mesh_lib.make(
+    dict(data=1, fsdp=1, tensor=-1, frame=1), topology.devices(shape)
+  )
+  spread = lambda *names: sharding.NamedSharding(
+    mesh, sharding.PartitionSpec(*names)
+  )
+  x = jax.ShapeDtypeStruct(
+    (rows, width), jnp.bfloat16, sharding=spread("tensor", None)
+  )
+  weights = jax.ShapeDtypeStruct(
+    (width, out), jnp.bfloat16, sharding=spread(None, "tensor")
+  )
+  text = (
+    jax.jit(jnp.matmul, out_shardings=spread(None, "tensor"))
+    .lower(x, weights)
+    .compile()
+    .as_text()
+  )
+  loops = [
+    (module.trip_count(loop), loop)
+    for module in [parse.parse(text)]
+    for instructions in module.computations.values()
+    for loop in instructions
+    if loop.opcode == "while"
+  ]
+  assert [count for count, _ in loops] == [2]  # Four parts, in twos.
+  found = schedule.estimate(
+    text,
+    collectives.network(mesh.devices.flat, shape.dims, shape.wrap, shape.chip),
+  )
+  assert sum(found.flops.values()) == 2 * rows * width * out / mesh.size

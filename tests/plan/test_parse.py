@@ -63,6 +63,55 @@ def test_the_trip_count_is_the_constant_in_the_condition(module):
   assert module.trip_count(loop(module, "body")) == 5
 
 
+LOOP = """
+%add_two (p0: s32[], p1: s32[]) -> s32[] {
+  %p0 = <i> parameter(0)
+  %p1 = <i> parameter(1)
+  ROOT %a = <i> add(%p1, %p0)
+}
+
+%condition (s: (s32[], f32[8])) -> pred[] {
+  %s = <pair> parameter(0)
+  %i = <i> get-tuple-element(%s), index=0
+  %n = <i> constant(LIMIT)
+  ROOT %c = <flag> compare(%i, %n), direction=LT
+}
+
+%body (u: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %u = <pair> parameter(0)
+  %i = <i> get-tuple-element(%u), index=0
+  %x = <x> get-tuple-element(%u), index=1
+  %step = <i> constant(2)
+  %next = <i> NEXT
+  ROOT %t = <pair> tuple(%next, %x)
+}
+
+ENTRY %main (t: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %t = <pair> parameter(0)
+  ROOT %w = <pair> while(%t), condition=%condition, body=%body
+}
+"""
+
+
+@pytest.mark.parametrize(
+  "added, limit, count",
+  [
+    ("add(%i, %step)", 4, 2),
+    ("add(%step, %i)", 5, 3),
+    ("fusion(%step, %i), kind=kLoop, calls=%add_two", 8, 4),
+    # What is not understood counts as 1.
+    ("multiply(%i, %step)", 4, 4),
+    ("add(%i, %i)", 4, 4),
+  ],
+)
+def test_a_counter_that_goes_up_in_twos_halves_the_trip_count(
+  added, limit, count
+):
+  text = LOOP.replace("NEXT", added).replace("LIMIT", str(limit))
+  found = parse.parse(programs.program(text))
+  assert found.trip_count(loop(found, "main")) == count
+
+
 def test_a_stated_trip_count_takes_precedence_and_an_unknown_one_is_none():
   text = programs.LOOPS.replace(
     "condition=%condition, body=%body",

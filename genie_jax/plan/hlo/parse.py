@@ -208,8 +208,9 @@ class Module:
     """Returns the number of iterations of a `while`, None if unknown.
 
     TPU programs do not state trip counts. The condition of their loops is
-    "counter < constant", where the counter starts at 0, so the constant is the
-    trip count.
+    "counter < constant", where the counter starts at 0 and is increased by a
+    constant: by 1 in `scan`, by 2 in loops of windowed einsums, which compute
+    two parts at a time. If the increment cannot be read, it is taken to be 1.
     """
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
     if known:
@@ -221,11 +222,82 @@ class Module:
       int(x.literal)
       for x in self.with_called(condition)
       if x.opcode == "constant"
-      and x.results[0].shape == ()
-      and re.fullmatch(r"[su](32|64)", x.results[0].dtype)
+      and _is_whole(x.results)
       and re.fullmatch(r"-?\d+", x.literal)
     ]
-    return max(limits) if limits else None
+    if not limits:
+      return None
+    return -(-max(limits) // self._increment(loop, condition))
+
+  def _increment(self, loop: Instruction, condition: str) -> int:
+    """Returns by how much a loop's counter is increased; 1 if unknown."""
+    counters = {
+      x.attribute("index")
+      for x in self.computations[condition]
+      if x.opcode == "get-tuple-element" and _is_whole(x.results)
+    }
+    body = self.computations.get(loop.attribute("body") or "", ())
+    if len(counters) != 1 or not body or body[-1].opcode != "tuple":
+      return 1
+    [counter] = counters
+    assert counter is not None  # get-tuple-element always has an index.
+    after = self._scalar(loop.required("body"), body[-1].operands[int(counter)])
+    if after is None or after[0] != counter or after[1] < 1:
+      return 1
+    return after[1]
+
+  def _scalar(
+    self,
+    computation: str,
+    name: str,
+    arguments: tuple["_Scalar | None", ...] | None = None,
+  ) -> "_Scalar | None":
+    """Returns a whole number as an element of a loop's tuple plus a constant.
+
+    Args:
+      computation: The body of a loop, or a computation that it calls.
+      name: An instruction of it.
+      arguments: Values of the parameters of a called computation; None in the
+        body itself.
+
+    Returns:
+      (index of the element, constant), or (None, constant) for a constant; None
+      for anything else.
+    """
+    x = self.by_name(computation).get(name)
+    if x is None or not _is_whole(x.results):
+      return None
+    inner = lambda operand: self._scalar(computation, operand, arguments)
+    if x.opcode == "constant" and re.fullmatch(r"-?\d+", x.literal):
+      return None, int(x.literal)
+    if x.opcode == "parameter" and arguments is not None:
+      number = int(x.literal)
+      return arguments[number] if number < len(arguments) else None
+    if x.opcode == "get-tuple-element" and arguments is None:
+      return x.required("index"), 0
+    if x.opcode in ("copy", "bitcast"):
+      return inner(x.operands[0])
+    if x.opcode == "add":
+      first, second = (inner(operand) for operand in x.operands)
+      if first and second and None in (first[0], second[0]):
+        return first[0] or second[0], first[1] + second[1]
+    if x.opcode == "fusion" and (called := x.attribute("calls")):
+      values = tuple(inner(operand) for operand in x.operands)
+      return self._scalar(called, self.computations[called][-1].name, values)
+    return None
+
+
+# Index of an element of a loop's tuple, or None, and what is added to it.
+_Scalar = tuple[str | None, int]
+
+
+def _is_whole(results: tuple[Array, ...]) -> bool:
+  """Returns whether a result is one whole number."""
+  return (
+    len(results) == 1
+    and results[0].shape == ()
+    and re.fullmatch(r"[su](32|64)", results[0].dtype) is not None
+  )
 
 
 def parse_arrays(text: str) -> tuple[Array, ...]:
