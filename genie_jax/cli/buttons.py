@@ -81,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
   from genie_jax.worlds import trained_models
 
   lam, _ = trained_models.part(args.lam, "lam")
+  records = trained_models.read(args.lam, lazy=True).records
   rows = code_buttons.measure(
     lam, args.clips, split=args.split, num_clips=args.num_clips
   )
@@ -92,7 +93,11 @@ def run(args: argparse.Namespace) -> int:
       f"({100 * row['usage']:.0f} % of transitions) -> "
       + ("held as before" if button < 0 else f"button {button}")
     )
-  store.save(out, {"lam": code_buttons.with_buttons(lam, made)})
+  store.save(
+    out,
+    {"lam": code_buttons.with_buttons(lam, made)},
+    extra={"made_by": {"lam": records["lam"]}} if "lam" in records else None,
+  )
   for number, name in enumerate(made.names):
     if number not in made.button_of:
       logging.warning("No code presses button %d, %s.", number, name)

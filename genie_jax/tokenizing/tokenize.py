@@ -125,10 +125,11 @@ def tokenize(
   began, out = time.monotonic(), buckets.disk(out, "--out")
   options = options or Options()
   options.check()
-  models, prints = {}, {}
+  models, prints, records = {}, {}, {}
   for name, folder in (("tokenizer", tokenizer), ("lam", lam)):
     if folder is not None:
       models[name], prints[name] = trained_models.part(folder, name)
+      records |= trained_models.read(folder, lazy=True).records
   plan = _plan(clips, out, models, prints, options)
   writer = resumable.FolderWriter(
     out,
@@ -138,7 +139,10 @@ def tokenize(
   )
   with writer:
     for name, model in models.items():
-      store.save(out / name, {name: model})
+      known = {name: records[name]} if name in records else {}
+      store.save(
+        out / name, {name: model}, extra={"made_by": known} if known else None
+      )
     count = lambda shards: sum(len(shard.items) for shard in shards)
     kept, missing = count(writer.kept), count(writer.missing)
     encode = _encoder(models)

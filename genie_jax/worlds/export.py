@@ -104,8 +104,13 @@ def export(
       "The dynamics model was trained on true actions, which need no LAM; "
       "leave the LAM's workdir out."
     )
+  records = {
+    name: found.records[name]
+    for name, found in origins.items()
+    if name in found.records
+  }
   if origins["dynamics"].trained:
-    _complete(parts, config)
+    records |= _complete(parts, config)
   world = parts["dynamics"].config["world"]
   frames = _prompts(prompts, origins, world, num_prompts)
   temporary = files.temporary_sibling(out)
@@ -123,7 +128,9 @@ def export(
       dtype=dtype,
       metrics=metrics or {},
       buttons=buttons,
-      made_by=_made_by(origins),
+      made_by={
+        name: records[name] for name in sorted(parts) if name in records
+      },
       shard_bytes=shard_bytes,
       write_programs=write_programs,
     )
@@ -198,8 +205,15 @@ def _gather(
   return parts, origins
 
 
-def _complete(parts: dict[str, store.Part], config: Mapping[str, Any]) -> None:
-  """Adds the models that made the training data, or checks those given."""
+def _complete(
+  parts: dict[str, store.Part], config: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Adds the models that made the training data, or checks those given.
+
+  Returns:
+    Role -> training record of the models that it added.
+  """
+  records = {}
   folder = config["data"]["path"]
   if not manifest_lib.exists(folder):
     logging.warning(
@@ -207,14 +221,14 @@ def _complete(parts: dict[str, store.Part], config: Mapping[str, Any]) -> None:
       "tokenizer cannot be compared with the one that made it.",
       folder,
     )
-    return  # `validation.check_parts` reports missing models.
+    return records  # `validation.check_parts` reports missing models.
   manifest = manifest_lib.Manifest.read(folder)
   for name in registry.made_by(config):
     fingerprint = manifest.model_fingerprint(name) or ""
     if name not in parts:
-      parts[name], _ = trained_models.part(
-        manifest.model_folder(name), name, lazy=True
-      )
+      at = manifest.model_folder(name)
+      parts[name], _ = trained_models.part(at, name, lazy=True)
+      records |= trained_models.read(at, lazy=True).records
     elif (
       found := trained_models.fingerprint(name, parts[name])
     ) != fingerprint:
@@ -223,6 +237,7 @@ def _complete(parts: dict[str, store.Part], config: Mapping[str, Any]) -> None:
         f"{fingerprint[:12]}, but the {name} given is {found[:12]}; leave "
         f"it out (the folder has its own) or train on new tokens."
       )
+  return records
 
 
 def _sampling(
@@ -235,46 +250,6 @@ def _sampling(
   if fields.get("name") == samplers.DEFAULT:
     del fields["name"]  # In a world, no name means the default sampler.
   return fields
-
-
-def _made_by(origins: Mapping[str, trained_models.Found]) -> dict[str, Any]:
-  """Returns the training record of each model, without local paths."""
-  return {
-    name: _account(found.config)
-    for name, found in origins.items()
-    if found.trained
-  }
-
-
-def _account(config: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the record of a run, and of the run that it was started from."""
-  account = {
-    **{key: config[key] for key in ("stage", "seed", "steps", "optimizer")},
-    **{key: config[key] for key in ("mask",) if key in config},
-    **{key: config["data"][key] for key in ("batch_size", "num_frames")},
-  }
-  data, before = config["data"]["path"], config["init_from"]
-  if manifest_lib.exists(data):
-    account["data"] = _data(
-      manifest_lib.Manifest.read(data), config["data"]["split"]
-    )
-  if before and (path := buckets.reached(before) / "config.json").is_file():
-    account["started_from"] = _account(files.read_json(path))
-  return account
-
-
-def _data(manifest: manifest_lib.Manifest, split: str) -> dict[str, Any]:
-  """Returns the record of the data that a run was trained on."""
-  found = manifest.splits[split]
-  return {
-    "name": manifest.name,
-    "kind": manifest.kind,
-    "fingerprint": manifest.fingerprint,
-    "frames": found["frames"],
-    "sources": len(
-      {episode[0] for shard in found["shards"] for episode in shard["episodes"]}
-    ),
-  }
 
 
 def _prompts(

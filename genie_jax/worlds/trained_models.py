@@ -1,10 +1,12 @@
 """Reads trained models from workdirs and from folders of saved models."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from genie_jax.checkpoints import reader
 from genie_jax.core import buckets, errors, files
+from genie_jax.data import manifest as manifest_lib
 from genie_jax.models import store
 from genie_jax.stages import registry
 from genie_jax.weights import lazy_array, placement, tensor_files
@@ -18,11 +20,13 @@ class Found:
     parts: Name -> model.
     config: The training config of a workdir; config.json of a saved folder.
     trained: True for a workdir.
+    records: Name -> record of the training, for the models that have one.
   """
 
   parts: dict[str, store.Part]
   config: dict[str, Any]
   trained: bool
+  records: dict[str, Any]
 
 
 def read(folder: files.PathLike, *, lazy: bool = False) -> Found:
@@ -41,7 +45,7 @@ def read(folder: files.PathLike, *, lazy: bool = False) -> Found:
     found = store.load(
       folder, place=_later if lazy else None, fingerprint=False
     )
-    return Found(found.parts, found.config, False)
+    return Found(found.parts, found.config, False, _stored(at, found.config))
   if not at.is_dir() or not reader.valid_steps(at):
     raise errors.UserError(
       f"{folder} is neither a workdir with a finished checkpoint nor the "
@@ -68,7 +72,59 @@ def read(folder: files.PathLike, *, lazy: bool = False) -> Found:
     )
     for role, fields in models.items()
   }
-  return Found(parts, config, True)
+  return Found(parts, config, True, dict.fromkeys(parts, record(config)))
+
+
+def record(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the record of a run, and of the one that it was started from.
+
+  It has no paths of this machine.
+
+  Args:
+    config: The training config of a workdir.
+  """
+  found = {
+    **{key: config[key] for key in ("stage", "seed", "steps", "optimizer")},
+    **{key: config[key] for key in ("mask",) if key in config},
+    **{key: config["data"][key] for key in ("batch_size", "num_frames")},
+  }
+  data, before = config["data"]["path"], config["init_from"]
+  if manifest_lib.exists(data):
+    found["data"] = _data(
+      manifest_lib.Manifest.read(data), config["data"]["split"]
+    )
+  if before and (path := buckets.reached(before) / "config.json").is_file():
+    earlier = files.read_json(path)
+    started = (
+      record(earlier)
+      if "stage" in earlier  # Otherwise a saved model or a world.
+      else _stored(path.parent, earlier).get(config["stage"])
+    )
+    if started is not None:
+      found["started_from"] = started
+  return found
+
+
+def _data(manifest: manifest_lib.Manifest, split: str) -> dict[str, Any]:
+  """Returns the record of the data that a run was trained on."""
+  found = manifest.splits[split]
+  return {
+    "name": manifest.name,
+    "kind": manifest.kind,
+    "fingerprint": manifest.fingerprint,
+    "frames": found["frames"],
+    "sources": len(
+      {episode[0] for shard in found["shards"] for episode in shard["episodes"]}
+    ),
+  }
+
+
+def _stored(folder: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the records that a saved model or a world has."""
+  manifest = folder / "manifest.json"
+  if "made_by" not in config and manifest.is_file():
+    return dict(files.read_json(manifest).get("made_by", {}))
+  return dict(config.get("made_by", {}))
 
 
 def part(

@@ -175,7 +175,8 @@ def test_the_command_says_what_each_code_became(
   part = tiny_world.make_part(
     "lam", height=SIDE, width=SIDE, num_latent_actions=len(MOVES)
   )
-  store.save(workdir, {"lam": part})
+  trained = {"lam": {"stage": "lam", "steps": 500}}
+  store.save(workdir, {"lam": part}, extra={"made_by": trained})
   monkeypatch.setattr(
     control, "name_codes", lambda found, num_codes, seed: rows
   )
@@ -188,6 +189,8 @@ def test_the_command_says_what_each_code_became(
   assert "4 buttons: 0 left, 1 right, 2 nothing, 3 jump" in said
   assert "--config.world.num_latent_actions=4" in said
   assert trained_models.part(out, "lam")[0].module.buttons.names[3] == "jump"
+  # The model with buttons still says how it was trained.
+  assert trained_models.read(out).records == trained
   # A second map on top of the first is refused in one line.
   words[2] = str(out)
   assert main.main(words) == 2

@@ -7,7 +7,7 @@ import pytest
 from genie_jax.cli import main
 from genie_jax.core import files
 from genie_jax.data import manifest as manifest_lib
-from genie_jax.worlds import world_folder
+from genie_jax.worlds import trained_models, world_folder
 from tests.fixtures import tiny_world
 
 
@@ -105,3 +105,25 @@ def test_a_world_states_every_run_that_made_a_model(world, clips, tmp_path):
   assert [row.split("|")[2].strip() for row in rows[1:]] == ["7", "1,234"]
   assert "75 frames of 3 sources of noise" in rows[2]
   assert str(tmp_path) not in json.dumps(world_folder.read_manifest(world))
+
+
+def test_a_copy_of_a_world_and_runs_that_start_from_it_keep_the_record(
+  world, parts, tmp_path
+):
+  record = world_folder.read_manifest(world)["made_by"]
+  copy = tmp_path / "copy"
+  words = ["--workdir", str(world), "--dtype", "int8", "--out", str(copy)]
+  assert main.main(["export", *words]) == 0
+  assert world_folder.read_manifest(copy)["made_by"] == record
+  # A run may start from the weights of a world.
+  again = tiny_world.write_workdir(
+    tmp_path / "again",
+    "dynamics",
+    tiny_world.MODELS["dynamics"],
+    parts["dynamics"].params,
+    "",
+    "true",
+    init_from=str(world),
+  )
+  found = trained_models.read(again).records["dynamics"]
+  assert found["started_from"] == record["dynamics"]
