@@ -20,6 +20,7 @@ from PIL import Image, ImageSequence
 from playwright import sync_api
 
 from genie_jax.core import images
+from genie_jax.evals import scroll
 
 SHIPPED = command.ROOT / "experiments" / "coinrun" / "results" / "world"
 LOOKS = {
@@ -75,6 +76,74 @@ def frames(page):
 def apart(one, other):
   """Returns the mean absolute difference of two images, in grey levels."""
   return np.abs(np.float32(one) - np.float32(other)).mean()
+
+
+def hold(page, key, seconds):
+  """Holds a key; returns the frames that were drawn meanwhile, [F, H, W, C]."""
+  first = int(page.page.inner_text("#newest"))
+  page.page.keyboard.down(key)
+  page.page.wait_for_timeout(1000 * seconds)
+  page.page.keyboard.up(key)
+  page.painted()
+  return np.stack(frames(page)[first:])
+
+
+def across(shown):
+  """Returns how far the player has moved to the right, in pixels."""
+  return float(scroll.places(shown[None])[0, -1, 0])
+
+
+def test_a_visitor_walks_jumps_looks_back_and_saves_a_film(shipped, chromium):
+  """What a first visitor does, with the keys that the page draws."""
+  page = browser.Page(chromium, shipped.url)
+  page.at(0)
+  # Before any key is pressed, the page says what to press.
+  shown = page.page.inner_text("#buttons")
+  for name in ("left", "right", "jump"):
+    assert name in shown
+  assert page.page.locator("#banner").is_visible()
+  save(page, "visitor-1-start")
+  right = hold(page, "ArrowRight", 3)
+  save(page, "visitor-2-right")
+  left = hold(page, "ArrowLeft", 3)
+  save(page, "visitor-3-left")
+  assert min(len(right), len(left)) > 8
+  # A second of each: he walks to the right, and then to the left.
+  assert across(right[:13]) > 4 > -4 > across(left[:13])
+  page.page.keyboard.down("ArrowUp")
+  page.page.wait_for_timeout(400)
+  page.page.keyboard.up("ArrowUp")
+  save(page, "visitor-4-jump")
+  page.painted()
+  # Another picture of the gallery, and one's own.
+  page.page.locator("#gallery button").nth(3).click()
+  page.at(0)
+  save(page, "visitor-5-gallery")
+  own = io.BytesIO()
+  picture = Image.open(SHIPPED / "prompts" / "02.png").convert("RGB")
+  picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(own, "PNG")
+  page.drop(own.getvalue())
+  pressed = page.page.locator("#gallery [aria-pressed=true]")
+  sync_api.expect(pressed).to_have_count(0, timeout=15_000)
+  page.at(0)
+  hold(page, "ArrowRight", 2)
+  save(page, "visitor-6-own-picture")
+  # Back in time, and on from there.
+  newest = int(page.page.inner_text("#newest"))
+  for _ in range(5):
+    page.page.click("#back")
+  page.page.click("#rewind")
+  page.at(newest - 5)
+  hold(page, "ArrowLeft", 1)
+  save(page, "visitor-7-back")
+  page.page.click("#record")
+  with page.page.expect_download() as saved:
+    page.page.click("#record-save")
+  with Image.open(saved.value.path()) as film:
+    assert film.n_frames > 8
+  save(page, "visitor-8-film")
+  assert page.problems == []
+  page.close()
 
 
 def test_ten_frames_are_played_and_a_link_shows_them_again(shipped, chromium):
