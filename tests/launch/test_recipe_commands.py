@@ -165,7 +165,7 @@ def test_two_processes_run_the_command_in_smoke_mode_and_resume(
   assert set(local) < set(line)
   line = [local.get(word, word) for word in line[1:]] + [
     # These must match the records of this test.
-    "--config.world.num_latent_actions=6",
+    "--config.world.num_latent_actions=8",
     "--config.world.fps=15",
     # These shorten the compilation.
     "--config.eval_batches=0",
