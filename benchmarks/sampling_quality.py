@@ -115,7 +115,7 @@ def buttons(world: world_lib.World, frames: np.ndarray) -> np.ndarray:
   Returns:
     int32 [n, T-1].
   """
-  window, last = world.num_frames, frames.shape[1] - 1
+  window, last = min(world.num_frames, frames.shape[1]), frames.shape[1] - 1
   found = np.zeros((len(frames), last), np.int32)
   for start in [*range(0, last - window + 1, window - 1), last - window + 1]:
     found[:, start : start + window - 1] = world.infer_actions(
