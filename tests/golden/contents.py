@@ -359,6 +359,7 @@ def record_shipped(folder: pathlib.Path) -> None:
     json.dumps(
       {
         "machine": machine(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "fingerprint": world_manifest.read_manifest(SHIPPED)["fingerprint"],
         "actions": SHIPPED_ACTIONS,
         "sha256": {
@@ -414,6 +415,8 @@ def _digest_of_json(value: Any) -> str:
 
 if __name__ == "__main__":
   if sys.argv[1:] == ["--shipped"]:
+    # As in the default tier; rounding depends on it.
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
     record_shipped(pathlib.Path(__file__).parent)
   else:
     record(pathlib.Path(sys.argv[1]).resolve())
