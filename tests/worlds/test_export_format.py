@@ -40,7 +40,11 @@ def test_the_documented_fields_are_those_of_the_shipped_world():
   assert fields("manifest.json") - set(manifest) <= {"buttons"}
   assert set(manifest) <= fields("manifest.json")
   config = files.read_json(WORLD / "config.json")
-  assert fields("config.json") - set(config) <= {"slide", "trained_frames"}
+  assert fields("config.json") - set(config) <= {
+    "made_by",
+    "slide",
+    "trained_frames",
+  }
   assert set(config) <= fields("config.json")
 
 
