@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from genie_jax.core import files
+from genie_jax.evals import questions
 
 # Name -> path in metrics.json; of an interval, its value, low or high end.
 FIGURES = {
@@ -61,16 +62,6 @@ FIGURES = {
 }
 
 
-def find(metrics: Mapping[str, Any], path: str) -> Any:
-  """Returns the entry at a path such as "details.fvd.rows", or None."""
-  found: Any = metrics
-  for name in path.split("."):
-    if not isinstance(found, Mapping) or name not in found:
-      return None
-    found = found[name]
-  return found
-
-
 def figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
   """Returns `FIGURES` of an evaluation and the share of KVD that remains.
 
@@ -78,7 +69,9 @@ def figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
   rollouts are as near to the game as the tokenizer allows, 1 if they are as far
   from it as frozen frames.
   """
-  found = {name: find(metrics, path) for name, path in FIGURES.items()}
+  found = {
+    name: questions.find(metrics, path) for name, path in FIGURES.items()
+  }
   kvd, base, frozen = (
     found[name] for name in ("kvd", "reconstruction_kvd", "frozen_kvd")
   )
