@@ -80,8 +80,8 @@ def run(args: argparse.Namespace) -> int:
   from genie_jax.models import store
   from genie_jax.worlds import trained_models
 
-  lam, _ = trained_models.part(args.lam, "lam")
-  records = trained_models.read(args.lam, lazy=True).records
+  found = trained_models.read(args.lam)
+  lam = found.part("lam")
   rows = code_buttons.measure(
     lam, args.clips, split=args.split, num_clips=args.num_clips
   )
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
   store.save(
     out,
     {"lam": code_buttons.with_buttons(lam, made)},
-    extra={"made_by": {"lam": records["lam"]}} if "lam" in records else None,
+    extra={"made_by": record} if (record := found.record("lam")) else None,
   )
   for number, name in enumerate(made.names):
     if number not in made.button_of:

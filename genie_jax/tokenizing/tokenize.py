@@ -125,11 +125,13 @@ def tokenize(
   began, out = time.monotonic(), buckets.disk(out, "--out")
   options = options or Options()
   options.check()
-  models, prints, records = {}, {}, {}
+  models, prints, made_by = {}, {}, {}
   for name, folder in (("tokenizer", tokenizer), ("lam", lam)):
     if folder is not None:
-      models[name], prints[name] = trained_models.part(folder, name)
-      records |= trained_models.read(folder, lazy=True).records
+      found = trained_models.read(folder)
+      models[name] = found.part(name)
+      prints[name] = trained_models.fingerprint(name, models[name])
+      made_by[name] = found.record(name)
   plan = _plan(clips, out, models, prints, options)
   writer = resumable.FolderWriter(
     out,
@@ -139,10 +141,8 @@ def tokenize(
   )
   with writer:
     for name, model in models.items():
-      known = {name: records[name]} if name in records else {}
-      store.save(
-        out / name, {name: model}, extra={"made_by": known} if known else None
-      )
+      extra = {"made_by": made_by[name]} if made_by[name] else None
+      store.save(out / name, {name: model}, extra=extra)
     count = lambda shards: sum(len(shard.items) for shard in shards)
     kept, missing = count(writer.kept), count(writer.missing)
     encode = _encoder(models)

@@ -226,15 +226,15 @@ def _complete(
   for name in registry.made_by(config):
     fingerprint = manifest.model_fingerprint(name) or ""
     if name not in parts:
-      at = manifest.model_folder(name)
-      parts[name], _ = trained_models.part(at, name, lazy=True)
-      records |= trained_models.read(at, lazy=True).records
+      found = trained_models.read(manifest.model_folder(name), lazy=True)
+      parts[name] = found.part(name)
+      records |= found.record(name)
     elif (
-      found := trained_models.fingerprint(name, parts[name])
+      given := trained_models.fingerprint(name, parts[name])
     ) != fingerprint:
       raise errors.UserError(
         f"The dynamics model was trained on {folder}, made by the {name} "
-        f"{fingerprint[:12]}, but the {name} given is {found[:12]}; leave "
+        f"{fingerprint[:12]}, but the {name} given is {given[:12]}; leave "
         f"it out (the folder has its own) or train on new tokens."
       )
   return records

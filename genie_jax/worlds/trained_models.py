@@ -17,16 +17,38 @@ class Found:
   """The models of one folder.
 
   Attributes:
+    folder: The folder, as it was given.
     parts: Name -> model.
     config: The training config of a workdir; config.json of a saved folder.
     trained: True for a workdir.
     records: Name -> record of the training, for the models that have one.
   """
 
+  folder: files.PathLike
   parts: dict[str, store.Part]
   config: dict[str, Any]
   trained: bool
   records: dict[str, Any]
+
+  def part(self, name: str) -> store.Part:
+    """Returns a model.
+
+    Args:
+      name: Its role, for example "tokenizer".
+
+    Raises:
+      UserError: The folder does not contain this model.
+    """
+    if name not in self.parts:
+      raise errors.UserError(
+        f"{self.folder} contains {', '.join(self.parts)} but no {name}; give a "
+        f"folder with a trained {name}."
+      )
+    return self.parts[name]
+
+  def record(self, name: str) -> dict[str, Any]:
+    """Returns {name: record}, or {} for a model without a record."""
+    return {name: self.records[name]} if name in self.records else {}
 
 
 def read(folder: files.PathLike, *, lazy: bool = False) -> Found:
@@ -45,7 +67,9 @@ def read(folder: files.PathLike, *, lazy: bool = False) -> Found:
     found = store.load(
       folder, place=_later if lazy else None, fingerprint=False
     )
-    return Found(found.parts, found.config, False, _stored(at, found.config))
+    return Found(
+      folder, found.parts, found.config, False, _stored(at, found.config)
+    )
   if not at.is_dir() or not reader.valid_steps(at):
     raise errors.UserError(
       f"{folder} is neither a workdir with a finished checkpoint nor the "
@@ -72,7 +96,9 @@ def read(folder: files.PathLike, *, lazy: bool = False) -> Found:
     )
     for role, fields in models.items()
   }
-  return Found(parts, config, True, dict.fromkeys(parts, record(config)))
+  return Found(
+    folder, parts, config, True, dict.fromkeys(parts, record(config))
+  )
 
 
 def record(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,13 +170,8 @@ def part(
   Raises:
     UserError: The folder does not contain this model.
   """
-  found = read(folder, lazy=lazy)
-  if name not in found.parts:
-    raise errors.UserError(
-      f"{folder} contains {', '.join(found.parts)} but no {name}; give a "
-      f"folder with a trained {name}."
-    )
-  return found.parts[name], fingerprint(name, found.parts[name])
+  found = read(folder, lazy=lazy).part(name)
+  return found, fingerprint(name, found)
 
 
 def fingerprint(name: str, model: store.Part) -> str:
