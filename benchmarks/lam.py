@@ -83,6 +83,14 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
   "no_shift": ("--config.model.predict=change",),
   "six_codes": ("--config.world.num_latent_actions=6",),
   "history": ("--config.model.decoder.window=2",),
+  # As many transitions a step as the default has.
+  "all_history": (
+    "--config.model.decoder.window=0",
+    "--config.data.num_frames=8",
+    "--config.data.batch_size=14",
+  ),
+  "four_pixels": ("--config.model.patch=4",),
+  "full_resolution": ("--config.model.shrink=1",),
   "labels": ("--config.labels.weight=5.0",),
 }
 

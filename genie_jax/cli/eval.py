@@ -305,6 +305,7 @@ def _subject(found):
     sampling=found.world.sampling,
     actions=found.world.actions,
     fingerprint=found.world.fingerprint,
+    slide=found.world.slide,
   )
 
 

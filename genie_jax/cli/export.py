@@ -83,6 +83,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "config, for example temperature=0.7,top_p=0.9",
   )
   add(
+    "--slide",
+    default=None,
+    metavar="LIST",
+    help="what happens when the window is full, for example drop=4 to "
+    "recompute it after every fourth frame only (default: "
+    "mode=exact,drop=1)",
+  )
+  add(
     "--stablehlo",
     action="store_true",
     help="also write encode, reset, step and decode as StableHLO programs "
@@ -117,7 +125,8 @@ def run(args: argparse.Namespace) -> int:
     name=args.name,
     metrics=metrics,
     buttons=named,
-    sampling=settings(args.sampling) if args.sampling else None,
+    sampling=settings("--sampling", args.sampling),
+    slide=settings("--slide", args.slide),
     shard_bytes=args.shard_bytes,
     write_programs=exporter.write if args.stablehlo else None,
   )
@@ -130,8 +139,8 @@ def run(args: argparse.Namespace) -> int:
   return 0
 
 
-def settings(text: str) -> dict[str, Any]:
-  """Returns the settings that `--sampling` lists.
+def settings(flag: str, text: str | None) -> dict[str, Any]:
+  """Returns the settings that a flag lists; {} if it was not given.
 
   Raises:
     UserError: A setting is not of the form NAME=VALUE.
@@ -139,12 +148,15 @@ def settings(text: str) -> dict[str, Any]:
   from genie_jax.core import errors
 
   found: dict[str, Any] = {}
+  if text is None:
+    return found
+  example = "drop=4" if flag == "--slide" else "temperature=0.7"
   for item in text.split(","):
     name, equals, value = item.strip().partition("=")
     if not (name and equals and value):
       raise errors.UserError(
-        f"--sampling {text[:40]!r}: {item.strip()[:20]!r} is not a setting "
-        "such as temperature=0.7."
+        f"{flag} {text[:40]!r}: {item.strip()[:20]!r} is not a setting such as "
+        f"{example}."
       )
     try:
       found[name] = json.loads(value)

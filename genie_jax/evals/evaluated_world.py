@@ -20,6 +20,7 @@ from genie_jax.evals import actions as actions_lib
 from genie_jax.models import store
 from genie_jax.sampling import decoding, prepare, samplers
 from genie_jax.sampling import rollout as rollout_lib
+from genie_jax.sampling import slide as slide_lib
 
 _BATCH_FRAMES = 256  # Frames per call, enough for small worlds on two cores.
 
@@ -45,6 +46,7 @@ class Subject:
     num_buttons: Number of latent or true actions.
     fps: Frames per second.
     sampling: Settings of the frame sampler, stated in the report.
+    slide: What happens at the end of the window, stated in the report.
     fingerprint: Of the world.
   """
 
@@ -61,6 +63,9 @@ class Subject:
   fps: float
   sampling: Mapping[str, Any]
   fingerprint: str
+  slide: Mapping[str, Any] = dataclasses.field(
+    default_factory=lambda: dict(vars(slide_lib.Slide()))
+  )
 
   def buttons(
     self,
@@ -167,6 +172,7 @@ def from_parts(
   sampling: samplers.FrameSampler,
   actions: str,
   fingerprint: str,
+  slide: slide_lib.Slide | None = None,
 ) -> Subject:
   """Returns a world's models as a `Subject`.
 
@@ -175,10 +181,17 @@ def from_parts(
     sampling: The frame sampler.
     actions: Kind of actions that the buttons are, "latent" or "true".
     fingerprint: Of the world.
+    slide: How a full window makes room; by default exact, a frame at a time.
 
   Raises:
-    UserError: A model is missing.
+    UserError: A model is missing, or the slide needs frames.
   """
+  slide = slide or slide_lib.Slide()
+  if slide.mode == "re-encode":
+    raise errors.UserError(
+      "The world's slide is 're-encode', with which rollouts cannot be "
+      "evaluated; evaluate a copy exported with the slide exact or rolling."
+    )
   needed = ["tokenizer", "dynamics"] + ["lam"] * (actions == "latent")
   for name in needed:
     if name not in parts:
@@ -227,6 +240,7 @@ def from_parts(
         num_frames=num_frames,
         window=window,
         sampling=sampling,
+        slide=slide,
         clip_ids=clip_ids,
       )
 
@@ -269,4 +283,5 @@ def from_parts(
     fps=world["fps"],
     sampling=samplers.to_config(sampling),
     fingerprint=fingerprint,
+    slide=dict(vars(slide)),
   )

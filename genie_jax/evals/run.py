@@ -150,6 +150,7 @@ def evaluate(
     "split": options.split,
     "seed": options.seed,
     "sampling": dict(subject.sampling),
+    "slide": dict(subject.slide),
     "world_fingerprint": subject.fingerprint,
     "data_fingerprint": manifest.fingerprint,
     "details": _json(details),

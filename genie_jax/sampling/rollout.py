@@ -4,8 +4,8 @@ Past frames never depend on the frame being drawn or on its action, so their
 cache is computed once, and each pass of the frame sampler runs over one frame.
 This is exact while no frame has left the window, provided a finished frame is
 passed once more with its final tokens. After a slide the cache would still
-depend on the dropped frame, so it is recomputed from the kept frames for each
-frame drawn, with no action leading to the first of them.
+depend on the dropped frames, so it is recomputed from the kept frames at each
+slide, with no action leading to the first of them (`slide.Slide`).
 
 Shapes:
   P  prompt frames      F  frames to draw      W  frames in the window
@@ -19,8 +19,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from genie_jax.core import errors
 from genie_jax.models import protocols
 from genie_jax.sampling import prepare, samplers
+from genie_jax.sampling import slide as slide_lib
 
 # `protocols.DynamicsModel.step`, with its parameters.
 _Step = Callable[..., tuple[jax.Array, Any]]
@@ -49,6 +51,7 @@ def rollout(
   num_frames: int,
   window: int,
   sampling: samplers.FrameSampler,
+  slide: slide_lib.Slide | None = None,
   clip_ids: jax.Array | None = None,
 ) -> jax.Array:
   """Continues clips frame by frame, in one compiled program.
@@ -66,10 +69,16 @@ def rollout(
     num_frames: F.
     window: W, the clip length that the model was trained on, at least 2.
     sampling: The frame sampler.
+    slide: How a full window makes room, "exact" or "rolling"; by default exact,
+      a frame at a time.
     clip_ids: int32 [B]; by default 0 to B - 1.
 
   Returns:
     int32 [B, P + F, h, w], the prompt first.
+
+  Raises:
+    UserError: The slide does not fit the window, or needs frames
+      ("re-encode").
   """
   chex.assert_rank([prompt_tokens, latent_actions], [4, 2])
   batch, prompt = prompt_tokens.shape[:2]
@@ -78,6 +87,12 @@ def rollout(
     raise ValueError(
       f"window={window}; it must be at least 2, because a frame is predicted "
       "from the one before."
+    )
+  slide = (slide or slide_lib.Slide()).check(window)
+  if slide.mode == "re-encode":
+    raise errors.UserError(
+      "slide.mode is 're-encode', which needs the frames, and a rollout has "
+      "only tokens; use exact or rolling."
     )
   keys = clip_keys(rng, jnp.arange(batch) if clip_ids is None else clip_ids)
   return _rollout(
@@ -89,10 +104,13 @@ def rollout(
     sampling,
     num_frames,
     window,
+    slide,
   )
 
 
-@functools.partial(jax.jit, static_argnames=("model", "num_frames", "window"))
+@functools.partial(
+  jax.jit, static_argnames=("model", "num_frames", "window", "slide")
+)
 def _rollout(
   model,
   params,
@@ -102,56 +120,73 @@ def _rollout(
   sampling,
   num_frames,
   window,
+  slide,
 ):
   prompt, *grid = prompt_tokens.shape[1:]
   total = prompt + num_frames
+  kept = window - slide.drop
+  rolling = slide.mode == "rolling"
   incoming = _incoming(model, latent_actions)  # [B, P + F]
+  # The last frames to be dropped at once may be more than there are to draw.
+  incoming = jnp.pad(incoming, ((0, 0), (0, slide.drop)))
   step = functools.partial(model.apply, {"params": params}, method="step")
 
-  def draw(cache, action, position, number, last):
+  def draw(cache, number, position, last):
+    action = jax.lax.dynamic_slice_in_dim(incoming, number, 1, 1)
     return sampling.draw(
       _score_of(step, cache, action, position, last),
       tuple(grid),
       _fold(keys, number),
     )
 
-  def grow(carry, number):
-    cache, last = carry
+  def remember(cache, frame, number, position, last):
     action = jax.lax.dynamic_slice_in_dim(incoming, number, 1, 1)
-    frame = draw(cache, action, number, number, last)
-    _, own = step(
-      frame[:, None],
-      action,
-      jnp.zeros_like(frame[:, None], bool),
-      cache,
-      number,
-      last,
-    )
-    return (cache.write(own, number), frame), frame
+    known = jnp.zeros_like(frame[:, None], bool)
+    _, own = step(frame[:, None], action, known, cache, position, last)
+    return cache.write(own, position)
 
-  def slide(kept, number):
+  def grow(carry, number, shift=0):
+    """Draws a frame whose position is `number` - `shift`, and keeps it."""
+    cache, last = carry
+    frame = draw(cache, number, number - shift, last)
+    cache = remember(cache, frame, number, number - shift, last)
+    return (cache, frame), frame
+
+  def make_room(history, number):
+    """Draws `slide.drop` frames after the kept ones [B, kept, h, w]."""
     kept_incoming = jax.lax.dynamic_slice_in_dim(
-      incoming, number - window + 1, window - 1, 1
+      incoming, number - kept, kept, 1
     )
     kept_incoming = kept_incoming.at[:, 0].set(model.no_action)
-    cache = _cache_of(model, step, kept, kept_incoming)
-    action = jax.lax.dynamic_slice_in_dim(incoming, number, 1, 1)
-    frame = draw(cache, action, window - 1, number, kept[:, -1])
-    return jnp.concatenate([kept[:, 1:], frame[:, None]], 1), frame
+    cache = _cache_of(model, step, history, kept_incoming, window - 1)
+    # After the last frame the window is full and its cache is not used again.
+    (cache, last), frames = jax.lax.scan(
+      functools.partial(grow, shift=number - kept),
+      (cache, history[:, -1]),
+      number + jnp.arange(slide.drop - 1),
+    )
+    frame = draw(cache, number + slide.drop - 1, window - 1, last)
+    frames = jnp.concatenate([frames.swapaxes(0, 1), frame[:, None]], 1)
+    return jnp.concatenate([history, frames], 1)[:, -kept:], frames
 
   tokens = prompt_tokens.astype(jnp.int32)
-  grown = min(total, window)  # Number of frames before the window slides.
+  # Number of frames before the window slides.
+  grown = total if rolling else min(total, window)
   if prompt < grown:
-    cache = _cache_of(model, step, tokens, incoming[:, :prompt], grown)
+    slots = min(total, window - 1) if rolling else grown
+    cache = _cache_of(model, step, tokens, incoming[:, :prompt], slots)
     _, frames = jax.lax.scan(
       grow, (cache, tokens[:, -1]), jnp.arange(prompt, grown)
     )
     tokens = jnp.concatenate([tokens, frames.swapaxes(0, 1)], 1)
   if tokens.shape[1] < total:
     _, frames = jax.lax.scan(
-      slide, tokens[:, -(window - 1) :], jnp.arange(tokens.shape[1], total)
-    )
-    tokens = jnp.concatenate([tokens, frames.swapaxes(0, 1)], 1)
+      make_room,
+      tokens[:, -kept:],
+      jnp.arange(tokens.shape[1], total, slide.drop),
+    )  # [slides, B, drop, h, w]
+    frames = frames.swapaxes(0, 1).reshape(len(tokens), -1, *grid)
+    tokens = jnp.concatenate([tokens, frames], 1)[:, :total]
   return tokens
 
 

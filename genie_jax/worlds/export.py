@@ -15,6 +15,7 @@ from genie_jax.data import counterfactuals, sources
 from genie_jax.data import manifest as manifest_lib
 from genie_jax.models import store
 from genie_jax.sampling import samplers
+from genie_jax.sampling import slide as slide_lib
 from genie_jax.stages import registry
 from genie_jax.weights import tensor_files
 from genie_jax.worlds import trained_models, world_folder, world_manifest
@@ -46,6 +47,7 @@ def export(
   metrics: Mapping[str, Any] | None = None,
   buttons: Sequence[Mapping[str, Any]] = (),
   sampling: Mapping[str, Any] | None = None,
+  slide: Mapping[str, Any] | None = None,
   shard_bytes: int = tensor_files.SHARD_BYTES,
   write_programs: world_folder.WritePrograms | None = None,
 ) -> dict[str, Any]:
@@ -70,6 +72,7 @@ def export(
     buttons: What the buttons do, from `buttons.from_metrics`.
     sampling: Settings of the frame sampler that take the place of those of the
       training config.
+    slide: The same for `slide.Slide`.
     shard_bytes: Maximum bytes of tensors per file.
     write_programs: Also writes the models as programs, for example
       `ports.stablehlo.exporter.write`.
@@ -123,7 +126,7 @@ def export(
       name=name,
       actions=actions,
       sampling=_sampling(config, sampling or {}),
-      slide=config.get("slide"),
+      slide=_slide(config, slide or {}, world["num_frames"]),
       prompts=frames,
       dtype=dtype,
       metrics=metrics or {},
@@ -249,6 +252,14 @@ def _sampling(
   fields |= changes
   if fields.get("name") == samplers.DEFAULT:
     del fields["name"]  # In a world, no name means the default sampler.
+  return fields
+
+
+def _slide(
+  config: Mapping[str, Any], changes: Mapping[str, Any], window: int
+) -> dict[str, Any]:
+  fields = {**config.get("slide", {}), **changes}
+  slide_lib.make_slide(fields, window)  # Invalid fields raise now.
   return fields
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from genie_jax.sampling import maskgit, player, ring_cache, rollout
+from genie_jax.sampling import slide as slide_lib
 from genie_jax.weights import int8
 from tests.fixtures import foreign_parts, tiny_player
 
@@ -257,9 +258,17 @@ def test_re_encoding_equals_a_reset_with_the_last_frames():
   np.testing.assert_array_equal(after.tokens[-kept:], again.tokens[-kept:])
 
 
-@pytest.mark.parametrize("sampling", (SAMPLING, foreign_parts.Raster(0.8)))
-def test_a_player_draws_what_a_rollout_draws(sampling):
-  models = tiny_player.make_models(last_frame=True)
+@pytest.mark.parametrize(
+  "sampling, slide",
+  (
+    (SAMPLING, slide_lib.Slide()),
+    (SAMPLING, slide_lib.Slide("exact", 2)),
+    (SAMPLING, slide_lib.Slide("rolling")),
+    (foreign_parts.Raster(0.8), slide_lib.Slide()),
+  ),
+)
+def test_a_player_draws_what_a_rollout_draws(sampling, slide):
+  models = tiny_player.make_models(slide.mode, slide.drop, last_frame=True)
   params = tiny_player.make_params(models, 6)
   tokens, actions = tiny_player.some_prompt(2 * W + 1)
   rng = jax.random.key(9)
@@ -272,6 +281,7 @@ def test_a_player_draws_what_a_rollout_draws(sampling):
     num_frames=2 * W - 1,
     window=W,
     sampling=sampling,
+    slide=slide,
   )[0]
   state = tiny_player.reset(
     models, params, tokens[:2], actions[:1], jax.random.fold_in(rng, 0)

@@ -187,6 +187,25 @@ def test_the_sampler_of_the_config_can_be_changed(run, tmp_path):
   assert not (tmp_path / "other").exists()
 
 
+def test_the_slide_of_a_world_can_be_chosen(run, tmp_path):
+  make = lambda **slide: export.export(
+    [run], tmp_path / "world", num_prompts=0, slide=slide
+  )
+  make()
+  assert world_folder.load(tmp_path / "world").world.slide.drop == 1
+  make(drop=2)
+  made = world_folder.load(tmp_path / "world").world
+  assert vars(made.slide) == {"mode": "exact", "drop": 2}
+  for slide, message in (
+    ({"drop": made.num_frames}, "slide.drop is"),
+    ({"dropp": 1}, "Unknown field slide.dropp"),
+    ({"mode": "exakt"}, "slide.mode is 'exakt'"),
+  ):
+    with pytest.raises(errors.UserError, match=message):
+      make(**slide)
+  assert world_folder.load(tmp_path / "world").world.slide.drop == 2
+
+
 @pytest.mark.parametrize(
   "text, wanted",
   [
@@ -195,13 +214,13 @@ def test_the_sampler_of_the_config_can_be_changed(run, tmp_path):
   ],
 )
 def test_settings_of_the_sampler_are_parsed(text, wanted):
-  assert export_cli.settings(text) == wanted
+  assert export_cli.settings("--sampling", text) == wanted
 
 
 @pytest.mark.parametrize("text", ["temperature", "=1", "top_k=", "a=1,,b=2"])
 def test_a_setting_without_a_name_or_value_is_one_line(text):
-  with pytest.raises(errors.UserError, match="is not a setting such"):
-    export_cli.settings(text)
+  with pytest.raises(errors.UserError, match=r"^--slide.*not a setting such"):
+    export_cli.settings("--slide", text)
 
 
 def test_the_model_card_states_figures_and_no_local_paths(folder, run):
