@@ -4,7 +4,6 @@ import argparse
 import datetime
 import pathlib
 import shlex
-import subprocess
 import sys
 
 _EXAMPLE = """\
@@ -198,7 +197,7 @@ def run(args: argparse.Namespace) -> int:
   # Imported here because importing JAX takes seconds, which --help can avoid.
   from absl import logging
 
-  from genie_jax.core import buckets
+  from genie_jax.core import buckets, provenance
   from genie_jax.evals import i3d_weights, metric, report
   from genie_jax.evals import run as run_lib
   from genie_jax.worlds import download, world_folder
@@ -253,7 +252,7 @@ def run(args: argparse.Namespace) -> int:
     report.Origin(
       name=found.name,
       command=_command(args),
-      commit=_commit(),
+      commit=provenance.commit(),
       fps=found.world.fps,
       seconds_by_stage=timings,
       date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -307,27 +306,6 @@ def _subject(found):
     fingerprint=found.world.fingerprint,
     slide=found.world.slide,
   )
-
-
-def _commit() -> str | None:
-  """Returns the checkout's commit, "+" if edited; None outside a checkout."""
-  root = pathlib.Path(__file__).resolve().parents[2]
-  if not (root / ".git").exists():
-    return None
-  ask = lambda *words: subprocess.run(
-    ["git", "-C", str(root), *words],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  try:
-    commit = ask("rev-parse", "HEAD")
-    edited = ask("status", "--porcelain", "--untracked-files=no")
-  except FileNotFoundError:  # A checkout on a machine without git.
-    return None
-  if commit.returncode:
-    return None
-  return commit.stdout.strip() + ("+" if edited.stdout.strip() else "")
 
 
 def _print(metrics, out: pathlib.Path) -> None:
