@@ -1,7 +1,9 @@
-"""`genie scaling`: the model sizes of the scaling study."""
+"""`genie scaling`: the scaling study: sizes, fits and figures."""
 
 import argparse
 import sys
+
+from genie_jax.cli import scaling_fit
 
 _EXAMPLE = """\
 example:
@@ -13,7 +15,7 @@ a second and almost no memory.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the sub-command `table`."""
+  """Adds the sub-commands."""
   parser.epilog = _EXAMPLE
   commands = parser.add_subparsers(
     dest="scaling_command", metavar="COMMAND", required=True
@@ -32,9 +34,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="FILE",
     help="also write the table to this file",
   )
+  scaling_fit.add_command(commands)
 
 
 def run(args: argparse.Namespace) -> int:
+  """Runs a sub-command; returns its exit code."""
+  others = {"fit": scaling_fit.run}
+  return others.get(args.scaling_command, _table)(args)
+
+
+def _table(args: argparse.Namespace) -> int:
   """Prints the table; returns 0."""
   # Imported here because importing JAX takes seconds, which --help can avoid.
   from genie_jax.core import files

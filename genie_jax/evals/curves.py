@@ -82,6 +82,40 @@ def read(workdir: files.PathLike) -> Run:
   return Run(stage, panels, ["Training loss"] if spread else [])
 
 
+def losses(workdir: files.PathLike) -> Line | None:
+  """Returns the steps and training losses of a run's log.
+
+  Args:
+    workdir: A folder that `genie train` wrote.
+
+  Returns:
+    None if the folder has no log with a loss.
+
+  Raises:
+    UserError: A line of the log is damaged.
+  """
+  path = buckets.path(workdir) / _FILE
+  return _series(path).get("loss") if path.is_file() else None
+
+
+def started(workdir: files.PathLike) -> float | None:
+  """Returns when a run wrote its first log line, in Unix seconds.
+
+  Args:
+    workdir: A folder that `genie train` wrote.
+
+  Returns:
+    None if the folder has no readable log.
+  """
+  path = buckets.path(workdir) / _FILE
+  if not path.is_file():
+    return None
+  try:
+    return float(json.loads(path.read_text().partition("\n")[0])["time"])
+  except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+    return None
+
+
 def _series(path: files.PathLike) -> dict[str, Line]:
   """Returns name -> (steps, values) of a file of JSON lines."""
   points: dict[str, Line] = {}
