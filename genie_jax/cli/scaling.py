@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from genie_jax.cli import scaling_fit
+from genie_jax.cli import scaling_fit, scaling_plot
 
 _EXAMPLE = """\
 example:
@@ -35,11 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="also write the table to this file",
   )
   scaling_fit.add_command(commands)
+  scaling_plot.add_command(commands)
 
 
 def run(args: argparse.Namespace) -> int:
   """Runs a sub-command; returns its exit code."""
-  others = {"fit": scaling_fit.run}
+  others = {"fit": scaling_fit.run, "plot": scaling_plot.run}
   return others.get(args.scaling_command, _table)(args)
 
 
