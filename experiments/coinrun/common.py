@@ -95,6 +95,11 @@ def base(stage: str, mode: str) -> ml_collections.ConfigDict:
     mode, full=5000, smoke=2, tiny=400, small=1000, gpu=2000
   )
   config.eval_batches = pick(mode, full=16, smoke=1, tiny=4, small=8, gpu=16)
+  # Clips of the held-out loss by which runs are compared, at most all of the
+  # evaluation split; 0 for none.
+  config.held_out_clips = pick(
+    mode, full=256, smoke=2, tiny=32, small=64, gpu=256
+  )
   config.checkpoint_every = pick(
     mode, full=1000, smoke=2, tiny=200, small=500, gpu=1000
   )

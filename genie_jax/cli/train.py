@@ -247,7 +247,7 @@ def _train(config, workdir: str, profile_steps, began: float) -> int:
   from genie_jax.sharding import hosts
   from genie_jax.train import loop
 
-  stage, make_batches, make_eval_batches, fingerprint = hosts.together(
+  stage, make_batches, make_eval_batches, fixed, fingerprint = hosts.together(
     lambda: _build(config)
   )
   # The same path may hold different data on different hosts.
@@ -266,6 +266,7 @@ def _train(config, workdir: str, profile_steps, began: float) -> int:
       workdir,
       make_batches,
       make_eval_batches,
+      fixed_clips=fixed,
       profile_steps=profile_steps,
       began=began,
     )
@@ -291,13 +292,15 @@ def _say(message: object) -> None:
 
 
 def _build(config):
-  """Returns the stage, two functions that make iterators, and a fingerprint.
+  """Returns the stage, two functions that make iterators, fixed clips and data.
 
   The first function reads the training split, the second the evaluation split;
-  the fingerprint is that of the data.
+  the fixed clips (None for none) are of the evaluation split, and the last
+  value is the fingerprint of the data.
   """
   from genie_jax.data import loader
   from genie_jax.stages import registry
+  from genie_jax.train import evaluation
 
   data = config.data
   stage = registry.make(config)
@@ -305,22 +308,29 @@ def _build(config):
     stage.open_source(split) for split in (data.split, data.eval_split)
   )
 
-  def batches_of(source, threads: int, workers: int):
+  def batches_of(source, threads: int, workers: int, seed: int = config.seed):
     return lambda share: loader.make_iterator(
       source,
       data.batch_size,
-      config.seed,
+      seed,
       parts=share.parts,
       num_parts=share.count,
       num_workers=workers,
       num_threads=threads,
     )
 
+  # Their order depends on a constant and not on the run's seed. Configs of
+  # before have no held_out_clips.
+  count = min(config.get("held_out_clips", 0), len(held_out))
+  fixed = evaluation.FixedClips(
+    batches_of(held_out, data.num_threads, 0, evaluation.SEED), count
+  )
   return (
     stage,
     batches_of(training, data.num_threads, data.num_workers),
     # Evaluations read a few batches each; starting workers would cost more.
     batches_of(held_out, data.num_threads, 0),
+    fixed if count else None,
     training.manifest.fingerprint,
   )
 

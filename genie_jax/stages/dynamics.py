@@ -1,5 +1,6 @@
 """The dynamics stage: MaskGIT on token records (Genie, section 2.1)."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,6 +57,18 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
     del extra
     return next_frame_terms(model, params, batch["tokens"], batch[which], rng)
 
+  def score(params, extra, batch, rngs):
+    del extra
+    return score_terms(
+      model,
+      params,
+      batch["tokens"],
+      batch[which],
+      rngs,
+      config.mask,
+      config.world.num_codes,
+    )
+
   preview = rollouts.Preview(config, model)
 
   return stage.Stage(
@@ -71,6 +84,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
     init=init,
     loss=loss,
     evaluate=evaluate,
+    score=score,
     preview=lambda params, extra, batch, rng: preview.draw(
       params, batch["tokens"], batch[which], rng
     ),
@@ -165,6 +179,55 @@ def token_terms(
       "hidden_share": stage.Term.of(hidden[:, 1:]),
     },
   )
+
+
+def score_terms(
+  model: Any,
+  params: Any,
+  tokens: jax.Array,
+  actions: jax.Array,
+  rngs: jax.Array,
+  mask: Any,
+  num_codes: int,
+) -> dict[str, stage.Term]:
+  """Returns the training loss on masks that depend only on each clip's key.
+
+  `held_out_loss` is in nats per masked token. `held_out_loss_per_bit` is the
+  same divided by ln(V): bits of loss per bit of a token, 1 for a uniform guess
+  and 0 for a perfect prediction. It puts vocabularies on one scale, but does
+  not make tokenizers comparable: one that uses its codes less evenly has a
+  lower loss for the same knowledge.
+
+  Args:
+    model: The dynamics model.
+    params: Its parameters.
+    tokens: int32 [B, T, h, w].
+    actions: int32 [B, T-1].
+    rngs: Keys [B].
+    mask: `config.mask`, so the masks are distributed as in training.
+    num_codes: V.
+
+  Returns:
+    Terms whose totals and counts are float32 [B].
+  """
+  one = (1, *tokens.shape[1:])
+  hidden, judged = jax.vmap(lambda rng: masking.draw(rng, one, mask))(rngs)
+  seen = tokens
+  if noise := mask.get("noise", 0.0):
+    seen = jax.vmap(
+      lambda rng, clip: masking.corrupt(
+        jax.random.fold_in(rng, 1), clip[None], noise
+      )
+    )(rngs, tokens)[:, 0]
+  logits = model.apply({"params": params}, seen, actions, hidden[:, 0])
+  entropy = optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
+  judged = judged[:, 0].astype(jnp.float32)
+  total = (entropy * judged).sum((1, 2, 3))
+  count = judged.sum((1, 2, 3))
+  return {
+    "held_out_loss": stage.Term(total, count),
+    "held_out_loss_per_bit": stage.Term(total / math.log(num_codes), count),
+  }
 
 
 def next_frame_terms(

@@ -1,6 +1,14 @@
-"""Held-out loss and previews during training."""
+"""Held-out loss and previews during training.
 
+There are two kinds of held-out figures. `Stage.evaluate` gives the stage's
+quality on a few batches. `Stage.score` gives the loss by which runs are
+compared: on a fixed list of clips with a fixed key for each, so that runs of
+any size, seed, batch size and mesh are judged on the same clips and masks.
+"""
+
+import dataclasses
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +29,21 @@ from genie_jax.train import step as step_lib
 
 _SQUARED = "squared_error"
 # Fixed, so that all evaluations of all runs hide the same tokens.
-_SEED = 0
+SEED = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedClips:
+  """The held-out clips by which runs are compared.
+
+  Attributes:
+    make_batches: Share of rows -> iterator over batches of these clips in a
+      fixed order, followed by any other clips.
+    num_clips: Number of clips.
+  """
+
+  make_batches: Callable[[hosts.Share], Any]
+  num_clips: int
 
 
 class HeldOut:
@@ -36,6 +58,7 @@ class HeldOut:
     share: hosts.Share,
     workdir: epath.Path,
     make_batches: Callable[[hosts.Share], Any] | None,
+    fixed: FixedClips | None = None,
   ):
     """Prepares the evaluation step; no data is read yet.
 
@@ -47,6 +70,7 @@ class HeldOut:
       share: This process's rows.
       workdir: Previews are written to its folder "previews".
       make_batches: Share -> iterator; None turns evaluation off.
+      fixed: Clips for `Stage.score`; None for no such loss.
     """
     self._stage, self._share = stage, share
     self._make_batches = make_batches
@@ -56,6 +80,10 @@ class HeldOut:
     self._rows = share.rows(size)
     self._layout = step_lib.batch_shardings(stage, mesh, size)
     self._step = step_lib.make_eval_step(stage, mesh, like, size)
+    self._fixed = fixed if stage.score else None
+    if self._fixed:
+      self._score = step_lib.make_score_step(stage, mesh, like, size, SEED)
+    self._size = size
     self._first = jax.jit(
       lambda batch: jax.tree.map(lambda x: x[:1], batch),
       in_shardings=(self._layout,),
@@ -67,10 +95,25 @@ class HeldOut:
     self, step: int, state: state_lib.TrainState, writer: metrics.Writer
   ) -> dict[str, float]:
     """Evaluates, and writes and returns the metrics "eval/<name>"."""
+    values = self._evaluate(state) | self._score_fixed(state)
+    if not values:
+      return {}
+    writer.scalars(step, values)
+    logging.info(
+      "step %d held out: %s",
+      step,
+      ", ".join(
+        f"{name.removeprefix('eval/')} {x:.5g}" for name, x in values.items()
+      ),
+    )
+    return values
+
+  def _evaluate(self, state: state_lib.TrainState) -> dict[str, float]:
+    """Returns the means of `Stage.evaluate` over the first batches."""
     if self._make_batches is None or self._count < 1:
       return {}
     terms = []
-    base = jax.random.key(_SEED)
+    base = jax.random.key(SEED)
     batches = self._make_batches(self._share)
     try:
       for number, batch in enumerate(itertools.islice(batches, self._count)):
@@ -90,25 +133,35 @@ class HeldOut:
         "config.data.eval_split has less than one batch; use a smaller "
         "config.data.batch_size or more held-out clips."
       )
-    values = _means(jax.device_get(terms))
-    writer.scalars(step, values)
-    logging.info(
-      "step %d held out: %s",
-      step,
-      ", ".join(
-        f"{name.removeprefix('eval/')} {x:.5g}" for name, x in values.items()
-      ),
-    )
-    return values
+    return _means(jax.device_get(terms))
+
+  def _score_fixed(self, state: state_lib.TrainState) -> dict[str, float]:
+    """Returns the means of `Stage.score`, and the number of judged values."""
+    if self._fixed is None:
+      return {}
+    terms, count = [], self._fixed.num_clips
+    batches = self._fixed.make_batches(self._share)
+    try:
+      for number in range(math.ceil(count / self._size)):
+        batch = next(batches)
+        step_lib.check_batch(self._stage, batch, self._rows)
+        batch = hosts.to_global(batch, self._layout, self._share)
+        first = np.int32(number * self._size)
+        terms.append(
+          self._score(state.params, state.extra, batch, first, np.int32(count))
+        )
+    finally:
+      batches.close()
+    terms = jax.device_get(terms)
+    judged = sum(float(term["held_out_loss"].count) for term in terms)
+    return _means(terms) | {"eval/held_out_tokens": judged}
 
   def draw(
     self, step: int, state: state_lib.TrainState, writer: metrics.Writer
   ) -> None:
     """Writes previews of the first held-out clip, once `run` has read it."""
     if self._clip is not None:
-      self._pictures.draw(
-        step, state, self._clip, jax.random.key(_SEED), writer
-      )
+      self._pictures.draw(step, state, self._clip, jax.random.key(SEED), writer)
 
 
 def _means(terms: list[dict[str, stage_lib.Term]]) -> dict[str, float]:

@@ -105,6 +105,7 @@ def train(
   make_batches: MakeBatches,
   make_eval_batches: MakeBatches | None = None,
   *,
+  fixed_clips: evaluation.FixedClips | None = None,
   profile_steps: tuple[int, int] | None = None,
   began: float | None = None,
 ) -> Result:
@@ -118,6 +119,7 @@ def train(
     make_batches: Share of rows -> endless iterator over training batches.
     make_eval_batches: The same for held-out clips; called for each
       evaluation, always with the same first batches. None for no evaluation.
+    fixed_clips: Held-out clips for `Stage.score`; None for no such loss.
     profile_steps: First and last step to trace, see `profile`.
     began: `time.time()` at which this start began, for goodput; by default
       now.
@@ -178,7 +180,14 @@ def train(
       profiler,
     )
     held_out = evaluation.HeldOut(
-      stage, config, mesh, like, share, workdir, make_eval_batches
+      stage,
+      config,
+      mesh,
+      like,
+      share,
+      workdir,
+      make_eval_batches,
+      fixed_clips,
     )
     clock.lost["start"] += time.time() - began
     step, values, stopped_by = run.run(

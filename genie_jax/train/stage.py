@@ -104,6 +104,10 @@ class Stage:
     loss: `(params, extra, batch, rng, step) -> Outcome`.
     evaluate: `(params, extra, batch, rng) -> dict of Terms` on held-out
       clips; its keys need not equal the training metrics.
+    score: `(params, extra, batch, rngs) -> dict of Terms`, the held-out loss
+      by which runs are compared. It gets one key per clip, and its Terms have
+      one total and one count per clip, [B], so that the result does not depend
+      on how clips are batched. None if the stage has no such loss.
     preview: `(params, extra, batch, rng) -> arrays`, the arrays from which
       `show` makes images. Like `loss`, it is called in a compiled function.
       The first axis of every array is the clip.
@@ -131,6 +135,7 @@ class Stage:
   show: Callable[[Tree], dict[str, dict[str, Any]]]
   flops_per_clip: float
   open_source: Callable[[str], sources.Source] = _no_source
+  score: Callable[[Tree, Tree, Batch, jax.Array], dict[str, Term]] | None = None
   after_update: Callable[[Tree, Tree, Tree, jax.Array], tuple[Tree, Tree]] = (
     lambda params, extra, aux, rng: (params, extra)
   )

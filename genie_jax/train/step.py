@@ -154,6 +154,65 @@ def make_eval_step(
   )
 
 
+def make_score_step(
+  stage: stage_lib.Stage,
+  mesh: Mesh,
+  like: state_lib.TrainState,
+  batch_size: int,
+  seed: int,
+) -> Callable[..., dict[str, stage_lib.Term]]:
+  """Compiles the held-out loss of one batch of a numbered list of clips.
+
+  Clip number n of the list gets the key `fold_in(key(seed), n)`, so the result
+  for a clip depends neither on the batch nor on the run.
+
+  Args:
+    stage: The stage, with `score`.
+    mesh: The device mesh.
+    like: The abstract state.
+    batch_size: Clips of the global batch.
+    seed: Seed of the keys.
+
+  Returns:
+    `(params, extra, batch, first, count) -> terms`: the sums over the clips
+    numbered from `first` (int32, the number of the batch's first clip) and
+    below `count`.
+
+  Raises:
+    ValueError: The stage has no `score`.
+  """
+  if stage.score is None:
+    raise ValueError(f"The {stage.name} stage has no score.")
+  score = stage.score
+  layout = state_lib.shardings(like)
+  whole = mesh_lib.replicated(mesh)
+
+  def step(params, extra, batch, first, count):
+    numbers = first + jnp.arange(batch_size, dtype=jnp.int32)
+    base = jax.random.key(seed)
+    rngs = jax.vmap(lambda n: jax.random.fold_in(base, n))(numbers)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      terms = score(params, extra, batch, rngs)
+    total = lambda x: jnp.where(numbers < count, x, 0.0).sum()
+    return {
+      name: stage_lib.Term(total(term.total), total(term.count))
+      for name, term in terms.items()
+    }
+
+  return jax.jit(
+    step,
+    out_shardings=whole,
+    in_shardings=(
+      layout.params,
+      layout.extra,
+      batch_shardings(stage, mesh, batch_size),
+      whole,
+      whole,
+    ),
+    compiler_options=compiler_options.options(mesh),
+  )
+
+
 def _step(stage, optimizer, state, batch, layout):
   rng = jax.random.fold_in(state.rng, state.step)
   outcome, grads = _gradients(

@@ -35,6 +35,7 @@ _MAY_CHANGE = frozenset(
     "log_every",
     "eval_every",
     "eval_batches",
+    "held_out_clips",
     "checkpoint_every",
     "keep_checkpoints",
     "keep_every",
