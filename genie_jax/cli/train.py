@@ -61,6 +61,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "as --config.init_from",
   )
   add(
+    "--fork-from",
+    default="",
+    metavar="DIR",
+    help="workdir of a run that is continued in the new --workdir, with its "
+    "optimizer state, from --fork-step on; only the number of steps and the "
+    "decay of the learning rate may differ",
+  )
+  add(
+    "--fork-step",
+    type=int,
+    metavar="N",
+    help="a saved step of --fork-from",
+  )
+  add(
     "--compilation-cache",
     default="",
     metavar="DIR",
@@ -119,6 +133,7 @@ def run(args: argparse.Namespace) -> int:
     overrides.append(f"--config.init_from={args.init_from}")
   config = config_lib.load(args.config, overrides)
   steps = _steps(args.profile_steps)
+  fork = _fork(args.fork_from, args.fork_step)
   try:
     joined = _join(args, config)
   except cluster.CannotStart as error:
@@ -126,13 +141,13 @@ def run(args: argparse.Namespace) -> int:
     cluster.exit_now(1, error.process_id)
   if joined is None:
     _keep_compiled(args.compilation_cache)
-    return _train(config, args.workdir, steps, began)
+    return _train(config, args.workdir, fork, steps, began)
   # The only place that exits without unwinding: Python's normal exit would
   # wait for processes that wait for this one.
   leave = lambda code: cluster.exit_now(code, joined.process_id)
   try:
     _keep_compiled(args.compilation_cache, alone=False)
-    code = _train(config, args.workdir, steps, began)
+    code = _train(config, args.workdir, fork, steps, began)
   except errors.UserError as error:
     _say(error)
     leave(2)
@@ -171,6 +186,25 @@ def _steps(text: str) -> tuple[int, int] | None:
   return int(first), int(last)
 
 
+def _fork(source: str, step: int | None):
+  """Returns the `fork.Fork` of two flags; None if both are left out.
+
+  Raises:
+    UserError: Only one is given, or the step is not positive.
+  """
+  from genie_jax.train import fork
+
+  if not source and step is None:
+    return None
+  if not source or step is None or step < 1:
+    raise errors.UserError(
+      f"--fork-from={source or 'nothing'} --fork-step="
+      f"{'nothing' if step is None else step}: give both, the workdir of a run "
+      "and one of its saved steps."
+    )
+  return fork.Fork(source, step)
+
+
 def _join(args: argparse.Namespace, config):
   """Joins the other processes; all but process 0 log warnings only.
 
@@ -199,6 +233,7 @@ def _join(args: argparse.Namespace, config):
       "the version of genie_jax": genie_jax.__version__,
       "the version of jax": jax.__version__,
       "--workdir": args.workdir,
+      "--fork-from and --fork-step": f"{args.fork_from}:{args.fork_step}",
     },
     initialization_timeout=args.initialization_timeout,
     heartbeat_timeout=args.heartbeat_timeout,
@@ -240,7 +275,7 @@ def _keep_compiled(folder: str, alone: bool = True) -> None:
   )
 
 
-def _train(config, workdir: str, profile_steps, began: float) -> int:
+def _train(config, workdir: str, fork, profile_steps, began: float) -> int:
   """Builds the stage and its data from the config, and trains."""
   import jax
 
@@ -267,6 +302,7 @@ def _train(config, workdir: str, profile_steps, began: float) -> int:
       make_batches,
       make_eval_batches,
       fixed_clips=fixed,
+      fork=fork,
       profile_steps=profile_steps,
       began=began,
     )

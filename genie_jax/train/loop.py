@@ -1,7 +1,7 @@
 """The one training loop.
 
-Before the first step: mesh, abstract state, restore or create (then a warm
-start), config.json, metrics. The state is restored before config.json is
+Before the first step: mesh, abstract state, restore, fork or create (then a
+warm start), config.json, metrics. The state is restored before config.json is
 written, so that a start that is refused changes nothing.
 
 Each step, in this order:
@@ -47,6 +47,7 @@ from genie_jax.train import (
   profile,
   warm_start,
 )
+from genie_jax.train import fork as fork_lib
 from genie_jax.train import metrics as metrics_lib
 from genie_jax.train import optimizer as optimizer_lib
 from genie_jax.train import stage as stage_lib
@@ -106,6 +107,7 @@ def train(
   make_eval_batches: MakeBatches | None = None,
   *,
   fixed_clips: evaluation.FixedClips | None = None,
+  fork: fork_lib.Fork | None = None,
   profile_steps: tuple[int, int] | None = None,
   began: float | None = None,
 ) -> Result:
@@ -120,6 +122,8 @@ def train(
     make_eval_batches: The same for held-out clips; called for each
       evaluation, always with the same first batches. None for no evaluation.
     fixed_clips: Held-out clips for `Stage.score`; None for no such loss.
+    fork: Step of another run at which this one begins; ignored when it
+      resumes.
     profile_steps: First and last step to trace, see `profile`.
     began: `time.time()` at which this start began, for goodput; by default
       now.
@@ -144,7 +148,9 @@ def train(
   checkpoints = manager.Checkpoints(
     workdir, config.keep_checkpoints, config.keep_every
   )
-  workdir_lib.check(workdir, stored, resumes=bool(checkpoints.steps()))
+  resumes = bool(checkpoints.steps())
+  workdir_lib.check(workdir, stored, resumes)
+  fork_lib.check(workdir, fork, resumes)
   restored = checkpoints.restore(like.fields(), batches)
   report = None
   clock = goodput.Clock(min(began, workdir_lib.first_start(workdir)))
@@ -156,6 +162,13 @@ def train(
     # Checkpoints of before have none; then the interval begins here.
     interval = earlier.get("interval", interval)
     logging.info("Resuming from step %d of %s.", int(state.step), workdir)
+  elif fork:
+    # The clock is not taken over: a fork counts only its own seconds.
+    fields, earlier = fork_lib.restore(
+      fork, workdir, stored, optimizer, like.fields(), batches
+    )
+    state = state_lib.TrainState(**fields)
+    interval = earlier.get("interval", interval)
   else:
     state = state_lib.create(stage, optimizer, like, config.seed)
     if config.init_from:

@@ -45,7 +45,7 @@ class JsonLines:
     lines = []
     if self._path.exists():
       lines = self._path.read_text().splitlines()
-    self._kept = [line for line in lines if _step_of(line) <= resumed_step]
+    self._kept = [line for line in lines if step_of(line) <= resumed_step]
     self._file = None
     if buckets.is_remote(self._path):
       # Objects in a bucket cannot be appended to, so each new line rewrites
@@ -85,7 +85,7 @@ class JsonLines:
       self._file.close()
 
 
-def _step_of(line: str) -> float:
+def step_of(line: str) -> float:
   """Returns a line's step; infinity for a line that a kill cut short."""
   try:
     return json.loads(line)["step"]

@@ -14,7 +14,7 @@ not write it, the path must stay the same.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -67,7 +67,7 @@ def check(
   """
   path = workdir / FILE
   if resumes and path.exists():
-    _compare(workdir, files.read_json(path), config)
+    compare(workdir, files.read_json(path), config)
 
 
 def write(workdir: epath.Path, config: Mapping[str, Any]) -> None:
@@ -91,7 +91,27 @@ def first_start(workdir: epath.Path) -> float:
   return files.read_json(path)["started"]
 
 
-def _compare(workdir, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def compare(
+  workdir: epath.Path,
+  old: Mapping[str, Any],
+  new: Mapping[str, Any],
+  *,
+  also: Collection[str] = (),
+  remedy: str = "set it back, or use a new workdir (config.init_from can "
+  "start from this one)",
+) -> None:
+  """Checks that a run of one config can continue with another.
+
+  Args:
+    workdir: The run's folder, for messages.
+    old: The config of the run.
+    new: The config to continue with.
+    also: Additional fields that may change, with dots.
+    remedy: End of the message about a field that may not change.
+
+  Raises:
+    UserError: A field that the state depends on has changed.
+  """
   old_fields, new_fields = config_lib.dotted(old), config_lib.dotted(new)
   for name in sorted(old_fields.keys() | new_fields.keys()):
     before, after = (
@@ -103,11 +123,10 @@ def _compare(workdir, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     if name == _DATA:
       _compare_data(workdir, old_fields, new_fields)
       continue
-    if not _may_change(name, old_fields, new_fields):
+    if name not in also and not _may_change(name, old_fields, new_fields):
       raise errors.UserError(
         f"{workdir} was started with config.{name}={before!r}, but now it is "
-        f"{after!r}; set it back, or use a new workdir (config.init_from can "
-        "start from this one)."
+        f"{after!r}; {remedy}."
       )
     logging.info(
       "Resuming with config.%s=%r instead of %r.", name, after, before
