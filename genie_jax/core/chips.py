@@ -6,9 +6,12 @@ The letter in the comment after a number gives its source:
   [b] Jouppi et al., A domain-specific supercomputer for training deep neural
       networks, CACM 63(7), 2020 (v2 and v3)
   [c] Jouppi et al., TPU v4 (arXiv:2304.01433)
-  [d] Austin et al., How to scale your model (the scaling book), chapter TPUs
+  [d] Austin et al., How to scale your model (the scaling book), chapter TPUs,
+      jax-ml.github.io/scaling-book/tpus (read in 2026)
   [e] libtpu 0.0.42.1: the available memory in its error message for a program
       that is too large, and whether it compiles Pallas kernels
+  [f] MaxText's table of slices, github.com/AI-Hypercomputer/maxtext, file
+      src/maxtext/utils/accelerator_to_spec_map.py
   [?] an assumption, which the output of a plan lists
 """
 
@@ -29,13 +32,21 @@ class Chip:
     peak_flops: bfloat16 FLOPs per second.
     clock: Cycles per second, to convert the compiler's cycle estimates.
     vector_rate: Elementwise float32 operations per second.
-    link_bandwidth: Bytes per second over one link in one direction.
+    link_bandwidth: Bytes per second over one link in one direction. The
+      vendor's pages give a nominal rate for all links of a chip together; of
+      [d]'s two editions, the first had this rate (100 GB/s for v5p) and the
+      second a tenth less (90 GB/s). Plans use the nominal rate.
     torus_dims: Dimensions of the interconnect; each has two links.
     wraps_from: Minimum length of a dimension that has wrap-around links.
     dcn_bandwidth: Bytes per second to other slices.
     devices: Number of JAX devices per chip.
     matrix_tile: Rows and columns of the matrix unit.
     max_chips: Number of chips in the largest available slice.
+    host_bandwidth: Bytes per second between a chip and its host's memory, in
+      one direction.
+    name_units: What the number in the cloud's name of a slice counts for each
+      chip: 2 where it counts TensorCores (v5p-512 has 256 chips), 1 where it
+      counts chips (v5e-256).
     assumptions: The values above that the vendor's pages do not state.
     kernels: Whether Pallas kernels with bfloat16 products compile for it.
   """
@@ -54,6 +65,9 @@ class Chip:
   devices: int
   matrix_tile: int
   max_chips: int
+  host_bandwidth: float
+  name_units: int
+  shapes: tuple[tuple[int, ...], ...]
   assumptions: tuple[str, ...] = ()
   kernels: bool = True
 
@@ -73,6 +87,20 @@ _OLD_DCN = "DCN bandwidth: one 25 Gb/s network card per host of four chips"
 _TWO_UNITS = "vector rate: two operations per lane and cycle"
 _FOUR_UNITS = "vector rate: four operations per lane and cycle"
 
+_SHAPES_2D = (
+  (1, 1),
+  (2, 2),
+  (2, 4),
+  (4, 4),
+  (4, 8),
+  (8, 8),
+  (8, 16),
+  (16, 16),
+)
+_SHAPES_V2 = ((2, 2), (4, 4), (8, 8), (8, 16), (16, 16))
+_SHAPES_V3 = (*_SHAPES_2D[1:2], *_SHAPES_2D[3:], (16, 32), (32, 32))
+_BELOW_A_CUBE = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
+
 CHIPS = {
   chip.name: chip
   for chip in (
@@ -91,6 +119,9 @@ CHIPS = {
       devices=2,
       matrix_tile=128,
       max_chips=256,  # [a]
+      host_bandwidth=8e9,  # [?]: half of PCIe 3.0 x16
+      name_units=2,  # [a]
+      shapes=_SHAPES_V2,  # [a]
       assumptions=(_OLD_DCN, _TWO_UNITS),
       kernels=False,  # [e]
     ),
@@ -109,6 +140,9 @@ CHIPS = {
       devices=2,
       matrix_tile=128,
       max_chips=1024,  # [a]
+      host_bandwidth=8e9,  # [?]: half of PCIe 3.0 x16
+      name_units=2,  # [a]
+      shapes=_SHAPES_V3,  # [a]
       assumptions=(_OLD_DCN, _TWO_UNITS),
       kernels=False,  # [e]
     ),
@@ -127,6 +161,9 @@ CHIPS = {
       devices=1,  # both cores form one device ("megacore")
       matrix_tile=128,
       max_chips=4096,  # [a]
+      host_bandwidth=16e9,  # [d]
+      name_units=2,  # [a]
+      shapes=_BELOW_A_CUBE,  # [a]
       assumptions=("DCN bandwidth: the same as v5p", _TWO_UNITS),
     ),
     Chip(
@@ -144,6 +181,9 @@ CHIPS = {
       devices=1,
       matrix_tile=128,
       max_chips=256,  # [a]
+      host_bandwidth=16e9,  # [d]
+      name_units=1,  # [a]
+      shapes=_SHAPES_2D,  # [a]
       assumptions=(_DCN,),
     ),
     Chip(
@@ -161,6 +201,9 @@ CHIPS = {
       devices=1,
       matrix_tile=128,
       max_chips=6144,  # [a]
+      host_bandwidth=16e9,  # [d]
+      name_units=2,  # [a]
+      shapes=((1, 1, 1), *_BELOW_A_CUBE),  # [a]
     ),
     Chip(
       "v6e",
@@ -177,6 +220,9 @@ CHIPS = {
       devices=1,
       matrix_tile=256,
       max_chips=256,  # [a]
+      host_bandwidth=32e9,  # [d]
+      name_units=1,  # [a]
+      shapes=_SHAPES_2D,  # [a]
       assumptions=("clock: 1.75 GHz", _FOUR_UNITS),
     ),
     Chip(
@@ -194,14 +240,13 @@ CHIPS = {
       devices=2,
       matrix_tile=256,
       max_chips=9216,  # [a]
+      host_bandwidth=16e9,  # [d]: typical of all but v6e
+      name_units=2,  # [f]
+      shapes=((1, 1, 1), *_BELOW_A_CUBE),  # [f]
       assumptions=("clock: 2.2 GHz", _FOUR_UNITS),
     ),
   )
 }
-
-# Bytes per second between a chip and its host's memory, in one direction: half
-# the bandwidth of 16 lanes of PCIe 3.0. No vendor's page states it: [?].
-HOST_BANDWIDTH = 8e9
 
 # Other names for the same chips.
 ALIASES = {

@@ -1,7 +1,8 @@
 """Named arrangements of TPU chips, such as v5p:4x8x8, without attached chips.
 
-A slice is a box of chips on one interconnect. Several slices communicate over
-the data-centre network (DCN).
+The cloud's own names are understood too: v5p-512 counts TensorCores and is
+4 x 8 x 8 = 256 chips, v5e-256 counts chips. A slice is a box of chips on one
+interconnect. Several slices communicate over the data-centre network (DCN).
 """
 
 import dataclasses
@@ -13,6 +14,10 @@ from typing import Any
 from genie_jax.core import chips, errors
 
 _EXAMPLES = {2: ("4x4", "8x8", "16x16"), 3: ("2x2x1", "4x4x4", "4x8x8")}
+
+# A slice of a three-dimensional torus consists of cubes of this side, or is
+# smaller than one.
+_CUBE = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,23 +66,31 @@ class Topology:
 
 
 def parse(text: str, slices: int = 1) -> Topology:
-  """Parses a topology such as "v5p:8x8x4".
+  """Parses a topology such as "v5p:8x8x4", or a cloud's name such as "v5p-512".
 
   Args:
-    text: Chip, colon, and number of chips along each dimension in any order.
+    text: Chip, colon, and number of chips along each dimension in any order; or
+      chip, hyphen, and the number by which the cloud names the slice, which
+      then has its most compact shape.
     slices: Number of such slices.
 
   Raises:
-    UserError: The chip is unknown, or the shape is invalid or too large.
+    UserError: The chip is unknown, or the shape is invalid, too large, or not
+      one that can be rented.
   """
-  found = re.fullmatch(r"([A-Za-z0-9]+):(\d+(?:x\d+)*)", text.strip())
-  if not found:
+  found = re.fullmatch(r"([A-Za-z0-9]+)[:-](\d+(?:x\d+)*)", text.strip())
+  named = found is not None and "x" not in found[2] and ":" not in text
+  if not found or (":" in text and "-" in text):
     raise errors.UserError(
       f"--topology={text!r} is not a topology; write CHIP:AxB or CHIP:AxBxC, "
-      "for example v5p:4x8x8 or v5e:16x16; the chips are "
-      f"{', '.join(chips.CHIPS)}."
+      "for example v5p:4x8x8 or v5e:16x16, or the cloud's name, such as "
+      f"v5p-512; the chips are {', '.join(chips.CHIPS)}."
     )
   chip = chips.find(found[1])
+  if slices < 1:
+    raise errors.UserError(f"--slices={slices} must be 1 or more.")
+  if named:
+    return Topology(chip, _named_shape(text, chip, int(found[2])), slices)
   dims = [int(part) for part in found[2].split("x")]
   if chip.torus_dims == 3 and len(dims) == 2:
     dims.append(1)
@@ -102,9 +115,46 @@ def parse(text: str, slices: int = 1) -> Topology:
       f"--topology={text}: a host of {chip.name} has 2 x 2 chips, and such "
       f"blocks do not tile this shape; use for example {examples}."
     )
-  if slices < 1:
-    raise errors.UserError(f"--slices={slices} must be 1 or more.")
+  if not _is_rented(chip, tuple(dims)):
+    raise errors.UserError(
+      f"--topology={text} cannot be rented: slices of {chip.name} are "
+      f"{_rented_text(chip)}; use for example {examples}."
+    )
   return Topology(chip, tuple(dims), slices)
+
+
+def _is_rented(chip: chips.Chip, dims: tuple[int, ...]) -> bool:
+  """Returns whether a slice of this shape can be rented."""
+  cubes = chip.torus_dims == 3 and all(d % _CUBE == 0 for d in dims)
+  return cubes or dims in chip.shapes
+
+
+def _rented_text(chip: chips.Chip) -> str:
+  """Lists the shapes that can be rented."""
+  shapes = ", ".join("x".join(map(str, dims)) for dims in chip.shapes)
+  return shapes + (" or multiples of 4x4x4" if chip.torus_dims == 3 else "")
+
+
+def _named_shape(text: str, chip: chips.Chip, number: int) -> tuple[int, ...]:
+  """Returns the most compact shape of the slice that a cloud's name means."""
+  count, rest = divmod(number, chip.name_units)
+  cubes = count // _CUBE**3 if chip.torus_dims == 3 else 0
+  shapes = [dims for dims in chip.shapes if math.prod(dims) == count]
+  if cubes and count % _CUBE**3 == 0 and count <= chip.max_chips:
+    shapes += [
+      (_CUBE * a, _CUBE * b, _CUBE * (cubes // (a * b)))
+      for a in range(1, cubes + 1)
+      for b in range(a, cubes // a + 1)
+      if cubes % (a * b) == 0 and cubes // (a * b) >= b
+    ]
+  if rest or not shapes:
+    what = "TensorCores" if chip.name_units == 2 else "chips"
+    raise errors.UserError(
+      f"--topology={text} cannot be rented: the number counts {what}, and "
+      f"slices of {chip.name} are {_rented_text(chip)}, up to "
+      f"{chip.max_chips} chips."
+    )
+  return min(shapes, key=sum)
 
 
 def devices(topology: Topology) -> Sequence[Any]:

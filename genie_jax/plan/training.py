@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import ml_collections
 
-from genie_jax.core import chips
 from genie_jax.models import build
 from genie_jax.plan import aot_compile
 from genie_jax.plan import topology as topology_lib
@@ -242,7 +241,7 @@ def _time_report(
     "assumptions": [
       *report["assumptions"],
       *(
-        [f"host link: {chips.HOST_BANDWIDTH / 1e9:g} GB/s a chip"]
+        [f"host link: {topology.chip.host_bandwidth / 1e9:g} GB/s a chip"]
         if found.host_bytes
         else []
       ),

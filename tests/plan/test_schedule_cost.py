@@ -2,7 +2,6 @@
 
 import pytest
 
-from genie_jax.core import chips
 from genie_jax.plan.cost import kernels, schedule
 from genie_jax.plan.hlo import op_names, parse
 from tests.plan import programs
@@ -97,7 +96,7 @@ def test_a_copy_to_the_host_takes_the_bandwidth_of_its_link():
   moved = 2 * 1024 * 4096
   found = schedule.estimate(programs.copy_to_host(10), RING)
   assert found.host_bytes == moved
-  assert found.compute == pytest.approx(moved / chips.HOST_BANDWIDTH)
+  assert found.compute == pytest.approx(moved / CHIP.host_bandwidth)
   hidden = schedule.estimate(programs.copy_to_host(10_000_000), RING)
   assert hidden.compute == pytest.approx(10_000_000 / CHIP.clock)
 

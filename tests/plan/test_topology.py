@@ -1,5 +1,7 @@
 """Tests of parsing topologies, and of their devices."""
 
+import math
+
 import pytest
 
 from genie_jax.core import chips, errors
@@ -31,6 +33,65 @@ def test_topologies_are_parsed_in_any_order_of_dimensions(
   found = topology.parse(text)
   assert found.name == name
   assert (found.num_chips, found.num_devices) == (chips_, devices)
+
+
+@pytest.mark.parametrize(
+  "text, name, chips_",
+  [
+    # The number counts TensorCores, of which a chip has two.
+    ("v5p-8", "v5p:2x2x1", 4),
+    ("v5p-128", "v5p:4x4x4", 64),
+    ("v5p-384", "v5p:4x4x12", 192),
+    ("v5p-512", "v5p:4x8x8", 256),
+    ("v5p-2048", "v5p:8x8x16", 1024),
+    ("v5p-12288", "v5p:16x16x24", 6144),
+    ("v4-32", "v4:2x2x4", 16),
+    ("v3-256", "v3:8x16", 128),
+    ("v2-8", "v2:2x2", 4),
+    ("tpu7x-128", "v7x:4x4x4", 64),
+    # The number counts chips.
+    ("v5e-256", "v5e:16x16", 256),
+    ("v5litepod-8", "v5e:2x4", 8),
+    ("v6e-1", "v6e:1x1", 1),
+    # A name with the dimensions, as in recipes for GKE.
+    ("tpu7x-4x4x4", "v7x:4x4x4", 64),
+  ],
+)
+def test_the_names_of_the_cloud_give_the_shape_that_is_rented(
+  text, name, chips_
+):
+  found = topology.parse(text)
+  assert (found.name, found.num_chips) == (name, chips_)
+
+
+@pytest.mark.parametrize(
+  "text, reason",
+  [
+    ("v5p-9", "counts TensorCores"),
+    ("v5p-200", "counts TensorCores"),
+    ("v5p-16384", "up to 6144 chips"),
+    ("v5e-512", "counts chips"),
+    ("v6e-2", "counts chips"),
+    ("v5p:4x6x8", "multiples of 4x4x4"),
+    ("v5p:2x2x8", "multiples of 4x4x4"),
+    ("v4:1x1x1", "multiples of 4x4x4"),
+    ("v5e:2x8", "1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16"),
+    ("v3:8x32", "32x32"),
+  ],
+)
+def test_a_slice_that_cannot_be_rented_is_refused_in_one_line(text, reason):
+  with pytest.raises(errors.UserError, match="cannot be rented") as raised:
+    topology.parse(text)
+  assert reason in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_every_shape_that_is_listed_is_a_topology():
+  for chip in chips.CHIPS.values():
+    for dims in chip.shapes:
+      text = f"{chip.name}:{'x'.join(map(str, dims))}"
+      assert topology.parse(text).dims == dims
+      number = chip.name_units * math.prod(dims)
+      assert topology.parse(f"{chip.name}-{number}").dims == dims
 
 
 def test_slices_multiply_the_number_of_chips():
@@ -107,7 +168,7 @@ def test_the_error_for_an_unknown_chip_lists_the_known_ones():
   "text, reason",
   [
     ("v5p", "write CHIP:AxB"),
-    ("v5p-256", "write CHIP:AxB"),
+    ("v5p:4x4-256", "write CHIP:AxB"),
     ("v5p:", "write CHIP:AxB"),
     ("v5p:4xfour", "write CHIP:AxB"),
     ("v5e:4x4x4", "2 dimensions"),

@@ -27,7 +27,6 @@ import re
 from collections.abc import Mapping
 from typing import TypeVar
 
-from genie_jax.core import chips
 from genie_jax.plan.cost import collectives as collectives_lib
 from genie_jax.plan.cost import kernels
 from genie_jax.plan.hlo import matmul_flops, op_names, parse
@@ -331,7 +330,7 @@ class _Simulation:
     )
     kind, rate = "copy", self._chip.hbm_bandwidth
     if any(array.in_host_memory for array in x.results):
-      kind, rate = "host copy", chips.HOST_BANDWIDTH
+      kind, rate = "host copy", self._chip.host_bandwidth
       state.total.host_bytes += moved
     seconds = moved * self._chip.devices / rate
     state.in_flight[x.name] = state.begin(kind, kind, seconds)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from genie_jax.core import chips, errors
+from genie_jax.core import errors
 from genie_jax.models import build
 from genie_jax.plan import aot_compile
 from genie_jax.plan import topology as topology_lib
@@ -232,7 +232,7 @@ def estimate(
     * _START_SECONDS
     * sum(stack["num_layers"] for stack in found.stacks)
   )
-  seconds = max(seconds, accumulate * 2 * host / chips.HOST_BANDWIDTH)
+  seconds = max(seconds, accumulate * 2 * host / chip.host_bandwidth)
   state = owned * (found.state_bytes + 4 * (accumulate > 1))
   return RoughEstimate(
     state + saved + largest + 6 * tokens * found.codes / tensor, seconds
