@@ -36,9 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
   add(
     "--config",
-    required=True,
+    default=None,
     metavar="FILE.py[:MODE]",
-    help="the config of the training run",
+    help="the config of the training run; needed except for --calibrate",
   )
   what = parser.add_mutually_exclusive_group(required=True)
   what.add_argument(
@@ -51,6 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="all|ROW,ROW",
     help="plan rows of the paper's scaling table on the paper's chips; "
     "--config must be experiments/scaling/dynamics.py",
+  )
+  what.add_argument(
+    "--calibrate",
+    metavar="all|RUN,RUN",
+    help="plan published training runs of language models and compare the "
+    "seconds with the published ones",
   )
   add(
     "--slices",
@@ -71,6 +77,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default=None,
     metavar="FILE",
     help="also write the plan to this file",
+  )
+  add(
+    "--whole-run",
+    action="store_true",
+    help="also plan evaluation, previews and checkpoints (compiles two more "
+    "programs)",
+  )
+  add(
+    "--measured",
+    default=None,
+    metavar="WORKDIR",
+    help="compare the plan with the measured speed of a run of this config on "
+    "these chips",
+  )
+  add(
+    "--save-ratios",
+    action="store_true",
+    help="with --calibrate all: also write the ratios that every plan's range "
+    "of MFU is computed from",
   )
   add(
     "--breakdown",
@@ -154,6 +179,8 @@ def run(args: argparse.Namespace) -> int:
   from genie_jax.plan import aot_compile
 
   options = _options(args.option)
+  if args.calibrate:
+    return _calibrate(args)
   if args.scaling_table:
     return _scaling_table(args, options)
   from genie_jax.core import config as config_lib
@@ -170,7 +197,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-  """Raises UserError for a number that is out of range."""
+  """Raises UserError for flags that do not fit, and numbers out of range."""
+  if not args.config and not args.calibrate:
+    raise errors.UserError("genie plan needs --config FILE.py.")
+  if args.save_ratios and args.calibrate != "all":
+    raise errors.UserError("--save-ratios needs --calibrate all.")
   for name, least in (
     ("players", 1),
     ("price", 0),
@@ -193,14 +224,18 @@ def _one(
 ) -> int:
   """Plans one training run."""
   from genie_jax.core import files
-  from genie_jax.plan import child_process, training
+  from genie_jax.plan import child_process, measured, training, whole_run
   from genie_jax.plan.search import advice
 
+  # Read first: it takes no time, and may be missing.
+  seconds = measured.step_seconds(args.measured) if args.measured else None
   planner = lambda config, topology: child_process.plan_training(
-    config, topology, args.price, options
+    config, topology, args.price, options, args.whole_run
   )
   report, text = planner(config, topology)
   report |= {"config": args.config, "overrides": list(args.overrides)}
+  if seconds is not None and report["fits"]:
+    report["measured"] = measured.compare(report, seconds)
   if not report["fits"]:
     report["changes_tried"] = advice.try_changes(
       config,
@@ -214,6 +249,10 @@ def _one(
   if args.json:
     files.write_json(args.json, report)
   print(training.render(report, args.breakdown))
+  if "whole_run" in report:
+    print("\n".join(whole_run.lines(report["whole_run"])))
+  if "measured" in report:
+    print("\n".join(measured.lines(report["measured"])))
   if not report["fits"]:
     raise errors.UserError(f"{args.config} {advice.verdict(report)}")
   return 0
@@ -324,6 +363,47 @@ def _scaling_table(args: argparse.Namespace, options: dict[str, str]) -> int:
   return 0
 
 
+def _calibrate(args: argparse.Namespace) -> int:
+  """Plans published runs."""
+  import pathlib
+  import shlex
+
+  from genie_jax.core import files, progress
+  from genie_jax.plan import aot_compile, child_process
+  from genie_jax.plan.calibration import calibrate, published, ratios
+
+  runs = published.find(args.calibrate)
+  aot_compile.set_up_compiler()
+  command = shlex.join(["genie", "plan", "--calibrate", args.calibrate])
+  names = [run_.name for run_ in runs]
+  rows: list[dict[str, Any]] = []
+  if args.json and pathlib.Path(args.json).exists():
+    rows = calibrate.resumed(files.read_json(args.json), names)
+  done = {row["name"] for row in rows}
+  missing = [run_ for run_ in runs if run_.name not in done]
+  for run_ in progress.track(missing, unit="runs", description="plans"):
+    row, text = child_process.plan_published(run_)
+    rows.append(row)
+    if args.hlo and text:
+      files.write_atomic(args.hlo, text)
+    # Written after each row, as all of them take a long time.
+    if args.json:
+      rows.sort(key=lambda row: names.index(row["name"]))
+      files.write_json(args.json, calibrate.result(rows, command))
+  found = calibrate.result(rows, command)
+  print(calibrate.render(found))
+  failed = [row["name"] for row in rows if row["ratio"] is None]
+  if failed:
+    raise errors.UserError(
+      f"{len(failed)} of {len(rows)} runs of --calibrate do not fit their "
+      f"chips by plan: {', '.join(failed)}."
+    )
+  if args.save_ratios:
+    files.write_json(ratios.PATH, calibrate.stored_ratios(found))
+    print(f"wrote {ratios.PATH}")
+  return 0
+
+
 def _row_without_plan(
   run_: "paper.Run", topology: "topology_lib.Topology", reason: str
 ) -> dict[str, Any]:
@@ -332,12 +412,16 @@ def _row_without_plan(
     "size": run_.size,
     "topology": run_.topology,
     "paper_days": run_.days,
+    "chips": topology.num_chips,
     "hbm_limit_gib": topology.chip.hbm_gib,
     "fits": False,
     "refused": reason,
     **dict.fromkeys(
       (
         "days",
+        "days_low",
+        "days_high",
+        "cost",
         "ratio",
         "flops_ratio",
         "hbm_gib_per_chip",

@@ -8,6 +8,7 @@ from genie_jax.cli import scaling_fit, scaling_plot
 _EXAMPLE = """\
 example:
   genie scaling table --json table.json
+  genie scaling table --plan experiments/scaling/dynamics.py --price 2
 
 Parameters are counted from shapes, so counting those of the 10.1B model takes
 a second and almost no memory.
@@ -34,6 +35,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="FILE",
     help="also write the table to this file",
   )
+  table.add_argument(
+    "--plan",
+    default=None,
+    metavar="FILE.py",
+    help="plan each row on the paper's chips instead (about an hour): days, "
+    "their calibrated range, and cost; the file is "
+    "experiments/scaling/dynamics.py",
+  )
+  table.add_argument(
+    "--price",
+    default=None,
+    metavar="MONEY",
+    help="with --plan: price of one chip for one hour",
+  )
   scaling_fit.add_command(commands)
   scaling_plot.add_command(commands)
 
@@ -46,6 +61,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _table(args: argparse.Namespace) -> int:
   """Prints the table; returns 0."""
+  if args.plan:
+    from genie_jax.cli import main as main_lib
+
+    words = ["plan", "--config", args.plan, "--scaling-table", "all"]
+    for name in ("json", "price"):
+      value = getattr(args, name)
+      words += [] if value is None else [f"--{name}", value]
+    return main_lib.main(words)
   # Imported here because importing JAX takes seconds, which --help can avoid.
   from genie_jax.core import files
   from genie_jax.scaling import table

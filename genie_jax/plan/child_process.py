@@ -18,6 +18,7 @@ from genie_jax.core import errors
 from genie_jax.plan import aot_compile, training
 from genie_jax.plan import play as play_lib
 from genie_jax.plan import topology as topology_lib
+from genie_jax.plan.calibration import calibrate, published
 from genie_jax.plan.hlo import resharding_log
 
 Plan = tuple[dict[str, Any], str]
@@ -28,8 +29,11 @@ def plan_training(
   topology: topology_lib.Topology,
   price: float | None = None,
   options: Mapping[str, str] | None = None,
+  whole: bool = False,
 ) -> Plan:
   """Calls `training.plan` in a child process, with the same arguments.
+
+  With `whole` it also plans what a run does besides its steps.
 
   The plan also has "copied_whole": tensors that the compiler replicates fully.
 
@@ -37,7 +41,7 @@ def plan_training(
     UserError: As `training.plan`, or the compiler crashed.
   """
   return _in_child_process(
-    _plan_training, config.to_dict(), topology, price, options
+    _plan_training, config.to_dict(), topology, price, options, whole
   )
 
 
@@ -67,6 +71,15 @@ def plan_play(
   )
 
 
+def plan_published(run: published.Run) -> Plan:
+  """Calls `calibrate.plan` in a child process.
+
+  Raises:
+    UserError: As `calibrate.plan`, or the compiler crashed.
+  """
+  return _in_child_process(_plan_published, run)
+
+
 def _in_child_process(function: Callable[..., Plan], *args: Any) -> Plan:
   """Calls a function in a new process and reads the compiler's log after it."""
   # The process is spawned because JAX's threads do not survive a fork.
@@ -94,6 +107,11 @@ def _with_log(folder: str, function: Callable[..., Plan], *args: Any) -> Plan:
 def _plan_training(config: dict[str, Any], *args: Any) -> Plan:
   aot_compile.set_up_compiler()
   return training.plan(ml_collections.ConfigDict(config), *args)
+
+
+def _plan_published(run: published.Run) -> Plan:
+  aot_compile.set_up_compiler()
+  return calibrate.plan(run)
 
 
 def _plan_play(

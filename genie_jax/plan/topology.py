@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from genie_jax.core import chips, errors
+from genie_jax.plan.cost import collectives
 
 _EXAMPLES = {2: ("4x4", "8x8", "16x16"), 3: ("2x2x1", "4x4x4", "4x8x8")}
 
@@ -193,3 +194,15 @@ def devices(topology: Topology) -> Sequence[Any]:
       f"{topology.name} has {len(found)} devices, not {topology.num_devices}."
     )
   return found
+
+
+def network(topology: Topology, mesh: Any) -> collectives.Network:
+  """Returns the network of a program's devices.
+
+  Args:
+    topology: The chips.
+    mesh: The program's mesh of devices from `devices`.
+  """
+  return collectives.network(
+    mesh.devices.flat, topology.dims, topology.wrap, topology.chip
+  )

@@ -8,9 +8,10 @@ import jax
 import ml_collections
 
 from genie_jax.models import build
-from genie_jax.plan import aot_compile
+from genie_jax.plan import aot_compile, whole_run
 from genie_jax.plan import topology as topology_lib
-from genie_jax.plan.cost import collectives, schedule
+from genie_jax.plan.calibration import ratios
+from genie_jax.plan.cost import schedule
 from genie_jax.plan.hlo import op_names, parse, saved_activations
 
 _DAY = 86_400.0
@@ -42,6 +43,7 @@ def plan(
   topology: topology_lib.Topology,
   price: float | None = None,
   options: Mapping[str, str] | None = None,
+  whole: bool = False,
 ) -> tuple[dict[str, Any], str]:
   """Plans a training run.
 
@@ -50,6 +52,7 @@ def plan(
     topology: The chips.
     price: Price of one chip for one hour; None omits the cost.
     options: Compiler options in addition to the usual ones.
+    whole: Whether to plan as well what a run does besides its steps.
 
   Returns:
     The plan as JSON values, and the text of the compiled program ("" if the
@@ -68,14 +71,12 @@ def plan(
   report |= memory_report(
     compiled.memory, topology, saved_activations.peak_bytes(module)
   )
-  found = schedule.estimate(
-    module,
-    collectives.network(
-      step.mesh.devices.flat, topology.dims, topology.wrap, topology.chip
-    ),
-  )
+  found = schedule.estimate(module, topology_lib.network(topology, step.mesh))
   report["compile_seconds"] = round(compiled.seconds, 1)
-  return report | _time_report(found, report, topology, price), compiled.text
+  report |= _time_report(found, report, topology, price)
+  if whole:
+    report["whole_run"] = whole_run.plan(step, topology, found.total)
+  return report, compiled.text
 
 
 def remat_of(config: ml_collections.ConfigDict) -> str | dict[str, str]:
@@ -195,6 +196,8 @@ def out_of_memory_report(
         "step_seconds_exposed_comm",
         "mfu",
         "mfu_kernels_twice_as_slow",
+        "mfu_kernels_four_times_as_slow",
+        "mfu_calibrated",
         "tokens_per_day",
         "days",
         "chip_hours",
@@ -216,6 +219,7 @@ def _time_report(
   seconds, steps = found.total, report["steps"]
   days = seconds * steps / _DAY
   hours = 24 * days * topology.num_chips
+  mfu = lambda factor: flops / (peak * schedule.step_seconds(found, factor))
   return {
     "compiled_flops_per_step": sum(found.flops.values()) * topology.num_devices,
     "compiled_flops_by_pass": {
@@ -229,9 +233,10 @@ def _time_report(
     "step_seconds_hidden_comm": sum(
       x.seconds - x.exposed for x in found.collectives.values()
     ),
-    "mfu": flops / (seconds * peak),
-    "mfu_kernels_twice_as_slow": flops
-    / (peak * schedule.step_seconds(found, 2.0)),
+    "mfu": mfu(1.0),
+    "mfu_kernels_twice_as_slow": mfu(2.0),
+    "mfu_kernels_four_times_as_slow": mfu(4.0),
+    "mfu_calibrated": ratios.calibrated(mfu(1.0)),
     "tokens_per_day": report["tokens_per_step"] * _DAY / seconds,
     "days": days,
     "chip_hours": hours,
@@ -363,7 +368,9 @@ def _time_lines(report: Mapping[str, Any]) -> list[str]:
     "model FLOPs:",
     f"  {passes}",
     f"MFU {report['mfu']:.1%}; {report['mfu_kernels_twice_as_slow']:.1%} "
-    "if every kernel is twice as slow",
+    f"and {report['mfu_kernels_four_times_as_slow']:.1%} if every kernel takes "
+    "2 and 4 times its estimate",
+    ratios.render(report["mfu_calibrated"]),
     f"{report['tokens_per_day'] / 1e9:.2f}B tokens per day; "
     f"{report['steps']} steps in {report['days']:.2f} days, "
     f"{report['chip_hours']:,.0f} chip-hours",

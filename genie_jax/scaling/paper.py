@@ -1,8 +1,9 @@
 """Plans of the scaling table on the paper's chips, compared with its days.
 
-Genie, table 10, gives chips and days of each run. This is the only comparison
-of the estimates of `genie plan` with real hardware. The FLOPs that the paper
-states differ from ours, so the table also has the ratio of the FLOPs.
+Genie, table 10, gives chips and days of each run. The FLOPs that the paper
+states differ from ours, so the table also has the ratio of the FLOPs. The range
+of the planned days is that of `plan.calibration`: plans of other published runs
+divided by their published seconds.
 """
 
 import dataclasses
@@ -113,13 +114,22 @@ def row(run: Run, report: Mapping[str, Any]) -> dict[str, Any]:
     report: The plan of the run.
   """
   days = report["days"]
+  calibrated = report["mfu_calibrated"]
+  # MFU and time are inverse.
+  of = lambda name: (
+    days * report["mfu"] / calibrated[name] if calibrated else None
+  )
   stated = table.find(run.size).paper_flops
   ours = report["model_flops_per_step"] * report["steps"]
   return {
     "size": run.size,
     "topology": run.topology,
     "paper_days": run.days,
+    "chips": topology_lib.parse(run.topology).num_chips,
     "days": days,
+    "days_low": of("high"),
+    "days_high": of("low"),
+    "cost": report["cost"],
     "ratio": None if not (days and run.days) else days / run.days,
     "flops_ratio": None if stated is None else ours / stated,
     **{
@@ -161,5 +171,20 @@ def render(rows: Sequence[Mapping[str, Any]]) -> str:
       f"{number(found['days'], '7.2f'):>7} "
       f"{number(found['ratio'], '6.3f'):>6} "
       f"{number(found['flops_ratio'], '6.3f'):>6}"
+    )
+  lines += [
+    "",
+    f"{'size':6}{'chips':>6}{'days by plan':>14}{'range':>18}{'cost':>14}",
+  ]
+  for found in rows:
+    span = (
+      "-"
+      if found["days_low"] is None
+      else f"{found['days_low']:.2f} to {found['days_high']:.2f}"
+    )
+    lines.append(
+      f"{found['size']:6}{found['chips']:6}"
+      f"{number(found['days'], '14.2f'):>14}{span:>18}"
+      f"{number(found['cost'], '14,.0f'):>14}"
     )
   return "\n".join(lines)

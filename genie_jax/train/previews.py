@@ -123,24 +123,8 @@ class Pictures:
     Raises:
       UserError: It does not fit into memory next to the run.
     """
-    mesh, whole = self._mesh, mesh_lib.replicated(self._mesh)
-
-    def draw(params, extra, clip, rng):
-      with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        drawn = self._stage.preview(
-          params,
-          extra,
-          _copy_to_each_group(clip, mesh_lib.batch_ways(mesh)),
-          rng,
-        )
-        return jax.tree.map(lambda x: x[0], drawn)
-
-    lowered = jax.jit(
-      draw,
-      in_shardings=(*self._layout, whole, whole),
-      out_shardings=whole,
-      compiler_options=compiler_options.options(mesh),
-    ).lower(*inputs)
+    mesh = self._mesh
+    lowered = make_program(self._stage, mesh, self._layout).lower(*inputs)
     try:
       program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -162,6 +146,36 @@ class Pictures:
         f"{free / _GIB:.3g} GiB are free next to the run."
       )
     return program
+
+
+def make_program(
+  stage: stage_lib.Stage, mesh: Mesh, layout: tuple[Any, Any]
+) -> Any:
+  """Returns the jitted `(params, extra, clip, rng) -> arrays` of a preview.
+
+  Args:
+    stage: The stage, with `preview`.
+    mesh: The mesh, from `mesh.without_frames`.
+    layout: Layouts of the parameters and of the stage's own state on it.
+  """
+  whole = mesh_lib.replicated(mesh)
+
+  def draw(params, extra, clip, rng):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      drawn = stage.preview(
+        params,
+        extra,
+        _copy_to_each_group(clip, mesh_lib.batch_ways(mesh)),
+        rng,
+      )
+      return jax.tree.map(lambda x: x[0], drawn)
+
+  return jax.jit(
+    draw,
+    in_shardings=(*layout, whole, whole),
+    out_shardings=whole,
+    compiler_options=compiler_options.options(mesh),
+  )
 
 
 def free_bytes(mesh: Mesh) -> int | None:

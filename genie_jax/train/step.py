@@ -38,10 +38,18 @@ def batch_shardings(
   """
   ways = mesh_lib.batch_ways(mesh)
   if batch_size % (ways * accumulate):
+    # On more chips than the config was written for, microbatches are often
+    # not needed any more.
+    remedy = (
+      "set config.optimizer.accumulate=1, or use "
+      if accumulate > 1 and batch_size % ways == 0
+      else "use "
+    )
     raise errors.UserError(
       f"config.data.batch_size is {batch_size}, which is not divisible into "
       f"optimizer.accumulate={accumulate} microbatches over {ways} devices "
-      f"of the mesh axes data x fsdp; use a multiple of {ways * accumulate}."
+      "of the mesh axes data x fsdp; "
+      f"{remedy}a multiple of {ways * accumulate}."
     )
   layouts = {}
   for name, feature in stage.features.items():

@@ -73,6 +73,31 @@ def test_attention_in_space_is_counted_for_all_tokens_of_a_frame():
   assert found.flops == 2 * 16 * 36 * 2 * (2 * 920 * 128 * 1024)
 
 
+def test_causal_splash_attention_is_counted_without_the_blocks_it_skips():
+  shape = (4, 64, 2048, 128)
+  full = kernels.cost(
+    *call("splash_mha_fwd_residuals", [shape] * 3, [shape]), V5P
+  )
+
+  def causal(rows, columns, name="splash_mha_fwd_residuals"):
+    # Prefetched tables come first: what to load, and which blocks to compute.
+    table = array((1, rows, columns), "s32")
+    return kernels.cost(*call(name, [table] * 2 + [shape] * 3, [shape]), V5P)
+
+  # Of 4 x 4 blocks, those on the diagonal and below it: 10 of 16.
+  assert causal(4, 4).flops == 10 / 16 * full.flops
+  assert causal(4, 4).vector_operations == 10 / 16 * full.vector_operations
+  assert causal(4, 4).bytes == pytest.approx(full.bytes, rel=1e-3)
+  # Blocks of queries twice as long as those of keys: 2 + 4 + 6 + 8 of 32.
+  assert causal(4, 8).flops == 20 / 32 * full.flops
+  # And half as long: 1 + 1 + 2 + 2 of 8.
+  assert causal(4, 2).flops == 6 / 8 * full.flops
+  # One block has to be computed entirely.
+  assert causal(1, 1).flops == full.flops
+  gradient = causal(4, 4, "splash_mha_dkv_no_residuals")
+  assert gradient.flops == 2.5 * causal(4, 4).flops
+
+
 def test_splash_attention_is_counted_for_all_scores_of_a_frame():
   shape = (32, 36, 1024, 128)
   found = kernels.cost(

@@ -198,8 +198,17 @@ def test_loss_names_must_match_their_scales(scales, message):
 def test_an_indivisible_batch_raises_a_clear_error():
   with pytest.raises(errors.UserError, match=r"is 12.*multiple of 8"):
     toy_stage.built(toy_stage.config(data__batch_size=12))
-  with pytest.raises(errors.UserError, match=r"accumulate=4.*multiple of 32"):
+  with pytest.raises(
+    errors.UserError, match=r"accumulate=4.*or use a multiple of 32"
+  ) as raised:
     toy_stage.built(toy_stage.config(optimizer__accumulate=4))
+  # One microbatch would split.
+  assert "set config.optimizer.accumulate=1, or" in str(raised.value)
+  with pytest.raises(errors.UserError, match="use a multiple of 32") as raised:
+    toy_stage.built(
+      toy_stage.config(optimizer__accumulate=4, data__batch_size=12)
+    )
+  assert "accumulate=1" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -78,8 +78,12 @@ def padded_flops(m: int, k: int, n: int, tile: int) -> float:
   return 2.0 * up(m, 8) * up(k, tile) * up(n, tile)
 
 
-def _full_attention(products: int, softmaxes: int, grads: int) -> CostModel:
-  """Returns the cost model of attention among all tokens of a frame.
+def _splash_attention(products: int, softmaxes: int, grads: int) -> CostModel:
+  """Returns the cost model of JAX's splash kernel.
+
+  The kernel computes whole blocks of scores. Those that its mask hides entirely
+  are skipped, by tables that are operands of the call; without tables it
+  computes all of them (attention among all tokens of a frame).
 
   Args:
     products: Number of matrix products of the size of the scores.
@@ -95,14 +99,38 @@ def _full_attention(products: int, softmaxes: int, grads: int) -> CostModel:
     )
     *outer, n, k = query.shape
     frames = math.prod(outer)  # Times heads.
-    scores = frames * n * n
+    share = _share_of_blocks(operands)
+    scores = share * frames * n * n
     return (
-      products * frames * padded_flops(n, k, n, tile),
+      share * products * frames * padded_flops(n, k, n, tile),
       scores
       * (softmaxes * SOFTMAX_OPERATIONS + grads * SOFTMAX_GRAD_OPERATIONS),
     )
 
   return cost
+
+
+def _share_of_blocks(operands: Arrays) -> float:
+  """Returns the share of its blocks that a call of the splash kernel computes.
+
+  Its tables have one entry for each block, [heads or 1, blocks of queries,
+  blocks of keys]. The text of a program does not have their content, so the
+  mask is taken to be the causal one, the only one with tables that is planned
+  here. A block on the diagonal is computed entirely.
+
+  Args:
+    operands: Types of the call's operands.
+  """
+  table = next(
+    (x.shape for x in operands if x.dtype[0] in "su" and len(x.shape) == 3),
+    None,
+  )
+  if table is None:
+    return 1.0
+  _, rows, columns = table
+  # Block i of the queries sees keys up to the end of its own positions.
+  seen = sum(-(-(i + 1) * columns // rows) for i in range(rows))
+  return seen / (rows * columns)
 
 
 def _fused_attention(products: int, grads: int, heads: int = 1) -> CostModel:
@@ -163,9 +191,9 @@ COST_MODELS: dict[str, CostModel] = {
   },
   # Splash attention (jax.experimental.pallas.ops.tpu.splash_attention): the
   # forward pass; both gradients in one pass; the gradient of the queries alone.
-  r"splash_m[hq]a_fwd.*": _full_attention(products=2, softmaxes=1, grads=0),
-  r"splash_m[hq]a_dkv.*": _full_attention(products=5, softmaxes=1, grads=1),
-  r"splash_m[hq]a_dq.*": _full_attention(products=3, softmaxes=1, grads=1),
+  r"splash_m[hq]a_fwd.*": _splash_attention(products=2, softmaxes=1, grads=0),
+  r"splash_m[hq]a_dkv.*": _splash_attention(products=5, softmaxes=1, grads=1),
+  r"splash_m[hq]a_dq.*": _splash_attention(products=3, softmaxes=1, grads=1),
 }
 
 _AUTHORS_ESTIMATE = re.compile(

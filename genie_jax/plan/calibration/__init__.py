@@ -1,0 +1,1 @@
+"""Plans of published training runs, to check the estimates of a plan."""

@@ -1,0 +1,222 @@
+"""Plans published runs and compares the seconds with the published ones."""
+
+import importlib.metadata
+import pathlib
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+from genie_jax.core import errors
+from genie_jax.plan import aot_compile, training
+from genie_jax.plan import topology as topology_lib
+from genie_jax.plan.calibration import decoder, published, ratios
+from genie_jax.plan.cost import schedule
+
+VERSION = 1
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax")
+
+
+def published_seconds(run: published.Run) -> float:
+  """Returns the published seconds of a step.
+
+  Raises:
+    ValueError: The row has neither seconds nor TFLOP/s.
+  """
+  if run.seconds is not None:
+    return run.seconds
+  if run.teraflops is None:
+    raise ValueError(f"The row {run.name!r} has no published speed.")
+  topology = topology_lib.parse(run.topology)
+  sequences = run.batch_per_device * topology.num_devices / topology.num_chips
+  flops = sequences * run.shape.flops_per_sequence(run.length)
+  return flops / (run.teraflops * 1e12)
+
+
+def step_of(run: published.Run) -> aot_compile.Step:
+  """Returns the train step of a published run, ready to compile.
+
+  It is the step of `genie train`, with its layouts, optimizer and compiler
+  options, of a stage that trains the run's model.
+  """
+  topology = topology_lib.parse(run.topology)
+  config = ml_collections.ConfigDict(
+    {
+      "stage": "decoder",
+      "steps": 1000,
+      "mesh": {
+        "data": 1,
+        "fsdp": run.fsdp,
+        "tensor": run.tensor,
+        "frame": 1,
+      },
+      # MaxText's defaults: configs/base.yml.
+      "optimizer": {
+        "name": "adamw",
+        "b1": 0.9,
+        "b2": 0.95,
+        "weight_decay": 0.1,
+        "clip_norm": 1.0,
+        "mu_dtype": run.mu_dtype,
+      },
+      "data": {"batch_size": run.batch_per_device * topology.num_devices},
+    }
+  )
+  stage = decoder.make(run.shape, run.length, run.remat, run.kernel)
+  return aot_compile.build_from_stage(stage, config, topology)
+
+
+def plan(run: published.Run) -> tuple[dict[str, Any], str]:
+  """Plans a published run.
+
+  Args:
+    run: The run.
+
+  Returns:
+    A row of the result as JSON values, and the text of the compiled program
+    ("" if it does not fit into memory; then the planned values are None).
+  """
+  topology = topology_lib.parse(run.topology)
+  step = step_of(run)
+  row: dict[str, Any] = {
+    "name": run.name,
+    "source": run.source,
+    "setup": run.setup,
+    "chips": topology.num_chips,
+    "topology": topology.name,
+    "mesh": {"fsdp": run.fsdp, "tensor": run.tensor},
+    "batch_size": step.config.data.batch_size,
+    "sequence_length": run.length,
+    "parameters": run.shape.params,
+    "remat": vars(run.remat),
+    "assumptions": list(run.assumptions),
+    "published_seconds": published_seconds(run),
+    "published_teraflops_per_chip": run.teraflops,
+  }
+  try:
+    compiled = aot_compile.compile_step(step)
+  except aot_compile.OutOfMemory as error:
+    nothing = dict.fromkeys(("planned_seconds", "ratio", "mfu"))
+    return row | nothing | training.out_of_memory_report(error, topology), ""
+  network = topology_lib.network(topology, step.mesh)
+  found = schedule.estimate(compiled.text, network)
+  peak = topology.chip.peak_flops * topology.num_chips
+  flops = step.stage.flops_per_clip * step.config.data.batch_size
+  seconds = row["published_seconds"]
+  row |= {
+    "planned_seconds": found.total,
+    "ratio": found.total / seconds,
+    "mfu": flops / (found.total * peak),
+    "published_mfu": flops / (seconds * peak),
+    "planned_seconds_by_part": {
+      "compute": found.compute,
+      "kernels": found.kernels,
+      "exposed_communication": found.exposed,
+    },
+    "compiled_flops_over_model_flops": sum(found.flops.values())
+    * topology.num_devices
+    / flops,
+    "loops_of_unknown_length": found.unknown_loops,
+    "unknown_kernels": sorted(found.unknown_kernels),
+    "host_gigabytes": found.host_bytes / 1e9,
+    "compile_seconds": round(compiled.seconds, 1),
+  }
+  row |= training.memory_report(compiled.memory, topology)
+  return row, compiled.text
+
+
+def result(rows: Sequence[Mapping[str, Any]], command: str) -> dict[str, Any]:
+  """Returns the whole result as JSON values.
+
+  Args:
+    rows: From `plan`.
+    command: The command line that computes them.
+  """
+  values = [row["ratio"] for row in rows if row["ratio"] is not None]
+  return {
+    "version": VERSION,
+    "rows": list(rows),
+    "geometric_mean": ratios.geometric_mean(values) if values else None,
+    "worst": ratios.worst(values) if values else None,
+    "provenance": {"command": command, **program()},
+  }
+
+
+def stored_ratios(found: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns what ships with the package: the ratios of a result."""
+  return {
+    "version": ratios.VERSION,
+    "commit": found["provenance"]["commit"] or "unknown",
+    "rows": [
+      {name: row[name] for name in ("name", "topology", "ratio")}
+      for row in found["rows"]
+      if row["ratio"] is not None
+    ],
+  }
+
+
+def resumed(
+  found: Mapping[str, Any], names: Sequence[str]
+) -> list[dict[str, Any]]:
+  """Returns the rows of an earlier result that need not be planned again.
+
+  Args:
+    found: A result that was written before.
+    names: The rows that are wanted.
+
+  Raises:
+    UserError: The result is of another version, commit or library.
+  """
+  now, then = program(), found.get("provenance", {})
+  differing = [name for name in now if now[name] != then.get(name)]
+  if found.get("version") != VERSION or differing or not now["clean"]:
+    raise errors.UserError(
+      "--json has rows of another program "
+      f"({', '.join(differing) or 'an edited checkout'}); write to another "
+      "file, or delete it."
+    )
+  return [row for row in found["rows"] if row["name"] in names]
+
+
+def program() -> dict[str, Any]:
+  """Returns what a result depends on: the commit and the libraries."""
+  root = pathlib.Path(__file__).resolve().parents[3]
+  ask = lambda *words: subprocess.run(
+    ["git", "-C", str(root), *words],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  commit = edited = None
+  if (root / ".git").exists():
+    try:
+      commit = ask("rev-parse", "HEAD").stdout.strip() or None
+      # Results are not part of the program.
+      edited = ask("status", "--porcelain", "--", "genie_jax").stdout.strip()
+    except FileNotFoundError:  # No git on this machine.
+      commit = None
+  return {
+    "commit": commit,
+    "clean": commit is not None and not edited,
+    "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    | {"libtpu": aot_compile.library_requirement()},
+  }
+
+
+def render(found: Mapping[str, Any]) -> str:
+  """Formats a result as a table."""
+  lines = [f"{'':34}{'published':>10}{'planned':>9}{'ratio':>7}{'MFU':>8}"]
+  number = lambda value, form: "-" if value is None else format(value, form)
+  lines += [
+    f"{row['name']:34}{row['published_seconds']:10.3f}"
+    f"{number(row['planned_seconds'], '9.3f'):>9}"
+    f"{number(row['ratio'], '7.3f'):>7}{number(row['mfu'], '8.1%'):>8}"
+    for row in found["rows"]
+  ]
+  if found["geometric_mean"] is not None:
+    lines.append(
+      f"planned / published: geometric mean {found['geometric_mean']:.3f}, "
+      f"worst {found['worst']:.3f}"
+    )
+  return "\n".join(lines)
