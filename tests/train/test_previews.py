@@ -8,6 +8,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from genie_jax.checkpoints import reader
@@ -135,7 +136,7 @@ def rollout_program(sizes):
   stage = dataclasses.replace(
     steps.stage, show=lambda arrays: shown.append(arrays) or {}
   )
-  made = previews.Pictures(stage, steps.mesh, steps.like, "unused")
+  made = previews.Pictures(stage, steps.mesh, steps.like, epath.Path("unused"))
   made.draw(1, state, clip, jax.random.key(0), metrics.Many([]))
   return shown[0], made, state
 
