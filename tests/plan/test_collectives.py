@@ -54,6 +54,35 @@ def test_bandwidth_is_proportional_to_the_number_of_torus_dimensions():
   )
 
 
+def test_groups_along_other_dimensions_use_other_links():
+  cube = box(4, 4, 4)
+  row = [[x * 16 for x in range(4)]]  # Coordinates (0..3, 0, 0).
+  plane = [[y * 4 + z for y in range(4) for z in range(4)]]  # (0, 0..3, 0..3).
+  assert cube.links("all-gather", row) == {(0, -1), (0, 1)}
+  assert cube.links("all-reduce", plane) == {
+    (axis, way) for axis in (1, 2) for way in (-1, 1)
+  }
+  assert len(cube.links("all-to-all", all_devices(cube))) == 6
+  # Devices of one chip use no link.
+  assert cube.links("all-gather", [[5]]) == frozenset()
+
+
+def test_a_permutation_uses_one_direction_of_the_shortest_way():
+  ring, line = box(4, 1, 1), box(4, 1, 1, wrap=(False,) * 3)
+  forth = [(i, (i + 1) % 4) for i in range(4)]
+  back = [(b, a) for a, b in forth]
+  links = lambda network, pairs: network.links("collective-permute", pairs)
+  assert links(ring, forth) == {(0, 1)}
+  assert links(ring, back) == {(0, -1)}
+  # Half of the ring is as far in both directions.
+  assert links(ring, [(0, 2)]) == {(0, -1), (0, 1)}
+  # On a line the last one sends back along all the others.
+  assert links(line, forth) == {(0, -1), (0, 1)}
+  longer = box(8, 1, 1)
+  assert links(longer, [(0, 7)]) == {(0, -1)}
+  assert links(longer, [(6, 1)]) == {(0, 1)}
+
+
 def test_an_all_reduce_takes_twice_as_long_as_a_reduce_scatter():
   ring = box(4, 1, 1)
   gather = ring.seconds("all-gather", GB, all_devices(ring))

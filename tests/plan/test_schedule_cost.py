@@ -2,7 +2,7 @@
 
 import pytest
 
-from genie_jax.plan.cost import kernels, schedule
+from genie_jax.plan.cost import collectives, kernels, schedule
 from genie_jax.plan.hlo import op_names, parse
 from tests.plan import programs
 
@@ -62,6 +62,33 @@ def test_two_gathers_use_the_links_one_after_the_other():
   found = schedule.estimate(programs.two_gathers(1000), RING)
   assert found.collectives["all-gather"].count == 2
   assert found.total == pytest.approx(2 * GATHER)
+
+
+def test_two_gathers_along_different_dimensions_overlap():
+  # Four by four chips: the first gather is along the second dimension, and the
+  # other one along the first.
+  square = collectives.Network(
+    tuple(
+      collectives.Position((x, y, 0), 0) for x in range(4) for y in range(4)
+    ),
+    (4, 4, 1),
+    (True, True, False),
+    CHIP,
+  )
+  listed = "replica_groups={{0,1,2,3}}"
+  rows = "replica_groups={{0,1,2,3},{4,5,6,7},{8,9,10,11},{12,13,14,15}}"
+  columns = "replica_groups={{0,4,8,12},{1,5,9,13},{2,6,10,14},{3,7,11,15}}"
+  text = programs.two_gathers(1000)
+  first, second = text.split("%start2", maxsplit=1)
+  assert listed in first and listed in second
+  same = text.replace(listed, rows)
+  apart = "%start2".join(
+    [first.replace(listed, rows), second.replace(listed, columns)]
+  )
+  assert schedule.estimate(same, square).total == pytest.approx(2 * GATHER)
+  found = schedule.estimate(apart, square)
+  assert found.total == pytest.approx(GATHER)
+  assert found.collectives["all-gather"].seconds == pytest.approx(2 * GATHER)
 
 
 def test_an_unfused_start_and_done_are_simulated_too():

@@ -27,6 +27,10 @@ KINDS = (
 )
 
 
+# A dimension of the torus, and a direction: -1 or 1.
+Link = tuple[int, int]
+
+
 @dataclasses.dataclass(frozen=True)
 class Position:
   """The position of a device.
@@ -108,6 +112,51 @@ class Network:
       (self._group_seconds(kind, num_bytes, shape) for shape in shapes),
       default=0.0,
     )
+
+  def links(
+    self, kind: str, groups: Sequence[Sequence[int]]
+  ) -> frozenset[Link]:
+    """Returns the links of the torus that a collective uses.
+
+    Collectives that use different links run at the same time: those of groups
+    along different dimensions, and permutations in opposite directions, as both
+    directions of a link are independent.
+
+    Args:
+      kind: One of KINDS.
+      groups: Devices of each group; for a permutation, source and target.
+    """
+    found: set[Link] = set()
+    for group in groups:
+      if kind == "collective-permute":
+        found |= self._way(*group)
+        continue
+      for axis in self._spanned(group):
+        found |= {(axis, -1), (axis, 1)}
+    return frozenset(found)
+
+  def _spanned(self, group: Sequence[int]) -> Iterable[int]:
+    """Returns the dimensions along which the chips of a group differ."""
+    coordinates = [self.positions[i].coords for i in group]
+    return [
+      axis
+      for axis in range(len(self.dims))
+      if len({coords[axis] for coords in coordinates}) > 1
+    ]
+
+  def _way(self, source: int, target: int) -> set[Link]:
+    """Returns the links from one device to another, on the shortest way."""
+    found: set[Link] = set()
+    a, b = self.positions[source].coords, self.positions[target].coords
+    for axis, length in enumerate(self.dims):
+      distance = b[axis] - a[axis]
+      if self.wrap[axis]:
+        distance = (distance + length // 2) % length - length // 2
+        if distance and 2 * abs(distance) == length:
+          found |= {(axis, -1), (axis, 1)}  # Both ways are as long.
+      if distance:
+        found.add((axis, 1 if distance > 0 else -1))
+    return found
 
   def slice_transfer(
     self, transfer: str, num_bytes: float

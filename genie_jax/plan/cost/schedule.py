@@ -7,10 +7,10 @@ them. The simulation adds up their times in this order:
   kernels      `kernels.cost`, as the compiler has no estimate for kernels
   collectives  `collectives.Network.seconds`. An asynchronous collective runs in
                parallel with the instructions that are scheduled between its
-               start and its end; collectives run one after the other on the
-               links. At its end the device waits until the collective has
-               finished; this time is "exposed". The whole time of a synchronous
-               collective is exposed.
+               start and its end; collectives that use the same links of the
+               torus run one after the other. At its end the device waits until
+               the collective has finished; this time is "exposed". The whole
+               time of a synchronous collective is exposed.
   slices       exchange data by send and receive operations of their hosts,
                which are simulated like asynchronous collectives
   copies       between HBM and on-chip or host memory, likewise
@@ -24,7 +24,7 @@ divided by the memory's bandwidth.
 import collections
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from genie_jax.plan.cost import collectives as collectives_lib
@@ -32,6 +32,7 @@ from genie_jax.plan.cost import kernels
 from genie_jax.plan.hlo import matmul_flops, op_names, parse
 
 _Key = TypeVar("_Key")
+_Path = str | collectives_lib.Link
 
 # Instructions that only name existing values, or run on the scalar unit in
 # parallel with everything else.
@@ -183,23 +184,27 @@ class _State:
   Attributes:
     computation: Its name.
     total: Time so far.
-    idle_from: "links", "slices" or a kind of copy -> when the last transfer on
-      this path finishes.
+    idle_from: A link of the torus, "slices" or a kind of copy -> when the last
+      transfer on this path finishes.
     in_flight: Name of the start, or a key that start and end have in common ->
       the transfer.
   """
 
   computation: str
   total: Estimate = dataclasses.field(default_factory=Estimate)
-  idle_from: dict[str, float] = dataclasses.field(
+  idle_from: dict[_Path, float] = dataclasses.field(
     default_factory=lambda: collections.defaultdict(float)
   )
   in_flight: dict[str, _Transfer] = dataclasses.field(default_factory=dict)
 
-  def begin(self, path: str, kind: str, seconds: float) -> _Transfer:
-    """Starts a transfer as soon as its path is idle."""
-    start = max(self.total.total, self.idle_from[path])
-    self.idle_from[path] = start + seconds
+  def begin(
+    self, paths: Iterable[_Path], kind: str, seconds: float
+  ) -> _Transfer:
+    """Starts a transfer as soon as all of its paths are idle."""
+    paths = tuple(paths)
+    start = max(self.total.total, *(self.idle_from[path] for path in paths), 0)
+    for path in paths:
+      self.idle_from[path] = start + seconds
     return _Transfer(kind, start + seconds)
 
   def wait(self, transfer: _Transfer | None) -> None:
@@ -308,8 +313,8 @@ class _Simulation:
     if found.role == "done":
       state.wait(state.in_flight.pop(_chain(found.instruction), None))
       return
-    kind, seconds = self._collective_seconds(x, found, state.total)
-    transfer = state.begin("links", kind, seconds)
+    kind, seconds, links = self._collective_seconds(x, found, state.total)
+    transfer = state.begin(links, kind, seconds)
     if found.role == "start":
       key = _chain(found.instruction) if x.opcode == "fusion" else x.name
       state.in_flight[key] = transfer
@@ -333,7 +338,7 @@ class _Simulation:
       kind, rate = "host copy", self._chip.host_bandwidth
       state.total.host_bytes += moved
     seconds = moved * self._chip.devices / rate
-    state.in_flight[x.name] = state.begin(kind, kind, seconds)
+    state.in_flight[x.name] = state.begin([kind], kind, seconds)
 
   def _between_slices(self, x: parse.Instruction, state: _State) -> None:
     """Starts a transfer at its send, and ends it at the end of its receive."""
@@ -348,7 +353,7 @@ class _Simulation:
       totals.count += 1
       totals.bytes += moved
       totals.seconds += seconds
-      state.in_flight[f"slices {name}"] = state.begin("slices", kind, seconds)
+      state.in_flight[f"slices {name}"] = state.begin(["slices"], kind, seconds)
     elif x.opcode == "recv-done":
       receive = self._module.by_name(state.computation).get(x.operands[0])
       if receive is None:
@@ -385,8 +390,8 @@ class _Simulation:
 
   def _collective_seconds(
     self, x: parse.Instruction, found: _FoundCollective, total: Estimate
-  ) -> tuple[str, float]:
-    """Counts a collective; returns its kind and its seconds on the links."""
+  ) -> tuple[str, float, frozenset[collectives_lib.Link]]:
+    """Counts a collective; returns its kind, its seconds and its links."""
     inner = found.instruction
     kind = collectives_lib.kind_of(inner.opcode)
     assert kind is not None  # As _find_collective has checked.
@@ -411,7 +416,7 @@ class _Simulation:
       kind, payload, len(groups[0])
     )
     totals.seconds += seconds
-    return kind, seconds
+    return kind, seconds, self._network.links(kind, groups)
 
   def _kernel(self, x: parse.Instruction, state: _State) -> None:
     """Adds the time of a Pallas kernel."""
