@@ -26,7 +26,7 @@ COMMANDS = {
   "play": "play a world in the browser",
   "eval": "evaluate a world: metrics.json and report.html",
   "plan": "estimate memory, time and cost of a run before renting chips",
-  "scaling": "the scaling study: sizes, fits, predictions and figures",
+  "scaling": "the scaling study: sizes, runs, fits and figures",
 }
 
 _EPILOG = """\

@@ -1,9 +1,9 @@
-"""`genie scaling`: the scaling study: sizes, fits and figures."""
+"""`genie scaling`: the scaling study: sizes, runs, fits and figures."""
 
 import argparse
 import sys
 
-from genie_jax.cli import scaling_fit, scaling_plot
+from genie_jax.cli import scaling_fit, scaling_ladder, scaling_plot
 
 _EXAMPLE = """\
 example:
@@ -49,13 +49,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="MONEY",
     help="with --plan: price of one chip for one hour",
   )
+  scaling_ladder.add_arguments(commands)
   scaling_fit.add_command(commands)
   scaling_plot.add_command(commands)
 
 
 def run(args: argparse.Namespace) -> int:
   """Runs a sub-command; returns its exit code."""
-  others = {"fit": scaling_fit.run, "plot": scaling_plot.run}
+  others = {
+    "ladder": scaling_ladder.run,
+    "fit": scaling_fit.run,
+    "plot": scaling_plot.run,
+  }
   return others.get(args.scaling_command, _table)(args)
 
 

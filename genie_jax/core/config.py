@@ -6,6 +6,7 @@ import importlib.util
 import json
 import pathlib
 import sys
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -54,6 +55,21 @@ def _import(
   file: pathlib.Path,
 ) -> Callable[[str], ml_collections.ConfigDict]:
   """Returns the function `get_config` of a file."""
+  module = import_file(file)
+  if not hasattr(module, "get_config"):
+    raise errors.UserError(
+      f"{file} has no function get_config(mode); see experiments/ for "
+      "examples of configs."
+    )
+  return module.get_config
+
+
+def import_file(file: pathlib.Path) -> types.ModuleType:
+  """Imports a config file, which may import others of `experiments`.
+
+  Raises:
+    UserError: The file is not Python, or cannot be imported.
+  """
   _make_experiments_importable(file)
   spec = importlib.util.spec_from_file_location(f"_{file.stem}_config", file)
   if spec is None or spec.loader is None:
@@ -69,12 +85,7 @@ def _import(
       f"{file} cannot be imported ({error}); fix the file, or run the command "
       "from the folder that contains experiments/."
     ) from error
-  if not hasattr(module, "get_config"):
-    raise errors.UserError(
-      f"{file} has no function get_config(mode); see experiments/ for "
-      "examples of configs."
-    )
-  return module.get_config
+  return module
 
 
 def _make_experiments_importable(file: pathlib.Path) -> None:
