@@ -1,7 +1,7 @@
 """AdamW or Muon with a schedule, decay by parameter name, and clipping."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import optax
 import optax.contrib
 
 from genie_jax.core import errors
+from genie_jax.train import clipping
 
 NAMES = ("adamw", "muon")
 SCHEDULES = ("cosine", "wsd", "constant")
@@ -35,6 +36,13 @@ class Settings:
     eps: Added to the root of the second moment.
     weight_decay: Multiplied by the learning rate, as in AdamW.
     clip_norm: Largest global norm of a gradient; 0 turns clipping off.
+    clip_outliers: Standard deviations above the recent mean beyond which the
+      global norm of a gradient is an outlier, see `clipping.clip_outliers`; 0
+      turns it off. Outliers are reduced before `clip_norm` is applied.
+    clip_update_rms: Largest root mean square of an array's update before weight
+      decay and learning rate, see `clipping.clip_update_rms`; 0 turns it off.
+    no_decay: Last path names of parameters without weight decay, in addition
+      to those of the stage; for example ("token_embedding",).
     accumulate: Microbatches per step, each of batch_size / accumulate clips.
     mu_dtype: Dtype of the first moment; bfloat16 halves its memory.
   """
@@ -51,6 +59,9 @@ class Settings:
   eps: float = 1e-8
   weight_decay: float = 0.0
   clip_norm: float = 0.0
+  clip_outliers: float = 0.0
+  clip_update_rms: float = 0.0
+  no_decay: Sequence[str] = ()
   accumulate: int = 1
   mu_dtype: str = "float32"
 
@@ -90,7 +101,8 @@ def settings(config: Mapping[str, Any], steps: int) -> Settings:
   need(found.schedule in SCHEDULES, "schedule", f"one of {SCHEDULES}")
   need(found.mu_dtype in _MU_DTYPES, "mu_dtype", f"one of {_MU_DTYPES}")
   need(found.accumulate >= 1, "accumulate", "at least 1")
-  need(found.clip_norm >= 0, "clip_norm", "0 (off) or positive")
+  for name in ("clip_norm", "clip_outliers", "clip_update_rms"):
+    need(getattr(found, name) >= 0, name, "0 (off) or positive")
   need(found.warmup_steps >= 0, "warmup_steps", "0 or more")
   if found.schedule == "wsd":
     need(
@@ -206,12 +218,17 @@ def make(
   learning_rate = schedule(found, steps)
   rate: Any = learning_rate  # Optax annotates the step as a number.
   parts = []
+  if found.clip_outliers:
+    parts.append(clipping.clip_outliers(found.clip_outliers))
   if found.clip_norm:
     parts.append(optax.clip_by_global_norm(found.clip_norm))
+  parts.append(_direction(found))
+  if found.clip_update_rms:
+    parts.append(clipping.clip_update_rms(found.clip_update_rms))
+  spared = frozenset(no_decay) | frozenset(found.no_decay)
   parts += [
-    _direction(found),
     optax.add_decayed_weights(
-      found.weight_decay, mask=lambda params: decay_mask(params, no_decay)
+      found.weight_decay, mask=lambda params: decay_mask(params, spared)
     ),
     optax.scale_by_learning_rate(rate),
   ]
