@@ -272,7 +272,7 @@ class _Simulation:
         total.add(self.run(x.required(part)), 1 if count is None else count)
       return
     if x.opcode == "conditional":
-      branches = [self.run(name) for name in _branches(x)]
+      branches = [self.run(name) for name in x.branches()]
       total.add(max(branches, key=lambda branch: branch.total), 1)
       return
     if x.opcode == "call":
@@ -456,14 +456,6 @@ def _chain(collective: parse.Instruction) -> str:
   if found:
     return f"chain {found[1]}"
   return f"channel {collective.attribute('channel_id')}"
-
-
-def _branches(x: parse.Instruction) -> list[str]:
-  """Returns the computations of a conditional."""
-  found = re.search(r"branch_computations=\{([^}]*)\}", x.attributes)
-  if found:
-    return re.findall(r"%?([\w.\-]+)", found[1])
-  return [x.required("true_computation"), x.required("false_computation")]
 
 
 def estimate(

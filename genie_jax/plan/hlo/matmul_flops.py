@@ -5,12 +5,66 @@ convolutions. A batched product has its batch as a dilated spatial dimension;
 products with the zeros that dilation inserts are not counted.
 """
 
+import collections
 import functools
 import math
 import re
 from collections.abc import Iterator
 
-from genie_jax.plan.hlo import parse
+from genie_jax.plan.hlo import op_names, parse
+
+
+def by_pass(text: str) -> dict[str, float]:
+  """Returns the FLOPs of a compiled train step, on one device, by pass.
+
+  The body of a loop counts once per iteration, and of several branches the one
+  with the most FLOPs counts. Kernels that are not XLA's are not counted;
+  `plan.cost.schedule` has models of those for TPUs.
+
+  Args:
+    text: From `compiled.as_text()`, of any backend.
+
+  Returns:
+    FLOPs by "forward", "backward", "recomputed", and "" outside the model.
+
+  Raises:
+    ValueError: The number of iterations of a loop with products is unknown.
+  """
+  module = parse.parse(text)
+  return dict(_of_computation(module, module.entry, {}))
+
+
+def _of_computation(
+  module: parse.Module,
+  computation: str,
+  done: dict[str, dict[str, float]],
+) -> dict[str, float]:
+  """Returns the FLOPs of one execution of a computation, by pass."""
+  if computation in done:
+    return done[computation]
+  total: dict[str, float] = collections.defaultdict(float)
+  inside = lambda name: _of_computation(module, name, done)
+
+  def add(found, times=1):
+    for name, value in found.items():
+      total[name] += times * value
+
+  for x in module.computations.get(computation, ()):
+    if x.opcode == "while":
+      body, count = inside(x.required("body")), module.trip_count(x)
+      if count is None and body:
+        raise ValueError(f"The loop {x.name} has an unknown trip count.")
+      add(body, count or 0)
+    elif x.opcode == "conditional":
+      branches = [inside(name) for name in x.branches()]
+      add(max(branches, key=lambda branch: sum(branch.values())))
+    elif x.opcode == "call":
+      add(inside(x.required("to_apply")))
+    else:
+      for path, value in products(module, computation, x):
+        total[op_names.classify(path)[1]] += value
+  done[computation] = total
+  return total
 
 
 def products(

@@ -143,6 +143,16 @@ class Instruction:
       raise ValueError(f"The instruction {self.name} has no {name}=.")
     return found
 
+  def branches(self) -> list[str]:
+    """Returns the computations that a conditional chooses from."""
+    found = re.search(r"branch_computations=\{([^}]*)\}", self.attributes)
+    if found:
+      return re.findall(r"%?([\w.\-]+)", found[1])
+    return [
+      self.required("true_computation"),
+      self.required("false_computation"),
+    ]
+
   @property
   def result_bytes(self) -> float:
     """Bytes of all elements of the result, without padding."""
