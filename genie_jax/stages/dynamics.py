@@ -39,6 +39,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
   frames, grid = config.data.num_frames, build.token_grid(config.world)
   model = registry.build("dynamics", config, trusted=True)
   which = ACTIONS[config.actions]
+  scales = loss_scales(config)
 
   def init(rng):
     tokens = jnp.zeros((1, frames, *grid), jnp.int32)
@@ -49,7 +50,13 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
   def loss(params, extra, batch, rng, step):
     del step
     losses, metrics = token_terms(
-      model, params, batch["tokens"], batch[which], rng, config.mask
+      model,
+      params,
+      batch["tokens"],
+      batch[which],
+      rng,
+      config.mask,
+      z_loss="z" in scales,
     )
     return stage.Outcome(losses=losses, metrics=metrics, extra=extra, aux=())
 
@@ -80,7 +87,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
       # T - 1 is odd, so the frame axis never splits actions.
       which: stage.Feature((frames - 1,), jnp.int32, (None,)),
     },
-    loss_scales={"cross_entropy": 1.0},
+    loss_scales=scales,
     init=init,
     loss=loss,
     evaluate=evaluate,
@@ -148,6 +155,28 @@ def start(config: ml_collections.ConfigDict, params: Any) -> Any:
   }
 
 
+def loss_scales(config: ml_collections.ConfigDict) -> dict[str, float]:
+  """Returns the scale of each loss of `token_terms`.
+
+  With `config.z_loss`, for example 1e-4, the squared logarithm of the softmax's
+  normaliser is a loss, so that logits do not drift to values that bfloat16
+  rounds coarsely (PaLM, arXiv:2204.02311, section 5; arXiv:2309.14322). Configs
+  without this field have none, as the paper.
+
+  Args:
+    config: A dynamics or joint config.
+
+  Raises:
+    UserError: The scale is negative.
+  """
+  scale = config.get("z_loss", 0.0)
+  if scale < 0:
+    raise errors.UserError(
+      f"config.z_loss is {scale}; it must be 0 (off) or positive."
+    )
+  return {"cross_entropy": 1.0, **({"z": scale} if scale else {})}
+
+
 def token_terms(
   model: Any,
   params: Any,
@@ -155,8 +184,11 @@ def token_terms(
   actions: jax.Array,
   rng: jax.Array,
   mask: Any,
+  z_loss: bool = False,
 ) -> tuple[dict[str, stage.Term], dict[str, stage.Term]]:
-  """Returns the training loss and metrics of a batch.
+  """Returns the training losses and metrics of a batch.
+
+  All of it is float32, from the logits on.
 
   Args:
     model: The dynamics model.
@@ -165,6 +197,7 @@ def token_terms(
     actions: int32 [B, T-1].
     rng: Key of the mask.
     mask: `config.mask`.
+    z_loss: Whether to add the loss "z", see `loss_scales`.
   """
   hidden, judged = masking.draw(rng, tokens.shape, mask)
   seen = tokens
@@ -172,8 +205,12 @@ def token_terms(
     seen = masking.corrupt(jax.random.fold_in(rng, 1), tokens, noise)
   logits = model.apply({"params": params}, seen, actions, hidden)
   entropy = optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
+  losses = {"cross_entropy": stage.Term.of(entropy, judged)}
+  if z_loss:
+    partition = jax.nn.logsumexp(logits, axis=-1)
+    losses["z"] = stage.Term.of(jnp.square(partition), judged)
   return (
-    {"cross_entropy": stage.Term.of(entropy, judged)},
+    losses,
     {
       "accuracy": stage.Term.of(logits.argmax(-1) == tokens, judged),
       "hidden_share": stage.Term.of(hidden[:, 1:]),

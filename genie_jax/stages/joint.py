@@ -47,6 +47,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
     for role in ROLES
   )
   codes = autoencoding.Codes(lam.make_quantizer(), config)
+  scales = dynamics_lib.loss_scales(config)
   shape = (frames, world.height, world.width, world.channels)
 
   def init(rng):
@@ -76,6 +77,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
       made.latent_actions,
       mask_rng,
       config.mask,
+      z_loss="z" in scales,
     )
     for name, term in autoencoding.losses(
       made.frames, made.targets, made.quantized
@@ -137,7 +139,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
       ),
     },
     loss_scales={
-      "cross_entropy": 1.0,
+      **scales,
       **{_LAM + name: scale for name, scale in codes.loss_scales.items()},
     },
     init=init,

@@ -56,8 +56,8 @@ def recorded() -> Iterator[None]:
     drawn.append(draw(*args))
     return drawn[-1]
 
-  def token_terms(model, params, tokens, actions, rng, mask):
-    losses, metrics = terms(model, params, tokens, actions, rng, mask)
+  def token_terms(model, params, tokens, actions, *rest, **options):
+    losses, metrics = terms(model, params, tokens, actions, *rest, **options)
     inputs = (tokens, actions, *drawn.pop())
     for name, x in zip(NAMES, inputs, strict=True):
       for which in SUMS:
