@@ -230,7 +230,7 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(self, tokens: jax.Array) -> jax.Array:
-    """Maps tokens: int32 [B, L] to float32 logits [B, L, V]."""
+    """Maps tokens: int32 [B, L] to bfloat16 logits [B, L, V]."""
     sizes = self.shape
     table = self.param(
       "table",
@@ -253,7 +253,24 @@ class Decoder(nn.Module):
     logits = initializers.Projection(
       (sizes.vocab,), ("vocab",), name="to_logits"
     )(x)
-    return rules.constrain(logits, _HIDDEN).astype(jnp.float32)
+    return rules.constrain(logits, _HIDDEN)
+
+
+@jax.checkpoint
+def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+  """Returns the cross-entropy of each token, float32 [B, L].
+
+  Only the bfloat16 logits are saved for the backward pass: those of 128,256
+  tokens would take several GB in float32.
+
+  Args:
+    logits: bfloat16 [B, L, V].
+    targets: int32 [B, L].
+  """
+  logits = logits.astype(jnp.float32)
+  # By one-hot vectors: a lookup would gather the split vocabulary.
+  hot = jax.nn.one_hot(targets, logits.shape[-1])
+  return jax.nn.logsumexp(logits, axis=-1) - (logits * hot).sum(-1)
 
 
 def make(
@@ -277,11 +294,11 @@ def make(
   def loss(params, extra, batch, rng, step):
     del rng, step
     logits = model.apply({"params": params}, batch["tokens"])
-    # By one-hot vectors: a lookup would gather the split vocabulary.
-    target = jax.nn.one_hot(batch["targets"], shape.vocab)
-    score = (logits * target).sum(-1)
-    cross_entropy = jax.nn.logsumexp(logits, axis=-1) - score
-    terms = {"cross_entropy": stage_lib.Term.of(cross_entropy)}
+    terms = {
+      "cross_entropy": stage_lib.Term.of(
+        cross_entropy(logits, batch["targets"])
+      )
+    }
     return stage_lib.Outcome(terms, {}, extra, {})
 
   def refuse(*_: Any) -> Any:

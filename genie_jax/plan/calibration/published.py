@@ -129,19 +129,9 @@ def _maxtext(
   )
 
 
-def _recipe(
-  name: str, folder: str, commit: str, setup: str | None = None, **fields
-) -> Run:
-  """Returns a row of the TPU recipes."""
-  source = f"{_RECIPES}{commit}/training/{folder}"
-  return Run(
-    name=name,
-    source=source,
-    setup=source if setup is None else f"{_RECIPES}{setup}",
-    length=8192,
-    tensor=1,
-    **fields,
-  )
+def _recipe(commit: str, path: str) -> str:
+  """Returns the address of a file of the TPU recipes."""
+  return f"{_RECIPES}{commit}/training/{path}"
 
 
 _V5P_32B = "8c3d2e65aa05446ce6674ea40ce7814be14a02ad"
@@ -169,10 +159,18 @@ RUNS = {
     _maxtext("v5p", 128, "v5p-512", _V5P_128B, 1, 32, 8, 316),
     _maxtext("v5e", 16, "v5e-256", _V5E, 6, 256, 1, 120),
     _maxtext("v5e", 32, "v5e-256", _V5E, 4, 256, 1, 132),
-    _recipe(
-      "Llama 3.1 8B on v6e-8",
-      "trillium/Llama3.1-8B-MaxText/v6e-8/README.md",
-      "10ca5b92b479825ce36305c06e05aefdcb90541f",
+    Run(
+      name="Llama 3.1 8B on v6e-8",
+      source=_recipe(
+        "10ca5b92b479825ce36305c06e05aefdcb90541f",
+        "trillium/Llama3.1-8B-MaxText/v6e-8/README.md",
+      ),
+      setup=_recipe(
+        "10ca5b92b479825ce36305c06e05aefdcb90541f",
+        "trillium/Llama3.1-8B-MaxText/v6e-8/README.md",
+      ),
+      length=8192,
+      tensor=1,
       topology="v6e-8",
       shape=_LLAMA_8B,
       batch_per_device=3,
@@ -181,10 +179,18 @@ RUNS = {
       kernel=_FUSED,
       seconds=3.443,
     ),
-    _recipe(
-      "Llama 3.1 8B on v6e-256",
-      "trillium/Llama3.1-8B-MaxText/v6e-256/README.md",
-      "a9e09290174425595a0ef6ec5f765d5f04360423",
+    Run(
+      name="Llama 3.1 8B on v6e-256",
+      source=_recipe(
+        "a9e09290174425595a0ef6ec5f765d5f04360423",
+        "trillium/Llama3.1-8B-MaxText/v6e-256/README.md",
+      ),
+      setup=_recipe(
+        "a9e09290174425595a0ef6ec5f765d5f04360423",
+        "trillium/Llama3.1-8B-MaxText/v6e-256/README.md",
+      ),
+      length=8192,
+      tensor=1,
       topology="v6e-256",
       shape=_LLAMA_8B,
       batch_per_device=4,
@@ -193,10 +199,18 @@ RUNS = {
       kernel=_FUSED,
       seconds=4.546,
     ),
-    _recipe(
-      "Llama 3.1 70B on v6e-256",
-      "trillium/Llama3.1-70B-MaxText/v6e-256/README.md",
-      "3596002ad03c04ae20d5f04c711e8a1d2557b7f8",
+    Run(
+      name="Llama 3.1 70B on v6e-256",
+      source=_recipe(
+        "3596002ad03c04ae20d5f04c711e8a1d2557b7f8",
+        "trillium/Llama3.1-70B-MaxText/v6e-256/README.md",
+      ),
+      setup=_recipe(
+        "3596002ad03c04ae20d5f04c711e8a1d2557b7f8",
+        "trillium/Llama3.1-70B-MaxText/v6e-256/README.md",
+      ),
+      length=8192,
+      tensor=1,
       topology="v6e-256",
       shape=_LLAMA_70B,
       batch_per_device=5,
@@ -205,12 +219,17 @@ RUNS = {
       kernel=_FUSED,
       seconds=42.656,
     ),
-    _recipe(
-      "Llama 3.1 70B on Ironwood 4x4x4",
-      "ironwood/README.md",
-      "0797d9cebfdde7ef9c54666369be5864ca081613",
-      "bc90a99229efb4d63bf0e04a45bcb5955f68bc76/training/ironwood/"
-      "llama3.1-70b/8k-bf16-tpu7x-4x4x4/run_recipe.sh",
+    Run(
+      name="Llama 3.1 70B on Ironwood 4x4x4",
+      source=_recipe(
+        "0797d9cebfdde7ef9c54666369be5864ca081613", "ironwood/README.md"
+      ),
+      setup=_recipe(
+        "bc90a99229efb4d63bf0e04a45bcb5955f68bc76",
+        "ironwood/llama3.1-70b/8k-bf16-tpu7x-4x4x4/run_recipe.sh",
+      ),
+      length=8192,
+      tensor=1,
       topology="v7x:4x4x4",
       shape=_LLAMA_70B,
       batch_per_device=2,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 _PARTS = (
   ("qk norms and rotary", r"(query|key)_norm|/time/(mul|add|sub|concatenate)"),
   ("norms", r"_norm/|/norm/"),
-  ("projections", r"/(qkv|out)/"),
+  ("projections", r"/(qkv|query|key|value|out)/"),
   ("mlp", r"mlp"),
   ("space attention", r"/space/|splash"),
   ("time attention", r"/time/|time_attention"),

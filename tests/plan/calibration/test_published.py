@@ -1,15 +1,17 @@
 """Tests of the table of published runs."""
 
 import json
-import pathlib
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
 from genie_jax.core import errors
 from genie_jax.plan import topology
 from genie_jax.plan.calibration import calibrate, decoder, published, ratios
 
-ROOT = pathlib.Path(__file__).parents[3]
 RUNS = published.RUNS.values()
 
 
@@ -131,6 +133,18 @@ def test_rows_of_another_program_are_not_resumed(monkeypatch):
   monkeypatch.setattr(calibrate, "program", lambda: here | {"commit": "b"})
   with pytest.raises(errors.UserError, match=r"another program \(commit\)"):
     calibrate.resumed(found, ["y"])
+
+
+def test_the_loss_of_the_decoder_is_the_cross_entropy():
+  rng = jax.random.key(0)
+  logits = jax.random.normal(rng, (2, 3, 8)).astype(jnp.bfloat16)
+  targets = jax.random.randint(rng, (2, 3), 0, 8)
+  wanted = optax.softmax_cross_entropy_with_integer_labels(
+    logits.astype(jnp.float32), targets
+  )
+  found = decoder.cross_entropy(logits, targets)
+  assert found.dtype == jnp.float32
+  np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
 def test_the_flops_of_a_decoder_are_counted_by_hand():
