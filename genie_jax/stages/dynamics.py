@@ -15,7 +15,7 @@ from genie_jax.core import errors
 from genie_jax.models import build, dynamics, registry
 from genie_jax.nn import flops
 from genie_jax.stages import data, masking, rollouts
-from genie_jax.train import stage
+from genie_jax.train import stage, transfer
 
 ACTIONS = {"latent": "latent_actions", "true": "actions"}
 # The manifest's field with the number of actions.
@@ -45,7 +45,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
     tokens = jnp.zeros((1, frames, *grid), jnp.int32)
     actions = jnp.zeros((1, frames - 1), jnp.int32)
     params = model.init(rng, tokens, actions, tokens > 0)["params"]
-    return start(config, params), {}
+    return scale_init(config, start(config, params)), {}
 
   def loss(params, extra, batch, rng, step):
     del step
@@ -175,6 +175,21 @@ def loss_scales(config: ml_collections.ConfigDict) -> dict[str, float]:
       f"config.z_loss is {scale}; it must be 0 (off) or positive."
     )
   return {"cross_entropy": 1.0, **({"z": scale} if scale else {})}
+
+
+def scale_init(config: ml_collections.ConfigDict, params: Any) -> Any:
+  """Scales boxed initial parameters as `config.optimizer.transfer` needs.
+
+  Only the dynamics stage does so; other stages refuse a transfer, because their
+  parameters have no factors.
+  """
+  fields = config.get("optimizer", {})
+  return transfer.scale_init(
+    params,
+    fields.get("transfer", "none"),
+    fields.get("base_width", 0),
+    fields.get("base_layers", 0),
+  )
 
 
 def token_terms(

@@ -10,7 +10,7 @@ import optax
 import optax.contrib
 
 from genie_jax.core import errors
-from genie_jax.train import clipping
+from genie_jax.train import clipping, transfer
 
 NAMES = ("adamw", "muon")
 SCHEDULES = ("cosine", "wsd", "constant")
@@ -45,6 +45,10 @@ class Settings:
       to those of the stage; for example ("token_embedding",).
     accumulate: Microbatches per step, each of batch_size / accumulate clips.
     mu_dtype: Dtype of the first moment; bfloat16 halves its memory.
+    transfer: A name in `transfer.NAMES`: how the learning rate of a small
+      model is used for this one. "none" is the paper's single rate.
+    base_width: Width of the small model; only read for a transfer.
+    base_layers: Number of its layers; only read for "completep".
   """
 
   name: str = "adamw"
@@ -64,6 +68,9 @@ class Settings:
   no_decay: Sequence[str] = ()
   accumulate: int = 1
   mu_dtype: str = "float32"
+  transfer: str = "none"
+  base_width: int = 0
+  base_layers: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +111,16 @@ def settings(config: Mapping[str, Any], steps: int) -> Settings:
   for name in ("clip_norm", "clip_outliers", "clip_update_rms"):
     need(getattr(found, name) >= 0, name, "0 (off) or positive")
   need(found.warmup_steps >= 0, "warmup_steps", "0 or more")
+  need(found.transfer in transfer.NAMES, "transfer", f"one of {transfer.NAMES}")
+  if found.transfer != "none":
+    need(found.base_width >= 1, "base_width", "at least 1 for a transfer")
+    need(
+      found.transfer == "mup" or found.base_layers >= 1,
+      "base_layers",
+      "at least 1 for completep",
+    )
+    # Muon's updates have another norm, so they need other factors.
+    need(found.name == "adamw", "name", "'adamw' for a transfer")
   if found.schedule == "wsd":
     need(
       0 < found.decay_steps <= steps,
@@ -222,9 +239,18 @@ def make(
     parts.append(clipping.clip_outliers(found.clip_outliers))
   if found.clip_norm:
     parts.append(optax.clip_by_global_norm(found.clip_norm))
+  scale_by = lambda field: transfer.scale_by(
+    field, found.transfer, found.base_width, found.base_layers
+  )
+  # Without a transfer the chain, and so the state, is that of older versions.
+  if found.transfer != "none":
+    parts.append(scale_by("gradient"))
   parts.append(_direction(found))
+  # Before the transfer's factor: the limit is that of Adam's own update.
   if found.clip_update_rms:
     parts.append(clipping.clip_update_rms(found.clip_update_rms))
+  if found.transfer != "none":
+    parts.append(scale_by("update"))
   spared = frozenset(no_decay) | frozenset(found.no_decay)
   parts += [
     optax.add_decayed_weights(

@@ -49,7 +49,13 @@ _MAY_CHANGE_GROUPS = ("mesh.",)
 _MAY_CHANGE_IN_STACKS = frozenset({"remat", "attention", "unroll"})
 _DATA = "data.fingerprint"
 # The meaning of configs that were written before these fields existed.
-_ABSENT = {"quantizer.name": "vq", "quantizer.levels": []}
+_ABSENT = {
+  "quantizer.name": "vq",
+  "quantizer.levels": [],
+  "optimizer.transfer": "none",
+  "optimizer.base_width": 0,
+  "optimizer.base_layers": 0,
+}
 
 
 def check(
