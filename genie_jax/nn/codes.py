@@ -118,7 +118,9 @@ class Quantizer(nn.Module):
       state: The state before the batch.
       quantized: The batch's quantisation.
       rng: Key.
-      config: `config.codebook`.
+      config: `config.codebook`, with `microbatches`: a batch may come in so
+        many parts, each of which updates the state from before the batch; the
+        new states are averaged.
     """
     del rng
     return state.update(quantized.codes, config.share_decay), ()

@@ -130,9 +130,16 @@ class Codebook(codes_lib.Quantizer):
       quantized: The batch's quantisation.
       rng: Key for drawing the replacements.
       config: `config.codebook`; its `share_decay` is the decay of the shares,
-        its `centre_decay` that of the centres.
+        its `centre_decay` that of the centres. `microbatches`, 1 if absent, is
+        the number of equal parts of the batch of which this is one; the mean
+        over the parts is the update with the whole batch.
     """
-    state = state.update(quantized, config.share_decay, config.centre_decay)
+    state = state.update(
+      quantized,
+      config.share_decay,
+      config.centre_decay,
+      config.get("microbatches", 1),
+    )
     return state, candidates(quantized, rng, self.num_codes)
 
   @nn.nowrap
@@ -197,7 +204,11 @@ class CodeStatistics:
     )
 
   def update(
-    self, quantized: codes_lib.Quantized, decay: float, centre_decay: float
+    self,
+    quantized: codes_lib.Quantized,
+    decay: float,
+    centre_decay: float,
+    microbatches: int = 1,
   ) -> "CodeStatistics":
     """Updates the averages with one batch.
 
@@ -210,6 +221,9 @@ class CodeStatistics:
       quantized: The batch's quantisation.
       decay: Decay of the shares after some hundred batches.
       centre_decay: Decay of masses and sums after some hundred batches.
+      microbatches: The number of parts of the batch of which `quantized` is
+        one. Masses and sums are totals of a batch, so those of a part count
+        so many times in the mean over the parts.
     """
     use_rate = codes_lib.young_decay(self.age, decay)
     centre_rate = codes_lib.young_decay(self.age, centre_decay)
@@ -224,8 +238,8 @@ class CodeStatistics:
     mix = lambda rate, old, new: rate * old + (1 - rate) * new
     return CodeStatistics(
       mix(use_rate, self.share, counts / codes.size),
-      mix(centre_rate, self.mass, counts),
-      mix(centre_rate, self.total, sums),
+      mix(centre_rate, self.mass, microbatches * counts),
+      mix(centre_rate, self.total, microbatches * sums),
       self.age + 1,
     )
 

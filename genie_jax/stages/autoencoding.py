@@ -50,7 +50,13 @@ class Codes:
     """
     self.quantizer = quantizer
     self.loss_scales = _loss_scales(quantizer, config.loss)
-    self._config = config.codebook
+    # Statistics are those of a step, not of one of its microbatches.
+    self._config = ml_collections.ConfigDict(
+      {
+        **config.codebook.to_dict(),
+        "microbatches": config.optimizer.accumulate,
+      }
+    )
 
   def fresh(self) -> dict[str, Any]:
     """Returns `extra` before the first batch."""

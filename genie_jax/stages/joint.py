@@ -143,6 +143,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
       **{_LAM + name: scale for name, scale in codes.loss_scales.items()},
     },
     init=init,
+    mean_extra=True,
     loss=loss,
     after_update=after_update,
     evaluate=evaluate,

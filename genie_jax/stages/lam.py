@@ -86,6 +86,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
     features=features,
     loss_scales=loss_scales,
     init=init,
+    mean_extra=True,
     loss=loss,
     evaluate=evaluate,
     preview=preview,

@@ -67,6 +67,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
     },
     loss_scales=codes.loss_scales,
     init=init,
+    mean_extra=True,
     loss=loss,
     evaluate=evaluate,
     preview=preview,

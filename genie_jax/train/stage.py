@@ -123,6 +123,12 @@ class Stage:
     after_update: `(params, extra, aux, rng) -> (params, extra)`, called after
       the optimizer's update in the same compiled step.
     no_decay: Last path names of parameters without weight decay.
+    mean_extra: Whether `extra` holds moving averages, which decay once in an
+      optimizer step. Each microbatch of a step then gets the `extra` from
+      before the step, and the results are averaged; a sum over the batch has to
+      be multiplied by the number of microbatches. Otherwise each microbatch
+      gets the `extra` of the one before, so that the averages of a run would
+      depend on `optimizer.accumulate`, which may change when it resumes.
   """
 
   name: str
@@ -151,3 +157,4 @@ class Stage:
       "action_token",
     }
   )
+  mean_extra: bool = False

@@ -291,8 +291,8 @@ def _gradients(stage, accumulate, state, batch, rng, layout):
   removes the model from that pass, and one gradient tree is enough for any
   number of losses.
 
-  `extra` is updated by one microbatch after the other; `aux` is that of the
-  last microbatch.
+  `extra` is updated by one microbatch after the other, or averaged over them
+  if `Stage.mean_extra`; `aux` is that of the last microbatch.
   """
 
   def objective(params, extra, clips, key, counts):
@@ -332,9 +332,13 @@ def _gradients(stage, accumulate, state, batch, rng, layout):
 
   def body(carry, inputs):
     total, extra, _ = carry
-    grads, outcome = gradient(state.params, extra, *inputs, counts)
+    before = state.extra if stage.mean_extra else extra
+    grads, outcome = gradient(state.params, before, *inputs, counts)
     total = lay(jax.tree.map(jnp.add, total, grads))
-    return (total, outcome.extra, outcome.aux), (
+    after = outcome.extra
+    if stage.mean_extra:
+      after = jax.tree.map(jnp.add, extra, after)
+    return (total, after, outcome.aux), (
       outcome.losses,
       outcome.metrics,
     )
@@ -343,9 +347,12 @@ def _gradients(stage, accumulate, state, batch, rng, layout):
   lay = lambda grads: jax.lax.with_sharding_constraint(grads, layout)
   zeros = lambda tree: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), tree)
   aux = jax.eval_shape(look, *jax.tree.map(lambda x: x[0], (micro, keys))).aux
+  extra = zeros(state.extra) if stage.mean_extra else state.extra
   (grads, extra, aux), terms = jax.lax.scan(
-    body, (lay(zeros(state.params)), state.extra, zeros(aux)), (micro, keys)
+    body, (lay(zeros(state.params)), extra, zeros(aux)), (micro, keys)
   )
+  if stage.mean_extra:
+    extra = jax.tree.map(lambda x: (x / accumulate).astype(x.dtype), extra)
   losses, metrics = jax.tree.map(lambda x: x.sum(0), terms)
   return stage_lib.Outcome(losses, metrics, extra, aux), grads
 

@@ -1,5 +1,7 @@
 """Tests of the losses and updates that stages with a quantizer share."""
 
+import dataclasses
+
 import jax
 import ml_collections
 import numpy as np
@@ -8,7 +10,11 @@ import pytest
 from genie_jax.core import errors
 from genie_jax.nn import codes as codes_lib
 from genie_jax.nn import fsq, quantizers, vq
+from genie_jax.sharding import hosts
 from genie_jax.stages import autoencoding
+from genie_jax.train import stage
+from genie_jax.train import step as step_lib
+from tests.fixtures import toy_stage
 
 CODEBOOK = dict(
   learn_by="average", share_decay=0.9, centre_decay=0.9, dead_below=0.1
@@ -16,12 +22,13 @@ CODEBOOK = dict(
 LOSS = dict(squared_error=100.0, codebook=1.0, commitment=0.25)
 
 
-def config(quantizer=None, loss=None, **codebook):
+def config(quantizer=None, loss=None, accumulate=1, **codebook):
   """Returns the groups of a config with which quantizers are trained."""
   return ml_collections.ConfigDict(
     dict(
       codebook={**CODEBOOK, **codebook},
       loss=LOSS if loss is None else loss,
+      optimizer=dict(accumulate=accumulate),
       **({"quantizer": quantizer} if quantizer else {}),
     )
   )
@@ -53,6 +60,66 @@ def test_codes_learn_as_configured_and_dead_ones_are_replaced(learn_by):
   np.testing.assert_allclose(found["codes"]["codebook"], wanted)
   assert found["other"] == 1
   assert float(extra["codes"].share[1]) == 0.25
+
+
+def quantising_stage(codes, mean_extra=True):
+  """Returns a stage that only quantises the toy stage's inputs."""
+  module = codes.quantizer
+
+  def init(rng):
+    params = module.init(rng, np.zeros((1, toy_stage.WIDTH), np.float32))
+    return {"codes": params["params"]}, codes.fresh()
+
+  def loss(params, extra, batch, rng, step):
+    del step
+    made = module.apply({"params": params["codes"]}, batch["inputs"])
+    extra, aux = codes.update(extra, made, rng)
+    losses = {name: stage.Term.of(loss) for name, loss in made.losses.items()}
+    return stage.Outcome(losses, {}, extra, aux)
+
+  toy = toy_stage.make_stage()
+  return dataclasses.replace(
+    toy,
+    features={"inputs": toy.features["inputs"]},
+    loss_scales={name: codes.loss_scales[name] for name in vq.Codebook.LOSSES},
+    init=init,
+    loss=loss,
+    after_update=codes.after_update,
+    mean_extra=mean_extra,
+  )
+
+
+def codes_after_steps(accumulate, mean_extra=True):
+  """Returns codes and statistics after three steps in so many parts."""
+  codes = autoencoding.Codes(
+    vq.Codebook(4, toy_stage.WIDTH, unit_norm=False),
+    # No code dies: replacements are drawn from the last part alone.
+    config(accumulate=accumulate, dead_below=0.0),
+  )
+  made = quantising_stage(codes, mean_extra)
+  mesh, optimizer, _, state, step = toy_stage.built(
+    toy_stage.config(optimizer__accumulate=accumulate),
+    made,
+    jax.devices()[:1],
+  )
+  layout = step_lib.batch_shardings(made, mesh, 16, optimizer.accumulate)
+  for number in range(3):
+    batch = {"inputs": toy_stage.batch(number, 16)["inputs"]}
+    state, _ = step(state, hosts.to_global(batch, layout, hosts.Share()))
+  return jax.device_get((state.params["codes"], state.extra["codes"]))
+
+
+def test_statistics_decay_once_a_step_however_it_is_split():
+  whole = jax.tree.leaves(codes_after_steps(1))
+  for found in (
+    jax.tree.leaves(codes_after_steps(4)),
+    jax.tree.leaves(codes_after_steps(2)),
+  ):
+    for one, other in zip(whole, found, strict=True):
+      np.testing.assert_allclose(one, other, rtol=2e-5, atol=1e-6)
+  # The parts one after the other would decay four times a step.
+  in_turn = jax.tree.leaves(codes_after_steps(4, mean_extra=False))
+  assert not np.allclose(whole[1], in_turn[1], rtol=1e-2)
 
 
 def test_code_usage_counts_codes_above_a_tenth_of_an_even_share():
@@ -96,8 +163,8 @@ def test_scales_of_other_quantizers_losses_are_ignored():
 @pytest.mark.parametrize("quantizer", [None, *quantizers.names()])
 def test_losses_are_those_of_pixels_and_of_the_quantizer(quantizer):
   frames = np.full((1, 2, 4, 4, 3), 0.5, np.float32)
-  made = codes_lib.Quantized(None, None, None, {"more": np.full((3,), 2.0)})
-  found = autoencoding.losses(frames, frames - 0.5, made)
+  more = codes_lib.Quantized(None, None, None, {"more": np.full((3,), 2.0)})
+  found = autoencoding.losses(frames, frames - 0.5, more)
   assert {name: float(term.mean()) for name, term in found.items()} == {
     "squared_error": 0.25,
     "more": 2.0,
