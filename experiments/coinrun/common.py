@@ -190,6 +190,8 @@ def codebook(mode: str) -> dict:
   """
   return dict(
     learn_by="average" if mode else "gradient",
+    # Averages replace what the gradient would do; see nn/vq.py.
+    loss_gradient=mode == "",
     share_decay=0.99,
     centre_decay=0.99,
     dead_below=0.05,

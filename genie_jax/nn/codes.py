@@ -125,6 +125,16 @@ class Quantizer(nn.Module):
     del rng
     return state.update(quantized.codes, config.share_decay), ()
 
+  @classmethod
+  def losses_without_gradient(cls, config: Any) -> frozenset[str]:
+    """Returns the names of losses that are only reported.
+
+    Args:
+      config: `config.codebook`.
+    """
+    del config
+    return frozenset()
+
   @nn.nowrap
   def after_update(
     self, params: Any, state: Any, aux: Any, config: Any

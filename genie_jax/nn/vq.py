@@ -107,8 +107,26 @@ class Codebook(codes_lib.Quantizer):
         f"{errors.closest(str(config.learn_by), _UPDATES)}; use one of "
         f"{', '.join(_UPDATES)}."
       )
+    if config.learn_by == "gradient" and not config.get("loss_gradient", True):
+      raise errors.UserError(
+        'config.codebook.loss_gradient=False needs learn_by="average"; with '
+        '"gradient" the codes would never learn.'
+      )
     for name in ("share_decay", "centre_decay"):
       codes_lib.check_decay(config, name)
+
+  @classmethod
+  def losses_without_gradient(cls, config: Any) -> frozenset[str]:
+    """Returns the codebook's loss if averages move the codes anyway.
+
+    Its gradient moves no code then, but it counts in the global norm by which
+    `optimizer.clip_norm` scales down all other gradients. Configs without the
+    field `loss_gradient` were trained with it.
+
+    Args:
+      config: `config.codebook`.
+    """
+    return frozenset(() if config.get("loss_gradient", True) else ["codebook"])
 
   @nn.nowrap
   def fresh(self) -> "CodeStatistics":

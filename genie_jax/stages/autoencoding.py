@@ -1,5 +1,6 @@
 """Losses, statistics and updates shared by all stages with a quantizer."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -50,6 +51,7 @@ class Codes:
     """
     self.quantizer = quantizer
     self.loss_scales = _loss_scales(quantizer, config.loss)
+    self._only_reported = quantizer.losses_without_gradient(config.codebook)
     # Statistics are those of a step, not of one of its microbatches.
     self._config = ml_collections.ConfigDict(
       {
@@ -61,6 +63,13 @@ class Codes:
   def fresh(self) -> dict[str, Any]:
     """Returns `extra` before the first batch."""
     return {"codes": self.quantizer.fresh()}
+
+  def losses(self, quantized: quantizers.Quantized) -> dict[str, jax.Array]:
+    """Returns the quantizer's losses, some of them without a gradient."""
+    return {
+      name: jax.lax.stop_gradient(loss) if name in self._only_reported else loss
+      for name, loss in quantized.losses.items()
+    }
 
   def update(
     self, extra: Any, quantized: quantizers.Quantized, rng: jax.Array
@@ -90,7 +99,7 @@ class Codes:
 def losses(
   predicted: jax.Array,
   target: jax.Array,
-  quantized: quantizers.Quantized,
+  quantizer_losses: Mapping[str, jax.Array],
   *,
   weights: jax.Array | None = None,
 ) -> dict[str, stage.Term]:
@@ -102,13 +111,13 @@ def losses(
   Args:
     predicted: float [B, T, H, W, C] in [0, 1].
     target: The same shape.
-    quantized: The result of the quantizer.
+    quantizer_losses: Name -> float32 [...], from `Codes.losses`.
     weights: float32 [H, W, 1], how much each pixel counts; None for equal
       weights.
   """
   error = jnp.square(predicted.astype(jnp.float32) - target)
   return {_PIXELS: stage.Term.of(error, weights)} | {
-    name: stage.Term.of(loss) for name, loss in quantized.losses.items()
+    name: stage.Term.of(loss) for name, loss in quantizer_losses.items()
   }
 
 

@@ -80,7 +80,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
       z_loss="z" in scales,
     )
     for name, term in autoencoding.losses(
-      made.frames, made.targets, made.quantized
+      made.frames, made.targets, codes.losses(made.quantized)
     ).items():
       losses[_LAM + name] = term
     for name, term in codes.metrics(extra).items():

@@ -55,7 +55,9 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
       {"params": params}, autoencoding.as_float(batch["frames"])
     )
     extra, aux = codes.update(extra, made.quantized, rng)
-    losses = autoencoding.losses(made.frames, made.targets, made.quantized)
+    losses = autoencoding.losses(
+      made.frames, made.targets, codes.losses(made.quantized)
+    )
     if floor:
       losses["squared_error"] = relative_error(
         made, autoencoding.as_float(batch["frames"]), model.shrink, floor

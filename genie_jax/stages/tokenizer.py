@@ -30,7 +30,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
     extra, aux = codes.update(extra, made.quantized, rng)
     return stage.Outcome(
       losses=autoencoding.losses(
-        made.frames, truth, made.quantized, weights=weights
+        made.frames, truth, codes.losses(made.quantized), weights=weights
       ),
       metrics=codes.metrics(extra),
       extra=extra,

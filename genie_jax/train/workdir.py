@@ -55,6 +55,7 @@ _ABSENT = {
   "optimizer.transfer": "none",
   "optimizer.base_width": 0,
   "optimizer.base_layers": 0,
+  "codebook.loss_gradient": True,
 }
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import ml_collections
 import numpy as np
@@ -74,7 +75,9 @@ def quantising_stage(codes, mean_extra=True):
     del step
     made = module.apply({"params": params["codes"]}, batch["inputs"])
     extra, aux = codes.update(extra, made, rng)
-    losses = {name: stage.Term.of(loss) for name, loss in made.losses.items()}
+    losses = {
+      name: stage.Term.of(loss) for name, loss in codes.losses(made).items()
+    }
     return stage.Outcome(losses, {}, extra, aux)
 
   toy = toy_stage.make_stage()
@@ -122,6 +125,37 @@ def test_statistics_decay_once_a_step_however_it_is_split():
   assert not np.allclose(whole[1], in_turn[1], rtol=1e-2)
 
 
+def test_a_loss_that_averages_replace_has_no_gradient():
+  inputs = np.random.default_rng(0).normal(size=(9, 2)).astype(np.float32)
+
+  def gradients(**codebook):
+    codes = autoencoding.Codes(vq.Codebook(4, 2), config(**codebook))
+    params = nn.unbox(codes.quantizer.init(jax.random.key(0), inputs))["params"]
+
+    def loss(params, x):
+      losses = codes.losses(codes.quantizer.apply({"params": params}, x))
+      return sum(value.mean() for value in losses.values()), losses
+
+    both = jax.grad(loss, argnums=(0, 1), has_aux=True)
+    (table, x), losses = both(params, inputs)
+    return np.abs(table["codebook"]).max(), np.asarray(x), losses
+
+  with_it, x, losses = gradients()
+  without, same_x, same_losses = gradients(loss_gradient=False)
+  assert with_it > 0 and without == 0
+  # The encoder's gradient and what is reported stay.
+  np.testing.assert_array_equal(x, same_x)
+  assert np.abs(x).max() > 0
+  for name, value in losses.items():
+    np.testing.assert_array_equal(value, same_losses[name])
+  assert gradients(learn_by="gradient")[0] == with_it
+
+
+def test_codes_must_learn_by_something():
+  with pytest.raises(errors.UserError, match="codes would never learn"):
+    autoencoding.check(config(learn_by="gradient", loss_gradient=False))
+
+
 def test_code_usage_counts_codes_above_a_tenth_of_an_even_share():
   share = np.array([0.9, 0.026, 0.024, 0.05], np.float32)
   extra = {"codes": codes_lib.Usage(share, np.float32(50))}
@@ -163,7 +197,7 @@ def test_scales_of_other_quantizers_losses_are_ignored():
 @pytest.mark.parametrize("quantizer", [None, *quantizers.names()])
 def test_losses_are_those_of_pixels_and_of_the_quantizer(quantizer):
   frames = np.full((1, 2, 4, 4, 3), 0.5, np.float32)
-  more = codes_lib.Quantized(None, None, None, {"more": np.full((3,), 2.0)})
+  more = {"more": np.full((3,), 2.0)}
   found = autoencoding.losses(frames, frames - 0.5, more)
   assert {name: float(term.mean()) for name, term in found.items()} == {
     "squared_error": 0.25,
@@ -186,8 +220,7 @@ def test_pixels_in_the_middle_count_more():
   frames = np.zeros((1, 2, 8, 6, 3), np.float32)
   wrong = frames.copy()
   wrong[:, :, 3:5, 2:4] = 1
-  made = codes_lib.Quantized(None, None, None, {})
-  found = autoencoding.losses(wrong, frames, made, weights=weights)
+  found = autoencoding.losses(wrong, frames, {}, weights=weights)
   assert float(found["squared_error"].mean()) == pytest.approx(20 / 64)
 
 
