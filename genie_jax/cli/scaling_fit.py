@@ -13,7 +13,8 @@ After it has ended and `genie scaling ladder` has added it to RUNS.json:
 import argparse
 import math
 import sys
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _EXAMPLE = """\
@@ -244,6 +245,7 @@ def render(result: Mapping[str, Any]) -> str:
       f"{100 * back['relative_errors']['pure_power']:+.2f} %, last rung again "
       f"{100 * back['relative_errors']['last_rung']:+.2f} %"
     )
+  lines += _flops(result["rungs"])
   for size in result["batch_study"]:
     lines.append(f"batch sizes of {size['size']}:")
     for row in size["rows"]:
@@ -261,7 +263,28 @@ def render(result: Mapping[str, Any]) -> str:
         f"  {row['flops']:.2e} {row['params']:.3g} {row['tokens']:.3g} "
         f"{row['loss']:.4f}{beyond}"
       )
-  return "\n".join(lines)
+  return "\n".join(
+    part
+    for line in lines
+    for part in (
+      textwrap.wrap(line, 80, subsequent_indent="  ")
+      if len(line) > 80
+      else [line]
+    )
+  )
+
+
+def _flops(rungs: Sequence[Mapping[str, Any]]) -> list[str]:
+  """Formats FLOPs by formula and by compiler, where a run has both."""
+  both = {
+    run["size"]: run for run in rungs if run["compiled_flops"] is not None
+  }
+  return [
+    f"FLOPs of {size}: {run['flops']:.3e} by formula, "
+    f"{run['compiled_flops']:.3e} compiled "
+    f"({run['compiled_flops'] / run['flops']:.3f})"
+    for size, run in both.items()
+  ]
 
 
 def _word(value: bool) -> str:

@@ -146,7 +146,13 @@ def law(result: Mapping[str, Any]) -> figure.Figure:
     _profiles(axes[2], result, colour)
   for letter, ax in zip("abc", axes, strict=False):
     ax.set_title(f"{letter}  {ax.get_title(loc='left')}")
-  axes[0].legend(loc="upper right", handlelength=1.6)
+  drawn.legend(
+    *axes[0].get_legend_handles_labels(),
+    loc="outside lower center",
+    ncols=6,
+    columnspacing=1.2,
+    handlelength=1.6,
+  )
   return drawn
 
 
@@ -362,12 +368,11 @@ def _profiles(ax, result, colour) -> None:
   shades = matplotlib.colormaps["cividis_r"]
   profiles = result["allocation"]["profiles"]
   for place, profile in enumerate(profiles):
-    shade = shades(0.15 + 0.8 * place / max(1, len(profiles) - 1))
+    shade = shades(0.25 + 0.75 * place / max(1, len(profiles) - 1))
     ax.plot(
       profile["params"],
       profile["loss"],
       color=shade,
-      label=f"{profile['flops']:.1e} FLOPs",
     )
     points = [runs[name] for name in profile["runs"]]
     ax.plot(
@@ -379,11 +384,19 @@ def _profiles(ax, result, colour) -> None:
     )
     lowest = np.interp(profile["optimum"], profile["params"], profile["loss"])
     ax.plot([profile["optimum"]], [lowest], "*", color=shade, markersize=7)
+    ax.annotate(
+      f"${_scientific(profile['flops'], 1)}$",
+      (profile["optimum"], float(lowest)),
+      (0, 11),  # Inside the bowl: other profiles are above and below it.
+      textcoords="offset points",
+      ha="center",
+      fontsize=7,
+      color=shade,
+    )
   ax.set_xscale("log")
   ax.set_xlabel("parameters")
   ax.set_ylabel(_LOSS)
-  ax.set_title("Iso-FLOP profiles")
-  ax.legend(loc="upper right")
+  ax.set_title("Loss at equal FLOPs")
 
 
 def _band(ax, line: Mapping[str, Any], colour: str) -> None:
@@ -411,8 +424,8 @@ def _formula(result: Mapping[str, Any], name: str) -> str:
   )
 
 
-def _scientific(value: float) -> str:
+def _scientific(value: float, digits: int = 2) -> str:
   if 0.01 <= value < 1e4:
     return f"{value:.3g}"
-  mantissa, _, exponent = f"{value:.2e}".partition("e")
+  mantissa, _, exponent = f"{value:.{digits}e}".partition("e")
   return f"{mantissa}\\!\\times\\!10^{{{int(exponent)}}}"

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from genie_jax.cli import scaling_fit
 from genie_jax.scaling import results
 from tests.cli.test_main import call, refused
 from tests.fixtures import scaling_runs
@@ -192,3 +193,19 @@ def test_the_same_runs_give_the_same_result(files):
   assert once == again
   # Predicted from the other rungs only, but not before the run.
   assert once["prediction"]["made_before_the_run"] is False
+
+
+def test_flops_of_formula_and_compiler_are_printed_side_by_side(capsys):
+  found = scaling_runs.ladder(0.0, scaling_runs.generator())
+  counted = [
+    dataclasses.replace(run, compiled_flops=1.25 * run.flops)
+    if run.params == 480_000
+    else run
+    for run in found
+  ]
+  study = scaling_runs.study(counted)
+  text = scaling_fit.render(results.assemble(study, "params", {}, resamples=2))
+  lines = [line for line in text.splitlines() if line.startswith("FLOPs of")]
+  assert len(lines) == 1
+  assert "FLOPs of 480000: 1.313e+13 by formula, 1.641e+13 compiled" in lines[0]
+  assert max(map(len, text.splitlines())) <= 80
