@@ -169,7 +169,7 @@ def loss_scales(config: ml_collections.ConfigDict) -> dict[str, float]:
   Raises:
     UserError: The scale is negative.
   """
-  scale = config.get("z_loss", 0.0)
+  scale: Any = config.get("z_loss", 0.0)
   if scale < 0:
     raise errors.UserError(
       f"config.z_loss is {scale}; it must be 0 (off) or positive."
@@ -183,7 +183,7 @@ def scale_init(config: ml_collections.ConfigDict, params: Any) -> Any:
   Only the dynamics stage does so; other stages refuse a transfer, because their
   parameters have no factors.
   """
-  fields = config.get("optimizer", {})
+  fields: Any = config.get("optimizer", {})
   return transfer.scale_init(
     params,
     fields.get("transfer", "none"),

@@ -150,7 +150,8 @@ def causal_attention(
 @functools.lru_cache(maxsize=32)
 def _kernel(heads: int, length: int, settings: Kernel) -> Any:
   side = min(length, settings.block)
-  apart = {} if settings.fused else {"block_q_dq": side, "block_kv_dq": side}
+  # Blocks of the separate kernel for the gradient of the queries.
+  apart = None if settings.fused else side
   sizes = splash_attention.BlockSizes(
     block_q=side,
     block_kv=side,
@@ -158,8 +159,9 @@ def _kernel(heads: int, length: int, settings: Kernel) -> Any:
     block_q_dkv=side,
     block_kv_dkv=side,
     block_kv_dkv_compute=side,
+    block_q_dq=apart,
+    block_kv_dq=apart,
     use_fused_bwd_kernel=settings.fused,
-    **apart,
   )
   mask = splash_attention.MultiHeadMask(
     [splash_attention.CausalMask((length, length))] * heads
@@ -194,13 +196,11 @@ class Block(nn.Module):
     query = name(heads(sizes.heads, "query")(y), "query")
     key = name(heads(sizes.kv_heads, "key")(y), "key")
     value = name(heads(sizes.kv_heads, "value")(y), "value")
+    split = lambda z: rules.constrain(z, _HEADS)
     mixed = causal_attention(
-      *(
-        rules.constrain(z, _HEADS) for z in (rotate(query), rotate(key), value)
-      ),
-      self.kernel,
+      split(rotate(query)), split(rotate(key)), split(value), self.kernel
     )
-    mixed = name(rules.constrain(mixed, _HEADS), "context")
+    mixed = name(split(mixed), "context")
     out = initializers.Projection(
       (sizes.width,),
       ("embed",),
