@@ -1,7 +1,10 @@
 """Errors that the command line reports in one line."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+_Value = TypeVar("_Value")
 
 
 class UserError(ValueError):
@@ -50,3 +53,28 @@ def check_fields(
         f"Unknown field {group}.{name}{closest(name, known)}; the fields "
         f"are {', '.join(known)}."
       )
+
+
+def select(
+  flag: str, names: str, known: Mapping[str, _Value], what: str
+) -> list[_Value]:
+  """Returns the values that a flag names.
+
+  Args:
+    flag: The flag, for the message.
+    names: "all", or names separated by commas.
+    known: Name -> value.
+    what: What the names are, with an article.
+
+  Raises:
+    UserError: A name is unknown.
+  """
+  if names == "all":
+    return list(known.values())
+  for name in names.split(","):
+    if name not in known:
+      raise UserError(
+        f"{flag}={names}: {name!r} is not {what}{closest(name, known)}; use "
+        f"all, or some of {', '.join(known)}."
+      )
+  return [known[name] for name in names.split(",")]

@@ -62,16 +62,7 @@ def find(names: str) -> list[Run]:
   Raises:
     UserError: A name is unknown.
   """
-  if names == "all":
-    return list(RUNS.values())
-  for name in names.split(","):
-    if name not in RUNS:
-      raise errors.UserError(
-        f"--scaling-table={names}: {name!r} is not a row of the table"
-        f"{errors.closest(name, RUNS)}; use all, or some of "
-        f"{', '.join(RUNS)}."
-      )
-  return [RUNS[name] for name in names.split(",")]
+  return errors.select("--scaling-table", names, RUNS, "a row of the table")
 
 
 def lay_out(
@@ -117,7 +108,7 @@ def row(run: Run, report: Mapping[str, Any]) -> dict[str, Any]:
   calibrated = report["mfu_calibrated"]
   # MFU and time are inverse.
   of = lambda name: (
-    days * report["mfu"] / calibrated[name] if calibrated else None
+    days * report["mfu"] / calibrated[name] if days and calibrated else None
   )
   stated = table.find(run.size).paper_flops
   ours = report["model_flops_per_step"] * report["steps"]

@@ -72,12 +72,27 @@ def test_ratios_divide_our_values_by_the_papers():
       "compile_seconds",
     ),
     1.0,
-  ) | {"days": 1.5, "steps": 100, "model_flops_per_step": 4.1e18}
+  ) | {
+    "days": 1.5,
+    "steps": 100,
+    "model_flops_per_step": 4.1e18,
+    "mfu": 0.5,
+    "mfu_calibrated": {"low": 0.4, "middle": 0.5, "high": 0.6},
+    "cost": None,
+  }
   row = paper.row(paper.RUNS["41M"], report)
-  assert row["ratio"] == 0.5
+  assert row["ratio"] == 0.5 and row["chips"] == 64
+  # At the lowest MFU of the range, the run takes 0.5 / 0.4 of the planned days.
+  assert row["days_low"] == pytest.approx(1.25)
+  assert row["days_high"] == pytest.approx(1.875)
   assert row["flops_ratio"] == pytest.approx(2.0)  # The paper has 2.05e20.
   assert paper.row(paper.RUNS["10.1B"], report)["ratio"] is None
   without_days = paper.row(paper.RUNS["41M"], report | {"days": None})
-  assert without_days["ratio"] is None
-  lines = paper.render([row, without_days]).splitlines()
-  assert len(lines) == 4 and max(map(len, lines)) <= 80
+  assert without_days["ratio"] is without_days["days_low"] is None
+  uncalibrated = paper.row(
+    paper.RUNS["41M"], report | {"mfu_calibrated": None, "cost": 12_345.0}
+  )
+  assert uncalibrated["days_high"] is None
+  lines = paper.render([row, without_days, uncalibrated]).splitlines()
+  assert len(lines) == 10 and max(map(len, lines)) <= 80
+  assert "1.25 to 1.88" in lines[-3] and "12,345" in lines[-1]

@@ -256,13 +256,4 @@ def find(names: str) -> list[Run]:
   Raises:
     UserError: A name is unknown.
   """
-  if names == "all":
-    return list(RUNS.values())
-  for name in names.split(","):
-    if name not in RUNS:
-      raise errors.UserError(
-        f"--calibrate={names}: {name!r} is not a published run"
-        f"{errors.closest(name, RUNS)}; use all, or some of "
-        f"{', '.join(RUNS)}."
-      )
-  return [RUNS[name] for name in names.split(",")]
+  return errors.select("--calibrate", names, RUNS, "a published run")
