@@ -183,7 +183,7 @@ def test_a_plan_is_printed_and_written_as_json(tmp_path):
     "MFU",
     "hidden comm",
     "optimizer",
-    "twice as slow",
+    "if every kernel takes",
     "activations",
     "compiled FLOPs",
     "M per chip",

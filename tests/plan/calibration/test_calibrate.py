@@ -35,6 +35,7 @@ RUN = published.Run(
 )
 
 
+@pytest.mark.slow  # Compiles for minutes.
 @tpu_compiler.required
 def test_compiled_flops_are_those_of_the_model_and_what_it_repeats(library):
   row, text = calibrate.plan(RUN)
@@ -61,6 +62,7 @@ def test_compiled_flops_are_those_of_the_model_and_what_it_repeats(library):
   assert row["fits"] and row["chips"] == 4
 
 
+@pytest.mark.slow  # Compiles for minutes.
 @tpu_compiler.required
 def test_every_remat_policy_of_the_table_compiles(library):
   policies = {run.remat for run in published.RUNS.values()}
