@@ -58,19 +58,19 @@ _HORIZONS = (16, 32, 64)
 
 
 def rows(
-  base: maskgit.MaskGIT, few: bool = False
+  base: maskgit.MaskGIT, slide: slide_lib.Slide, few: bool = False
 ) -> list[tuple[maskgit.MaskGIT, slide_lib.Slide]]:
   """Returns the ways to draw that are compared.
 
   Args:
     base: The world's own sampler.
+    slide: The world's own slide.
     few: Whether to return only four rows, for comparing worlds.
   """
-  exact = slide_lib.Slide()
   change = lambda **fields: dataclasses.replace(base, **fields)
   if few:
     return [
-      (change(**fields), exact)
+      (change(**fields), slide)
       for fields in (
         dict(temperature=1.0),
         dict(temperature=1.0, refinements=1),
@@ -79,7 +79,7 @@ def rows(
       )
     ]
   found = [
-    (change(refinements=refinements, order=order), exact)
+    (change(refinements=refinements, order=order), slide)
     for order in maskgit.ORDERS
     for refinements in (1, 2, 4, 8, 12, 25)
   ]
@@ -94,14 +94,15 @@ def rows(
     dict(temperature=0.5, top_p=0.9),
     dict(order="confidence", choice_temperature=1.0),
   ):
-    found.append((change(**fields), exact))
-  for slide in (
+    found.append((change(**fields), slide))
+  for other in (
+    slide_lib.Slide("exact", 1),
     slide_lib.Slide("exact", 4),
     slide_lib.Slide("rolling"),
     slide_lib.Slide("re-encode"),
     slide_lib.Slide("re-encode", 4),
   ):
-    found.append((base, slide))
+    found.append((base, other))
   return found
 
 
@@ -324,7 +325,7 @@ def main() -> None:
   world = world_folder.load(args.world).world
   evaluator = Evaluator(world, args)
   found = []
-  for sampling, slide in rows(world.sampling, args.few):
+  for sampling, slide in rows(world.sampling, world.slide, args.few):
     found.append(evaluator.row(sampling, slide))
     print(table(found[-1:]).splitlines()[-1], flush=True)
     jax.clear_caches()  # Each row has its own programs.

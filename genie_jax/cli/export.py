@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import pathlib
 import sys
 from typing import Any
 
@@ -116,6 +118,8 @@ def run(args: argparse.Namespace) -> int:
   metrics = files.read_json(args.metrics) if args.metrics else {}
   named = buttons.from_metrics(metrics)
   metrics.pop("details", None)
+  if isinstance(metrics.get("command"), str):
+    metrics["command"] = _without_folders(metrics["command"])
   manifest = export.export(
     args.workdirs,
     args.out,
@@ -163,6 +167,18 @@ def settings(flag: str, text: str | None) -> dict[str, Any]:
     except json.JSONDecodeError:
       found[name] = value  # A word, such as "confidence".
   return found
+
+
+def _without_folders(command: str) -> str:
+  """Returns a command line with only the last name of each absolute path.
+
+  A world is passed on, and folders of the machine that made it tell names.
+  """
+  words = [
+    pathlib.PurePath(word).name if word.startswith(os.sep) else word
+    for word in command.split()
+  ]
+  return " ".join(words)
 
 
 def main() -> int:

@@ -34,6 +34,7 @@ CASES = {
   },
   "coinrun/tokenizer_images:tiny": ({}, 8),
   "scaling/dynamics": ({}, 64),
+  "scaling/miniature": ({}, 8),
 }
 # Configs that are also laid out on their own mesh -> number of chips.
 OWN = {

@@ -52,6 +52,7 @@ def world(tmp_path, parts, clips):
       "delta_psnr": 1.2345,
       "code_usage": 0.5,
       "meets_protocol": True,
+      "command": "genie eval --world /home/a/w --clips runs/clips --seed 0",
       "details": {"much": list(range(100))},
     },
   )
@@ -79,6 +80,10 @@ def test_a_world_states_the_given_figures(world):
   manifest = world_folder.read_manifest(world)
   assert manifest["metrics"]["delta_psnr"] == 1.2345
   assert "details" not in manifest["metrics"]
+  # Folders of the machine that made the world are not passed on.
+  assert manifest["metrics"]["command"] == (
+    "genie eval --world w --clips runs/clips --seed 0"
+  )
   card = (world / "README.md").read_text()
   assert "| delta psnr | 1.234 |" in card or "| delta psnr | 1.235 |" in card
   assert "schema version" not in card and "meets" not in card
