@@ -7,8 +7,8 @@ Two kinds of files are read:
     "mouse": {"buttons": [0]}, ...}; also {"keys": ["w", "space"]},
     {"action": "jump"} and {"action": 3}
   a table, `NAME.csv` or `NAME.parquet`, with a column "time" in seconds and a
-    column "action", "key" or "keys" ("w+space", nothing for no key), which
-    holds until the next row; with a column "event" ("down" or "up") each row
+    column "action", "key" or "keys" ("w space" or "w+space", nothing for no
+    key), which holds until the next row; with a column "event" ("down" or "up") each row
     is one key that goes down or comes up
 
 A JSON line may state "time" in seconds too, and then holds until the next line.
@@ -25,6 +25,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -301,15 +302,19 @@ def _label(keys: Iterable[str]) -> str:
   return "+".join(sorted(set(keys))) or IDLE
 
 
-def _label_of(value: Any) -> str | None:
-  """Returns the label of an action or of keys as text, a number, a list."""
+def _label_of(column: str, value: Any) -> str | None:
+  """Returns the label of text, a number or a list; None if it is no action.
+
+  Keys in text are separated by "+" or spaces; an action may have spaces.
+  """
   if value is None:
     return IDLE
   if isinstance(value, str):
     text = value.strip()
     if text.lower() in ("", IDLE):
       return IDLE
-    value = [text] if text == "+" else text.split("+")
+    between = r"\+" if column == "action" else r"\s*\+\s*|\s+"
+    value = [text] if text == "+" else re.split(between, text)
   if isinstance(value, int) and not isinstance(value, bool):
     return str(value) if value >= 0 else None
   if isinstance(value, float):
@@ -357,7 +362,7 @@ def _label_of_line(row: Any) -> tuple[str | None, str]:
     return None, f"is not an object: {_brief(row)}"
   for name in _ACTIONS:
     if name in row:
-      label = _label_of(row[name])
+      label = _label_of(name, row[name])
       return label, f"has {name} {_brief(row[name])}, which is no action"
   if "keyboard" not in row and "mouse" not in row:
     return None, ('has none of "keyboard", "mouse", "keys", "key" and "action"')
@@ -443,7 +448,7 @@ def _read_table(
   labels, times, held = [], [], set()
   for number, row in table:
     times.append(_time(path, what, number, row[time_column], times))
-    label = _label_of(row[column])
+    label = _label_of(column, row[column])
     if label is None:
       raise _bad(
         path,
