@@ -15,7 +15,7 @@ import numpy as np
 
 from genie_jax.core import errors, files
 from genie_jax.data import manifest as manifest_lib
-from genie_jax.data import shards
+from genie_jax.data import shards, stored_frames
 
 Batch = dict[str, np.ndarray]
 
@@ -127,20 +127,24 @@ class WindowSource(Source):
     )
     number, _, record, *_ = self._episodes[0]
     arrays, _ = self._readers[number].read([record])[0]
-    unknown = [name for name in keys if name not in arrays]
+    available = stored_frames.names(arrays, self.manifest.frames_codec)
+    unknown = [name for name in keys if name not in available]
     if unknown:
       raise errors.UserError(
         f"{folder} has no {unknown[0]!r}"
-        f"{errors.closest(unknown[0], arrays)}; its records have "
-        f"{', '.join(arrays)}."
+        f"{errors.closest(unknown[0], available)}; its records have "
+        f"{', '.join(available)}."
       )
-    self._layout = {
-      name: (
-        (num_frames - (name in _BETWEEN_FRAMES), *arrays[name].shape[1:]),
-        np.int32 if name in _BETWEEN_FRAMES else arrays[name].dtype,
+    self._layout = {}
+    for name in keys:
+      if name == stored_frames.FRAMES and self.manifest.frames_codec:
+        shape, dtype = self.manifest.frame_shape, np.dtype(np.uint8)
+      else:
+        shape, dtype = arrays[name].shape[1:], arrays[name].dtype
+      self._layout[name] = (
+        (num_frames - (name in _BETWEEN_FRAMES), *shape),
+        np.int32 if name in _BETWEEN_FRAMES else dtype,
       )
-      for name in keys
-    }
 
   def __len__(self) -> int:
     return self._ends[-1]
@@ -178,10 +182,35 @@ class WindowSource(Source):
       # to the window's frames from `at` on.
       low = max(start - number * size, 0)
       at = number * size + low - start
+      count = min(size - low, self._num_frames - at)
       for name, (shape, _) in self._layout.items():
-        piece = arrays[name][low : low + shape[0] - at]
-        out[name][row, at : at + len(piece)] = piece
+        into = out[name][row, at : min(at + count, shape[0])]
+        if name == stored_frames.FRAMES:
+          self._frames(shard, record + number, arrays, meta, low, into)
+        else:
+          into[...] = arrays[name][low : low + len(into)]
     out["source"][row], out["start"][row] = source, start
+
+  def _frames(
+    self,
+    shard: int,
+    record: int,
+    arrays: dict[str, np.ndarray],
+    meta: dict[str, Any],
+    begin: int,
+    out: np.ndarray,
+  ) -> None:
+    """Writes a record's frames from `begin` on to `out`."""
+    stored_frames.load(
+      arrays,
+      meta,
+      self.manifest.frames_codec,
+      self.manifest.frame_shape,
+      begin,
+      begin + len(out),
+      f"{self._readers[shard].path} record {record}",
+      out,
+    )
 
   def _check(
     self,
