@@ -5,6 +5,8 @@ import dataclasses
 import os
 import sys
 
+from genie_jax.cli import data_videos
+
 _COINRUN_EXAMPLE = """\
 example, a small set for a laptop (about 15 seconds on two cores):
   genie data coinrun --out clips --levels 200 --validation-levels 60 \\
@@ -37,7 +39,7 @@ example:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the sub-commands `coinrun`, `procgen` and `inspect`."""
+  """Adds the sub-commands."""
   commands = parser.add_subparsers(
     dest="data_command", metavar="COMMAND", required=True
   )
@@ -83,6 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "evaluations that compare a world with the game",
   )
   _add_collection(procgen)
+  data_videos.add_arguments(commands)
   inspect = commands.add_parser(
     "inspect",
     help="print a manifest and check every record",
@@ -191,6 +194,8 @@ def run(args: argparse.Namespace) -> int:
   """Runs the sub-command; returns the exit code."""
   if args.data_command == "inspect":
     return _inspect(args)
+  if args.data_command == "videos":
+    return data_videos.run(args)
   return _collect(args)
 
 

@@ -1,0 +1,1 @@
+"""Clips from anyone's films: `genie data videos`."""

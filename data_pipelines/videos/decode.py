@@ -1,0 +1,436 @@
+"""Reads a film as frames at a constant rate, by their timestamps.
+
+Frame k is what the film shows at k / fps seconds after its first frame. A film
+with fewer frames has each of them more than once, a film with more has some of
+them left out, and a variable rate needs no rule of its own.
+
+Shapes:
+  H W  rows, columns of a frame
+"""
+
+import contextlib
+import dataclasses
+import fractions
+import os
+from collections.abc import Iterator
+
+import av
+import av.error
+import av.filter
+import numpy as np
+
+from data_pipelines.videos import colour, geometry
+from data_pipelines.videos import options as options_lib
+
+# A film in which nothing new appears for so long is taken to have a gap, not a
+# still picture: its timestamps may be wrong by hours.
+_LONGEST_STILL = 60
+# How far timestamps may run backwards before the film is taken to have been
+# joined from several, each with its own clock.
+_BACKWARDS = 1
+# Pictures that are looked at in search of black bars.
+_BAR_FRAMES = 12
+# Where a film cannot be searched, of its first frames each of these many.
+_BAR_STEP = 25
+_MOST_PIXELS = 1 << 26
+_DEFAULT_RATE = fractions.Fraction(25)
+
+
+class BadFilm(ValueError):
+  """A film that cannot be used; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+  """One frame of the result.
+
+  Attributes:
+    index: Its number; index / fps is its time from the film's first frame.
+    frame: uint8 [H, W, 3]; not to be changed.
+    joined: Whether it continues the frame before. False after a gap in time,
+      damage, and a change of the picture's size.
+    repeated: Whether it is the same picture as the frame before.
+  """
+
+  index: int
+  frame: np.ndarray
+  joined: bool
+  repeated: bool
+
+
+@dataclasses.dataclass
+class Damage:
+  """What was wrong with a film, filled while it is read.
+
+  Attributes:
+    packets: Number of packets.
+    bad_packets: Those that could not be decoded.
+    ended: Why reading ended early; None where it did not.
+  """
+
+  packets: int = 0
+  bad_packets: int = 0
+  ended: str | None = None
+
+
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[av.container.InputContainer]:
+  """Opens a film; nothing else is ever opened on its behalf.
+
+  Args:
+    path: The file, absolute; bytes that are no UTF-8 are surrogates.
+
+  Raises:
+    BadFilm: It is no film.
+  """
+  with contextlib.ExitStack() as stack:
+    try:
+      path.encode()
+      name = f"file:{path}"
+    except UnicodeEncodeError:
+      # PyAV takes text only.
+      file = stack.enter_context(open(os.fsencode(path), "rb"))
+      name = f"file:/proc/self/fd/{file.fileno()}"
+    try:
+      container = av.open(
+        name,
+        # A playlist that calls itself a film must not fetch what it names.
+        options={"protocol_whitelist": "file", "max_probe_packets": "2500"},
+        metadata_errors="replace",
+      )
+    except av.error.FFmpegError as error:
+      raise BadFilm(f"cannot be opened: {_reason(error)}") from error
+    yield stack.enter_context(container)
+
+
+def video_stream(
+  container: av.container.InputContainer,
+) -> av.video.stream.VideoStream:
+  """Returns the stream of moving pictures.
+
+  Raises:
+    BadFilm: There is none, or it has no pixels.
+  """
+  found = [
+    stream
+    for stream in container.streams.video
+    if not stream.disposition & av.stream.Disposition.attached_pic
+  ]
+  if not found:
+    kinds = sorted({stream.type for stream in container.streams})
+    raise BadFilm(
+      f"has no pictures, only {' and '.join(kinds) or 'no streams'}"
+    )
+  stream = found[0]
+  try:
+    width, height = stream.width, stream.height
+  except (AttributeError, ValueError) as error:
+    raise BadFilm(
+      "is in a format that cannot be decoded (no codec for it)"
+    ) from error
+  check_size(width, height)
+  # Other processes use the other cores.
+  stream.codec_context.thread_count = 1
+  return stream
+
+
+def check_size(width: int, height: int) -> None:
+  """Raises BadFilm where a picture has no pixels, or too many."""
+  if not 0 < width * height <= _MOST_PIXELS:
+    raise BadFilm(f"has pictures of {width} x {height} pixels")
+
+
+def frames(
+  path: str,
+  options: options_lib.Options,
+  damage: Damage,
+  begin: float = 0.0,
+  end: float | None = None,
+) -> Iterator[Shown]:
+  """Yields the frames of a film, or of a part of it.
+
+  Args:
+    path: The file.
+    options: Rate and size.
+    damage: Is filled with what is wrong.
+    begin: Seconds from the first frame at which the part begins.
+    end: Seconds at which it ends; None for the film's end.
+
+  Raises:
+    BadFilm: It is no film, or not one frame could be decoded.
+  """
+  with opened(path) as container:
+    stream = video_stream(container)
+    box = _find_picture(container, stream) if options.crop_bars else None
+  with opened(path) as container:
+    stream = video_stream(container)
+    yield from _Reader(container, stream, options, box, damage).read(begin, end)
+  if not damage.packets:
+    raise BadFilm(damage.ended or "has no pictures")
+
+
+class _Reader:
+  """Reads one film once."""
+
+  def __init__(
+    self,
+    container: av.container.InputContainer,
+    stream: av.video.stream.VideoStream,
+    options: options_lib.Options,
+    box: geometry.Box | None,
+    damage: Damage,
+  ):
+    self._container, self._stream = container, stream
+    self._options, self._box, self._damage = options, box, damage
+    self._convert: _Converter | None = None
+    # Set where a frame does not continue the one before.
+    self._broken = True
+
+  def read(self, begin: float, end: float | None) -> Iterator[Shown]:
+    """Yields the frames from `begin` to `end`; see `frames`."""
+    rate = self._options.rate
+    first = -int(-begin * rate // 1)
+    last = None if end is None else -int(-end * rate // 1)
+    index, held = first, None
+    for frame, time, lasts in self._timed():
+      if held is not None:
+        shown, since, until = held
+        yield from self._showing(shown, since, min(until, time), index, last)
+        index = max(index, _slot(min(until, time), rate))
+        if time > until:
+          self._broken, index = True, max(index, _slot(time, rate))
+      if last is not None and index >= last:
+        return
+      held = (frame, time, time + _LONGEST_STILL)
+      self._last = time + lasts
+    if held is not None:
+      frame, since, _ = held
+      yield from self._showing(frame, since, self._last, index, last)
+
+  def _showing(
+    self,
+    frame: av.VideoFrame,
+    since: fractions.Fraction,
+    until: fractions.Fraction,
+    index: int,
+    last: int | None,
+  ) -> Iterator[Shown]:
+    """Yields a decoded frame as often as it is shown."""
+    rate = self._options.rate
+    stop = _slot(until, rate)
+    if last is not None:
+      stop = min(stop, last)
+    start = max(index, _slot(since, rate))
+    if start >= stop:
+      return
+    if self._convert is None or not self._convert.fits(frame):
+      self._broken = self._broken or self._convert is not None
+      self._convert = _Converter(frame, self._stream, self._options, self._box)
+    picture = self._convert(frame)
+    for number in range(start, stop):
+      yield Shown(number, picture, not self._broken, number > start)
+      self._broken = False
+
+  def _timed(
+    self,
+  ) -> Iterator[tuple[av.VideoFrame, fractions.Fraction, fractions.Fraction]]:
+    """Yields each decoded frame, its time from the first, and its duration."""
+    stream = self._stream
+    usual = 1 / (stream.average_rate or stream.guessed_rate or _DEFAULT_RATE)
+    origin, previous = None, None
+    for frame in self._decoded():
+      lasts = usual
+      if frame.duration and frame.time_base:
+        lasts = min(frame.duration * frame.time_base, fractions.Fraction(10))
+      if frame.pts is None or frame.time_base is None:
+        time = fractions.Fraction(0) if previous is None else previous + usual
+      else:
+        stamp = frame.pts * frame.time_base
+        if origin is None:
+          origin = stamp
+        time = stamp - origin
+        if previous is not None and time <= previous:
+          if time > previous - _BACKWARDS:
+            continue  # Two frames at one time: the first is shown.
+          # Another clock from here on.
+          origin = stamp - previous - usual
+          time, self._broken = previous + usual, True
+      previous = time
+      yield frame, time, lasts
+
+  def _decoded(self) -> Iterator[av.VideoFrame]:
+    packets = self._container.demux(self._stream)
+    while True:
+      try:
+        packet = next(packets, None)
+      except (av.error.FFmpegError, EOFError) as error:
+        self._damage.ended = f"ends early: {_reason(error)}"
+        packet = None
+      if packet is None:
+        return
+      self._damage.packets += packet.size > 0
+      try:
+        found = packet.decode()
+      except av.error.MemoryError:
+        raise
+      except av.error.EOFError:
+        return
+      except av.error.FFmpegError:
+        self._damage.bad_packets += 1
+        self._broken = True
+        continue
+      for frame in found:
+        if frame.is_corrupt:
+          self._broken = True
+        yield frame
+
+
+class _Converter:
+  """Turns decoded frames of one size and format into frames of the clips."""
+
+  def __init__(
+    self,
+    frame: av.VideoFrame,
+    stream: av.video.stream.VideoStream,
+    options: options_lib.Options,
+    box: geometry.Box | None,
+  ):
+    check_size(frame.width, frame.height)
+    self._key = _form(frame)
+    aspect = stream.sample_aspect_ratio or fractions.Fraction(1)
+    if not fractions.Fraction(1, 10) <= aspect <= 10:
+      aspect = fractions.Fraction(1)
+    if box and (box.x + box.width, box.y + box.height) > (
+      frame.width,
+      frame.height,
+    ):
+      box = None
+    self._fitting = geometry.fit(
+      frame.width,
+      frame.height,
+      aspect,
+      round(frame.rotation / 90) % 4,
+      box,
+      options,
+    )
+    self._hdr = colour.is_hdr(frame)
+    self._graph = self._make_graph(frame)
+
+  def fits(self, frame: av.VideoFrame) -> bool:
+    """Returns whether a frame has the form of the first one."""
+    return _form(frame) == self._key
+
+  def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+    """Returns uint8 [H, W, 3]."""
+    # Filters may not like times that run backwards, and need none here.
+    frame.pts = None
+    self._graph.push(frame)
+    pixels = self._graph.pull().to_ndarray()
+    if self._hdr:
+      pixels = colour.to_sdr(pixels, frame)
+    return geometry.turned(pixels, self._fitting)
+
+  def _make_graph(self, frame: av.VideoFrame) -> av.filter.Graph:
+    """Returns the filters from a decoded picture to scaled RGB."""
+    box, fitting = self._fitting.box, self._fitting
+    graph = av.filter.Graph()
+    graph.threads = 1
+    source = graph.add_buffer(
+      width=frame.width,
+      height=frame.height,
+      format=frame.format.name,
+      time_base=fractions.Fraction(1, 1000),
+    )
+    parts = [source]
+    if (box.width, box.height) != (frame.width, frame.height):
+      parts.append(
+        graph.add("crop", f"{box.width}:{box.height}:{box.x}:{box.y}")
+      )
+    small = fitting.width <= box.width and fitting.height <= box.height
+    parts.append(
+      graph.add(
+        "scale",
+        f"{fitting.width}:{fitting.height}:flags="
+        f"{'area' if small else 'bicubic'}:"
+        f"in_color_matrix={colour.matrix(frame)}",
+      )
+    )
+    parts.append(graph.add("format", "rgb48le" if self._hdr else "rgb24"))
+    parts.append(graph.add("buffersink"))
+    for one, other in zip(parts[:-1], parts[1:], strict=True):
+      one.link_to(other)
+    graph.configure()
+    return graph
+
+
+def _form(frame: av.VideoFrame) -> tuple[object, ...]:
+  return (
+    frame.width,
+    frame.height,
+    frame.format.name,
+    int(frame.colorspace),
+    int(frame.color_trc),
+    frame.rotation,
+  )
+
+
+def _slot(time: fractions.Fraction, rate: fractions.Fraction) -> int:
+  """Returns the number of the first frame at or after a time."""
+  return -int(-time * rate // 1)
+
+
+def _find_picture(
+  container: av.container.InputContainer,
+  stream: av.video.stream.VideoStream,
+) -> geometry.Box | None:
+  """Looks for black bars in frames from all over a film."""
+  luma: list[np.ndarray] = []
+  length = duration(container, stream)
+  stream.codec_context.skip_frame = "NONKEY"
+  places = [length * (k + 0.5) / _BAR_FRAMES for k in range(_BAR_FRAMES)]
+  seen = set()
+  for place in places if length else ():
+    try:
+      container.seek(int(place * av.time_base), backward=True)
+      frame = next(container.decode(stream), None)
+    except (av.error.FFmpegError, EOFError):
+      continue
+    if frame is not None and frame.pts not in seen:
+      seen.add(frame.pts)
+      luma.append(frame.to_ndarray(format="gray"))
+  stream.codec_context.skip_frame = "DEFAULT"
+  if len(luma) < _BAR_FRAMES // 2:
+    luma += _first_frames(container, stream)
+  shape = luma[0].shape if luma else None
+  return geometry.find_picture([f for f in luma if f.shape == shape])
+
+
+def _first_frames(
+  container: av.container.InputContainer,
+  stream: av.video.stream.VideoStream,
+) -> list[np.ndarray]:
+  found = []
+  with contextlib.suppress(av.error.FFmpegError, EOFError):
+    container.seek(0)
+    for number, frame in enumerate(container.decode(stream)):
+      if number % _BAR_STEP == 0:
+        found.append(frame.to_ndarray(format="gray"))
+      if len(found) == _BAR_FRAMES:
+        break
+  return found
+
+
+def duration(
+  container: av.container.InputContainer,
+  stream: av.video.stream.VideoStream,
+) -> float:
+  """Returns the stated duration in seconds, 0 where there is none."""
+  if stream.duration and stream.time_base:
+    return float(stream.duration * stream.time_base)
+  return (container.duration or 0) / av.time_base
+
+
+def _reason(error: BaseException) -> str:
+  """Returns libav's words about an error."""
+  text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+  return " ".join(str(text).split())
