@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from data_pipelines.videos import (
   duplicates,
@@ -419,10 +418,9 @@ def _finish(
 def _duplicates(cut: Iterable[pa.Table]) -> dict[str, str]:
   clips = []
   for table in cut:
-    stored = table.filter(pc.greater_equal(table["record"], 0))
-    for row in stored.select(
-      ["clip_id", "digest", "hashes", "thumbs", "source", "start"]
-    ).to_pylist():
+    names = ["clip_id", "digest", "hashes", "thumbs", "source", "start"]
+    # A table as it was cut keeps all clips that are stored.
+    for row in table.filter(table["kept"]).select(names).to_pylist():
       thumbs = np.frombuffer(row["thumbs"], np.uint8)
       clips.append(
         (

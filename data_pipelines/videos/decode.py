@@ -8,15 +8,21 @@ Shapes:
   H W  rows, columns of a frame
 """
 
+import bisect
+import collections
 import contextlib
 import dataclasses
 import fractions
+import itertools
 import os
 from collections.abc import Iterator
 
 import av
+import av.container
 import av.error
 import av.filter
+import av.stream
+import av.video.stream
 import numpy as np
 
 from data_pipelines.videos import colour, geometry
@@ -31,9 +37,12 @@ _BACKWARDS = 1
 # Pictures that are looked at in search of black bars.
 _BAR_FRAMES = 12
 # Where a film cannot be searched, of its first frames each of these many.
-_BAR_STEP = 25
+_BAR_STEP, _FIRST_BAR_FRAMES = 25, 6
 _MOST_PIXELS = 1 << 26
+# Packets that are read ahead: more than any codec reorders.
+_AHEAD = 32
 _DEFAULT_RATE = fractions.Fraction(25)
+_DEFAULT_BASE = fractions.Fraction(1, 1_000_000)
 
 
 class BadFilm(ValueError):
@@ -183,44 +192,52 @@ class _Reader:
     self._container, self._stream = container, stream
     self._options, self._box, self._damage = options, box, damage
     self._convert: _Converter | None = None
+    self._rate = options.rate
+    base = stream.time_base or _DEFAULT_BASE
+    usual = stream.average_rate or stream.guessed_rate or _DEFAULT_RATE
+    # Both a unit of the film's timestamps and the usual duration of a frame are
+    # whole numbers of the clock's ticks.
+    self._clock = base.denominator * usual.numerator
+    self._tick = base.numerator * usual.numerator
+    self._usual = base.denominator * usual.denominator
+    self._first: int | None = None  # Timestamp of the first frame.
+    # Whether timestamps ran on without a jump so far.
+    self._one_clock = True
     # Set where a frame does not continue the one before.
     self._broken = True
 
   def read(self, begin: float, end: float | None) -> Iterator[Shown]:
     """Yields the frames from `begin` to `end`; see `frames`."""
-    rate = self._options.rate
-    first = -int(-begin * rate // 1)
-    last = None if end is None else -int(-end * rate // 1)
-    index, held = first, None
+    index = -int(-begin * self._rate // 1)
+    last = None if end is None else -int(-end * self._rate // 1)
+    held, since, until = None, 0, 0
     for frame, time, lasts in self._timed():
       if held is not None:
-        shown, since, until = held
-        yield from self._showing(shown, since, min(until, time), index, last)
-        index = max(index, _slot(min(until, time), rate))
-        if time > until:
-          self._broken, index = True, max(index, _slot(time, rate))
-      if last is not None and index >= last:
-        return
-      held = (frame, time, time + _LONGEST_STILL)
-      self._last = time + lasts
+        stop = min(time, until)
+        yield from self._showing(held, since, stop, index, last)
+        index = max(index, self._slot(stop))
+        if time > until:  # Nothing was shown in between.
+          self._broken, index = True, max(index, self._slot(time))
+        if last is not None and index >= last:
+          return
+      held, since, until = frame, time, time + _LONGEST_STILL * self._clock
+      ends = time + lasts
     if held is not None:
-      frame, since, _ = held
-      yield from self._showing(frame, since, self._last, index, last)
+      yield from self._showing(held, since, ends, index, last)
 
   def _showing(
     self,
     frame: av.VideoFrame,
-    since: fractions.Fraction,
-    until: fractions.Fraction,
+    since: int,
+    until: int,
     index: int,
     last: int | None,
   ) -> Iterator[Shown]:
     """Yields a decoded frame as often as it is shown."""
-    rate = self._options.rate
-    stop = _slot(until, rate)
+    stop = self._slot(until)
     if last is not None:
       stop = min(stop, last)
-    start = max(index, _slot(since, rate))
+    start = max(index, self._slot(since))
     if start >= stop:
       return
     if self._convert is None or not self._convert.fits(frame):
@@ -231,26 +248,33 @@ class _Reader:
       yield Shown(number, picture, not self._broken, number > start)
       self._broken = False
 
-  def _timed(
-    self,
-  ) -> Iterator[tuple[av.VideoFrame, fractions.Fraction, fractions.Fraction]]:
-    """Yields each decoded frame, its time from the first, and its duration."""
-    stream = self._stream
-    usual = 1 / (stream.average_rate or stream.guessed_rate or _DEFAULT_RATE)
+  def _slot(self, time: int) -> int:
+    """Returns the number of the first frame at or after a time."""
+    return -(
+      -time * self._rate.numerator // (self._clock * self._rate.denominator)
+    )
+
+  def _timed(self) -> Iterator[tuple[av.VideoFrame, int, int]]:
+    """Yields each decoded frame, its time from the first, and its duration.
+
+    Times are counted in parts of a second, `self._clock` of them, so that they
+    are exact; fractions would take as long as decoding a small film.
+    """
+    usual, tick = self._usual, self._tick
     origin, previous = None, None
     for frame in self._decoded():
       lasts = usual
-      if frame.duration and frame.time_base:
-        lasts = min(frame.duration * frame.time_base, fractions.Fraction(10))
-      if frame.pts is None or frame.time_base is None:
-        time = fractions.Fraction(0) if previous is None else previous + usual
+      if frame.duration and frame.duration * tick < 10 * self._clock:
+        lasts = frame.duration * tick
+      if frame.pts is None:
+        time = 0 if previous is None else previous + usual
       else:
-        stamp = frame.pts * frame.time_base
+        stamp = frame.pts * tick
         if origin is None:
-          origin = stamp
+          origin, self._first = stamp, frame.pts
         time = stamp - origin
         if previous is not None and time <= previous:
-          if time > previous - _BACKWARDS:
+          if time > previous - _BACKWARDS * self._clock:
             continue  # Two frames at one time: the first is shown.
           # Another clock from here on.
           origin = stamp - previous - usual
@@ -259,19 +283,16 @@ class _Reader:
       yield frame, time, lasts
 
   def _decoded(self) -> Iterator[av.VideoFrame]:
-    packets = self._container.demux(self._stream)
-    while True:
-      try:
-        packet = next(packets, None)
-      except (av.error.FFmpegError, EOFError) as error:
-        self._damage.ended = f"ends early: {_reason(error)}"
-        packet = None
-      if packet is None:
-        return
+    """Yields decoded frames, of which some that are not shown are missing."""
+    context = self._stream.codec_context
+    for packet, needed in self._needed():
+      # A picture that no other one refers to need not be decoded to be left
+      # out. The decoder knows which these are.
+      context.skip_frame = "DEFAULT" if needed else "NONREF"
       self._damage.packets += packet.size > 0
       try:
         found = packet.decode()
-      except av.error.MemoryError:
+      except MemoryError:
         raise
       except av.error.EOFError:
         return
@@ -283,6 +304,55 @@ class _Reader:
         if frame.is_corrupt:
           self._broken = True
         yield frame
+
+  def _needed(self) -> Iterator[tuple[av.Packet, bool]]:
+    """Yields each packet and whether its frame may be shown.
+
+    A frame is shown until the next one, which is known once the packets that
+    may come before it in the file have been read.
+    """
+    ahead: collections.deque[av.Packet] = collections.deque()
+    stamps: list[int] = []
+    for packet in self._packets():
+      if packet.dts is not None and ahead and ahead[-1].dts is not None:
+        step = (packet.dts - ahead[-1].dts) * self._tick
+        if not 0 <= step < _LONGEST_STILL * self._clock:
+          self._one_clock = False
+      ahead.append(packet)
+      if packet.pts is not None:
+        bisect.insort(stamps, packet.pts)
+      if len(ahead) > _AHEAD:
+        first = ahead.popleft()
+        yield first, self._is_shown(first, stamps)
+        # Those of packets that were decoded long ago.
+        del stamps[: max(0, len(stamps) - 3 * _AHEAD)]
+    for packet in ahead:
+      yield packet, True
+
+  def _is_shown(self, packet: av.Packet, stamps: list[int]) -> bool:
+    if packet.pts is None or self._first is None or not self._one_clock:
+      return True
+    place = bisect.bisect_right(stamps, packet.pts)
+    if place == len(stamps):
+      return True
+    begin, end = (
+      (stamp - self._first) * self._tick
+      for stamp in (packet.pts, stamps[place])
+    )
+    return self._slot(begin) != self._slot(end)
+
+  def _packets(self) -> Iterator[av.Packet]:
+    """Yields the packets, up to where the file is damaged."""
+    packets = self._container.demux(self._stream)
+    while True:
+      try:
+        packet = next(packets, None)
+      except (av.error.FFmpegError, EOFError) as error:
+        self._damage.ended = f"ends early: {_reason(error)}"
+        return
+      if packet is None:
+        return
+      yield packet
 
 
 class _Converter:
@@ -338,7 +408,7 @@ class _Converter:
     source = graph.add_buffer(
       width=frame.width,
       height=frame.height,
-      format=frame.format.name,
+      format=frame.format,
       time_base=fractions.Fraction(1, 1000),
     )
     parts = [source]
@@ -357,7 +427,7 @@ class _Converter:
     )
     parts.append(graph.add("format", "rgb48le" if self._hdr else "rgb24"))
     parts.append(graph.add("buffersink"))
-    for one, other in zip(parts[:-1], parts[1:], strict=True):
+    for one, other in itertools.pairwise(parts):
       one.link_to(other)
     graph.configure()
     return graph
@@ -374,35 +444,32 @@ def _form(frame: av.VideoFrame) -> tuple[object, ...]:
   )
 
 
-def _slot(time: fractions.Fraction, rate: fractions.Fraction) -> int:
-  """Returns the number of the first frame at or after a time."""
-  return -int(-time * rate // 1)
-
-
 def _find_picture(
   container: av.container.InputContainer,
   stream: av.video.stream.VideoStream,
 ) -> geometry.Box | None:
   """Looks for black bars in frames from all over a film."""
-  luma: list[np.ndarray] = []
+  luma: dict[int | None, np.ndarray] = {}
   length = duration(container, stream)
-  stream.codec_context.skip_frame = "NONKEY"
-  places = [length * (k + 0.5) / _BAR_FRAMES for k in range(_BAR_FRAMES)]
-  seen = set()
-  for place in places if length else ():
-    try:
-      container.seek(int(place * av.time_base), backward=True)
-      frame = next(container.decode(stream), None)
-    except (av.error.FFmpegError, EOFError):
-      continue
-    if frame is not None and frame.pts not in seen:
-      seen.add(frame.pts)
-      luma.append(frame.to_ndarray(format="gray"))
-  stream.codec_context.skip_frame = "DEFAULT"
-  if len(luma) < _BAR_FRAMES // 2:
-    luma += _first_frames(container, stream)
-  shape = luma[0].shape if luma else None
-  return geometry.find_picture([f for f in luma if f.shape == shape])
+  for place in range(_BAR_FRAMES) if length else ():
+    seconds = length * (place + 0.5) / _BAR_FRAMES
+    with contextlib.suppress(av.error.FFmpegError, EOFError):
+      container.seek(int(seconds * av.time_base), backward=True)
+      packet = next(
+        (p for p in container.demux(stream) if p.is_keyframe and p.size), None
+      )
+      if packet is None or packet.pts in luma:
+        continue
+      pts = packet.pts
+      # The decoder holds frames back; the end of the film releases them.
+      found = packet.decode() or stream.codec_context.decode(None)
+      if found:
+        luma[pts] = found[0].to_ndarray(format="gray")
+  pictures = list(luma.values())
+  if len(pictures) < geometry.FEWEST_FRAMES:
+    pictures += _first_frames(container, stream)
+  shape = pictures[0].shape if pictures else None
+  return geometry.find_picture([f for f in pictures if f.shape == shape])
 
 
 def _first_frames(
@@ -415,7 +482,7 @@ def _first_frames(
     for number, frame in enumerate(container.decode(stream)):
       if number % _BAR_STEP == 0:
         found.append(frame.to_ndarray(format="gray"))
-      if len(found) == _BAR_FRAMES:
+      if len(found) == _FIRST_BAR_FRAMES:
         break
   return found
 

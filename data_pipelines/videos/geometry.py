@@ -24,7 +24,7 @@ _PICTURE_SHARE = 0.5
 _SMALLEST_BAR, _LARGEST_BAR = 0.02, 0.4
 # How much the two bars may differ, as a share of the height or width.
 _ASYMMETRY = 0.02
-_FEWEST_FRAMES = 3
+FEWEST_FRAMES = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ def find_picture(luma: Sequence[np.ndarray]) -> Box | None:
     The part, None where there are no bars or too few frames to say so.
   """
   bright = [frame for frame in luma if np.mean(frame > _DARK) > 0.02]
-  if len(bright) < _FEWEST_FRAMES:
+  if len(bright) < FEWEST_FRAMES:
     return None
   height, width = bright[0].shape
   top, bottom = _bars(bright, axis=1)

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-import av
+import av.container
 import av.error
+import av.video.stream
 
 from data_pipelines.videos import decode
 

@@ -21,11 +21,42 @@ from genie_jax.core import buckets, errors
 
 # In a folder, files with other suffixes are not taken for films.
 SUFFIXES = frozenset(
-  ".3g2 .3gp .asf .avi .divx .f4v .flv .gif .h264 .h265 .hevc .ivf .m2ts .m2v "
-  ".m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .nut .ogm .ogv .rm .rmvb .ts .vob "
-  ".webm .wmv .y4m".split()
+  [
+    ".3g2",
+    ".3gp",
+    ".asf",
+    ".avi",
+    ".divx",
+    ".f4v",
+    ".flv",
+    ".gif",
+    ".h264",
+    ".h265",
+    ".hevc",
+    ".ivf",
+    ".m2ts",
+    ".m2v",
+    ".m4v",
+    ".mkv",
+    ".mov",
+    ".mp4",
+    ".mpeg",
+    ".mpg",
+    ".mts",
+    ".mxf",
+    ".nut",
+    ".ogm",
+    ".ogv",
+    ".rm",
+    ".rmvb",
+    ".ts",
+    ".vob",
+    ".webm",
+    ".wmv",
+    ".y4m",
+  ]
 )
-SPLITS = ("train", "validation", "test")
+SPLITS: tuple[str, ...] = ("train", "validation", "test")
 GOOD, BAD, COPY = "good", "bad", "copy"
 _TABLES = (".csv", ".tsv", ".parquet")
 # Of a film that is divided in time: what is left out between two parts, and
@@ -446,7 +477,7 @@ def plan_units(
   total = sum(row.seconds for row in good)
   most = min(total / 32, options.unit_hours * 3600)
   units: dict[str, list[list[Source]]] = {split: [] for split in SPLITS}
-  filled = dict.fromkeys(SPLITS, most)
+  filled: dict[str, float] = dict.fromkeys(SPLITS, most)
   for row in good:
     if filled[row.split] + row.seconds > most:
       units[row.split].append([])

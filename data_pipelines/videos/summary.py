@@ -6,7 +6,6 @@ The page is one file that contains its pictures and loads nothing.
 import base64
 import dataclasses
 import importlib.resources
-import io
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -14,7 +13,6 @@ from typing import Any
 import jinja2
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
 from data_pipelines.videos import cut as cut_lib
 from data_pipelines.videos import options as options_lib
@@ -171,7 +169,9 @@ def write(
     entries: The manifest's entry of each shard.
     options: That the clips were cut with.
   """
-  template = importlib.resources.files(__package__).joinpath(_TEMPLATE)
+  template = importlib.resources.files("data_pipelines.videos").joinpath(
+    _TEMPLATE
+  )
   environment = jinja2.Environment(
     autoescape=True, trim_blocks=True, lstrip_blocks=True
   )
@@ -240,7 +240,16 @@ def _dropped_strips(
 
 def _light(table: pa.Table) -> list[dict[str, Any]]:
   """Returns the rows of a table without their large columns."""
-  names = "path time frames record kept reason duplicate_of source".split()
+  names = [
+    "path",
+    "time",
+    "frames",
+    "record",
+    "kept",
+    "reason",
+    "duplicate_of",
+    "source",
+  ]
   return table.select(names).to_pylist()
 
 

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 import tempfile
 import time
@@ -18,7 +17,7 @@ from typing import Any, BinaryIO
 from data_pipelines.videos import contained, tables
 from data_pipelines.videos import options as options_lib
 from data_pipelines.videos import sources as sources_lib
-from genie_jax.core import config, files
+from genie_jax.core import config
 from genie_jax.data import resumable, shards
 
 CUT = "data_pipelines.videos.cut:job"
