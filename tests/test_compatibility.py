@@ -65,6 +65,16 @@ def test_clips_are_read_as_when_they_were_written(folder):
   assert as_json(contents.clips(folder / "clips")) == expected(folder, "clips")
 
 
+@pytest.mark.parametrize(
+  "folder",
+  [path for path in FOLDERS if (path / contents.CLIPS_H264).is_dir()],
+  ids=lambda path: path.name,
+)
+def test_clips_in_h264_are_read_as_when_they_were_written(folder):
+  found = contents.clips(folder / contents.CLIPS_H264)
+  assert as_json(found) == expected(folder, contents.CLIPS_H264)
+
+
 @each_folder
 def test_counterfactuals_are_read_as_when_they_were_written(folder):
   found = contents.counterfactuals(folder / "counterfactuals")
@@ -187,12 +197,16 @@ def raise_version(path, field):
 
 
 def newer_clips(folder):
-  raise_version(folder / "clips/manifest.json", "schema_version")
-  manifest.Manifest.read(folder / "clips")
+  raise_version(
+    folder / contents.CLIPS_H264 / "manifest.json", "schema_version"
+  )
+  manifest.Manifest.read(folder / contents.CLIPS_H264)
 
 
 def newer_tokens(folder):
-  raise_version(folder / "tokens/manifest.json", "schema_version")
+  found = files.read_json(folder / "tokens/manifest.json")
+  found["schema_version"] = manifest.SCHEMA_VERSION + 1
+  files.write_json(folder / "tokens/manifest.json", found)
   manifest.Manifest.read(folder / "tokens")
 
 
@@ -273,7 +287,13 @@ def reseal(world, **changes):
   ids=lambda read: read.__name__,
 )
 def test_a_newer_version_is_refused_in_one_line(read, tmp_path):
-  for name in ("clips", "counterfactuals", "tokens", "saved", "worlds"):
+  for name in (
+    contents.CLIPS_H264,
+    "counterfactuals",
+    "tokens",
+    "saved",
+    "worlds",
+  ):
     shutil.copytree(NEWEST / name, tmp_path / name)
   with pytest.raises(errors.UserError, match="version") as error:
     read(tmp_path)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from genie_jax.core import errors, files
-from genie_jax.data import counterfactuals, shards, sources
+from genie_jax.data import counterfactuals, shards, sources, stored_frames
 from genie_jax.data import manifest as manifest_lib
 
 # Number of records read by one call: about 13 MB of frames.
@@ -16,10 +16,24 @@ _RECORDS_AT_ONCE = 64
 
 
 def describe(manifest: manifest_lib.Manifest) -> str:
-  """Returns a human-readable description of a manifest."""
+  """Returns a human-readable description of a manifest.
+
+  Its first line is the number of clips of all splits together. A clip is one
+  episode row: frames of one source without a gap or a reset. In a token folder
+  a record is one, because it encodes one clip.
+  """
   fields = manifest.to_dict()
   splits, made_by = fields.pop("splits"), fields.pop("made_by")
-  lines = [f"{name}: {value}" for name, value in fields.items()]
+  rows = sum(
+    len(entry["episodes"])
+    for split in splits.values()
+    for entry in split["shards"]
+  )
+  kind = "moments" if manifest.kind == counterfactuals.KIND else "clips"
+  lines = [f"{rows} {kind}"]
+  if manifest.kind == "clips":
+    fields.setdefault("frames_codec", None)
+  lines += [f"{name}: {value}" for name, value in fields.items()]
   lines.append(f"fingerprint: {manifest.fingerprint}")
   for name, split in splits.items():
     size = sum(entry["bytes"] for entry in split["shards"])
@@ -87,8 +101,10 @@ def _checker(
     )
   if manifest.kind == "clips":
     places = _clip_places(manifest, path, entry)
-    return lambda number, arrays, meta, where: _check_clip(
-      manifest, arrays, meta, places[number], where
+    return lambda number, arrays, meta, where: (
+      _check_clip(manifest, arrays, meta, places[number], where)
+      if number in places
+      else 0
     )
   rows = {row[1]: row for row in entry["episodes"]}
   if sorted(rows) != list(range(entry["records"])):
@@ -117,28 +133,32 @@ def _clip_places(
   manifest: manifest_lib.Manifest,
   path: pathlib.Path,
   entry: dict[str, Any],
-) -> list[tuple[int, int, list[bool]]]:
-  """Returns each record's source, start and flags from the episode table."""
-  size, places = manifest.frames_per_record, []
+) -> dict[int, tuple[int, int, list[bool]]]:
+  """Returns each record's source, start and flags from the episode table.
+
+  Records that no episode has belong to clips that were left out.
+  """
+  size, next_record = manifest.frames_per_record, 0
+  places = {}
   run = lambda row: (row[0], row[1])
-  for (source, first_record), rows in itertools.groupby(entry["episodes"], run):
-    starts = {row[2]: row[3] for row in rows}
+  rows = sorted(entry["episodes"], key=lambda row: row[1])
+  for (source, first_record), group in itertools.groupby(rows, run):
+    starts = {row[2]: row[3] for row in group}
     total, frame = 0, 0
     while frame in starts:  # Each episode must begin where another ends.
       total = frame = frame + starts[frame]
-    if first_record != len(places) or total != sum(starts.values()):
+    if first_record < next_record or total != sum(starts.values()):
       raise errors.UserError(
         f"The manifest's episodes of source {source} in {path} leave gaps "
         "or overlap; write the folder again."
       )
     flags = [frame in starts for frame in range(total)]
-    places += [
-      (source, start, flags[start : start + size])
-      for start in range(0, total, size)
-    ]
-  if len(places) != entry["records"]:
+    for number, start in enumerate(range(0, total, size), start=first_record):
+      places[number] = (source, start, flags[start : start + size])
+      next_record = number + 1
+  if next_record > entry["records"]:
     raise errors.UserError(
-      f"The manifest's episodes of {path} fill {len(places)} records, but "
+      f"The manifest's episodes of {path} fill {next_record} records, but "
       f"it has {entry['records']}; write the folder again."
     )
   return places
@@ -164,9 +184,8 @@ def _check_clip(
   _needs(
     where, "source and start", (meta["source"], meta["start"]), (source, start)
   )
-  _needs(
-    where, "frames", arrays["frames"].shape, (len(flags), *manifest.frame_shape)
-  )
+  frames = _frames(manifest, arrays, meta, where)
+  _needs(where, "frames", frames.shape, (len(flags), *manifest.frame_shape))
   if "first" in arrays:
     found = arrays["first"].tolist()
     if not start:
@@ -204,6 +223,25 @@ def _check_tokens(
   return count
 
 
+def _frames(
+  manifest: manifest_lib.Manifest,
+  arrays: dict[str, np.ndarray],
+  meta: dict[str, Any],
+  where: str,
+) -> np.ndarray:
+  """Returns all frames of a record of clips."""
+  codec = manifest.frames_codec
+  wanted = codec or stored_frames.FRAMES
+  if wanted not in arrays or (codec and "num_frames" not in meta):
+    raise errors.UserError(
+      f"{where} has no {wanted if wanted not in arrays else 'num_frames'}, "
+      f"which frames of codec {codec} need; write the folder again."
+    )
+  return stored_frames.load(
+    arrays, meta, codec, manifest.frame_shape, where=where
+  )
+
+
 def _check_range(
   where: str,
   name: str,
@@ -230,10 +268,11 @@ def contact_rows(
 
   Args:
     manifest: The manifest, read from the folder.
-    rows: Maximum number of sources of each split, evenly spaced.
-    columns: Maximum number of frames of each source, evenly spaced over its
-      first episode (clips) or over a record (tokens). For counterfactuals, the
-      frame of a moment and the last frames of its distinct futures.
+    rows: Maximum number of rows of each split, evenly spaced: sources of games,
+      clips of videos, records of tokens.
+    columns: Maximum number of frames of each row, evenly spaced over a source's
+      first episode or a clip, or over a record (tokens). For counterfactuals,
+      the frame of a moment and the last frames of its distinct futures.
 
   Returns:
     Label -> uint8 [t, H, W, 3]; tokens stored without frames are drawn with one
@@ -248,9 +287,9 @@ def contact_rows(
       "clips": _clip_rows,
       counterfactuals.KIND: _moment_rows,
     }[manifest.kind]
-    for source, frames in pick(manifest, split, rows):
+    for name, frames in pick(manifest, split, rows):
       places = np.linspace(0, len(frames) - 1, min(columns, len(frames)))
-      picked[f"{split} {source}"] = frames[places.astype(int)]
+      picked[f"{split} {name}"] = frames[places.astype(int)]
   return picked
 
 
@@ -263,7 +302,7 @@ def _clip_rows(
   manifest: manifest_lib.Manifest,
   split: str,
   rows: int,
-) -> Iterable[tuple[int, np.ndarray]]:
+) -> Iterable[tuple[str, np.ndarray]]:
   size = manifest.frames_per_record
   episodes = [
     (path, entry, row)
@@ -271,12 +310,20 @@ def _clip_rows(
     for row in entry["episodes"]
     if row[2] == 0
   ]
+  shown = set()
   for path, entry, (source, record, _, length) in _spread(episodes, rows):
-    found = shards.ShardReader(path, entry).read(
-      range(record, record + -(-length // size))
+    numbers = range(record, record + -(-length // size))
+    found = shards.ShardReader(path, entry).read(numbers)
+    frames = np.concatenate(
+      [
+        _frames(manifest, arrays, meta, f"{path} record {number}")
+        for number, (arrays, meta) in zip(numbers, found, strict=True)
+      ]
     )
-    frames = np.concatenate([arrays["frames"] for arrays, _ in found])
-    yield source, frames[:length]
+    # A video may have many clips.
+    name = f"{source} record {record}" if source in shown else str(source)
+    shown.add(source)
+    yield name, frames[:length]
 
 
 def _token_rows(

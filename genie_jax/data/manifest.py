@@ -18,9 +18,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from genie_jax.core import buckets, config, errors, files
-from genie_jax.data import mirror
+from genie_jax.data import mirror, stored_frames
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# Of a manifest without fields that are newer than it.
+_PLAIN_VERSION = 1
 FILE_NAME = "manifest.json"
 KINDS = ("clips", "tokens", "counterfactuals")
 
@@ -49,6 +51,8 @@ class Manifest:
     action_aliases: Action -> another action with exactly the same effect.
     made_by: Any fields about the origin: the collector, its seeds and options,
       licences.
+    frames_codec: How clips store their frames, see `stored_frames`; None, as in
+      all folders of schema version 1, for the array "frames".
     token_grid: (h, w). This and the following fields up to `lam_fingerprint`
       are for tokens only.
     num_codes: Number of codes of the tokenizer.
@@ -74,6 +78,7 @@ class Manifest:
   num_actions: int | None
   action_aliases: Mapping[int, int]
   made_by: Mapping[str, Any]
+  frames_codec: str | None = None
   token_grid: tuple[int, ...] | None = None
   num_codes: int | None = None
   num_latent_actions: int | None = None
@@ -96,7 +101,12 @@ class Manifest:
     fields["action_aliases"] = {
       str(key): value for key, value in self.action_aliases.items()
     }
-    return {"schema_version": SCHEMA_VERSION, **config.to_dict(fields)}
+    version = SCHEMA_VERSION
+    if self.frames_codec is None:
+      # Such a folder is the same as it was before there were codecs.
+      del fields["frames_codec"]
+      version = _PLAIN_VERSION
+    return {"schema_version": version, **config.to_dict(fields)}
 
   @property
   def fingerprint(self) -> str:
@@ -119,10 +129,11 @@ class Manifest:
     found = files.read_json(path)
     try:
       version = found.pop("schema_version")
-      if version != SCHEMA_VERSION:
+      if version not in range(_PLAIN_VERSION, SCHEMA_VERSION + 1):
         raise errors.UserError(
           f"{path} has schema version {version}, but this program reads "
-          f"version {SCHEMA_VERSION}; write the folder again."
+          f"versions {_PLAIN_VERSION} to {SCHEMA_VERSION}; write the folder "
+          "again, or install a newer genie_jax."
         )
       stated = found.pop("fingerprint")
       found["frame_shape"] = tuple(found["frame_shape"])
@@ -154,6 +165,11 @@ class Manifest:
   def _check_form(self) -> None:
     if self.kind not in KINDS:
       raise KeyError(f"kind {self.kind!r}")
+    if self.frames_codec not in stored_frames.CODECS:
+      raise errors.UserError(
+        f"{self._where()} has frames of codec {self.frames_codec!r}, which "
+        "this program cannot decode; install a newer genie_jax."
+      )
     for split in self.splits.values():
       for entry in split["shards"]:
         for field in _ENTRY_FIELDS:

@@ -22,6 +22,8 @@ from genie_jax.data import records
 FRAMES_OPTIONS = "group_size:1,zstd:3"
 # Tokens hardly compress, and are read three times faster uncompressed.
 TOKENS_OPTIONS = "group_size:1,uncompressed"
+# Frames that a codec has compressed cannot be compressed again.
+CODED_OPTIONS = TOKENS_OPTIONS
 
 # Without read-ahead, because windows are read in random order.
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"

@@ -15,7 +15,7 @@ import numpy as np
 
 from genie_jax.core import errors, files
 from genie_jax.data import manifest as manifest_lib
-from genie_jax.data import shards
+from genie_jax.data import shards, stored_frames
 
 Batch = dict[str, np.ndarray]
 
@@ -126,21 +126,22 @@ class WindowSource(Source):
       )
     )
     number, _, record, *_ = self._episodes[0]
-    arrays, _ = self._readers[number].read([record])[0]
-    unknown = [name for name in keys if name not in arrays]
+    arrays, meta = self._readers[number].read([record])[0]
+    available = stored_frames.names(arrays, self.manifest.frames_codec)
+    unknown = [name for name in keys if name not in available]
     if unknown:
       raise errors.UserError(
         f"{folder} has no {unknown[0]!r}"
-        f"{errors.closest(unknown[0], arrays)}; its records have "
-        f"{', '.join(arrays)}."
+        f"{errors.closest(unknown[0], available)}; its records have "
+        f"{', '.join(available)}."
       )
-    self._layout = {
-      name: (
-        (num_frames - (name in _BETWEEN_FRAMES), *arrays[name].shape[1:]),
-        np.int32 if name in _BETWEEN_FRAMES else arrays[name].dtype,
+    self._layout = {}
+    for name in keys:
+      found = self._piece(number, record, arrays, meta, name, 0, 1)
+      self._layout[name] = (
+        (num_frames - (name in _BETWEEN_FRAMES), *found.shape[1:]),
+        np.int32 if name in _BETWEEN_FRAMES else found.dtype,
       )
-      for name in keys
-    }
 
   def __len__(self) -> int:
     return self._ends[-1]
@@ -179,9 +180,34 @@ class WindowSource(Source):
       low = max(start - number * size, 0)
       at = number * size + low - start
       for name, (shape, _) in self._layout.items():
-        piece = arrays[name][low : low + shape[0] - at]
+        piece = self._piece(
+          shard, record + number, arrays, meta, name, low, low + shape[0] - at
+        )
         out[name][row, at : at + len(piece)] = piece
     out["source"][row], out["start"][row] = source, start
+
+  def _piece(
+    self,
+    shard: int,
+    record: int,
+    arrays: dict[str, np.ndarray],
+    meta: dict[str, Any],
+    name: str,
+    begin: int,
+    end: int,
+  ) -> np.ndarray:
+    """Returns a part of one array of a record."""
+    if name != stored_frames.FRAMES:
+      return arrays[name][begin:end]
+    return stored_frames.load(
+      arrays,
+      meta,
+      self.manifest.frames_codec,
+      self.manifest.frame_shape,
+      begin,
+      end,
+      f"{self._readers[shard].path} record {record}",
+    )
 
   def _check(
     self,

@@ -67,7 +67,7 @@ def test_a_folder_without_manifest_is_refused_with_the_remedy(tmp_path):
     ("{", "not valid JSON"),
     ("[]", "not a genie manifest"),
     ('{"schema_version": 1}', "not a genie manifest"),
-    ('{"schema_version": 9}', "version 9.*version 1"),
+    ('{"schema_version": 9}', "version 9.*versions 1 to 2"),
   ],
 )
 def test_an_invalid_manifest_is_refused(tmp_path, text, message):

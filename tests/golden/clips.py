@@ -2,14 +2,15 @@
 
 Actions 0 to 3 move the square up, down, left and right; action 4 does the same
 as action 3. Level 1 has two episodes. Uses only `genie_jax.data`, as a data
-pipeline of a user would.
+pipeline of a user would. The same frames as H.264 have no actions, as clips of
+videos.
 """
 
 import pathlib
 
 import numpy as np
 
-from genie_jax.data import manifest, records, shards
+from genie_jax.data import manifest, records, shards, stored_frames
 
 SHAPE = (8, 12, 3)
 NUM_ACTIONS = 5
@@ -43,8 +44,8 @@ def play(level: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   return frames, actions, first
 
 
-def write(folder: pathlib.Path) -> None:
-  """Writes the clips folder."""
+def write(folder: pathlib.Path, codec: str | None = None) -> None:
+  """Writes the clips folder; with a codec, without actions."""
   splits = {}
   for split, groups in SPLITS.items():
     entries, total = [], 0
@@ -58,16 +59,16 @@ def write(folder: pathlib.Path) -> None:
           total += len(frames)
           for start in range(0, len(frames), FRAMES_PER_RECORD):
             piece = slice(start, start + FRAMES_PER_RECORD)
-            writer.write(
-              records.pack(
-                {
-                  "frames": frames[piece],
-                  "actions": actions[piece],
-                  "first": first[piece],
-                },
-                {"fps": FPS, "source": level, "start": start},
-              )
-            )
+            arrays = {
+              **stored_frames.store(frames[piece], codec),
+              "first": first[piece],
+            }
+            meta = {"fps": FPS, "source": level, "start": start}
+            if codec is None:
+              arrays["actions"] = actions[piece]
+            else:
+              meta["num_frames"] = len(frames[piece])
+            writer.write(records.pack(arrays, meta))
             record += 1
       entries.append({**writer.entry, "episodes": episodes})
     splits[split] = manifest.split_summary(entries, total)
@@ -78,7 +79,8 @@ def write(folder: pathlib.Path) -> None:
     frame_shape=SHAPE,
     frames_per_record=FRAMES_PER_RECORD,
     splits=splits,
-    num_actions=NUM_ACTIONS,
-    action_aliases={4: 3},
+    num_actions=NUM_ACTIONS if codec is None else None,
+    action_aliases={4: 3} if codec is None else {},
+    frames_codec=codec,
     made_by={"maker": "tests.golden.clips"},
   ).write(folder)

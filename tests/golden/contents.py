@@ -37,6 +37,7 @@ from genie_jax.worlds import world_manifest
 ROOT = pathlib.Path(__file__).parents[2]
 EXPECTED, FRAMES = "expected.json", "expected_frames.npz"
 STAGES = ("tokenizer", "lam", "dynamics", "joint")
+CLIPS_H264 = "clips_h264"
 TOKENS = ("tokens", "tokens_with_frames")
 SAVED = ("float32", "bfloat16", "int8")
 WORLDS = ("bfloat16", "int8", "sharded", "stablehlo")
@@ -62,8 +63,10 @@ def written_versions(folder: pathlib.Path) -> dict[str, int]:
   note = reader.read_note(
     epath.Path(folder / "workdirs/lam" / reader.FOLDER / str(step))
   )
+  # The only kind of folder that states the newest version of manifests.
+  clips_folder = CLIPS_H264 if (folder / CLIPS_H264).is_dir() else "clips"
   return {
-    "manifest": read("clips/manifest.json")["schema_version"],
+    "manifest": read(f"{clips_folder}/manifest.json")["schema_version"],
     "record": int.from_bytes(record[_RECORD_VERSION], "little"),
     "counterfactuals": read("counterfactuals/manifest.json")["made_by"][
       "counterfactuals"
@@ -121,7 +124,10 @@ def clips(folder: pathlib.Path) -> dict[str, Any]:
   splits = {}
   for split in found.splits:
     source = sources.WindowSource(
-      folder, split, 5, keys=("frames", "actions", "first")
+      folder,
+      split,
+      5,
+      keys=("frames", *(["actions"] if found.num_actions else []), "first"),
     )
     splits[split] = _digests(source.gather(range(len(source)))) | {
       "windows": len(source),
@@ -333,6 +339,7 @@ def record(folder: pathlib.Path) -> None:
     "machine": machine(),
     "versions": written_versions(folder),
     "clips": clips(folder / "clips"),
+    CLIPS_H264: clips(folder / CLIPS_H264),
     "counterfactuals": counterfactuals(folder / "counterfactuals"),
   }
   frames = {}

@@ -28,6 +28,7 @@ def main() -> None:
   from tests.golden import clips, counterfactuals
 
   clips.write(out / "clips")
+  clips.write(out / "clips_h264", "h264")
   counterfactuals.write(out / "counterfactuals")
   _train(out, "tokenizer")
   _train(out, "lam")
