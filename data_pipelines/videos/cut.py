@@ -26,13 +26,16 @@ _PICTURES, _PICTURE_FRAMES = 6, 4
 _PICTURE_QUALITY = 80
 # Share of a film's packets that may be damaged.
 _MOST_BAD_PACKETS = 0.1
+# A film that ends so much earlier than it states was cut off.
+_MISSING, _MISSING_SECONDS = 0.05, 1.0
 
 
 def job(request: dict[str, Any], send: Send) -> None:
   """Cuts a film.
 
   Args:
-    request: {"path", "source", "options", "begin", "end"}, see `units`.
+    request: {"path", "source", "options", "begin", "end", "duration"}, see
+      `units`.
     send: Sends a header and a blob to the parent.
 
   Raises:
@@ -41,7 +44,7 @@ def job(request: dict[str, Any], send: Send) -> None:
   options = options_lib.Options(**request["options"])
   damage = decode.Damage()
   cutter = _Cutter(request["source"], options, send)
-  last, count = time.monotonic(), 0
+  last, count, seconds = time.monotonic(), 0, 0.0
   for shown in decode.frames(
     request["path"],
     options,
@@ -51,9 +54,10 @@ def job(request: dict[str, Any], send: Send) -> None:
   ):
     cutter.take(shown)
     count += 1
+    seconds = (shown.index + 1) / options.fps
     if time.monotonic() - last > _PROGRESS_SECONDS:
       last = time.monotonic()
-      send({"at": shown.index / options.fps})
+      send({"at": seconds})
   cutter.end_shot()
   if damage.bad_packets > _MOST_BAD_PACKETS * damage.packets:
     raise decode.BadFilm(
@@ -61,12 +65,16 @@ def job(request: dict[str, Any], send: Send) -> None:
     )
   if not count:
     raise decode.BadFilm(damage.ended or "not one frame could be decoded")
+  stated = request.get("end") or request.get("duration") or 0.0
+  ended = damage.ended or ""
+  if not ended and seconds < (1 - _MISSING) * stated - _MISSING_SECONDS:
+    ended = f"ends early: its pictures end at {seconds:.1f} of {stated:.1f} s"
   send(
     {
       "end": {
         "frames": count,
         "bad_packets": damage.bad_packets,
-        "ended": damage.ended or "",
+        "ended": ended,
       }
     }
   )

@@ -31,14 +31,16 @@ from data_pipelines.videos import options as options_lib
 # A film in which nothing new appears for so long is taken to have a gap, not a
 # still picture: its timestamps may be wrong by hours.
 _LONGEST_STILL = 60
-# How far timestamps may run backwards before the film is taken to have been
+# Part of a second by which timestamps may run backwards before the film is taken to have been
 # joined from several, each with its own clock.
-_BACKWARDS = 1
+_BACKWARDS = 4
 # Pictures that are looked at in search of black bars.
 _BAR_FRAMES = 12
 # Where a film cannot be searched, of its first frames each of these many.
 _BAR_STEP, _FIRST_BAR_FRAMES = 25, 6
 _MOST_PIXELS = 1 << 26
+# Parts of films that begin later are looked for, not read up to.
+_SEEK_SECONDS = 10
 # Packets that are read ahead: more than any codec reorders.
 _AHEAD = 32
 _DEFAULT_RATE = fractions.Fraction(25)
@@ -201,6 +203,11 @@ class _Reader:
     self._tick = base.numerator * usual.numerator
     self._usual = base.denominator * usual.denominator
     self._first: int | None = None  # Timestamp of the first frame.
+    # The same in ticks, where a part of the film is read; None otherwise.
+    self._origin: int | None = None
+    # Whether a frame was lost since the last one, and whether the next ones may
+    # refer to it: until a key frame.
+    self._lost = self._damaged = False
     # Whether timestamps ran on without a jump so far.
     self._one_clock = True
     # Set where a frame does not continue the one before.
@@ -209,21 +216,45 @@ class _Reader:
   def read(self, begin: float, end: float | None) -> Iterator[Shown]:
     """Yields the frames from `begin` to `end`; see `frames`."""
     index = -int(-begin * self._rate // 1)
+    if begin > _SEEK_SECONDS:
+      self._seek(begin)
     last = None if end is None else -int(-end * self._rate // 1)
-    held, since, until = None, 0, 0
+    held, since, ends = None, 0, 0
     for frame, time, lasts in self._timed():
       if held is not None:
-        stop = min(time, until)
+        # Without a gap it is shown until the next one, however long that is.
+        gap = self._lost or time > since + _LONGEST_STILL * self._clock
+        stop = min(time, ends) if gap else time
         yield from self._showing(held, since, stop, index, last)
         index = max(index, self._slot(stop))
-        if time > until:  # Nothing was shown in between.
-          self._broken, index = True, max(index, self._slot(time))
+        if gap:
+          index = max(index, self._slot(time))
+        self._broken = self._broken or gap
         if last is not None and index >= last:
           return
-      held, since, until = frame, time, time + _LONGEST_STILL * self._clock
-      ends = time + lasts
+      self._lost = False
+      held, since, ends = frame, time, time + lasts
     if held is not None:
       yield from self._showing(held, since, ends, index, last)
+
+  def _seek(self, begin: float) -> None:
+    """Goes to a key frame before `begin`, or stays if there is none."""
+    stream = self._stream
+    try:
+      first = next(self._container.decode(stream), None)
+      if first is None or first.pts is None:
+        return
+      self._origin, self._first = first.pts * self._tick, first.pts
+      ticks = int(begin * self._clock) + self._origin
+      # A stream's timestamps, not microseconds: some containers round those.
+      self._container.seek(ticks // self._tick, stream=stream)
+      found = next(self._container.decode(stream), None)
+      if found and found.pts is not None and found.pts * self._tick <= ticks:
+        self._container.seek(ticks // self._tick, stream=stream)
+        return
+    except (av.error.FFmpegError, EOFError):
+      pass
+    self._container.seek(0)
 
   def _showing(
     self,
@@ -261,7 +292,7 @@ class _Reader:
     are exact; fractions would take as long as decoding a small film.
     """
     usual, tick = self._usual, self._tick
-    origin, previous = None, None
+    origin, previous = self._origin, None
     for frame in self._decoded():
       lasts = usual
       if frame.duration and frame.duration * tick < 10 * self._clock:
@@ -271,10 +302,11 @@ class _Reader:
       else:
         stamp = frame.pts * tick
         if origin is None:
-          origin, self._first = stamp, frame.pts
+          origin = stamp
+          self._first = frame.pts
         time = stamp - origin
         if previous is not None and time <= previous:
-          if time > previous - _BACKWARDS * self._clock:
+          if time > previous - self._clock // _BACKWARDS:
             continue  # Two frames at one time: the first is shown.
           # Another clock from here on.
           origin = stamp - previous - usual
@@ -297,13 +329,19 @@ class _Reader:
       except av.error.EOFError:
         return
       except av.error.FFmpegError:
-        self._damage.bad_packets += 1
-        self._broken = True
+        self._lose()
         continue
       for frame in found:
         if frame.is_corrupt:
-          self._broken = True
-        yield frame
+          self._lose()
+        elif frame.key_frame or not self._damaged:
+          self._damaged = False
+          yield frame
+
+  def _lose(self) -> None:
+    """Takes note of a picture that could not be decoded well."""
+    self._damage.bad_packets += 1
+    self._lost = self._damaged = True
 
   def _needed(self) -> Iterator[tuple[av.Packet, bool]]:
     """Yields each packet and whether its frame may be shown.

@@ -91,7 +91,10 @@ def _judge(answer: str, log: pathlib.Path) -> None:
   if result.get("done"):
     return
   if "stopped" in result:
-    raise OSError(result["stopped"])
+    raise OSError(
+      f"{result['stopped']}; finished shards are kept, so mend it and run the "
+      "same command again"
+    )
   if "refused" in result:
     raise errors.UserError(result["refused"])
   said = result.get("failed", "it was killed (out of memory?)")

@@ -16,6 +16,7 @@ from data_pipelines.videos import options as options_lib
 # every frame that was looked at. Black is 0; encoders leave some noise.
 _DARK = 24
 _DARK_SHARE = 0.995
+_SOFT_SHARE = 0.5
 # Brightness and share of frames from which the lines next to a bar are picture:
 # a game in space has black edges too, but also stars in them.
 _PICTURE = 40
@@ -85,6 +86,8 @@ def find_picture(luma: Sequence[np.ndarray]) -> Box | None:
   left, right = _bars(inner, axis=0)
   if not any((top, bottom, left, right)):
     return None
+  # Colours are stored for two rows and columns at a time.
+  top, left = top + top % 2, left + left % 2
   return Box(left, top, width - left - right, height - top - bottom)
 
 
@@ -107,8 +110,13 @@ def _bars(frames: Sequence[np.ndarray], axis: int) -> tuple[int, int]:
     return 0, 0
   if abs(first - last) > max(2, _ASYMMETRY * lines):
     return 0, 0
-  # The edge of the picture itself may be soft, so the lines just inside.
   depth = max(2, lines // 50)
+  # The edge of the picture is soft where the encoder spread it.
+  soft = np.logical_and.reduce(
+    [np.mean(f <= _DARK, axis=axis) >= _SOFT_SHARE for f in frames]
+  )
+  first += int(np.argmin(np.append(soft[first : first + depth], False)))
+  last += int(np.argmin(np.append(soft[::-1][last : last + depth], False)))
   for start in (first, lines - last - depth):
     beside = [
       np.take(f, range(start, start + depth), axis=1 - axis).max(1 - axis)

@@ -123,6 +123,7 @@ def _cut(
     "options": options.to_dict(),
     "begin": source.begin,
     "end": source.end or None,
+    "duration": source.duration,
     "actions": source.actions,
   }
   for header, blob in nursery.run(
