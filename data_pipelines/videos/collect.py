@@ -15,12 +15,13 @@ import dataclasses
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from data_pipelines.videos import actions as actions_lib
 from data_pipelines.videos import (
   duplicates,
   engine,
@@ -95,14 +96,16 @@ def collect(
   if workers < 1:
     raise errors.UserError(f"--workers must be at least 1, not {workers}.")
   folder = buckets.disk(out, "--out")
-  make_manifest = lambda digest: _manifest(name, options, digest)
-  _check_folder(folder, make_manifest)
+  _check_folder(folder, name, options)
   listing = sources_lib.find(videos, os.path.realpath(folder))
+  if options.actions != "ignore":
+    listing = _with_actions(listing)
   rows, cached = _find(listing, folder, options, limits, workers, beam_options)
+  known = _action_names(rows)
   planned = sources_lib.plan_units(rows, options)
   writer = resumable.FolderWriter(
     folder,
-    make_manifest(sources_lib.digest(rows)),
+    _manifest(name, options, sources_lib.digest(rows), known),
     {split: range(len(some)) for split, some in planned.items()},
     1,
   )
@@ -116,7 +119,7 @@ def collect(
         key=lambda shard: (sources_lib.SPLITS.index(shard.split), shard.name),
       )
     }
-    _cut(writer, shards, options, limits, workers, beam_options)
+    _cut(writer, shards, options, limits, known, workers, beam_options)
     manifest, counts = _finish(writer, shards, rows, listing, options)
   return Report(
     manifest,
@@ -151,11 +154,21 @@ def describe(report: Report, out: files.PathLike) -> str:
       "too few films for splits: each was divided in time, so validation and "
       "test come from the films of train"
     )
+  if found.with_actions:
+    good = sum(found.sources.values())
+    lines.append(
+      f"{found.with_actions} of {good} sources have recorded actions, "
+      + (
+        f"which are stored: {manifest.num_actions} actions"
+        if manifest.num_actions
+        else "so that none are stored; --actions require leaves the others out"
+      )
+    )
   for rows, what in (
     ([(row, row.reason) for row in found.bad], "bad films"),
     (found.damaged, "films are damaged but used"),
     ([(row, row.reason) for row in found.copies], "films are copies"),
-    (found.actions, "films with recorded actions"),
+    (found.actions, "films whose recorded actions do not fit"),
     ([(None, name) for name in found.unreadable], "folders cannot be read"),
   ):
     if rows:
@@ -171,7 +184,10 @@ def describe(report: Report, out: files.PathLike) -> str:
 
 
 def _manifest(
-  name: str, options: options_lib.Options, sources_digest: str
+  name: str,
+  options: options_lib.Options,
+  sources_digest: str,
+  action_names: Sequence[str],
 ) -> manifest_lib.Manifest:
   codec = None if options.codec == "zstd" else options.codec
   return manifest_lib.Manifest(
@@ -181,7 +197,7 @@ def _manifest(
     frame_shape=(options.height, options.width, 3),
     frames_per_record=options_lib.FRAMES_PER_RECORD,
     splits={},
-    num_actions=None,
+    num_actions=len(action_names) or None,
     action_aliases={},
     frames_codec=codec,
     made_by={
@@ -192,18 +208,43 @@ def _manifest(
       if codec
       else {"codec": "zstd"},
       "sources_sha256": sources_digest,
+      **({"action_names": list(action_names)} if action_names else {}),
       "licences": "those of the films; see sources.parquet for which they are",
     },
   )
 
 
 def _check_folder(
-  folder: pathlib.Path,
-  make_manifest: Callable[[str], manifest_lib.Manifest],
+  folder: pathlib.Path, name: str, options: options_lib.Options
 ) -> None:
   """Raises UserError for a folder of something else, before hours of work."""
-  manifest = make_manifest(_earlier_made_by(folder).get("sources_sha256", ""))
+  made_by = _earlier_made_by(folder)
+  manifest = _manifest(
+    name,
+    options,
+    made_by.get("sources_sha256", ""),
+    made_by.get("action_names", ()),
+  )
   resumable.FolderWriter(folder, manifest, {}, 1)
+
+
+def _with_actions(listing: sources_lib.Listing) -> sources_lib.Listing:
+  """Adds the files of actions that are beside films."""
+  found = []
+  for file in listing.files:
+    beside = None if file.actions else actions_lib.beside(file.path)
+    if beside is not None:
+      file = dataclasses.replace(file, actions=os.fspath(beside))
+    found.append(file)
+  return dataclasses.replace(listing, files=found)
+
+
+def _action_names(rows: Sequence[sources_lib.Source]) -> tuple[str, ...]:
+  """Returns the labels of actions by number, none if they are not stored."""
+  good = [row for row in rows if row.status == sources_lib.GOOD]
+  if not all(row.labels for row in good):
+    return ()
+  return actions_lib.names(row.labels for row in good)
 
 
 def _find(
@@ -251,7 +292,14 @@ def _find(
   for file in listing.files:
     row = cached.get(file) or next(scanned)
     cached.put(file, row)
-    found.append(dataclasses.replace(row, actions=file.actions))
+    lacks = row.status == sources_lib.GOOD and not row.labels
+    if options.actions == "require" and lacks:
+      row = dataclasses.replace(
+        row,
+        status=sources_lib.BAD,
+        reason=row.actions_problem or "has no recorded actions",
+      )
+    found.append(row)
   stated = [file.split for file in listing.files]
   rows = sources_lib.assign(found, stated, options)
   _check_sources(folder, rows, cached)
@@ -316,6 +364,7 @@ def _cut(
   shards: dict[resumable.Shard, list[sources_lib.Source]],
   options: options_lib.Options,
   limits: options_lib.Limits,
+  action_names: Sequence[str],
   workers: int,
   beam_options: Sequence[str],
 ) -> None:
@@ -329,7 +378,7 @@ def _cut(
   # The longest first, so that no worker is left with a long one at the end.
   missing = sorted(writer.missing, key=lambda shard: -seconds[shard])
   jobs = [
-    units.job(folder, shard, shards[shard], options, limits)
+    units.job(folder, shard, shards[shard], options, limits, action_names)
     for shard in missing
   ]
   kept = sum(seconds[shard] for shard in writer.kept)

@@ -139,9 +139,8 @@ class Nursery:
       name = signal.Signals(os.WTERMSIG(status)).name
       raise Failure(f"the decoder crashed its process ({name})")
     if status:
-      raise Failure(
-        f"the decoder ended its process (code {os.waitstatus_to_exitcode(status)})"
-      )
+      code = os.waitstatus_to_exitcode(status)
+      raise Failure(f"the decoder ended its process (code {code})")
 
   def _line(self) -> dict[str, Any]:
     """Returns the nursery's next answer on the control socket."""

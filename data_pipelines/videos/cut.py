@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from data_pipelines.videos import actions as actions_lib
 from data_pipelines.videos import decode, looks, shots
 from data_pipelines.videos import options as options_lib
 from genie_jax.data import records, stored_frames, video_codec
@@ -34,8 +35,9 @@ def job(request: dict[str, Any], send: Send) -> None:
   """Cuts a film.
 
   Args:
-    request: {"path", "source", "options", "begin", "end", "duration"}, see
-      `units`.
+    request: {"path", "source", "options", "begin", "end", "duration",
+      "actions", "action_names", "film_frames"}, see `units`; only the first
+      three are required.
     send: Sends a header and a blob to the parent.
 
   Raises:
@@ -43,7 +45,10 @@ def job(request: dict[str, Any], send: Send) -> None:
   """
   options = options_lib.Options(**request["options"])
   damage = decode.Damage()
-  cutter = _Cutter(request["source"], options, send)
+  aligned = _actions(request, options) if request.get("actions") else None
+  cutter = _Cutter(
+    request["source"], options, send, aligned.values if aligned else None
+  )
   last, count, seconds = time.monotonic(), 0, 0.0
   for shown in decode.frames(
     request["path"],
@@ -75,16 +80,38 @@ def job(request: dict[str, Any], send: Send) -> None:
         "frames": count,
         "bad_packets": damage.bad_packets,
         "ended": ended,
+        "actions": aligned.note if aligned else "",
       }
     }
+  )
+
+
+def _actions(
+  request: dict[str, Any], options: options_lib.Options
+) -> actions_lib.Aligned:
+  """Returns the recorded actions of a film's frames."""
+  count = int(request["duration"] * options.fps) + 1
+  return actions_lib.align(
+    actions_lib.read(request["actions"]),
+    np.arange(count) / options.fps,
+    request["duration"],
+    request["action_names"],
+    request["film_frames"] or None,
   )
 
 
 class _Cutter:
   """Collects frames into clips and sends each clip as it is complete."""
 
-  def __init__(self, source: int, options: options_lib.Options, send: Send):
+  def __init__(
+    self,
+    source: int,
+    options: options_lib.Options,
+    send: Send,
+    actions: np.ndarray | None,
+  ):
     self._source, self._options, self._send = source, options, send
+    self._actions = actions
     self._shots = shots.Shots(options.cut_threshold, options.fps)
     self._shot, self._score = -1, 0.0
     self._frames: list[np.ndarray] = []
@@ -168,8 +195,17 @@ class _Cutter:
       arrays = stored_frames.store(
         piece, self._codec, video_codec.H264Options()
       )
+      if self._actions is not None:
+        arrays["actions"] = self._actions_from(self._start + start, len(piece))
       packed.append(records.pack(arrays, meta))
     return packed
+
+  def _actions_from(self, start: int, count: int) -> np.ndarray:
+    """Returns int32 [count]: actions from a frame of the film on."""
+    assert self._actions is not None
+    found = self._actions[start : start + count]
+    # A film may be a little longer than it states; no key is action 0 then.
+    return np.pad(found, (0, count - len(found))).astype(np.int32)
 
 
 def contact_strip(frames: np.ndarray) -> bytes:

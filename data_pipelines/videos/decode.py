@@ -31,8 +31,8 @@ from data_pipelines.videos import options as options_lib
 # A film in which nothing new appears for so long is taken to have a gap, not a
 # still picture: its timestamps may be wrong by hours.
 _LONGEST_STILL = 60
-# Part of a second by which timestamps may run backwards before the film is taken to have been
-# joined from several, each with its own clock.
+# Part of a second by which timestamps may run backwards before the film is
+# taken to have been joined from several, each with its own clock.
 _BACKWARDS = 4
 # Pictures that are looked at in search of black bars.
 _BAR_FRAMES = 12

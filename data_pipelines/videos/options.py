@@ -9,6 +9,7 @@ from genie_jax.core import errors
 FRAMES_PER_RECORD = 16
 FITS = ("crop", "pad", "stretch")
 CODECS = ("h264", "zstd")
+ACTIONS = ("auto", "ignore", "require")
 # A clip is held in memory until it is encoded: 1 GB at 160 x 90.
 _MOST_CLIP_FRAMES = 24_000
 _MOST_PIXELS = 4096
@@ -33,6 +34,9 @@ class Options:
     keep_static: Whether clips in which hardly anything moves are kept.
     keep_duplicates: Whether clips that another film has as well are kept.
     codec: "h264" or "zstd", see `docs/clip_formats.md`.
+    actions: What is done with recorded actions: "auto" stores them if every
+      film has some; "ignore" does not read them; "require" takes a film
+      without them for a bad one.
     validation_share: Share of the sources in the split "validation".
     test_share: Share of the sources in the split "test".
     unit_hours: Most hours of film in one shard, except where one film is
@@ -50,6 +54,7 @@ class Options:
   keep_static: bool = False
   keep_duplicates: bool = False
   codec: str = "h264"
+  actions: str = "auto"
   validation_share: float = 0.1
   test_share: float = 0.1
   unit_hours: float = 1.0
@@ -66,6 +71,7 @@ class Options:
         )
     _one_of("--fit", self.fit, FITS)
     _one_of("--codec", self.codec, CODECS)
+    _one_of("--actions", self.actions, ACTIONS)
     if not 2 <= self.clip_frames <= _MOST_CLIP_FRAMES:
       raise errors.UserError(
         f"--clip-frames {self.clip_frames} must be from 2 to "

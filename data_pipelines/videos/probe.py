@@ -7,14 +7,16 @@ import av.container
 import av.error
 import av.video.stream
 
+from data_pipelines.videos import actions as actions_lib
 from data_pipelines.videos import decode
+from genie_jax.core import errors
 
 
 def job(request: dict[str, Any], send: Callable[..., None]) -> None:
-  """Sends {"film": {"duration", "width", "height", "fps", "rotation"}}.
+  """Sends {"film": ...} with values of the fields of `sources.Source`.
 
   Args:
-    request: {"path"}.
+    request: {"path", "actions"}.
     send: Sends a header to the parent.
 
   Raises:
@@ -31,8 +33,12 @@ def job(request: dict[str, Any], send: Callable[..., None]) -> None:
       "rotation": 0,
       "codec": stream.codec_context.name,
     }
-    if not film["duration"]:
-      film["duration"] = _last_time(container, stream, send)
+    film["film_frames"] = stream.frames if request["actions"] else 0
+    unknown = request["actions"] and not stream.frames
+    if unknown or not film["duration"]:
+      found = _count(container, stream, send)
+      film["duration"] = film["duration"] or found[0]
+      film["film_frames"] = film["film_frames"] or found[1]
   with decode.opened(request["path"]) as container:
     stream = decode.video_stream(container)
     try:
@@ -41,21 +47,28 @@ def job(request: dict[str, Any], send: Callable[..., None]) -> None:
       frame = None  # Cutting it will tell whether later ones are better.
     if frame is not None:
       film["rotation"] = int(frame.rotation)
+  if request["actions"]:
+    try:
+      labels = set(actions_lib.read(request["actions"]).labels)
+      film["labels"] = sorted(labels)
+    except errors.UserError as error:
+      film["actions_problem"] = str(error)
   film["duration"] = round(film["duration"], 3)
   send({"film": film})
 
 
-def _last_time(
+def _count(
   container: av.container.InputContainer,
   stream: av.video.stream.VideoStream,
   send: Callable[..., None],
-) -> float:
-  """Returns a duration in seconds from the packets of a film without header."""
-  first, last = None, 0.0
+) -> tuple[float, int]:
+  """Returns a film's seconds and frames, from its packets."""
+  first, last, count = None, 0.0, 0
   try:
     for number, packet in enumerate(container.demux(stream)):
       if number % 10_000 == 0:
         send({"at": 0})
+      count += packet.size > 0
       if packet.pts is None or packet.time_base is None:
         continue
       time = float(packet.pts * packet.time_base)
@@ -63,4 +76,4 @@ def _last_time(
       last = max(last, time - first)
   except av.error.FFmpegError:
     pass  # What came before the damage counts.
-  return last
+  return last, count

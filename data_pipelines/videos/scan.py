@@ -35,9 +35,9 @@ def jobs(
   found = []
   for start in range(0, len(listed), _FILES):
     some = listed[start : start + _FILES]
-    stamps = [_stamp(file.path) for file in some]
+    stamps = [_stamp(file) for file in some]
     content = {
-      "files": [[file.path, file.name] for file in some],
+      "files": [[file.path, file.name, file.actions] for file in some],
       "stamps": stamps,
     }
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:24]
@@ -51,12 +51,18 @@ def jobs(
   return found
 
 
-def _stamp(path: str) -> list[int]:
-  """Returns what changes with a file's content, without reading it."""
-  status = sources_lib.status_of(path)
-  if isinstance(status, str):
-    return []
-  return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+def _stamp(file: sources_lib.File) -> list[int]:
+  """Returns what changes with a film's or its actions' content.
+
+  Nothing is read for it. It is empty for a file that is not there.
+  """
+  stamp = []
+  for path in filter(None, (file.path, file.actions)):
+    status = sources_lib.status_of(path)
+    if isinstance(status, str):
+      return []
+    stamp += [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+  return stamp
 
 
 def run(job: dict[str, Any], nursery: contained.Nursery) -> None:
@@ -64,8 +70,8 @@ def run(job: dict[str, Any], nursery: contained.Nursery) -> None:
   if os.path.exists(job["result"]):
     return
   rows = [
-    dataclasses.asdict(_scan(path, name, nursery, job["memory_mb"]))
-    for path, name in job["files"]
+    dataclasses.asdict(_scan(path, name, actions, nursery, job["memory_mb"]))
+    for path, name, actions in job["files"]
   ]
   files.write_json(job["result"], rows)
 
@@ -77,15 +83,17 @@ def results(jobs: Sequence[dict[str, Any]]) -> list[sources_lib.Source]:
     UserError: A result is missing.
   """
   return [
-    sources_lib.Source(**row)
-    for job in jobs
-    for row in files.read_json(job["result"])
+    _source(row) for job in jobs for row in files.read_json(job["result"])
   ]
 
 
 def size_of(jobs: Sequence[dict[str, Any]]) -> int:
   """Returns the bytes of all files."""
   return sum(stamp[0] for job in jobs for stamp in job["stamps"] if stamp)
+
+
+def _source(row: dict[str, Any]) -> sources_lib.Source:
+  return sources_lib.Source(**{**row, "labels": tuple(row["labels"])})
 
 
 class Cache:
@@ -105,14 +113,14 @@ class Cache:
   def get(self, file: sources_lib.File) -> sources_lib.Source | None:
     """Returns an unchanged file's row, as `results` does."""
     known = self._rows.get(file.path)
-    if not known or known["stamp"] != _stamp(file.path) or not known["stamp"]:
+    if not known or known["stamp"] != _stamp(file) or not known["stamp"]:
       return None
-    return sources_lib.Source(**known["row"])
+    return _source(known["row"])
 
   def put(self, file: sources_lib.File, row: sources_lib.Source) -> None:
     """Remembers a file's row; `write` stores it."""
     self._new[file.path] = {
-      "stamp": _stamp(file.path),
+      "stamp": _stamp(file),
       "row": dataclasses.asdict(row),
     }
 
@@ -129,9 +137,13 @@ class Cache:
 
 
 def _scan(
-  path: str, name: str, nursery: contained.Nursery, memory_mb: int
+  path: str,
+  name: str,
+  actions: str,
+  nursery: contained.Nursery,
+  memory_mb: int,
 ) -> sources_lib.Source:
-  row = sources_lib.Source(0, path, name)
+  row = sources_lib.Source(0, path, name, actions=actions)
   bad = lambda reason: dataclasses.replace(
     row, status=sources_lib.BAD, reason=reason
   )
@@ -146,10 +158,15 @@ def _scan(
   except OSError as error:
     return bad(error.strerror or "cannot be read")
   film = {}
+  if actions:
+    try:
+      film["actions_sha256"] = files.sha256(actions)
+    except OSError as error:
+      film["actions_problem"] = error.strerror or "cannot be read"
   try:
     for header, _ in nursery.run(
       PROBE,
-      {"path": path},
+      {"path": path, "actions": actions},
       memory_mb=memory_mb,
       seconds=_PROBE_SECONDS,
       stalled_seconds=_PROBE_SECONDS,
@@ -157,4 +174,4 @@ def _scan(
       film |= header.get("film", {})
   except contained.Failure as error:
     return bad(str(error))
-  return dataclasses.replace(row, **film)
+  return _source({**dataclasses.asdict(row), **film})

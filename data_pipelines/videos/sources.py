@@ -118,6 +118,10 @@ class Source:
     begin: Seconds at which the source begins in its film.
     end: Seconds at which it ends, 0 for the film's end.
     actions: Path of its recorded actions, "" for none.
+    actions_sha256: Of that file.
+    labels: The labels in it; none if it cannot be read.
+    actions_problem: Why it cannot.
+    film_frames: Frames of the film if actions need it and it is known, else 0.
   """
 
   source: int
@@ -137,6 +141,10 @@ class Source:
   begin: float = 0.0
   end: float = 0.0
   actions: str = ""
+  actions_sha256: str = ""
+  labels: tuple[str, ...] = ()
+  actions_problem: str = ""
+  film_frames: int = 0
 
   @property
   def seconds(self) -> float:
@@ -453,10 +461,12 @@ def _no_good_film(rows: Sequence[Source]) -> str:
 
 
 def digest(rows: Sequence[Source]) -> str:
-  """Returns one SHA-256 over the names, bytes and splits of all sources."""
+  """Returns one SHA-256 over names, bytes, splits and actions of sources."""
   total = hashlib.sha256()
   for row in rows:
     line = (printable(row.name), row.sha256, row.split, row.begin, row.end)
+    if row.actions_sha256:
+      line += (row.actions_sha256,)
     total.update(repr(line).encode())
   return total.hexdigest()
 

@@ -66,7 +66,9 @@ class Summary:
     copies: Sources with the bytes of an earlier one.
     damaged: Good sources that end early or have damaged packets, with what is
       wrong.
-    actions: What came of recorded actions: (source, text).
+    actions: Sources whose recorded actions cannot be used or do not fit, with
+      the reason.
+    with_actions: Number of good sources with recorded actions.
     in_parts: Whether the splits are parts of the same films.
     others: Files in the folder that are not taken for films.
     unreadable: Folders that could not be read.
@@ -81,6 +83,7 @@ class Summary:
   copies: Sequence[sources_lib.Source]
   damaged: Sequence[tuple[sources_lib.Source, str]]
   actions: Sequence[tuple[sources_lib.Source, str]]
+  with_actions: int
   in_parts: bool
   others: int
   unreadable: Sequence[str]
@@ -132,8 +135,9 @@ def count(
       wrong.append(f"{result['bad_packets']} damaged packets")
     if wrong:
       damaged.append((row, "; ".join(wrong)))
-    if result.get("actions"):
-      actions.append((row, result["actions"]))
+    note = row.actions_problem or result.get("actions")
+    if note:
+      actions.append((row, note))
   return Summary(
     clips=clips,
     dropped={reason: dropped[reason] for reason in order},
@@ -147,6 +151,7 @@ def count(
     copies=[row for row in rows if row.status == sources_lib.COPY],
     damaged=damaged,
     actions=actions,
+    with_actions=sum(bool(row.labels) for row in good),
     in_parts=any(row.begin for row in good),
     others=listing.others,
     unreadable=listing.unreadable,

@@ -31,6 +31,7 @@ def job(
   rows: Sequence[sources_lib.Source],
   options: options_lib.Options,
   limits: options_lib.Limits,
+  action_names: Sequence[str] = (),
 ) -> dict[str, Any]:
   """Returns a unit as JSON values.
 
@@ -40,6 +41,7 @@ def job(
     rows: Its sources.
     options: How films are cut.
     limits: Of the children.
+    action_names: Labels of the actions by number, if they are stored.
   """
   return {
     "folder": str(folder),
@@ -48,6 +50,7 @@ def job(
     "sources": [dataclasses.asdict(row) for row in rows],
     "options": options.to_dict(),
     "limits": dataclasses.asdict(limits),
+    "action_names": list(action_names),
   }
 
 
@@ -74,7 +77,15 @@ def run(unit: dict[str, Any], nursery: contained.Nursery) -> None:
       source = sources_lib.Source(**fields)
       with tempfile.TemporaryFile(dir=folder / shard.split) as spool:
         try:
-          clips, end = _cut(source, options, limits, nursery, spool, progress)
+          clips, end = _cut(
+            source,
+            options,
+            limits,
+            unit["action_names"],
+            nursery,
+            spool,
+            progress,
+          )
         except contained.Failure as error:
           outcomes.append(_outcome(source, sources_lib.BAD, str(error)))
           progress.done(source)
@@ -111,6 +122,7 @@ def _cut(
   source: sources_lib.Source,
   options: options_lib.Options,
   limits: options_lib.Limits,
+  action_names: Sequence[str],
   nursery: contained.Nursery,
   spool: BinaryIO,
   progress: "_Progress",
@@ -124,7 +136,9 @@ def _cut(
     "begin": source.begin,
     "end": source.end or None,
     "duration": source.duration,
-    "actions": source.actions,
+    "actions": source.actions if action_names else "",
+    "action_names": action_names,
+    "film_frames": source.film_frames,
   }
   for header, blob in nursery.run(
     CUT,

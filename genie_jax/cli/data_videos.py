@@ -110,6 +110,13 @@ def add_arguments(commands: Any) -> None:
     help="h264, or zstd for lossless frames of eleven times the size (default: "
     "h264)",
   )
+  add(
+    "--actions",
+    default="auto",
+    metavar="HOW",
+    help="recorded actions beside films (NAME.jsonl, .csv or .parquet): auto "
+    "stores them if all films have some, ignore, or require (default: auto)",
+  )
   for split in ("validation", "test"):
     add(
       f"--{split}-share",
@@ -190,6 +197,7 @@ def run(args: argparse.Namespace) -> int:
     keep_static=args.keep_static,
     keep_duplicates=args.keep_duplicates,
     codec=args.codec,
+    actions=args.actions,
     validation_share=args.validation_share,
     test_share=args.test_share,
     unit_hours=args.unit_hours,
