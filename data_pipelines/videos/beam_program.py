@@ -1,8 +1,9 @@
 """The program that runs a pipeline of Apache Beam; see `engine`.
 
-The pipeline only maps: each element is one job, whose results are files, the
-last of them a receipt. A runner may therefore do an element twice, give up and
-begin again elsewhere: the files are the same, and no receipt, no result.
+The pipeline only maps: an element is one or several jobs, whose results are
+files, the last of them a receipt. A runner may therefore do an element twice,
+give up and begin again elsewhere: the files are the same, and no receipt, no
+result.
 
 Which runner does the work, on this machine or on a cluster, is Beam's matter.
 By default it is the runner that Beam has for one machine, with as many
@@ -28,7 +29,7 @@ from apache_beam.portability.api import beam_provision_api_pb2
 from apache_beam.runners.portability import portable_runner
 from apache_beam.runners.portability.fn_api_runner import fn_runner
 
-from data_pipelines.videos import contained
+from data_pipelines.videos import contained, engine
 from genie_jax.core import errors
 
 _WATCH_SECONDS = 0.5
@@ -37,7 +38,7 @@ _BEGIN, _END = "<<<genie:", ":genie>>>"
 
 
 class _Do(beam.DoFn):
-  """Does one job; see `run`."""
+  """Does the jobs of one element; see `engine.run`."""
 
   def __init__(self, function: str, launcher: dict[str, Any]):
     self._function, self._launcher = function, launcher
@@ -51,7 +52,8 @@ class _Do(beam.DoFn):
     module, _, name = self._function.partition(":")
     function = getattr(importlib.import_module(module), name)
     try:
-      function(json.loads(element), self._nursery)
+      for job in json.loads(element):
+        function(job, self._nursery)
     except (OSError, errors.UserError) as error:
       # Runners pass on only the text of an error, among much else.
       raise RuntimeError(f"{_BEGIN}{' '.join(str(error).split())}{_END}") from (
@@ -66,7 +68,7 @@ class _Do(beam.DoFn):
 def build(
   pipeline: beam.Pipeline,
   function: str,
-  jobs: Sequence[dict[str, Any]],
+  elements: Sequence[Sequence[dict[str, Any]]],
   launcher: dict[str, Any] | None = None,
 ) -> None:
   """Adds the jobs to a pipeline.
@@ -74,12 +76,12 @@ def build(
   Args:
     pipeline: Of any runner.
     function: "module:name" of what is called with each job and a nursery.
-    jobs: JSON values.
+    elements: Jobs, JSON values, that one worker does one after the other.
     launcher: With which workers on the same machine end; None for nothing.
   """
   _ = (
     pipeline
-    | "Jobs" >> beam.Create([json.dumps(job) for job in jobs])
+    | "Jobs" >> beam.Create([json.dumps(jobs) for jobs in elements])
     | "Spread" >> beam.Reshuffle()
     | "Do" >> beam.ParDo(_Do(function, launcher or {}))
   )
@@ -121,31 +123,33 @@ def main() -> None:
 
 def _run_pipeline(request: dict[str, Any]) -> None:
   given = request["beam_options"]
-  named = any(option.partition("=")[0] == "--runner" for option in given)
-  options = pipeline_options.PipelineOptions(
-    given if named else [*_local_options(request["workers"]), *given]
-  )
-  runner = None
-  if not named:
-    # As Beam's own DirectRunner does, but for a runner that it would download.
-    runner = fn_runner.FnApiRunner(
-      provision_info=fn_runner.ExtendedProvisionInfo(
-        beam_provision_api_pb2.ProvisionInfo(
-          pipeline_options=(
-            portable_runner.JobServiceHandle.encode_pipeline_options(
-              options.get_all_options()
-            )
-          )
-        )
-      )
-    )
+  named = engine.names_a_runner(given)
+  flags = given if named else [*_local_options(request["workers"]), *given]
+  options = pipeline_options.PipelineOptions(flags)
+  runner = None if named else local_runner(flags)
   with beam.Pipeline(runner=runner, options=options) as pipeline:
     build(
       pipeline,
       request["function"],
-      request["jobs"],
+      request["elements"],
       _this_process(os.getpid()),
     )
+
+
+def local_runner(flags: Sequence[str]) -> fn_runner.FnApiRunner:
+  """Returns Beam's runner for one machine, with these options.
+
+  Beam's name for it, DirectRunner, first tries one that it would download.
+  """
+  options = pipeline_options.PipelineOptions(list(flags))
+  encoded = portable_runner.JobServiceHandle.encode_pipeline_options(
+    options.get_all_options()
+  )
+  return fn_runner.FnApiRunner(
+    provision_info=fn_runner.ExtendedProvisionInfo(
+      beam_provision_api_pb2.ProvisionInfo(pipeline_options=encoded)
+    )
+  )
 
 
 def _local_options(workers: int) -> list[str]:

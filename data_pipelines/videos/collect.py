@@ -14,6 +14,7 @@ Run:     genie data videos --videos films --out clips
 import dataclasses
 import os
 import pathlib
+import shutil
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -149,6 +150,16 @@ def describe(report: Report, out: files.PathLike) -> str:
       for reason, count in found.dropped.items()
     ),
   ]
+  empty = [
+    split
+    for split, count in found.clips.items()
+    if found.sources[split] and not count.kept
+  ]
+  if empty:
+    lines.append(
+      f"no clip is left for {' and '.join(empty)}; a table with a column "
+      "`split` can name other films for it"
+    )
   if found.in_parts:
     lines.append(
       "too few films for splits: each was divided in time, so validation and "
@@ -281,6 +292,7 @@ def _find(
     engine.run(
       "data_pipelines.videos.scan:run",
       missing,
+      [scan.size_of([job]) for job in missing],
       workers if scan.size_of(missing) > _SCAN_BYTES else 1,
       beam_options,
       folder / resumable.PROGRESS / _LOG,
@@ -326,6 +338,8 @@ def _check_sources(
     if names:
       first = sources_lib.printable(min(names, key=os.fsencode))
       changes.append(f"{len(names)} {what}, such as {first}")
+  if manifest_lib.exists(folder):  # It stays as it was.
+    shutil.rmtree(folder / resumable.PROGRESS, ignore_errors=True)
   raise errors.UserError(
     f"--out {folder} was begun with other films "
     f"({'; '.join(changes) or 'their order or splits differ'}); give another "
@@ -375,8 +389,7 @@ def _cut(
   }
   for shard in writer.missing:
     (folder / shard.split).mkdir(parents=True, exist_ok=True)
-  # The longest first, so that no worker is left with a long one at the end.
-  missing = sorted(writer.missing, key=lambda shard: -seconds[shard])
+  missing = list(writer.missing)
   jobs = [
     units.job(folder, shard, shards[shard], options, limits, action_names)
     for shard in missing
@@ -404,6 +417,7 @@ def _cut(
     engine.run(
       "data_pipelines.videos.units:run",
       jobs,
+      [seconds[shard] for shard in missing],
       workers,
       beam_options,
       folder / resumable.PROGRESS / _LOG,

@@ -23,6 +23,7 @@ _POLL_SECONDS = 0.3
 def run(
   function: str,
   jobs: Sequence[dict[str, Any]],
+  weights: Sequence[float],
   workers: int,
   beam_options: Sequence[str],
   log: pathlib.Path,
@@ -32,7 +33,8 @@ def run(
 
   Args:
     function: "module:name"; called as function(job, nursery).
-    jobs: JSON values, the longest first.
+    jobs: JSON values.
+    weights: How long each job will take, in any unit.
     workers: Processes on this machine, where `beam_options` name no runner.
     beam_options: Options of Beam, such as "--runner=FlinkRunner".
     log: File for what Beam says.
@@ -45,10 +47,14 @@ def run(
   """
   if not jobs:
     return
+  workers = max(1, min(workers, len(jobs)))
+  elements = [[job] for job in jobs]
+  if not names_a_runner(beam_options):
+    elements = share_out(jobs, weights, workers)
   request = {
     "function": function,
-    "jobs": list(jobs),
-    "workers": max(1, min(workers, len(jobs))),
+    "elements": elements,
+    "workers": workers,
     "beam_options": list(beam_options),
   }
   log.parent.mkdir(parents=True, exist_ok=True)
@@ -82,6 +88,28 @@ def run(
     answer = process.stdout.read().decode("utf-8", "replace")
   tick()
   _judge(answer, log)
+
+
+def names_a_runner(beam_options: Sequence[str]) -> bool:
+  """Returns whether Beam's options say where a pipeline runs."""
+  return any(option.partition("=")[0] == "--runner" for option in beam_options)
+
+
+def share_out(
+  jobs: Sequence[dict[str, Any]], weights: Sequence[float], workers: int
+) -> list[list[dict[str, Any]]]:
+  """Returns a list of jobs for each worker, all of about the same weight.
+
+  Beam's runner for one machine gives each process its elements at the start, by
+  their number. The longest job goes first, to the worker with the least so far.
+  """
+  shares: list[list[dict[str, Any]]] = [[] for _ in range(workers)]
+  sums = [0.0] * workers
+  for place in sorted(range(len(jobs)), key=lambda k: (-weights[k], k)):
+    least = sums.index(min(sums))
+    shares[least].append(jobs[place])
+    sums[least] += weights[place]
+  return shares
 
 
 def _judge(answer: str, log: pathlib.Path) -> None:

@@ -44,6 +44,7 @@ def job(
     action_names: Labels of the actions by number, if they are stored.
   """
   return {
+    "function": CUT,
     "folder": str(folder),
     "split": shard.split,
     "name": shard.name,
@@ -81,6 +82,7 @@ def run(unit: dict[str, Any], nursery: contained.Nursery) -> None:
             source,
             options,
             limits,
+            unit["function"],
             unit["action_names"],
             nursery,
             spool,
@@ -122,6 +124,7 @@ def _cut(
   source: sources_lib.Source,
   options: options_lib.Options,
   limits: options_lib.Limits,
+  function: str,
   action_names: Sequence[str],
   nursery: contained.Nursery,
   spool: BinaryIO,
@@ -141,7 +144,7 @@ def _cut(
     "film_frames": source.film_frames,
   }
   for header, blob in nursery.run(
-    CUT,
+    function,
     request,
     memory_mb=limits.memory_mb,
     seconds=limits.wall_seconds(source.duration),

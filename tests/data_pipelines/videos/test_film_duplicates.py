@@ -22,7 +22,7 @@ def clip(frames, film, noise=0, seed=0):
 @pytest.fixture(scope="module")
 def game():
   """Returns 200 frames of a game."""
-  return [frame for frame in play(0, 200, 90, 160)]
+  return list(play(0, 200, 90, 160))
 
 
 def test_another_encoding_of_the_same_shot_is_a_duplicate(game):

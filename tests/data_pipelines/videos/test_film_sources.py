@@ -230,7 +230,7 @@ def test_no_good_film_is_one_line_that_says_why():
   bad = [
     dataclasses.replace(row, status="bad", reason="is empty") for row in good(5)
   ]
-  with pytest.raises(errors.UserError, match="0.mp4 is empty.*and 2 more"):
+  with pytest.raises(errors.UserError, match=r"0\.mp4 is empty.*and 2 more"):
     sources.assign(bad, [""] * 5, OPTIONS)
 
 
