@@ -8,8 +8,8 @@ Two kinds of files are read:
     {"action": "jump"} and {"action": 3}
   a table, `NAME.csv` or `NAME.parquet`, with a column "time" in seconds and a
     column "action", "key" or "keys" ("w space" or "w+space", nothing for no
-    key), which holds until the next row; with a column "event" ("down" or "up") each row
-    is one key that goes down or comes up
+    key), which holds until the next row; with a column "event" ("down" or
+    "up") each row is one key that goes down or comes up
 
 A JSON line may state "time" in seconds too, and then holds until the next line.
 

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import os
 import sys
+from typing import Any
 
 from genie_jax.cli import data_videos
 
@@ -30,6 +31,15 @@ policies:
   mix      plays each level with one of the others, see --shares
 
 Needs libGL and glib: apt-get install -y libgl1 libglib2.0-0
+If the run was interrupted, run the same command again to resume it.
+"""
+_IMPORT_EXAMPLE = """\
+example:
+  genie data import --from coinrun_episodes --format jafar --out clips
+
+Pickles in the folder are read without being run. Splits are kept where the
+project has them, and otherwise drawn by source. docs/imports.md describes the
+folders of each format.
 If the run was interrupted, run the same command again to resume it.
 """
 _INSPECT_EXAMPLE = """\
@@ -86,6 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   _add_collection(procgen)
   data_videos.add_arguments(commands)
+  _add_import(commands)
   inspect = commands.add_parser(
     "inspect",
     help="print a manifest and check every record",
@@ -99,6 +110,62 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--contact-sheet",
     metavar="FILE.png",
     help="also write an image with frames of several sources",
+  )
+
+
+def _add_import(commands: Any) -> None:
+  """Adds the sub-command `import`."""
+  parser = commands.add_parser(
+    "import",
+    help="write clips from a folder of Jafar, Jasmine or GenieRedux",
+    description="Writes a clips folder from the clips of another project.",
+    epilog=_IMPORT_EXAMPLE,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  add = parser.add_argument
+  add("--from", dest="source", required=True, metavar="DIR", help="to read")
+  add(
+    "--format",
+    required=True,
+    metavar="NAME",
+    help="jafar, jasmine or genieredux",
+  )
+  add("--out", required=True, metavar="DIR", help="folder to write")
+  add("--name", default="", metavar="NAME", help="name of the data set")
+  add(
+    "--fps",
+    type=float,
+    default=None,
+    metavar="N",
+    help="frames per second (default: 15 for games, 10 for films of jasmine)",
+  )
+  add(
+    "--frame-size",
+    default="",
+    metavar="HxW",
+    help="rows and columns of a frame, for jasmine, whose files do not state "
+    "them (default: square, or 90x160 for films)",
+  )
+  add(
+    "--codec",
+    default="zstd",
+    metavar="NAME",
+    help="zstd, which keeps every bit, or h264 (default: zstd)",
+  )
+  add(
+    "--clips-per-shard",
+    type=int,
+    default=64,
+    metavar="N",
+    help="most clips of one file (default: 64)",
+  )
+  add(
+    "--workers",
+    type=int,
+    default=None,
+    metavar="N",
+    help="number of processes; the data does not depend on it (default: one "
+    "per core)",
   )
 
 
@@ -196,7 +263,47 @@ def run(args: argparse.Namespace) -> int:
     return _inspect(args)
   if args.data_command == "videos":
     return data_videos.run(args)
+  if args.data_command == "import":
+    return _import(args)
   return _collect(args)
+
+
+def _import(args: argparse.Namespace) -> int:
+  from data_pipelines.imports import folder
+  from genie_jax.core import errors
+  from genie_jax.data import inspection
+
+  size = None
+  if args.frame_size:
+    parts = args.frame_size.lower().split("x")
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
+      raise errors.UserError(
+        f"--frame-size {args.frame_size!r} must be rows and columns, for "
+        "example 64x64."
+      )
+    size = (int(parts[0]), int(parts[1]))
+  report = folder.import_folder(
+    args.source,
+    args.out,
+    folder.Options(
+      format=args.format,
+      name=args.name,
+      fps=args.fps,
+      frame_size=size,
+      codec=args.codec,
+      clips_per_shard=args.clips_per_shard,
+    ),
+    args.workers or len(os.sched_getaffinity(0)),
+  )
+  for name, reason in report.skipped:
+    print(f"skipped {name}: {reason}", file=sys.stderr)
+  print(inspection.describe(report.manifest))
+  print(
+    f"{args.out}: {report.clips} clips in {report.seconds:.1f} s, "
+    f"{report.kept_clips} of them kept of an earlier run, "
+    f"{len(report.skipped)} skipped"
+  )
+  return 0
 
 
 def _collect(args: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import multiprocessing
 import pathlib
 import re
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from genie_jax.core import errors
 from genie_jax.data import (
   inspection,
+  loader,
   manifest,
   records,
   shards,
@@ -389,3 +391,24 @@ def test_reading_clips_imports_no_jax():
     "sys.exit('jax' in sys.modules)"
   )
   subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_window_of_a_batch_is_read_by_the_loader(films):
+  source = sources.WindowSource(films, "train", 8, keys=("frames",))
+  iterator = loader.make_iterator(source, 4, seed=0, num_threads=2)
+  batch = next(iterator)
+  iterator.close()
+  assert batch["frames"].shape == (4, 8, *SHAPE)
+
+
+def test_a_source_can_be_sent_to_another_process(films):
+  source = sources.WindowSource(films, "train", 8, keys=("frames",))
+  wanted = source[3]["frames"]
+  again = multiprocessing.get_context("spawn")
+  with again.Pool(1) as pool:
+    found = pool.apply(_frames_of, (source, 3))
+  np.testing.assert_array_equal(found, wanted)
+
+
+def _frames_of(source, index):
+  return source[index]["frames"]

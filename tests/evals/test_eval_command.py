@@ -84,6 +84,23 @@ def test_the_command_writes_figures_report_and_animation(
   assert "delta PSNR" in capsys.readouterr().out
 
 
+def test_videos_without_actions_are_evaluated_and_what_needs_keys_is_not(
+  stub, tmp_path
+):
+  films = grey_game.write_clips(tmp_path / "films", codec="h264")
+  out = tmp_path / "out"
+  flags = ["--world", "latent", "--clips", str(films), "--out", str(out)]
+  assert main.main(["eval", *flags, *ARGUMENTS]) == 0
+  found = json.loads((out / "metrics.json").read_text())
+  assert found["tokenizer_psnr"] > 30
+  assert isinstance(found["delta_psnr"], float)
+  assert found["action_nmi"] is None and found["min_action_share"] is None
+  assert not {"actions", "control", "inverse_dynamics"} & set(found["details"])
+  assert found["details"]["counterfactuals"]["measured"] is False
+  report = (out / "report.html").read_text()
+  assert "not measured" in report
+
+
 def test_without_a_network_the_evaluation_continues_without_fvd(
   stub, clips, tmp_path, monkeypatch
 ):

@@ -110,9 +110,10 @@ def test_without_a_lam_there_are_no_latent_actions(clips, models, tmp_path):
   assert found.lam_fingerprint is None and found.num_latent_actions is None
 
 
-def test_clips_without_true_actions_are_tokenized(models, tmp_path):
+@pytest.mark.parametrize("codec", [None, "h264"])
+def test_clips_without_true_actions_are_tokenized(models, tmp_path, codec):
   clips = tiny_world.write_clips(
-    tmp_path / "clips", {"train": [0]}, actions=False
+    tmp_path / "clips", {"train": [0]}, actions=False, codec=codec
   )
   write(clips, tmp_path / "out", models)
   element = sources.TokenSource(tmp_path / "out", "train")[0]

@@ -1,0 +1,1 @@
+"""Clip folders of other projects: `genie data import`."""
