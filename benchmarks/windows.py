@@ -10,6 +10,8 @@ Recipe:    one mp4 file for each film, opened for each window: seek, decode, and
            once 4:2:0, as films usually are. "mp4_444" and "mp4_420" decode with
            one thread and reuse the converter; "mp4_444_plain" is the usual few
            lines, with PyAV's threads and `to_ndarray(format="rgb24")`.
+           "mp4_420_default" has x264's own spacing of key frames (up to 250)
+           and B pictures, as films have that nobody wrote for training.
 Original:  the film files themselves, opened for each window, scaled to the same
            size: what training on films without preparing them would cost.
 Beside:    records of raw frames with zstd (lossless), and of JPEG (4:4:4).
@@ -52,6 +54,10 @@ from genie_jax.data import (
 HEIGHT, WIDTH, FPS = 90, 160, 10
 RECORD_FRAMES, CLIP_FRAMES, WINDOW_FRAMES = 16, 160, 16
 _JPEG_QUALITY = 95
+_SHORT_GROUPS = (
+  f"keyint={RECORD_FRAMES}:min-keyint={RECORD_FRAMES}:scenecut=0:bframes=0:"
+  "mbtree=0:rc-lookahead=0:threads=1"
+)
 _SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi")
 
 Read = Callable[[int, int], np.ndarray]  # Clip, first frame -> frames.
@@ -149,6 +155,7 @@ def write_containers(
   films: Sequence[np.ndarray],
   pixels: str,
   options: video_codec.H264Options,
+  params: str = _SHORT_GROUPS,
 ) -> float:
   """Writes one mp4 for each film; returns the frames in a CPU-second."""
   folder.mkdir()
@@ -160,11 +167,11 @@ def write_containers(
       stream.thread_count = 1
       stream.options = {
         "preset": options.preset,
-        "tune": "psnr,fastdecode",
         "crf": str(options.crf),
-        "x264-params": f"keyint={RECORD_FRAMES}:min-keyint={RECORD_FRAMES}:"
-        "scenecut=0:bframes=0:mbtree=0:rc-lookahead=0:threads=1",
+        "x264-params": params,
       }
+      if params == _SHORT_GROUPS:
+        stream.options |= {"tune": "psnr,fastdecode"}
       for frame in clips.reshape(-1, HEIGHT, WIDTH, 3):
         picture = av.VideoFrame.from_ndarray(frame, "rgb24")
         container.mux(stream.encode(picture))
@@ -336,12 +343,15 @@ def run(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, Any]:
   ]
   options = video_codec.H264Options(args.crf, args.preset)
   h264, zstd = folder / "h264", folder / "zstd"
-  mp4 = {pixels: folder / pixels for pixels in ("yuv444p", "yuv420p")}
+  mp4 = {name: folder / name for name in ("yuv444p", "yuv420p", "default")}
   jpeg = folder / "jpeg.array_record"
   encoded = {
     "h264": write_records(h264, clips, video_codec.NAME, options),
     "mp4_444": write_containers(mp4["yuv444p"], films, "yuv444p", options),
     "mp4_420": write_containers(mp4["yuv420p"], films, "yuv420p", options),
+    "mp4_420_default": write_containers(
+      mp4["default"], films, "yuv420p", options, "threads=1"
+    ),
     "zstd": write_records(zstd, clips, None, None),
     "jpeg": write_jpegs(jpeg, clips),
   }
@@ -354,6 +364,7 @@ def run(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, Any]:
     "mp4_444": open_each("yuv444p"),
     "mp4_444_plain": open_each("yuv444p", plain=True),
     "mp4_420": open_each("yuv420p"),
+    "mp4_420_default": open_each("default"),
     "original": containers_reader(paths, places, offset=args.start),
     "zstd": records_reader(zstd),
     "jpeg": jpegs_reader(jpeg),
@@ -367,6 +378,7 @@ def run(folder: pathlib.Path, args: argparse.Namespace) -> dict[str, Any]:
     "h264": size_of(h264),
     "mp4_444": size_of(mp4["yuv444p"]),
     "mp4_420": size_of(mp4["yuv420p"]),
+    "mp4_420_default": size_of(mp4["default"]),
     "zstd": size_of(zstd),
     "jpeg": size_of(jpeg),
   }

@@ -296,7 +296,8 @@ def _import(args: argparse.Namespace) -> int:
     args.workers or len(os.sched_getaffinity(0)),
   )
   for name, reason in report.skipped:
-    print(f"skipped {name}: {reason}", file=sys.stderr)
+    shown = name if name.isprintable() else repr(name)
+    print(f"skipped {shown}: {reason}", file=sys.stderr)
   print(inspection.describe(report.manifest))
   print(
     f"{args.out}: {report.clips} clips in {report.seconds:.1f} s, "

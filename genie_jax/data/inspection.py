@@ -230,15 +230,8 @@ def _frames(
   where: str,
 ) -> np.ndarray:
   """Returns all frames of a record of clips."""
-  codec = manifest.frames_codec
-  wanted = codec or stored_frames.FRAMES
-  if wanted not in arrays or (codec and "num_frames" not in meta):
-    raise errors.UserError(
-      f"{where} has no {wanted if wanted not in arrays else 'num_frames'}, "
-      f"which frames of codec {codec} need; write the folder again."
-    )
   return stored_frames.load(
-    arrays, meta, codec, manifest.frame_shape, where=where
+    arrays, meta, manifest.frames_codec, manifest.frame_shape, where=where
   )
 
 

@@ -1,10 +1,13 @@
 """Writes ArrayRecord files atomically, and reads them with verification."""
 
+import collections
 import errno
 import os
 import pathlib
 import re
+import threading
 import types
+import weakref
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -28,6 +31,8 @@ CODED_OPTIONS = TOKENS_OPTIONS
 # Without read-ahead, because windows are read in random order.
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _READER_BUFFER_BYTES = 1 << 15
+# Shards that a process keeps open; most systems allow 1,024 files.
+_MOST_OPEN = 256
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 SHARD_NAME = re.compile(r"\d{5}-of-\d{5}\.array_record")
@@ -121,11 +126,36 @@ class ShardWriter:
     os.replace(self._temporary, self._path)
 
 
+class _OpenReaders:
+  """Closes the shards that were not read for longest."""
+
+  def __init__(self):
+    self._lock = threading.Lock()
+    self._readers: collections.OrderedDict[
+      int, weakref.ReferenceType[ShardReader]
+    ] = collections.OrderedDict()
+
+  def used(self, reader: "ShardReader") -> None:
+    """Notes that a shard is read now; call it when the shard is opened too."""
+    with self._lock:
+      self._readers[id(reader)] = weakref.ref(reader)
+      self._readers.move_to_end(id(reader))
+      while len(self._readers) > _MOST_OPEN:
+        _, oldest = self._readers.popitem(last=False)
+        if (found := oldest()) is not None:
+          # A thread that reads now has its own reference.
+          found.forget()
+
+
+_open_readers = _OpenReaders()
+
+
 class ShardReader:
   """Random access to the records of one shard.
 
   The file is opened at the first read, so that a reader can be sent to a
-  worker process.
+  worker process. It is closed when many others were read since, and opened
+  again at the next read.
 
   Args:
     path: The shard.
@@ -171,8 +201,10 @@ class ShardReader:
     Raises:
       UserError: The shard is missing, was cut short, or is another file.
     """
-    if self._reader is not None:
-      return self._reader
+    reader = self._reader
+    if reader is not None:
+      _open_readers.used(self)
+      return reader
     self.check_size()
     reader = array_record_module.ArrayRecordReader(
       str(self.path),
@@ -180,6 +212,8 @@ class ShardReader:
       file_reader_buffer_size=_READER_BUFFER_BYTES,
     )
     # A damaged file opens without an exception and then has no records.
+    if not reader.ok():
+      self._check_limit()
     if not reader.ok() or reader.num_records() != self._records:
       raise errors.UserError(
         f"{self.path} is damaged: {reader.num_records()} records can be "
@@ -187,7 +221,24 @@ class ShardReader:
         "folder again."
       )
     self._reader = reader
+    _open_readers.used(self)
     return reader
+
+  def _check_limit(self) -> None:
+    """Raises UserError if no more files can be opened."""
+    try:
+      with open(self.path, "rb"):
+        pass
+    except OSError as error:
+      if error.errno in (errno.EMFILE, errno.ENFILE):
+        raise errors.UserError(
+          f"{self.path} cannot be opened, because too many files are open; "
+          "raise the limit with `ulimit -n` and run the command again."
+        ) from error
+
+  def forget(self) -> None:
+    """Lets the file be closed; the next read opens it again."""
+    self._reader = None
 
   def read(
     self,

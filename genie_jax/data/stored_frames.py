@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from genie_jax.core import errors
 from genie_jax.data import video_codec
 
 CODECS = (None, video_codec.NAME)
@@ -63,8 +64,13 @@ def load(
     uint8 [n, H, W, C], a view if the frames are stored as they are.
 
   Raises:
-    UserError: The record is damaged.
+    UserError: The record is damaged, or stores its frames in another way.
   """
+  if (codec or FRAMES) not in arrays or (codec and "num_frames" not in meta):
+    raise errors.UserError(
+      f"{where} has {', '.join(arrays)}, but no frames as its manifest's "
+      f"frames_codec {codec} needs them; write the folder again."
+    )
   if codec is None:
     return arrays[FRAMES][begin:end]
   count: int = meta["num_frames"]

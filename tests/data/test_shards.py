@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from genie_jax.core import errors
@@ -123,3 +124,49 @@ def test_a_flipped_bit_damages_only_one_record_and_the_error_names_it(
   assert len(failed) == 1
   if failed != [0]:
     assert (reader.read([0])[0][0]["frames"] == want).all()
+
+
+def test_many_shards_are_read_with_few_open_files(
+  make_clips, expected, monkeypatch
+):
+  monkeypatch.setattr(shards, "_MOST_OPEN", 3)
+  lengths = dict.fromkeys(range(12), (20,))
+  made = make_clips("many", lengths, per_shard=1)
+  source = sources.WindowSource(made.folder, "train", 20)
+  before = len(os.listdir("/proc/self/fd"))
+  for _ in range(2):
+    for number in range(12):
+      np.testing.assert_array_equal(
+        source[number]["frames"], expected(number, 0, 20)
+      )
+  assert len(os.listdir("/proc/self/fd")) <= before + 3
+
+
+_OPEN_MANY = """
+import resource, sys
+from genie_jax.core import errors
+from genie_jax.data import manifest, shards
+made = manifest.Manifest.read(sys.argv[1])
+path, entry = made.shards("train")[0]
+kept = []
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, hard))
+try:
+  for _ in range(60):
+    kept.append(shards.ShardReader(path, entry))
+    kept[-1].open()
+except errors.UserError as error:
+  print(error)
+"""
+
+
+def test_the_limit_of_open_files_is_not_reported_as_damage(make_clips):
+  made = make_clips()
+  done = subprocess.run(
+    [sys.executable, "-c", _OPEN_MANY, str(made.folder)],
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert "too many files are open" in done.stdout
+  assert "damaged" not in done.stdout and done.stdout.count("\n") == 1

@@ -368,6 +368,18 @@ def test_a_damaged_packet_is_found_by_verify_and_by_reading(tmp_path):
     source.gather([4])
 
 
+def test_a_manifest_that_states_another_codec_is_one_line(films, tmp_path):
+  write_clips(tmp_path, codec=None)
+  wrong = dataclasses.replace(
+    manifest.Manifest.read(tmp_path), frames_codec="h264"
+  )
+  wrong.write(tmp_path)
+  with pytest.raises(errors.UserError, match="record 0 has frames, but no"):
+    sources.WindowSource(tmp_path, "train", 4, keys=("frames",))
+  with pytest.raises(errors.UserError, match="record 0 has frames, but no"):
+    inspection.verify(manifest.Manifest.read(tmp_path))
+
+
 def test_raw_folders_keep_the_version_without_codecs(make_clips, films):
   raw = make_clips().to_dict()
   assert raw["schema_version"] == 1 and "frames_codec" not in raw

@@ -10,6 +10,7 @@ import pytest
 
 from genie_jax.checkpoints import reader
 from genie_jax.core import errors, files
+from genie_jax.data import sources
 from genie_jax.models import store
 from genie_jax.sharding import mesh as mesh_lib
 from genie_jax.weights import tensor_files
@@ -230,3 +231,14 @@ def test_a_full_disk_is_detected_before_anything_is_written(
   with pytest.raises(errors.UserError, match=r"needs 0 MB and .* left"):
     export.export([runs / "tokenizer", runs / "dynamics"], tmp_path / "w")
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("codec", [None, "h264"])
+def test_prompts_come_from_clips_however_they_are_stored(tmp_path, codec):
+  clips = tiny_world.write_clips(
+    tmp_path / "clips", {"validation": [7, 8]}, actions=False, codec=codec
+  )
+  found = export._first_frames(clips, tiny_world.SHAPE, 4)
+  source = sources.WindowSource(clips, "validation", 1, keys=("frames",))
+  assert found.shape == (4, *tiny_world.SHAPE)
+  np.testing.assert_array_equal(found[0], source[0]["frames"][0])

@@ -406,6 +406,25 @@ def test_the_command_prints_clips_and_what_was_skipped(tmp_path, capsys):
   assert "4 clips in" in printed.out and "6 skipped" in printed.out
 
 
+def test_names_of_any_bytes_are_imported_and_shown_in_one_line(
+  tmp_path, capsys
+):
+  (tmp_path / "in").mkdir()
+  for number, name in enumerate([b"a\n.npy", b"\xff.npy", b"c.npy"]):
+    path = os.path.join(os.fsencode(tmp_path / "in"), name)
+    with open(path, "wb") as file:
+      np.save(file, frames_of(number, 20))
+  with open(os.path.join(os.fsencode(tmp_path / "in"), b"d\n\xff.npy"), "wb"):
+    pass
+  flags = ("--from", tmp_path / "in", "--format", "jafar", "--workers", 1)
+  assert command(*flags, "--out", tmp_path / "out") == 0
+  printed = capsys.readouterr()
+  assert printed.out.startswith("3 clips\n")
+  (line,) = [line for line in printed.err.splitlines() if "skipped" in line]
+  assert "no array" in line
+  inspection.verify(manifest.Manifest.read(tmp_path / "out"))
+
+
 @pytest.mark.parametrize(
   "words, message",
   [
