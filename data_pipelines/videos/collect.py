@@ -41,8 +41,8 @@ from genie_jax.data import resumable, video_codec
 _COLLECTOR_VERSION = 1
 _LOG = "beam.log"
 _LISTED = 10
-# Above this, films are found by several processes.
-_SCAN_BYTES = 1 << 30
+# So much is read before several processes would have started.
+_FEW_FILES, _FEW_BYTES = 256, 1 << 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,15 +289,22 @@ def _find(
       )
       bar.update(before + done - bar.n)
 
-    engine.run(
-      "data_pipelines.videos.scan:run",
-      missing,
-      [scan.size_of([job]) for job in missing],
-      workers if scan.size_of(missing) > _SCAN_BYTES else 1,
-      beam_options,
-      folder / resumable.PROGRESS / _LOG,
-      tick,
+    function = "data_pipelines.videos.scan:run"
+    few = len(listing.files) <= _FEW_FILES and (
+      scan.size_of(missing) <= _FEW_BYTES
     )
+    if few and not engine.names_a_runner(beam_options):
+      engine.run_here(function, missing, tick)
+    else:
+      engine.run(
+        function,
+        missing,
+        [scan.size_of([job]) for job in missing],
+        workers,
+        beam_options,
+        folder / resumable.PROGRESS / _LOG,
+        tick,
+      )
     tick()
   scanned = iter(scan.results(jobs))
   found = []

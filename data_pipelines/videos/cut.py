@@ -179,24 +179,25 @@ class _Cutter:
 
   def _records(self, frames: np.ndarray) -> list[bytes]:
     size, packed = options_lib.FRAMES_PER_RECORD, []
-    for start in range(0, len(frames), size):
-      piece = frames[start : start + size]
+    stored = stored_frames.store_clip(
+      frames, size, self._codec, video_codec.H264Options()
+    )
+    for number, arrays in enumerate(stored):
+      start = number * size
+      count = min(size, len(frames) - start)
       meta: dict[str, Any] = {
         "fps": self._options.fps,
         "source": self._source,
         "start": start,
-        "num_frames": len(piece),
+        "num_frames": count,
       }
       if not start:
         meta["clip"] = {
           "frame": self._start,
           "time": round(self._start / self._options.fps, 6),
         }
-      arrays = stored_frames.store(
-        piece, self._codec, video_codec.H264Options()
-      )
       if self._actions is not None:
-        arrays["actions"] = self._actions_from(self._start + start, len(piece))
+        arrays["actions"] = self._actions_from(self._start + start, count)
       packed.append(records.pack(arrays, meta))
     return packed
 

@@ -202,6 +202,9 @@ class _Reader:
     self._clock = base.denominator * usual.numerator
     self._tick = base.numerator * usual.numerator
     self._usual = base.denominator * usual.denominator
+    # Of so many ticks, so many are frames of the clips.
+    self._slots = self._rate.numerator
+    self._parts = self._clock * self._rate.denominator
     self._first: int | None = None  # Timestamp of the first frame.
     # The same in ticks, where a part of the film is read; None otherwise.
     self._origin: int | None = None
@@ -281,9 +284,7 @@ class _Reader:
 
   def _slot(self, time: int) -> int:
     """Returns the number of the first frame at or after a time."""
-    return -(
-      -time * self._rate.numerator // (self._clock * self._rate.denominator)
-    )
+    return -(-time * self._slots // self._parts)
 
   def _timed(self) -> Iterator[tuple[av.VideoFrame, int, int]]:
     """Yields each decoded frame, its time from the first, and its duration.
