@@ -63,6 +63,7 @@ def load(
   begin: int = 0,
   end: int | None = None,
   where: str = "record",
+  out: np.ndarray | None = None,
 ) -> np.ndarray:
   """Returns frames of one record.
 
@@ -75,9 +76,11 @@ def load(
     end: The frame after the last one, which may be after the record's end; None
       for the record's end.
     where: Name of the record in error messages.
+    out: uint8 [n, H, W, C], where to write them; may be None.
 
   Returns:
-    uint8 [n, H, W, C], a view if the frames are stored as they are.
+    uint8 [n, H, W, C]: `out`; without it a view if the frames are stored as
+    they are.
 
   Raises:
     UserError: The record is damaged, or stores its frames in another way.
@@ -87,10 +90,19 @@ def load(
       f"{where} has {', '.join(arrays)}, but no frames as its manifest's "
       f"frames_codec {codec} needs them; write the folder again."
     )
-  if codec is None:
-    return arrays[FRAMES][begin:end]
-  count: int = meta["num_frames"]
+  count: int = meta["num_frames"] if codec else len(arrays[FRAMES])
   end = count if end is None else min(end, count)
-  return video_codec.decode(
-    arrays[codec], (count, *frame_shape), min(begin, end), end, where
-  )
+  begin = min(begin, end)
+  if out is not None and len(out) != end - begin:
+    raise errors.UserError(
+      f"{where} has {count} frames, fewer than its manifest says; write the "
+      "folder again."
+    )
+  if codec:
+    return video_codec.decode(
+      arrays[codec], (count, *frame_shape), begin, end, where, out
+    )
+  if out is None:
+    return arrays[FRAMES][begin:end]
+  out[:] = arrays[FRAMES][begin:end]
+  return out

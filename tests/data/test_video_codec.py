@@ -121,9 +121,9 @@ def test_colours_keep_their_places():
 def test_the_colour_transform_errs_by_at_most_two():
   rng = np.random.default_rng(0)
   frames = rng.integers(0, 256, (1, 100, 100, 3), dtype=np.uint8)
-  planes = np.stack(video_codec._to_planes(frames))
-  error = video_codec._to_rgb(planes).astype(int) - frames
-  assert np.abs(error).max() <= 2
+  found = np.empty_like(frames)
+  video_codec._to_rgb(np.stack(video_codec._to_planes(frames)), found)
+  assert np.abs(found.astype(int) - frames).max() <= 2
 
 
 @pytest.mark.parametrize("size", [(16, 32), (18, 32), (90, 160)])
@@ -374,8 +374,10 @@ def test_a_manifest_that_states_another_codec_is_one_line(films, tmp_path):
     manifest.Manifest.read(tmp_path), frames_codec="h264"
   )
   wrong.write(tmp_path)
-  with pytest.raises(errors.UserError, match="record 0 has frames, but no"):
-    sources.WindowSource(tmp_path, "train", 4, keys=("frames",))
+  source = sources.WindowSource(tmp_path, "train", 4, keys=())
+  assert len(source)
+  with pytest.raises(errors.UserError, match=r"no 'frames'|but no frames"):
+    sources.WindowSource(tmp_path, "train", 4, keys=("frames",)).gather([0])
   with pytest.raises(errors.UserError, match="record 0 has frames, but no"):
     inspection.verify(manifest.Manifest.read(tmp_path))
 
