@@ -15,6 +15,7 @@ from PIL import Image
 
 from data_pipelines.videos import actions as actions_lib
 from data_pipelines.videos import decode, looks, shots
+from data_pipelines.videos import film as film_lib
 from data_pipelines.videos import options as options_lib
 from genie_jax.data import records, stored_frames, video_codec
 
@@ -65,11 +66,11 @@ def job(request: dict[str, Any], send: Send) -> None:
       send({"at": seconds})
   cutter.end_shot()
   if damage.bad_packets > _MOST_BAD_PACKETS * damage.packets:
-    raise decode.BadFilm(
+    raise film_lib.BadFilm(
       f"{damage.bad_packets} of {damage.packets} packets are damaged"
     )
   if not count:
-    raise decode.BadFilm(damage.ended or "not one frame could be decoded")
+    raise film_lib.BadFilm(damage.ended or "not one frame could be decoded")
   stated = request.get("end") or request.get("duration") or 0.0
   ended = damage.ended or ""
   if not ended and seconds < (1 - _MISSING) * stated - _MISSING_SECONDS:
