@@ -90,6 +90,8 @@ def collect(
   """
   began = time.monotonic()
   options.check()
+  # Equal options must give equal manifests.
+  options = dataclasses.replace(options, fps=float(options.fps))
   limits = limits or options_lib.Limits()
   limits.check()
   if workers < 1:
