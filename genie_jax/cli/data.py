@@ -6,6 +6,8 @@ import os
 import sys
 from typing import Any
 
+from genie_jax.cli import data_videos
+
 _COINRUN_EXAMPLE = """\
 example, a small set for a laptop (about 15 seconds on two cores):
   genie data coinrun --out clips --levels 200 --validation-levels 60 \\
@@ -93,6 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "evaluations that compare a world with the game",
   )
   _add_collection(procgen)
+  data_videos.add_arguments(commands)
   _add_import(commands)
   inspect = commands.add_parser(
     "inspect",
@@ -258,6 +261,8 @@ def run(args: argparse.Namespace) -> int:
   """Runs the sub-command; returns the exit code."""
   if args.data_command == "inspect":
     return _inspect(args)
+  if args.data_command == "videos":
+    return data_videos.run(args)
   if args.data_command == "import":
     return _import(args)
   return _collect(args)

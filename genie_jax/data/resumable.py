@@ -76,6 +76,7 @@ class ShardWriter(shards_lib.ShardWriter):
 
   Attributes:
     episodes: The caller adds the shard's rows, see `manifest.Manifest`.
+    fields: The caller adds further fields of the shard's entry, JSON values.
   """
 
   def __init__(
@@ -93,8 +94,9 @@ class ShardWriter(shards_lib.ShardWriter):
     """
     folder = pathlib.Path(folder)
     super().__init__(folder / shard.split / shard.name, options)
-    self._receipt = _receipt(folder, shard)
+    self._receipt = receipt_path(folder, shard)
     self.episodes: list[list[int]] = []
+    self.fields: Entry = {}
 
   def __exit__(
     self,
@@ -104,7 +106,7 @@ class ShardWriter(shards_lib.ShardWriter):
   ) -> None:
     super().__exit__(kind, error, trace)
     if kind is None:
-      self.entry["episodes"] = self.episodes
+      self.entry |= {"episodes": self.episodes, **self.fields}
       files.write_json(self._receipt, self.entry)
 
 
@@ -168,13 +170,29 @@ class FolderWriter:
     assert self._lock is not None  # Taken when the block was entered.
     self._lock.close()
 
-  def finish(self) -> manifest_lib.Manifest:
-    """Writes and returns the manifest, once all shards have receipts."""
+  def entries(self) -> dict[Shard, Entry]:
+    """Returns the entries of all shards, once all have receipts."""
+    return {
+      shard: files.read_json(receipt_path(self.folder, shard))
+      for shards in self._splits.values()
+      for shard in shards
+    }
+
+  def finish(
+    self, entries: Mapping[Shard, Entry] | None = None
+  ) -> manifest_lib.Manifest:
+    """Writes and returns the manifest, once all shards have receipts.
+
+    Args:
+      entries: The entries if the caller changes some, for example leaves out
+        episodes; those of `entries` by default.
+    """
+    found = self.entries() if entries is None else entries
     summaries = {}
     for split, shards in self._splits.items():
-      entries = [files.read_json(_receipt(self.folder, s)) for s in shards]
-      frames = sum(row[3] for entry in entries for row in entry["episodes"])
-      summaries[split] = manifest_lib.split_summary(entries, frames)
+      stated = [found[shard] for shard in shards]
+      frames = sum(row[3] for entry in stated for row in entry["episodes"])
+      summaries[split] = manifest_lib.split_summary(stated, frames)
     manifest = dataclasses.replace(
       self._manifest, splits=summaries, folder=self.folder
     )
@@ -198,10 +216,10 @@ class FolderWriter:
       entry = entries.get((shard.split, shard.name))
       path = self.folder / shard.split / shard.name
       if entry and path.is_file() and files.sha256(path) == entry["sha256"]:
-        files.write_json(_receipt(self.folder, shard), entry)
+        files.write_json(receipt_path(self.folder, shard), entry)
         self.kept[shard] = entry
       else:
-        _receipt(self.folder, shard).unlink(missing_ok=True)
+        receipt_path(self.folder, shard).unlink(missing_ok=True)
         self.missing.append(shard)
     if self.missing:
       # Until all shards are whole again the folder must not look finished.
@@ -273,7 +291,8 @@ class FolderWriter:
     return entries
 
 
-def _receipt(folder: pathlib.Path, shard: Shard) -> pathlib.Path:
+def receipt_path(folder: pathlib.Path, shard: Shard) -> pathlib.Path:
+  """Returns where the receipt of a shard is while its folder is written."""
   return folder / PROGRESS / shard.split / f"{shard.name}.json"
 
 
@@ -281,7 +300,7 @@ def _receipts(folder: pathlib.Path, shard: Shard) -> Iterator[pathlib.Path]:
   """Yields where a shard's receipt may be, the present place last."""
   # Where collectors once kept them.
   yield folder / PROGRESS / f"{shard.split}-{shard.name}.json"
-  yield _receipt(folder, shard)
+  yield receipt_path(folder, shard)
 
 
 def _take_lock(folder: pathlib.Path) -> TextIO:

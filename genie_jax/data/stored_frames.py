@@ -34,6 +34,22 @@ def store(
   return video_codec.encode(frames, options)
 
 
+def store_clip(
+  frames: np.ndarray,
+  frames_per_record: int,
+  codec: str | None,
+  options: video_codec.H264Options | None = None,
+) -> list[dict[str, np.ndarray]]:
+  """Returns the arrays of the records of a clip; see `store`."""
+  assert codec in CODECS, codec
+  if codec is None:
+    return [
+      {FRAMES: frames[start : start + frames_per_record]}
+      for start in range(0, len(frames), frames_per_record)
+    ]
+  return video_codec.encode_clip(frames, frames_per_record, options)
+
+
 def names(arrays: Iterable[str], codec: str | None) -> list[str]:
   """Returns the names of a record's arrays, as a reader asks for them."""
   return [FRAMES if codec and name == codec else name for name in arrays]

@@ -426,3 +426,19 @@ def test_a_source_can_be_sent_to_another_process(films):
 
 def _frames_of(source, index):
   return source[index]["frames"]
+
+
+def test_the_records_of_a_clip_stand_alone_and_are_the_same_again():
+  rng = np.random.default_rng(0)
+  base = rng.integers(0, 200, (1, 32, 48, 3))
+  frames = (base + np.arange(40)[:, None, None, None]).astype(np.uint8)
+  found = video_codec.encode_clip(frames, 16)
+  again = video_codec.encode_clip(frames, 16)
+  sizes = [16, 16, 8]
+  assert len(found) == len(sizes)
+  for number in (2, 0, 1):
+    packets, count = found[number]["h264"], sizes[number]
+    np.testing.assert_array_equal(packets, again[number]["h264"])
+    shown = video_codec.decode(packets, (count, 32, 48, 3)).astype(float)
+    true = frames[16 * number : 16 * number + count]
+    assert np.mean((shown - true) ** 2) < 20
