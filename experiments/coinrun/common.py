@@ -123,9 +123,16 @@ def adamw(**changes) -> dict:
     eps=1e-8,
     weight_decay=1e-4,
     clip_norm=0.0,
+    # The paper states none of the following; all are off.
+    clip_outliers=0.0,
+    clip_update_rms=0.0,
+    no_decay=[],
     accumulate=1,
     mu_dtype="float32",
     momentum=0.95,
+    transfer="none",
+    base_width=0,
+    base_layers=0,
   )
   unknown = set(changes) - set(fields)
   if unknown:

@@ -26,6 +26,8 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   config.model = model(mode)
   config.mask, config.sampling = mask(mode), sampling(mode)
   config.start = start(mode)
+  # Weight of the squared logarithm of the softmax's sum; the paper has none.
+  config.z_loss = 0.0
   config.data.batch_size = pick(
     full=36, smoke=4, tiny=8, small=8, large=4, gpu=16
   )

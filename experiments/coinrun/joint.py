@@ -24,6 +24,7 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   config.quantizer = common.quantizer()  # Of the LAM.
   config.mask, config.sampling = dynamics.mask(mode), dynamics.sampling(mode)
   config.start = dynamics.start(mode)
+  config.z_loss = 0.0  # As in dynamics.py.
   config.data.batch_size = pick(full=36, smoke=4, tiny=8, small=8, gpu=16)
   config.steps = pick(full=200_000, smoke=4, tiny=600, small=3000, gpu=20_000)
   config.optimizer = dynamics.optimizer(mode, config.steps)

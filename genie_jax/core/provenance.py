@@ -12,8 +12,12 @@ from typing import Any
 _CPU = pathlib.Path("/proc/cpuinfo")
 
 
-def commit() -> str | None:
-  """Returns the checkout's commit, "+" if edited; None outside a checkout."""
+def commit(folder: str = ".") -> str | None:
+  """Returns the checkout's commit, "+" if edited; None outside a checkout.
+
+  Args:
+    folder: Where edits count, relative to the checkout.
+  """
   root = pathlib.Path(__file__).resolve().parents[2]
   if not (root / ".git").exists():
     return None
@@ -25,7 +29,7 @@ def commit() -> str | None:
   )
   try:
     found = ask("rev-parse", "HEAD")
-    edited = ask("status", "--porcelain", "--untracked-files=no")
+    edited = ask("status", "--porcelain", "--untracked-files=no", "--", folder)
   except FileNotFoundError:  # A checkout on a machine without git.
     return None
   if found.returncode:

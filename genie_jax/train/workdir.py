@@ -52,10 +52,14 @@ _DATA = "data.fingerprint"
 _ABSENT = {
   "quantizer.name": "vq",
   "quantizer.levels": [],
+  "optimizer.clip_outliers": 0.0,
+  "optimizer.clip_update_rms": 0.0,
+  "optimizer.no_decay": [],
   "optimizer.transfer": "none",
   "optimizer.base_width": 0,
   "optimizer.base_layers": 0,
   "codebook.loss_gradient": True,
+  "z_loss": 0.0,
 }
 
 

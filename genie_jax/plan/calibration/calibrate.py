@@ -1,14 +1,12 @@
 """Plans published runs and compares the seconds with the published ones."""
 
 import importlib.metadata
-import pathlib
-import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
-from genie_jax.core import errors
+from genie_jax.core import errors, provenance
 from genie_jax.plan import aot_compile, training
 from genie_jax.plan import topology as topology_lib
 from genie_jax.plan.calibration import decoder, published, ratios
@@ -181,24 +179,11 @@ def resumed(
 
 def program() -> dict[str, Any]:
   """Returns what a result depends on: the commit and the libraries."""
-  root = pathlib.Path(__file__).resolve().parents[3]
-  ask = lambda *words: subprocess.run(
-    ["git", "-C", str(root), *words],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  commit = edited = None
-  if (root / ".git").exists():
-    try:
-      commit = ask("rev-parse", "HEAD").stdout.strip() or None
-      # Results are not part of the program.
-      edited = ask("status", "--porcelain", "--", "genie_jax").stdout.strip()
-    except FileNotFoundError:  # No git on this machine.
-      commit = None
+  # Results are edited while they are made, and are not part of the program.
+  commit = provenance.commit("genie_jax")
   return {
-    "commit": commit,
-    "clean": commit is not None and not edited,
+    "commit": None if commit is None else commit.removesuffix("+"),
+    "clean": commit is not None and not commit.endswith("+"),
     "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES}
     | {"libtpu": aot_compile.library_requirement()},
   }
