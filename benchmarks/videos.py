@@ -3,7 +3,6 @@ r"""Measures how fast films are cut into clips, against decoding alone.
 Run:       python benchmarks/videos.py --json videos.json
            python benchmarks/videos.py --films a.mp4 b.mp4 --json videos.json
            python benchmarks/videos.py --processes --json videos.json
-           python benchmarks/videos.py --cuts --films a.mp4 b.mp4 c.mp4
 Film:      without --films, a scrolling game of tiles that this program draws,
            at 1280 x 720 and 640 x 360, 30 frames a second, H.264 by x264's
            preset "medium" (kept in --folder).
@@ -35,7 +34,7 @@ import av
 import cv2
 import numpy as np
 
-from data_pipelines.videos import collect, cut, decode, shots
+from data_pipelines.videos import collect, cut
 from data_pipelines.videos import options as options_lib
 from genie_jax.core import files, provenance
 
@@ -208,51 +207,6 @@ def compare_processes(
   }
 
 
-def find_cuts(paths: list[pathlib.Path], splices: int) -> list[dict[str, Any]]:
-  """Returns how many of the cuts between spliced pieces are found.
-
-  Args:
-    paths: Films; pieces of 15 to 40 frames are taken from random places after
-      their first ten seconds, of any film or ten times of the same one.
-    splices: Number of pieces.
-  """
-  options = options_lib.Options()
-  films = [
-    [
-      shown.frame
-      for shown in decode.frames(str(path), options, decode.Damage(), 10, 50)
-    ]
-    for path in paths
-  ]
-  results = []
-  for kind in ("any film", "the same film"):
-    rng = np.random.default_rng(0)
-    detector = shots.Shots(options.cut_threshold, options.fps)
-    asked = found = others = frames = 0
-    for piece in range(splices):
-      same = kind != "any film"
-      film = piece // 10 % len(films) if same else int(rng.integers(len(films)))
-      start = int(rng.integers(len(films[film]) - 40))
-      for number in range(int(rng.integers(15, 40))):
-        score = detector.begins(films[film][start + number])
-        frames += 1
-        if number:
-          others += score is not None
-        elif piece and not (same and piece % 10 == 0):
-          asked += 1
-          found += score is not None
-    results.append(
-      {
-        "pieces_of": kind,
-        "films": len(films),
-        "cuts": asked,
-        "found": round(found / asked, 3),
-        "other_frames_that_begin_a_shot": round(others / frames, 4),
-      }
-    )
-  return results
-
-
 def main() -> None:
   """Measures, prints and writes the results."""
   parser = argparse.ArgumentParser(
@@ -268,7 +222,6 @@ def main() -> None:
     action="store_true",
     help="one against two processes of Beam's runner instead",
   )
-  add("--cuts", action="store_true", help="how many cuts are found instead")
   add("--copies", type=int, default=8, help="films for --processes")
   add("--json", default=None, metavar="FILE")
   args = parser.parse_args()
@@ -280,9 +233,7 @@ def main() -> None:
       for width, height in _SIZES:
         paths.append(folder / f"game-{width}x{height}.mp4")
         make_film(paths[-1], width, height, args.seconds * _RATE)
-    if args.cuts:
-      results = find_cuts(paths, 80)
-    elif args.processes:
+    if args.processes:
       results = [compare_processes(p, args.copies, args.turns) for p in paths]
     else:
       results = [compare(path, args.turns) for path in paths]

@@ -16,15 +16,17 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from data_pipelines.videos import actions as actions_lib
 from data_pipelines.videos import (
+  duplicates,
   engine,
-  finish,
+  looks,
   scan,
   summary,
   tables,
@@ -39,8 +41,8 @@ from genie_jax.data import resumable, video_codec
 _COLLECTOR_VERSION = 1
 _LOG = "beam.log"
 _LISTED = 10
-# So much is read before several processes would have started.
-_FEW_FILES, _FEW_BYTES = 256, 1 << 30
+# Above this, films are found by several processes.
+_SCAN_BYTES = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +92,6 @@ def collect(
   """
   began = time.monotonic()
   options.check()
-  # Equal options must give equal manifests.
-  options = dataclasses.replace(options, fps=float(options.fps))
   limits = limits or options_lib.Limits()
   limits.check()
   if workers < 1:
@@ -121,7 +121,7 @@ def collect(
       )
     }
     _cut(writer, shards, options, limits, known, workers, beam_options)
-    manifest, counts = finish.finish(writer, shards, rows, listing, options)
+    manifest, counts = _finish(writer, shards, rows, listing, options)
   return Report(
     manifest,
     counts,
@@ -289,22 +289,15 @@ def _find(
       )
       bar.update(before + done - bar.n)
 
-    function = "data_pipelines.videos.scan:run"
-    few = len(listing.files) <= _FEW_FILES and (
-      scan.size_of(missing) <= _FEW_BYTES
+    engine.run(
+      "data_pipelines.videos.scan:run",
+      missing,
+      [scan.size_of([job]) for job in missing],
+      workers if scan.size_of(missing) > _SCAN_BYTES else 1,
+      beam_options,
+      folder / resumable.PROGRESS / _LOG,
+      tick,
     )
-    if few and not engine.names_a_runner(beam_options):
-      engine.run_here(function, missing, tick)
-    else:
-      engine.run(
-        function,
-        missing,
-        [scan.size_of([job]) for job in missing],
-        workers,
-        beam_options,
-        folder / resumable.PROGRESS / _LOG,
-        tick,
-      )
     tick()
   scanned = iter(scan.results(jobs))
   found = []
@@ -441,3 +434,124 @@ def _cut(
       f"{undone[0].split}/{undone[0].name}: its workers must see {folder} "
       "under the same path. Run the same command again."
     )
+
+
+def _finish(
+  writer: resumable.FolderWriter,
+  shards: dict[resumable.Shard, list[sources_lib.Source]],
+  rows: Sequence[sources_lib.Source],
+  listing: sources_lib.Listing,
+  options: options_lib.Options,
+) -> tuple[manifest_lib.Manifest, summary.Summary]:
+  """Marks duplicates, and writes the tables, the manifest and the summary."""
+  folder = writer.folder
+  cut = {
+    shard: tables.as_cut(
+      tables.read(tables.clips_path(folder, shard.split, shard.name))
+    )
+    for shard in shards
+  }
+  found = {} if options.keep_duplicates else _duplicates(cut.values())
+  entries = writer.entries()
+  for shard, table in cut.items():
+    cut[shard] = marked = _marked(table, found)
+    tables.write(tables.clips_path(folder, shard.split, shard.name), marked)
+    entries[shard] = {**entries[shard], "episodes": _episodes(marked)}
+  results = _results(cut.values())
+  final = [
+    dataclasses.replace(
+      row,
+      status=results[row.source]["status"],
+      reason=results[row.source]["reason"],
+    )
+    if row.source in results
+    else row
+    for row in rows
+  ]
+  tables.write_sources(folder, final, results)
+  counts = summary.count(final, results, cut.values(), listing, options)
+  if not counts.clips["train"].kept:
+    summary.write(folder, counts, cut, entries, options)
+    raise errors.UserError(_nothing_kept(folder, counts))
+  manifest = writer.finish(entries)
+  summary.write(folder, counts, cut, entries, options)
+  return manifest, counts
+
+
+def _duplicates(cut: Iterable[pa.Table]) -> dict[str, str]:
+  clips = []
+  for table in cut:
+    names = ["clip_id", "digest", "hashes", "thumbs", "source", "start"]
+    # A table as it was cut keeps all clips that are stored.
+    for row in table.filter(table["kept"]).select(names).to_pylist():
+      thumbs = np.frombuffer(row["thumbs"], np.uint8)
+      clips.append(
+        (
+          (row["source"], row["start"]),
+          duplicates.Clip(
+            row["clip_id"],
+            row["digest"],
+            duplicates.parse_hashes(row["hashes"]),
+            thumbs.reshape(-1, looks.THUMB[1], looks.THUMB[0]),
+          ),
+        )
+      )
+  # In the order of the sources, so that it does not depend on the units.
+  return duplicates.find(
+    clip for _, clip in sorted(clips, key=lambda pair: pair[0])
+  )
+
+
+def _marked(table: pa.Table, found: dict[str, str]) -> pa.Table:
+  """Returns a table as it was cut with its duplicates marked."""
+  ids = table["clip_id"].to_pylist()
+  kept, reasons = table["kept"].to_pylist(), table["reason"].to_pylist()
+  return tables.with_columns(
+    table,
+    kept=[k and i not in found for k, i in zip(kept, ids, strict=True)],
+    reason=[
+      tables.DUPLICATE if i in found else r
+      for r, i in zip(reasons, ids, strict=True)
+    ],
+    duplicate_of=[found.get(i, "") for i in ids],
+  )
+
+
+def _episodes(table: pa.Table) -> list[list[int]]:
+  kept = table.filter(table["kept"])
+  return [
+    [row["source"], row["record"], 0, row["frames"]]
+    for row in kept.select(["source", "record", "frames"]).to_pylist()
+  ]
+
+
+def _results(cut: Iterable[pa.Table]) -> dict[int, dict[str, Any]]:
+  """Returns what came of each source, by its number."""
+  results: dict[int, dict[str, Any]] = {}
+  for table in cut:
+    for outcome in tables.outcomes(table):
+      results[outcome["source"]] = {**outcome, "clips": 0, "kept": 0}
+    pairs = zip(
+      table["source"].to_pylist(), table["kept"].to_pylist(), strict=True
+    )
+    for source, kept in pairs:
+      results[source]["clips"] += 1
+      results[source]["kept"] += kept
+  return results
+
+
+def _nothing_kept(folder: pathlib.Path, counts: summary.Summary) -> str:
+  reasons = ", ".join(
+    f"{count.clips} {reason}" for reason, count in counts.dropped.items()
+  )
+  bad = "; ".join(
+    f"{sources_lib.printable(row.name)} {row.reason}" for row in counts.bad[:3]
+  )
+  return (
+    "No clip is left for train: of all clips "
+    f"{reasons or 'none was cut'} "
+    f"{'were dropped' if reasons else ''}; "
+    f"{len(counts.bad)} bad films{f' ({bad})' if bad else ''}. See "
+    f"{folder / summary.FILE_NAME}; give other films, or other options such "
+    "as --min-frames, --cut-threshold or --keep-static, and another --out."
+  )

@@ -15,7 +15,6 @@ from PIL import Image
 
 from data_pipelines.videos import actions as actions_lib
 from data_pipelines.videos import decode, looks, shots
-from data_pipelines.videos import film as film_lib
 from data_pipelines.videos import options as options_lib
 from genie_jax.data import records, stored_frames, video_codec
 
@@ -66,11 +65,11 @@ def job(request: dict[str, Any], send: Send) -> None:
       send({"at": seconds})
   cutter.end_shot()
   if damage.bad_packets > _MOST_BAD_PACKETS * damage.packets:
-    raise film_lib.BadFilm(
+    raise decode.BadFilm(
       f"{damage.bad_packets} of {damage.packets} packets are damaged"
     )
   if not count:
-    raise film_lib.BadFilm(damage.ended or "not one frame could be decoded")
+    raise decode.BadFilm(damage.ended or "not one frame could be decoded")
   stated = request.get("end") or request.get("duration") or 0.0
   ended = damage.ended or ""
   if not ended and seconds < (1 - _MISSING) * stated - _MISSING_SECONDS:
@@ -180,25 +179,24 @@ class _Cutter:
 
   def _records(self, frames: np.ndarray) -> list[bytes]:
     size, packed = options_lib.FRAMES_PER_RECORD, []
-    stored = stored_frames.store_clip(
-      frames, size, self._codec, video_codec.H264Options()
-    )
-    for number, arrays in enumerate(stored):
-      start = number * size
-      count = min(size, len(frames) - start)
+    for start in range(0, len(frames), size):
+      piece = frames[start : start + size]
       meta: dict[str, Any] = {
         "fps": self._options.fps,
         "source": self._source,
         "start": start,
-        "num_frames": count,
+        "num_frames": len(piece),
       }
       if not start:
         meta["clip"] = {
           "frame": self._start,
           "time": round(self._start / self._options.fps, 6),
         }
+      arrays = stored_frames.store(
+        piece, self._codec, video_codec.H264Options()
+      )
       if self._actions is not None:
-        arrays["actions"] = self._actions_from(self._start + start, count)
+        arrays["actions"] = self._actions_from(self._start + start, len(piece))
       packed.append(records.pack(arrays, meta))
     return packed
 

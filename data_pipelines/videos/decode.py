@@ -13,6 +13,8 @@ import collections
 import contextlib
 import dataclasses
 import fractions
+import itertools
+import os
 from collections.abc import Iterator
 
 import av
@@ -23,7 +25,7 @@ import av.stream
 import av.video.stream
 import numpy as np
 
-from data_pipelines.videos import convert, film, geometry
+from data_pipelines.videos import colour, geometry
 from data_pipelines.videos import options as options_lib
 
 # A film in which nothing new appears for so long is taken to have a gap, not a
@@ -36,12 +38,17 @@ _BACKWARDS = 4
 _BAR_FRAMES = 12
 # Where a film cannot be searched, of its first frames each of these many.
 _BAR_STEP, _FIRST_BAR_FRAMES = 25, 6
+_MOST_PIXELS = 1 << 26
 # Parts of films that begin later are looked for, not read up to.
 _SEEK_SECONDS = 10
 # Packets that are read ahead: more than any codec reorders.
 _AHEAD = 32
 _DEFAULT_RATE = fractions.Fraction(25)
 _DEFAULT_BASE = fractions.Fraction(1, 1_000_000)
+
+
+class BadFilm(ValueError):
+  """A film that cannot be used; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +84,73 @@ class Damage:
   ended: str | None = None
 
 
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[av.container.InputContainer]:
+  """Opens a film; nothing else is ever opened on its behalf.
+
+  Args:
+    path: The file, absolute; bytes that are no UTF-8 are surrogates.
+
+  Raises:
+    BadFilm: It is no film.
+  """
+  with contextlib.ExitStack() as stack:
+    try:
+      path.encode()
+      name = f"file:{path}"
+    except UnicodeEncodeError:
+      # PyAV takes text only.
+      file = stack.enter_context(open(os.fsencode(path), "rb"))
+      name = f"file:/proc/self/fd/{file.fileno()}"
+    try:
+      container = av.open(
+        name,
+        # A playlist that calls itself a film must not fetch what it names.
+        options={"protocol_whitelist": "file", "max_probe_packets": "2500"},
+        metadata_errors="replace",
+      )
+    except av.error.FFmpegError as error:
+      raise BadFilm(f"cannot be opened: {_reason(error)}") from error
+    yield stack.enter_context(container)
+
+
+def video_stream(
+  container: av.container.InputContainer,
+) -> av.video.stream.VideoStream:
+  """Returns the stream of moving pictures.
+
+  Raises:
+    BadFilm: There is none, or it has no pixels.
+  """
+  found = [
+    stream
+    for stream in container.streams.video
+    if not stream.disposition & av.stream.Disposition.attached_pic
+  ]
+  if not found:
+    kinds = sorted({stream.type for stream in container.streams})
+    raise BadFilm(
+      f"has no pictures, only {' and '.join(kinds) or 'no streams'}"
+    )
+  stream = found[0]
+  try:
+    width, height = stream.width, stream.height
+  except (AttributeError, ValueError) as error:
+    raise BadFilm(
+      "is in a format that cannot be decoded (no codec for it)"
+    ) from error
+  check_size(width, height)
+  # Other processes use the other cores.
+  stream.codec_context.thread_count = 1
+  return stream
+
+
+def check_size(width: int, height: int) -> None:
+  """Raises BadFilm where a picture has no pixels, or too many."""
+  if not 0 < width * height <= _MOST_PIXELS:
+    raise BadFilm(f"has pictures of {width} x {height} pixels")
+
+
 def frames(
   path: str,
   options: options_lib.Options,
@@ -96,14 +170,14 @@ def frames(
   Raises:
     BadFilm: It is no film, or not one frame could be decoded.
   """
-  with film.opened(path) as container:
-    stream = film.video_stream(container)
+  with opened(path) as container:
+    stream = video_stream(container)
     box = _find_picture(container, stream) if options.crop_bars else None
-  with film.opened(path) as container:
-    stream = film.video_stream(container)
+  with opened(path) as container:
+    stream = video_stream(container)
     yield from _Reader(container, stream, options, box, damage).read(begin, end)
   if not damage.packets:
-    raise film.BadFilm(damage.ended or "has no pictures")
+    raise BadFilm(damage.ended or "has no pictures")
 
 
 class _Reader:
@@ -119,7 +193,7 @@ class _Reader:
   ):
     self._container, self._stream = container, stream
     self._options, self._box, self._damage = options, box, damage
-    self._convert: convert.Converter | None = None
+    self._convert: _Converter | None = None
     self._rate = options.rate
     base = stream.time_base or _DEFAULT_BASE
     usual = stream.average_rate or stream.guessed_rate or _DEFAULT_RATE
@@ -128,9 +202,6 @@ class _Reader:
     self._clock = base.denominator * usual.numerator
     self._tick = base.numerator * usual.numerator
     self._usual = base.denominator * usual.denominator
-    # Of so many ticks, so many are frames of the clips.
-    self._slots = self._rate.numerator
-    self._parts = self._clock * self._rate.denominator
     self._first: int | None = None  # Timestamp of the first frame.
     # The same in ticks, where a part of the film is read; None otherwise.
     self._origin: int | None = None
@@ -202,9 +273,7 @@ class _Reader:
       return
     if self._convert is None or not self._convert.fits(frame):
       self._broken = self._broken or self._convert is not None
-      self._convert = convert.Converter(
-        frame, self._stream, self._options, self._box
-      )
+      self._convert = _Converter(frame, self._stream, self._options, self._box)
     picture = self._convert(frame)
     for number in range(start, stop):
       yield Shown(number, picture, not self._broken, number > start)
@@ -212,7 +281,9 @@ class _Reader:
 
   def _slot(self, time: int) -> int:
     """Returns the number of the first frame at or after a time."""
-    return -(-time * self._slots // self._parts)
+    return -(
+      -time * self._rate.numerator // (self._clock * self._rate.denominator)
+    )
 
   def _timed(self) -> Iterator[tuple[av.VideoFrame, int, int]]:
     """Yields each decoded frame, its time from the first, and its duration.
@@ -315,11 +386,100 @@ class _Reader:
       try:
         packet = next(packets, None)
       except (av.error.FFmpegError, EOFError) as error:
-        self._damage.ended = f"ends early: {film.reason(error)}"
+        self._damage.ended = f"ends early: {_reason(error)}"
         return
       if packet is None:
         return
       yield packet
+
+
+class _Converter:
+  """Turns decoded frames of one size and format into frames of the clips."""
+
+  def __init__(
+    self,
+    frame: av.VideoFrame,
+    stream: av.video.stream.VideoStream,
+    options: options_lib.Options,
+    box: geometry.Box | None,
+  ):
+    check_size(frame.width, frame.height)
+    self._key = _form(frame)
+    aspect = stream.sample_aspect_ratio or fractions.Fraction(1)
+    if not fractions.Fraction(1, 10) <= aspect <= 10:
+      aspect = fractions.Fraction(1)
+    if box and (box.x + box.width, box.y + box.height) > (
+      frame.width,
+      frame.height,
+    ):
+      box = None
+    self._fitting = geometry.fit(
+      frame.width,
+      frame.height,
+      aspect,
+      round(frame.rotation / 90) % 4,
+      box,
+      options,
+    )
+    self._hdr = colour.is_hdr(frame)
+    self._graph = self._make_graph(frame)
+
+  def fits(self, frame: av.VideoFrame) -> bool:
+    """Returns whether a frame has the form of the first one."""
+    return _form(frame) == self._key
+
+  def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+    """Returns uint8 [H, W, 3]."""
+    # Filters may not like times that run backwards, and need none here.
+    frame.pts = None
+    self._graph.push(frame)
+    pixels = self._graph.pull().to_ndarray()
+    if self._hdr:
+      pixels = colour.to_sdr(pixels, frame)
+    return geometry.turned(pixels, self._fitting)
+
+  def _make_graph(self, frame: av.VideoFrame) -> av.filter.Graph:
+    """Returns the filters from a decoded picture to scaled RGB."""
+    box, fitting = self._fitting.box, self._fitting
+    graph = av.filter.Graph()
+    graph.threads = 1
+    source = graph.add_buffer(
+      width=frame.width,
+      height=frame.height,
+      format=frame.format,
+      time_base=fractions.Fraction(1, 1000),
+    )
+    parts = [source]
+    if (box.width, box.height) != (frame.width, frame.height):
+      parts.append(
+        graph.add("crop", f"{box.width}:{box.height}:{box.x}:{box.y}")
+      )
+    small = fitting.width <= box.width and fitting.height <= box.height
+    parts.append(
+      graph.add(
+        "scale",
+        f"{fitting.width}:{fitting.height}:flags="
+        f"{'area' if small else 'bicubic'}:"
+        f"in_color_matrix={colour.matrix(frame)}",
+      )
+    )
+    parts.append(graph.add("format", "rgb48le" if self._hdr else "rgb24"))
+    parts.append(graph.add("buffersink"))
+    for one, other in itertools.pairwise(parts):
+      one.link_to(other)
+    graph.configure()
+    return graph
+
+
+def _form(frame: av.VideoFrame) -> tuple[object, ...]:
+  return (
+    frame.width,
+    frame.height,
+    frame.format.name,
+    int(frame.colorspace),
+    int(frame.color_trc),
+    frame.rotation,
+  )
 
 
 def _find_picture(
@@ -328,7 +488,7 @@ def _find_picture(
 ) -> geometry.Box | None:
   """Looks for black bars in frames from all over a film."""
   luma: dict[int | None, np.ndarray] = {}
-  length = film.duration(container, stream)
+  length = duration(container, stream)
   for place in range(_BAR_FRAMES) if length else ():
     seconds = length * (place + 0.5) / _BAR_FRAMES
     with contextlib.suppress(av.error.FFmpegError, EOFError):
@@ -363,3 +523,19 @@ def _first_frames(
       if len(found) == _FIRST_BAR_FRAMES:
         break
   return found
+
+
+def duration(
+  container: av.container.InputContainer,
+  stream: av.video.stream.VideoStream,
+) -> float:
+  """Returns the stated duration in seconds, 0 where there is none."""
+  if stream.duration and stream.time_base:
+    return float(stream.duration * stream.time_base)
+  return (container.duration or 0) / av.time_base
+
+
+def _reason(error: BaseException) -> str:
+  """Returns libav's words about an error."""
+  text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+  return " ".join(str(text).split())

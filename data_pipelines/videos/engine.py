@@ -5,7 +5,6 @@ log file, and its workers end with it.
 """
 
 import contextlib
-import importlib
 import json
 import os
 import pathlib
@@ -16,7 +15,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from data_pipelines.videos import contained
 from genie_jax.core import errors
 
 _POLL_SECONDS = 0.3
@@ -90,27 +88,6 @@ def run(
     answer = process.stdout.read().decode("utf-8", "replace")
   tick()
   _judge(answer, log)
-
-
-def run_here(
-  function: str,
-  jobs: Sequence[dict[str, Any]],
-  tick: Callable[[], object] = lambda: None,
-) -> None:
-  """Does jobs in this process, where Beam would take longer to start.
-
-  Args:
-    function: "module:name"; called as function(job, nursery).
-    jobs: JSON values.
-    tick: Called after each job.
-  """
-  module, _, name = function.partition(":")
-  call = getattr(importlib.import_module(module), name)
-  if jobs:
-    with contained.Nursery() as nursery:
-      for job in jobs:
-        call(job, nursery)
-        tick()
 
 
 def names_a_runner(beam_options: Sequence[str]) -> bool:

@@ -8,7 +8,7 @@ import av.error
 import av.video.stream
 
 from data_pipelines.videos import actions as actions_lib
-from data_pipelines.videos import film as film_lib
+from data_pipelines.videos import decode
 from genie_jax.core import errors
 
 
@@ -22,14 +22,14 @@ def job(request: dict[str, Any], send: Callable[..., None]) -> None:
   Raises:
     BadFilm: The file is no film.
   """
-  with film_lib.opened(request["path"]) as container:
-    stream = film_lib.video_stream(container)
+  with decode.opened(request["path"]) as container:
+    stream = decode.video_stream(container)
     rate = stream.average_rate or stream.guessed_rate
     film = {
       "width": stream.width,
       "height": stream.height,
       "fps": round(float(rate), 4) if rate else 0.0,
-      "duration": film_lib.duration(container, stream),
+      "duration": decode.duration(container, stream),
       "rotation": 0,
       "codec": stream.codec_context.name,
     }
@@ -39,8 +39,8 @@ def job(request: dict[str, Any], send: Callable[..., None]) -> None:
       found = _count(container, stream, send)
       film["duration"] = film["duration"] or found[0]
       film["film_frames"] = film["film_frames"] or found[1]
-  with film_lib.opened(request["path"]) as container:
-    stream = film_lib.video_stream(container)
+  with decode.opened(request["path"]) as container:
+    stream = decode.video_stream(container)
     try:
       frame = next(container.decode(stream), None)
     except (av.error.InvalidDataError, av.error.EOFError):

@@ -28,7 +28,7 @@ class Shots:
     # Without the detector's filter of short shots: it would join a flash of one
     # frame to its neighbours, and a clip must not contain a cut.
     self._detector = detectors.ContentDetector(threshold, min_scene_len=0)
-    self._fps = float(fps)
+    self._fps = fps
     self._number = 0
 
   def begins(self, frame: np.ndarray) -> float | None:

@@ -1,7 +1,6 @@
 """`genie data videos`: cuts anyone's films into clips."""
 
 import argparse
-import importlib.util
 import os
 import re
 import shlex
@@ -174,11 +173,9 @@ def add_arguments(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
   """Cuts the films; returns the exit code."""
-  from genie_jax.core import errors
-
-  _check_installed()
   from data_pipelines.videos import collect
   from data_pipelines.videos import options as options_lib
+  from genie_jax.core import errors
 
   size = re.fullmatch(r"(\d{1,6})x(\d{1,6})", args.size)
   if not size:
@@ -237,18 +234,6 @@ def run(args: argparse.Namespace) -> int:
       "says what is wrong with each."
     )
   return 0
-
-
-def _check_installed() -> None:
-  """Raises UserError where a library for films is missing."""
-  from genie_jax.core import errors
-
-  for name in ("apache_beam", "imagehash", "pyarrow", "scenedetect"):
-    if importlib.util.find_spec(name) is None:
-      raise errors.UserError(
-        f"genie data videos needs {name}; type `pip install "
-        "'genie_jax[videos]'`."
-      )
 
 
 def _failed(message: object) -> int:

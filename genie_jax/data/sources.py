@@ -126,7 +126,7 @@ class WindowSource(Source):
       )
     )
     number, _, record, *_ = self._episodes[0]
-    arrays, _ = self._readers[number].read([record])[0]
+    arrays, meta = self._readers[number].read([record])[0]
     available = stored_frames.names(arrays, self.manifest.frames_codec)
     unknown = [name for name in keys if name not in available]
     if unknown:
@@ -137,13 +137,10 @@ class WindowSource(Source):
       )
     self._layout = {}
     for name in keys:
-      if name == stored_frames.FRAMES and self.manifest.frames_codec:
-        shape, dtype = self.manifest.frame_shape, np.dtype(np.uint8)
-      else:
-        shape, dtype = arrays[name].shape[1:], arrays[name].dtype
+      found = self._piece(number, record, arrays, meta, name, 0, 1)
       self._layout[name] = (
-        (num_frames - (name in _BETWEEN_FRAMES), *shape),
-        np.int32 if name in _BETWEEN_FRAMES else dtype,
+        (num_frames - (name in _BETWEEN_FRAMES), *found.shape[1:]),
+        np.int32 if name in _BETWEEN_FRAMES else found.dtype,
       )
 
   def __len__(self) -> int:
@@ -182,34 +179,34 @@ class WindowSource(Source):
       # to the window's frames from `at` on.
       low = max(start - number * size, 0)
       at = number * size + low - start
-      count = min(size - low, self._num_frames - at)
       for name, (shape, _) in self._layout.items():
-        into = out[name][row, at : min(at + count, shape[0])]
-        if name == stored_frames.FRAMES:
-          self._frames(shard, record + number, arrays, meta, low, into)
-        else:
-          into[...] = arrays[name][low : low + len(into)]
+        piece = self._piece(
+          shard, record + number, arrays, meta, name, low, low + shape[0] - at
+        )
+        out[name][row, at : at + len(piece)] = piece
     out["source"][row], out["start"][row] = source, start
 
-  def _frames(
+  def _piece(
     self,
     shard: int,
     record: int,
     arrays: dict[str, np.ndarray],
     meta: dict[str, Any],
+    name: str,
     begin: int,
-    out: np.ndarray,
-  ) -> None:
-    """Writes a record's frames from `begin` on to `out`."""
-    stored_frames.load(
+    end: int,
+  ) -> np.ndarray:
+    """Returns a part of one array of a record."""
+    if name != stored_frames.FRAMES:
+      return arrays[name][begin:end]
+    return stored_frames.load(
       arrays,
       meta,
       self.manifest.frames_codec,
       self.manifest.frame_shape,
       begin,
-      begin + len(out),
+      end,
       f"{self._readers[shard].path} record {record}",
-      out,
     )
 
   def _check(

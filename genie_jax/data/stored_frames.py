@@ -34,22 +34,6 @@ def store(
   return video_codec.encode(frames, options)
 
 
-def store_clip(
-  frames: np.ndarray,
-  frames_per_record: int,
-  codec: str | None,
-  options: video_codec.H264Options | None = None,
-) -> list[dict[str, np.ndarray]]:
-  """Returns the arrays of the records of a clip; see `store`."""
-  assert codec in CODECS, codec
-  if codec is None:
-    return [
-      {FRAMES: frames[start : start + frames_per_record]}
-      for start in range(0, len(frames), frames_per_record)
-    ]
-  return video_codec.encode_clip(frames, frames_per_record, options)
-
-
 def names(arrays: Iterable[str], codec: str | None) -> list[str]:
   """Returns the names of a record's arrays, as a reader asks for them."""
   return [FRAMES if codec and name == codec else name for name in arrays]
@@ -63,7 +47,6 @@ def load(
   begin: int = 0,
   end: int | None = None,
   where: str = "record",
-  out: np.ndarray | None = None,
 ) -> np.ndarray:
   """Returns frames of one record.
 
@@ -76,11 +59,9 @@ def load(
     end: The frame after the last one, which may be after the record's end; None
       for the record's end.
     where: Name of the record in error messages.
-    out: uint8 [n, H, W, C], where to write them; may be None.
 
   Returns:
-    uint8 [n, H, W, C]: `out`; without it a view if the frames are stored as
-    they are.
+    uint8 [n, H, W, C], a view if the frames are stored as they are.
 
   Raises:
     UserError: The record is damaged, or stores its frames in another way.
@@ -90,19 +71,10 @@ def load(
       f"{where} has {', '.join(arrays)}, but no frames as its manifest's "
       f"frames_codec {codec} needs them; write the folder again."
     )
-  count: int = meta["num_frames"] if codec else len(arrays[FRAMES])
-  end = count if end is None else min(end, count)
-  begin = min(begin, end)
-  if out is not None and len(out) != end - begin:
-    raise errors.UserError(
-      f"{where} has {count} frames, fewer than its manifest says; write the "
-      "folder again."
-    )
-  if codec:
-    return video_codec.decode(
-      arrays[codec], (count, *frame_shape), begin, end, where, out
-    )
-  if out is None:
+  if codec is None:
     return arrays[FRAMES][begin:end]
-  out[:] = arrays[FRAMES][begin:end]
-  return out
+  count: int = meta["num_frames"]
+  end = count if end is None else min(end, count)
+  return video_codec.decode(
+    arrays[codec], (count, *frame_shape), min(begin, end), end, where
+  )

@@ -51,15 +51,10 @@ PRESETS = (
   "veryslow",
 )
 _LARGEST_CRF = 51
-# Converting more at once leaves the processor's cache, and takes three times as
-# long.
-_PIXELS_AT_ONCE = 60_000
 # Begins the delimiter of each access unit; cannot occur inside one.
 _DELIMITER = b"\0\0\0\1\x09"
 _START = b"\0\0\1"
 _SEI = b"\0\0\1\x06"
-# Of the first access unit of a record, after the delimiter.
-_PARAMETER_SETS = b"\0\0\0\1\x67"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,29 +110,6 @@ def encode(
     UserError: An option is out of range.
     ValueError: The frames are not RGB frames.
   """
-  return encode_clip(frames, len(frames), options)[0]
-
-
-def encode_clip(
-  frames: np.ndarray,
-  frames_per_record: int,
-  options: H264Options | None = None,
-) -> list[dict[str, np.ndarray]]:
-  """Returns the arrays of the records that hold a clip, one after another.
-
-  Faster than `encode` for each record, because making an encoder takes as long
-  as six frames. Each record stands alone as well, but its bytes depend on the
-  records before it in the clip, by the encoder's rate control.
-
-  Args:
-    frames: uint8 [n, H, W, 3], RGB, n at least 1.
-    frames_per_record: Frames of each record but the last.
-    options: The defaults if None.
-
-  Raises:
-    UserError: An option is out of range.
-    ValueError: The frames are not RGB frames.
-  """
   options = options or H264Options()
   options.check()
   if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
@@ -148,25 +120,17 @@ def encode_clip(
   if not frames.size:
     raise ValueError(f"Frames have shape {list(frames.shape)}: there are none.")
   planes = _to_planes(frames)
-  count = frames_per_record
-  groups = "keyint=infinite"
-  if len(frames) > count:
-    groups = f"keyint={count}:min-keyint={count}"
-  context = _encoder(options, frames.shape[1], frames.shape[2], groups)
+  context = _encoder(options, frames.shape[1], frames.shape[2])
   units: list[bytes] = []
   for number in range(len(frames)):
     picture = _picture([plane[number] for plane in planes])
     picture.pts = number
     units += [bytes(packet) for packet in context.encode(picture)]
   units += [bytes(packet) for packet in context.encode(None)]
-  assert len(_split(b"".join(units))) == len(frames), (len(units), len(frames))
-  found = []
-  for start in range(0, len(units), count):
-    head = _without_sei(units[start])
-    assert head.startswith(_PARAMETER_SETS, len(_DELIMITER) + 1), head[:16]
-    stream = b"".join([head, *units[start + 1 : start + count]])
-    found.append({NAME: np.frombuffer(stream, np.uint8)})
-  return found
+  units[0] = _without_sei(units[0])
+  stream = b"".join(units)
+  assert len(_split(stream)) == len(frames), (len(units), len(frames))
+  return {NAME: np.frombuffer(stream, np.uint8)}
 
 
 def decode(
@@ -175,7 +139,6 @@ def decode(
   begin: int = 0,
   end: int | None = None,
   where: str = "record",
-  out: np.ndarray | None = None,
 ) -> np.ndarray:
   """Returns frames of a record.
 
@@ -188,11 +151,9 @@ def decode(
     begin: The first frame to return.
     end: The frame after the last one; None for n.
     where: Name of the record in error messages.
-    out: uint8 [end - begin, H, W, 3], where to write them; None for a new
-      array.
 
   Returns:
-    `out`, RGB.
+    uint8 [end - begin, H, W, 3], RGB.
 
   Raises:
     UserError: The bytes are not n frames of H x W pixels.
@@ -206,8 +167,10 @@ def decode(
       f"{where} has {len(units)} frames of H.264, but it states {count}; write "
       "the folder again."
     )
-  pictures = _pictures(units[:end], where)[begin:]
-  for picture in pictures:
+  planes = np.empty((3, end - begin, height, width), np.uint8)
+  for number, picture in enumerate(_pictures(units[:end], where)):
+    if number < begin:
+      continue
     if (
       picture.height,
       picture.width,
@@ -218,17 +181,9 @@ def decode(
         f"({picture.format.name}), but {height} x {width} in YCgCo 4:4:4 are "
         "needed; write the folder again."
       )
-  if out is None:
-    out = np.empty((len(pictures), height, width, 3), np.uint8)
-  step = max(1, _PIXELS_AT_ONCE // (height * width))
-  for start in range(0, len(pictures), step):
-    some = pictures[start : start + step]
-    planes = np.empty((3, len(some), height, width), np.uint8)
-    for number, picture in enumerate(some):
-      for plane, into in zip(picture.planes, planes, strict=True):
-        into[number] = _pixels(plane, height, width)
-    _to_rgb(planes, out[start : start + step])
-  return out
+    for plane, into in zip(picture.planes, planes, strict=True):
+      into[number - begin] = _pixels(plane, height, width)
+  return _to_rgb(planes)
 
 
 class _Decoder(threading.local):
@@ -274,7 +229,7 @@ def _pictures(units: Sequence[bytes], where: str) -> list[av.VideoFrame]:
 
 
 def _encoder(
-  options: H264Options, height: int, width: int, groups: str
+  options: H264Options, height: int, width: int
 ) -> av.VideoCodecContext:
   """Returns a new encoder: a used one would carry over its rate control."""
   context = av.CodecContext.create("libx264", "w")
@@ -291,7 +246,7 @@ def _encoder(
     "crf": str(options.crf),
     # Without macroblock trees: with them, equal frames (of 16 x 32 pixels, one
     # time in a hundred) gave other bytes after other frames were encoded.
-    "x264-params": f"{groups}:scenecut=0:bframes=0:mbtree=0:"
+    "x264-params": "keyint=infinite:scenecut=0:bframes=0:mbtree=0:"
     "rc-lookahead=0:threads=1:aud=1:colormatrix=YCgCo:fullrange=on",
   }
   return context
@@ -338,12 +293,16 @@ def _to_planes(frames: np.ndarray) -> tuple[np.ndarray, ...]:
   return tuple(np.clip(plane, 0, 255).astype(np.uint8) for plane in planes)
 
 
-def _to_rgb(planes: np.ndarray, out: np.ndarray) -> None:
-  """Converts Y, Cg and Co, uint8 [3, n, H, W], to uint8 [n, H, W, 3]."""
-  luma, green, orange = (plane.astype(np.int16) for plane in planes)
+def _to_rgb(planes: np.ndarray) -> np.ndarray:
+  """Returns uint8 [n, H, W, 3] of Y, Cg and Co, uint8 [3, n, H, W]."""
+  luma = planes[0].astype(np.int16)
+  green = planes[1].astype(np.int16)
   green -= 128
+  orange = planes[2].astype(np.int16)
   orange -= 128
   rest = luma - green
+  out = np.empty((*luma.shape, 3), np.uint8)
   channels = (rest + orange, luma + green, rest - orange)
   for channel, values in enumerate(channels):
     out[..., channel] = np.clip(values, 0, 255, out=values)
+  return out

@@ -121,9 +121,9 @@ def test_colours_keep_their_places():
 def test_the_colour_transform_errs_by_at_most_two():
   rng = np.random.default_rng(0)
   frames = rng.integers(0, 256, (1, 100, 100, 3), dtype=np.uint8)
-  found = np.empty_like(frames)
-  video_codec._to_rgb(np.stack(video_codec._to_planes(frames)), found)
-  assert np.abs(found.astype(int) - frames).max() <= 2
+  planes = np.stack(video_codec._to_planes(frames))
+  error = video_codec._to_rgb(planes).astype(int) - frames
+  assert np.abs(error).max() <= 2
 
 
 @pytest.mark.parametrize("size", [(16, 32), (18, 32), (90, 160)])
@@ -374,10 +374,8 @@ def test_a_manifest_that_states_another_codec_is_one_line(films, tmp_path):
     manifest.Manifest.read(tmp_path), frames_codec="h264"
   )
   wrong.write(tmp_path)
-  source = sources.WindowSource(tmp_path, "train", 4, keys=())
-  assert len(source)
-  with pytest.raises(errors.UserError, match=r"no 'frames'|but no frames"):
-    sources.WindowSource(tmp_path, "train", 4, keys=("frames",)).gather([0])
+  with pytest.raises(errors.UserError, match="record 0 has frames, but no"):
+    sources.WindowSource(tmp_path, "train", 4, keys=("frames",))
   with pytest.raises(errors.UserError, match="record 0 has frames, but no"):
     inspection.verify(manifest.Manifest.read(tmp_path))
 
@@ -426,19 +424,3 @@ def test_a_source_can_be_sent_to_another_process(films):
 
 def _frames_of(source, index):
   return source[index]["frames"]
-
-
-def test_the_records_of_a_clip_stand_alone_and_are_the_same_again():
-  rng = np.random.default_rng(0)
-  base = rng.integers(0, 200, (1, 32, 48, 3))
-  frames = (base + np.arange(40)[:, None, None, None]).astype(np.uint8)
-  found = video_codec.encode_clip(frames, 16)
-  again = video_codec.encode_clip(frames, 16)
-  sizes = [16, 16, 8]
-  assert len(found) == len(sizes)
-  for number in (2, 0, 1):
-    packets, count = found[number]["h264"], sizes[number]
-    np.testing.assert_array_equal(packets, again[number]["h264"])
-    shown = video_codec.decode(packets, (count, 32, 48, 3)).astype(float)
-    true = frames[16 * number : 16 * number + count]
-    assert np.mean((shown - true) ** 2) < 20

@@ -103,8 +103,8 @@ def kill_and_finish(tmp_path, kills, seed, count):
   assert not list(out.rglob(".*.tmp"))
 
 
-def test_a_run_that_is_killed_gives_the_same_bytes(tmp_path):
-  kill_and_finish(tmp_path, kills=1, seed=1, count=3)
+def test_a_run_that_is_killed_twice_gives_the_same_bytes(tmp_path):
+  kill_and_finish(tmp_path, kills=2, seed=1, count=4)
 
 
 @pytest.mark.slow
@@ -143,20 +143,20 @@ def test_beams_portable_runner_gives_the_same_bytes(tmp_path):
 
 @pytest.mark.slow
 def test_a_film_of_ten_hours_needs_little_memory(tmp_path):
-  # A picture each ten seconds, so that the film is made and read in a minute.
+  # One frame a second, so that it is made and read within minutes.
   world = picture(0, 48, 160)
-  frames = (np.roll(world, -3 * k, axis=1)[:, :80] for k in range(3_600))
-  stamps = [10_000 * k for k in range(3_600)]
-  path = write_film(tmp_path / "long.mkv", frames, 10, stamps=stamps)
-  options = options_lib.Options(
-    fps=2.0, width=80, height=48, keep_static=True, cut_threshold=100.0
-  )
-  limits = options_lib.Limits(memory_mb=128)
+
+  def frames():
+    for number in range(36_000):
+      yield np.roll(world, -(number * 7) % 160, axis=1)[:, :80]
+
+  path = write_film(tmp_path / "long.mp4", frames(), 1)
+  options = options_lib.Options(width=80, height=48, keep_static=True)
+  limits = options_lib.Limits(memory_mb=256)
   report = collect.collect(str(path), tmp_path / "out", options, limits)
-  assert report.summary.film_seconds == pytest.approx(36_000, rel=0.03)
-  assert not report.summary.bad and not report.summary.damaged
-  # Less the gaps between the parts for train, validation and test.
-  assert report.summary.kept_frames == pytest.approx(2 * 35_280, rel=0.01)
+  assert report.summary.film_seconds == pytest.approx(36_000, rel=0.02)
+  assert not report.summary.bad
+  assert report.summary.kept_frames > 340_000
 
 
 @pytest.mark.slow

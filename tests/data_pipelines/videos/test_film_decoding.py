@@ -7,7 +7,6 @@ import pytest
 from films import play, write_film
 
 from data_pipelines.videos import decode, geometry
-from data_pipelines.videos import film as film_lib
 from data_pipelines.videos import options as options_lib
 
 OPTIONS = options_lib.Options(width=80, height=48)
@@ -113,7 +112,7 @@ def test_a_part_of_a_film_has_the_frames_of_the_whole(film):
 def test_bytes_at_random_are_no_film(tmp_path):
   path = tmp_path / "a.mp4"
   path.write_bytes(np.random.default_rng(0).bytes(4000))
-  with pytest.raises(film_lib.BadFilm, match="cannot be opened"):
+  with pytest.raises(decode.BadFilm, match="cannot be opened"):
     read(path)
 
 
