@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any
 
-from genie_jax.cli import data_videos
+from genie_jax.cli import curation, data_videos
 
 _COINRUN_EXAMPLE = """\
 example, a small set for a laptop (about 15 seconds on two cores):
@@ -111,6 +111,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="FILE.png",
     help="also write an image with frames of several sources",
   )
+  curation.add_arguments(commands)
 
 
 def _add_import(commands: Any) -> None:
@@ -261,6 +262,8 @@ def run(args: argparse.Namespace) -> int:
   """Runs the sub-command; returns the exit code."""
   if args.data_command == "inspect":
     return _inspect(args)
+  if curation.handles(args.data_command):
+    return curation.run(args)
   if args.data_command == "videos":
     return data_videos.run(args)
   if args.data_command == "import":

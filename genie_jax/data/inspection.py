@@ -99,6 +99,13 @@ def _checker(
     return lambda number, arrays, meta, where: _check_tokens(
       manifest, arrays, where
     )
+  if manifest.kind == "clips" and "selected" in manifest.made_by:
+    chosen = _selected_places(manifest, path, entry)
+    return lambda number, arrays, meta, where: (
+      _check_selected(manifest, arrays, meta, chosen[number], where)
+      if number in chosen
+      else 0
+    )
   if manifest.kind == "clips":
     places = _clip_places(manifest, path, entry)
     return lambda number, arrays, meta, where: (
@@ -162,6 +169,64 @@ def _clip_places(
       f"it has {entry['records']}; write the folder again."
     )
   return places
+
+
+def _selected_places(
+  manifest: manifest_lib.Manifest,
+  path: pathlib.Path,
+  entry: dict[str, Any],
+) -> dict[int, tuple[int, int, dict[int, bool]]]:
+  """Returns the source, the start and the selected frames of each record.
+
+  In a folder that `genie data select` made, an episode may be a part of a
+  longer one whose other frames were left out. A selected frame is given as its
+  number in the record, with whether an episode begins at it.
+  """
+  size = manifest.frames_per_record
+  places: dict[int, tuple[int, int, dict[int, bool]]] = {}
+  for source, record, first, length in entry["episodes"]:
+    for frame in range(first, first + length):
+      number = record + frame // size
+      place = places.setdefault(number, (source, frame // size * size, {}))
+      if (
+        place[:2] != (source, frame // size * size)
+        or frame % size in place[2]
+        or number >= entry["records"]
+      ):
+        raise errors.UserError(
+          f"The manifest's episodes of source {source} in {path} overlap or go "
+          "beyond its records; write the folder again."
+        )
+      place[2][frame % size] = frame == first
+  return places
+
+
+def _check_selected(
+  manifest: manifest_lib.Manifest,
+  arrays: dict[str, np.ndarray],
+  meta: dict[str, Any],
+  place: tuple[int, int, dict[int, bool]],
+  where: str,
+) -> int:
+  """Checks the selected frames of a record; returns their number."""
+  source, start, chosen = place
+  _needs(
+    where, "source and start", (meta["source"], meta["start"]), (source, start)
+  )
+  frames = _frames(manifest, arrays, meta, where)
+  _needs(where, "frames", frames.shape[1:], tuple(manifest.frame_shape))
+  if max(chosen) >= len(frames):
+    raise errors.UserError(
+      f"{where} has {len(frames)} frames, but its manifest needs "
+      f"{max(chosen) + 1}; write the folder again."
+    )
+  if "first" in arrays:
+    inside = [number for number, begins in chosen.items() if not begins]
+    _needs(where, "a new episode inside one", arrays["first"][inside].any(), 0)
+  if "actions" in arrays:
+    _needs(where, "actions", arrays["actions"].shape, (len(frames),))
+    _check_range(where, "actions", arrays["actions"], manifest.num_actions)
+  return len(chosen)
 
 
 def _needs(where: str, what: str, found: Any, needed: Any) -> None:

@@ -20,7 +20,7 @@ from genie_jax.core import config as config_lib
 from genie_jax.core import errors
 from genie_jax.core import registry as registry_lib
 from genie_jax.models import build as build_lib
-from genie_jax.models import dynamics, lam, tokenizer
+from genie_jax.models import classifier, dynamics, lam, tokenizer
 from genie_jax.nn import quantizers
 
 Config = Mapping[str, Any] | ml_collections.ConfigDict
@@ -216,4 +216,8 @@ register(
 register(
   "dynamics",
   ModelType(dynamics.Dynamics, build_lib.dynamics, _tokens, ("transformer",)),
+)
+register(
+  "classifier",
+  ModelType(classifier.Classifier, classifier.build, _frames),
 )

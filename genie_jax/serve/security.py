@@ -72,7 +72,7 @@ class Guard:
     name = _name(host)
     if name is None or not (name in self._names or _is_address(name)):
       return (
-        "Unknown Host; open the address that genie play printed, or "
+        "Unknown Host; open the address that the command printed, or "
         "name the host with --allow-host."
       )
     origin = headers.get("origin")

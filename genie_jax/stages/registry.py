@@ -14,7 +14,7 @@ from genie_jax.core import config as config_lib
 from genie_jax.core import errors
 from genie_jax.core import registry as registry_lib
 from genie_jax.models import build
-from genie_jax.stages import dynamics, joint, lam, tokenizer
+from genie_jax.stages import classifier, dynamics, joint, lam, tokenizer
 from genie_jax.train import stage
 
 Config = Mapping[str, Any] | ml_collections.ConfigDict
@@ -157,3 +157,4 @@ register(
   StageType(dynamics.make, _alone("dynamics"), dynamics.made_by),
 )
 register("joint", StageType(joint.make, joint.parts, joint.made_by))
+register("classifier", StageType(classifier.make, _alone("classifier")))

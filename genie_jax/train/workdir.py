@@ -162,7 +162,7 @@ def _may_change(
   """Returns whether a run can resume with another value of a field."""
   if name in _MAY_CHANGE or name.startswith(_MAY_CHANGE_GROUPS):
     return True
-  if name == "data.path":
+  if name in ("data.path", "data.labels"):
     return _DATA in old and old[_DATA] == new.get(_DATA)
   group, _, field = name.rpartition(".")
   return (

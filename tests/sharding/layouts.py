@@ -33,6 +33,7 @@ CASES = {
     for stage in ("tokenizer", "lam", "dynamics", "joint")
   },
   "coinrun/tokenizer_images:tiny": ({}, 8),
+  "platformers/classifier": (dict(MANY, data=1), 16),
   "scaling/dynamics": ({}, 64),
   "scaling/miniature": ({}, 8),
 }
