@@ -241,8 +241,8 @@ def _call(function: Any, arguments: tuple[Any, ...]) -> Any:
       content = arguments[0] if arguments else b""
       if isinstance(content, str) and arguments[1:] == ("latin-1",):
         content = content.encode("latin-1")
-      _of(content, bytes)
-      return content if name == "bytes" else bytearray(content)
+      found: bytes = _of(content, bytes)
+      return found if name == "bytes" else bytearray(found)
     case "encode" if arguments[1:] in (("latin1",), ("latin-1",)):
       return _of(arguments[0], str).encode("latin-1")
     case name:
