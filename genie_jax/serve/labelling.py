@@ -276,7 +276,11 @@ def run(
     say: Prints a line.
   """
   url = server_lib.address(taken, host)
-  server = uvicorn.Server(server_lib.configure(labelling.app, _PAGES))
+  config = server_lib.configure(labelling.app, _PAGES)
+  # The app has nothing to start or end, and Ctrl-C would be reported as an
+  # error of the part that waits for its end.
+  config.lifespan = "off"
+  server = uvicorn.Server(config)
   say(f"Rate clips at {url} (Ctrl-C ends)")
   if open_browser:
     webbrowser.open(url)

@@ -2,6 +2,9 @@
 
 import contextlib
 import json
+import signal
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 
@@ -248,6 +251,28 @@ def test_ratings_survive_a_restart_and_the_same_sample_goes_on(clips, table):
     assert server.state()["clip"]["id"] == second
     post(host, {"clip": second, "rating": "5"})
   assert ratings.read(table).rated == {first: 2, second: 5}
+
+
+def test_ctrl_c_ends_the_command_without_a_traceback(clips, table):
+  words = [sys.executable, "-m", "genie_jax", "data", "label"]
+  words += [str(clips.folder), "--labels", str(table), "--port", "0"]
+  process = subprocess.Popen(
+    words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  )
+  try:
+    lines = [process.stdout.readline() for _ in range(2)]
+    assert "Rate clips at http://127.0.0.1:" in lines[1]
+    host = lines[1].split("//")[1].split("/")[0]
+    with urllib.request.urlopen(f"http://{host}/state") as answer:
+      clip = json.load(answer)["clip"]["id"]
+    assert post(host, {"clip": clip, "rating": "5"})[0] == 200
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+  finally:
+    process.kill()
+    process.wait()
+  assert process.returncode == 0 and err == ""
+  assert out.splitlines()[-1] == f"Stopped; 1 ratings are in {table}."
 
 
 def test_two_programs_do_not_write_to_one_table(clips, table):
