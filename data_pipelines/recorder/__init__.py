@@ -1,0 +1,1 @@
+"""Films of real games, recorded with scripted keys, and labels of them."""
