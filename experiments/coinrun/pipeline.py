@@ -30,12 +30,9 @@ interrupted run, and writes a folder:
 import argparse
 import dataclasses
 import pathlib
-import shlex
-import subprocess
 import sys
-import time
 
-from genie_jax.core import files
+from genie_jax.core import files, steps
 
 _HERE = pathlib.Path(__file__).parent
 
@@ -139,7 +136,7 @@ def commands(
     "--name",
     f"{game}-{mode}",
   ]
-  steps = {
+  found = {
     "data": [
       "data",
       "procgen",
@@ -271,7 +268,7 @@ def commands(
     ),
   ]
   if size.true_actions:
-    steps["dynamics_true"] = [
+    found["dynamics_true"] = [
       "train",
       *config("dynamics"),
       "--workdir",
@@ -280,9 +277,9 @@ def commands(
       "--config.actions=true",
       f"--config.world.num_latent_actions={_KEYS}",
     ]
-    steps["export_true"] = export("world_true", "tokenizer", "dynamics_true")
+    found["export_true"] = export("world_true", "tokenizer", "dynamics_true")
     evaluation += ["--true-actions-world", workdir("world_true")]
-  return {**steps, "eval": evaluation}
+  return {**found, "eval": evaluation}
 
 
 def run(mode: str, out: pathlib.Path, game: str = "coinrun") -> None:
@@ -295,47 +292,28 @@ def run(mode: str, out: pathlib.Path, game: str = "coinrun") -> None:
     SystemExit: A step failed; it has printed its own message.
   """
   out.mkdir(parents=True, exist_ok=True)
-  clock = out / "seconds.json"
-  seconds = files.read_json(clock) if clock.exists() else {}
-  for name, arguments in commands(mode, out, game).items():
-    print(f"\n$ genie {shlex.join(arguments)}", flush=True)
-    begin = time.monotonic()
-    try:
-      code = subprocess.run(
-        [sys.executable, "-m", "genie_jax", *arguments], check=False
-      ).returncode
-    finally:
-      spent = time.monotonic() - begin
-      seconds[name] = round(seconds.get(name, 0.0) + spent, 1)
-      files.write_json(clock, seconds)
-    if code:
-      print(
-        f"Step {name!r} ended with code {code}; fix the cause and run the "
-        "same command again, which resumes from here.",
-        file=sys.stderr,
-      )
-      sys.exit(code)
+  planned = [
+    steps.Step(name, words) for name, words in commands(mode, out, game).items()
+  ]
+  seconds = _run(planned, out)
   metrics = files.read_json(out / "metrics.json")
   metrics["seconds_by_stage"] = seconds
   metrics["seconds_total"] = round(sum(seconds.values()), 1)
   files.write_json(out / "metrics.json", metrics)
-  _state_figures(mode, out, game)
+  # Exported again, with the figures in the world's manifest.
+  words = commands(mode, out, game)["export"]
+  again = [*words, "--metrics", str(out / "metrics.json")]
+  _run([steps.Step("export", again)], out)
   _summary(out, metrics)
 
 
-def _state_figures(mode: str, out: pathlib.Path, game: str) -> None:
-  """Exports the world again, with the figures in its manifest."""
-  arguments = [
-    *commands(mode, out, game)["export"],
-    "--metrics",
-    str(out / "metrics.json"),
-  ]
-  print(f"\n$ genie {shlex.join(arguments)}", flush=True)
-  code = subprocess.run(
-    [sys.executable, "-m", "genie_jax", *arguments], check=False
-  ).returncode
-  if code:
-    sys.exit(code)
+def _run(planned: list[steps.Step], out: pathlib.Path) -> dict[str, float]:
+  """Runs steps; ends the program with one line if one fails."""
+  try:
+    return steps.run(planned, out / "seconds.json")
+  except steps.StepFailed as error:
+    print(error, file=sys.stderr)
+    sys.exit(error.code)
 
 
 def _summary(out: pathlib.Path, metrics: dict) -> None:
