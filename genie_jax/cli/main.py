@@ -17,6 +17,7 @@ from genie_jax.core import errors, registry
 # Name -> description in `genie --help`. Each is a module of this package, so
 # that a sub-command does not import what only the others need.
 COMMANDS = {
+  "world": "from a folder of films to a world, all stages",
   "data": "collect clips, or check a folder of clips",
   "train": "train one stage; resumes if it was interrupted",
   "buttons": "make buttons of the codes of a latent action model",

@@ -1,0 +1,1 @@
+"""Configs of worlds from a folder of films (`genie world`)."""
