@@ -67,6 +67,37 @@ def test_figures_of_a_world_are_found_in_its_evaluation(tmp_path, capsys):
   assert "palette_share" in capsys.readouterr().out
 
 
+def test_another_evaluation_of_the_same_world_fills_what_was_not_measured(
+  tmp_path, capsys
+):
+  results = (
+    pathlib.Path(world_figures.__file__).parent / "results" / "tiny.json"
+  )
+  other = json.loads(results.read_text())
+  other["delta_psnr"] = -1.0  # Was measured, so it is not taken from here.
+  match = {"value": 0.7, "low": 0.6, "high": 0.8}
+  other["details"]["true_actions"] = {
+    "counterfactuals": {"after": {"8": {"score": match}}}
+  }
+  also, out = tmp_path / "metrics.json", tmp_path / "world.json"
+  also.write_text(json.dumps(other))
+  words = [str(results), "--also", str(also), "--seeds", "0", "--out", str(out)]
+  world_figures.main(words)
+  found = json.loads(out.read_text())
+  assert found["true_actions_counterfactual_match"] == 0.7
+  assert found["delta_psnr"] == json.loads(results.read_text())["delta_psnr"]
+  assert found["also"]["figures"] == [
+    "true_actions_counterfactual_match",
+    "true_actions_counterfactual_low",
+  ]
+  assert found["also"]["command"] == other["command"]
+  also.write_text(json.dumps(other | {"data_fingerprint": "1" * 64}))
+  with pytest.raises(SystemExit) as stopped:
+    world_figures.main(words)
+  assert stopped.value.code == 2
+  assert "data_fingerprint" in capsys.readouterr().err
+
+
 def test_the_share_of_kvd_lies_between_tokenizer_and_frozen_frames():
   rows = {"world": 3.0, "tokenizer": 1.0, "frozen": 21.0}
   metrics = {

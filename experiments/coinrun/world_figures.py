@@ -7,7 +7,10 @@ Run:     python -m experiments.coinrun.world_figures EVAL/metrics.json \
              --seeds 0 --out experiments/coinrun/results/world.json
 
 The file has the figures by which the world that ships is judged (`FIGURES`),
-then everything of metrics.json. A figure that was not measured is null.
+then everything of metrics.json. A figure that was not measured is null. With
+`--also OTHER/metrics.json`, a figure that the first evaluation did not measure
+is that of another evaluation of the same world on the same clips; "also" then
+says which.
 """
 
 import argparse
@@ -15,7 +18,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from genie_jax.core import files
+from genie_jax.core import errors, files
 from genie_jax.evals import questions
 
 # Name -> path in metrics.json; of an interval, its value, low or high end.
@@ -62,6 +65,43 @@ FIGURES = {
 }
 
 
+# What says where the figures of an evaluation come from.
+_ORIGIN = ("command", "commit", "date")
+# Of two evaluations that are joined, these must be equal.
+_SAME = ("world_fingerprint", "data_fingerprint", "split", "seed")
+
+
+def join(
+  found: Mapping[str, Any], metrics: Mapping[str, Any], other: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns the figures that another evaluation adds, and where it is from.
+
+  Args:
+    found: From `figures`.
+    metrics: The evaluation of `found`.
+    other: The other evaluation.
+
+  Raises:
+    UserError: They are of different worlds or clips.
+  """
+  for name in _SAME:
+    if metrics[name] != other[name]:
+      raise errors.UserError(
+        f"The evaluations have {name} {metrics[name]!r:.40} and "
+        f"{other[name]!r:.40}; join only those of one world on the same clips."
+      )
+  more = {
+    name: value
+    for name, value in figures(other).items()
+    if found[name] is None and value is not None
+  }
+  if not more:
+    return {}
+  return more | {
+    "also": {"figures": list(more)} | {name: other[name] for name in _ORIGIN}
+  }
+
+
 def figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
   """Returns `FIGURES` of an evaluation and the share of KVD that remains.
 
@@ -94,10 +134,22 @@ def main(words: Sequence[str] | None = None) -> None:
     required=True,
     help="training seeds that the figures are of",
   )
+  parser.add_argument(
+    "--also",
+    type=pathlib.Path,
+    help="metrics.json of another evaluation of the same world on the same "
+    "clips, for figures that the first did not measure",
+  )
   parser.add_argument("--out", type=pathlib.Path, required=True)
   args = parser.parse_args(words)
   metrics = files.read_json(args.metrics)
-  found = figures(metrics) | {"seeds": args.seeds}
+  found = figures(metrics)
+  if args.also:
+    try:
+      found |= join(found, metrics, files.read_json(args.also))
+    except errors.UserError as error:
+      parser.exit(2, f"world_figures: {error}\n")
+  found |= {"seeds": args.seeds}
   files.write_json(args.out, {**found, **metrics, **found})
   for name, value in found.items():
     print(f"{name:36}{value if value is not None else 'not measured'}")
