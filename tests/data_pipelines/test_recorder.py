@@ -15,6 +15,7 @@ import pytest
 from data_pipelines.recorder import __main__ as command
 from data_pipelines.recorder import (
   derive,
+  excerpts,
   film,
   games,
   packaged,
@@ -165,6 +166,51 @@ def test_films_of_a_place_have_one_session(monkeypatch, tmp_path):
       assert job.session == good[job.after]
   kinds = {job.bad_kind for job in jobs}
   assert kinds == {"", "menu", "paused", *derive.EDITS}
+
+
+def test_each_film_of_play_gets_every_variant_that_is_asked_for(tmp_path):
+  jobs = plan.jobs(
+    ["procgen"], 2, 60.0, 0, tmp_path, variants=["static", "cropped"]
+  )
+  assert [job.bad_kind for job in jobs] == ["", "", *["static", "cropped"] * 2]
+  assert [job.after for job in jobs[2:4]] == [jobs[0].file] * 2
+  with pytest.raises(errors.UserError, match="did you mean 'static'"):
+    plan.jobs(["procgen"], 2, 60.0, 0, tmp_path, variants=["statik"])
+
+
+def test_excerpts_are_short_and_small_and_of_every_kind(tmp_path, capsys):
+  folder, out = tmp_path / "films", tmp_path / "out"
+  name, menu = "game/level-0.mp4", "game/menu-0.mp4"
+  with film.FilmWriter(folder / name, 128, 96, 30) as writer:
+    for step, frame in enumerate(pictures(90, 96, 128)):
+      writer.write(frame, step / 30)
+  film.write_array(folder / menu, pictures(20), FPS)
+  made = [
+    plan.Job(name, "game", "game-level", "", 3.0, lambda path: None),
+    plan.Job(menu, "game", "game-menu0", "menu", 2.0, lambda path: None),
+  ]
+  plan.write_labels(folder, made)
+  words = [str(folder), "--out", str(out), "--games", "game", "--seconds", "2"]
+  assert excerpts.main(words) == 0
+  found = {row["file"]: row for row in rows(out / "labels.csv")}
+  assert {row["bad_kind"] for row in found.values()} == {
+    *("", "menu", "sped_up", "cropped", "overlay")
+  }
+  assert {row["session"] for row in found.values()} == {
+    "game-level",
+    "game-menu0",
+  }
+  short, times = read(out / name)
+  original, _ = read(folder / name)
+  assert short.shape == (20, 180, 240, 3)
+  np.testing.assert_allclose(times, np.arange(20) / 10, atol=1e-3)
+  large = short[5, :: 180 // 12, :: 240 // 16].astype(int)
+  assert np.abs(large - original[15, ::8, ::8]).mean() < 20
+  assert len(read(out / "game/level-0.sped_up.mp4")[0]) == 4
+  assert excerpts.main(words) == 0  # Films that exist are kept.
+  capsys.readouterr()
+  assert excerpts.main([*words[:4], "tux"]) == 2
+  assert "has no film of it" in capsys.readouterr().err
 
 
 def test_labels_list_the_films_that_exist_and_keep_earlier_rows(
