@@ -48,7 +48,9 @@ def judged(
   found["by_kind"] = {
     kind or "good": {
       "clips": int(some.sum()),
-      "said_good": float(said[some].mean()),
+      "said_good": clip_figures.precision_and_recall(
+        said[some], np.ones(int(some.sum()), bool), rows["session"][some]
+      )["recall"],
       "kept": float((probability[some] >= _CONFIDENCE).mean()),
     }
     for kind in sorted(set(rows["bad_kind"][chosen]))
@@ -58,7 +60,11 @@ def judged(
     game: {
       "good_clips": int((some & (label == 1)).sum()),
       "bad_clips": int((some & (label == 0)).sum()),
+      "sessions": len(np.unique(rows["session"][some])),
       "accuracy": float((said == label)[some].mean()),
+      **clip_figures.precision_and_recall(
+        said[some], label[some] == 1, rows["session"][some]
+      ),
     }
     for game in sorted(set(rows["game"][chosen]))
     for some in [chosen & (rows["game"] == game)]

@@ -164,11 +164,11 @@ def add_arguments(commands: Any) -> None:
     "--out gets the figures",
   )
   add(
-    "--pairs",
+    "--runs",
     type=int,
     default=8,
     metavar="N",
-    help="pairs of adjacent frames read from each clip (default: 8)",
+    help="runs of adjacent frames read from each clip (default: 8)",
   )
   add(
     "--batch",
@@ -345,7 +345,7 @@ def _score(args: argparse.Namespace) -> int:
   from genie_jax.core import errors
 
   for flag, value, least in (
-    ("--pairs", args.pairs, 1),
+    ("--runs", args.runs, 1),
     ("--batch", args.batch, 1),
   ):
     if value < least:
@@ -361,7 +361,7 @@ def _score(args: argparse.Namespace) -> int:
     args.out,
     labels=args.labels,
     clip_frames=args.clip_frames,
-    pairs=args.pairs,
+    runs=args.runs,
     batch=args.batch,
     confidence=args.confidence,
   )

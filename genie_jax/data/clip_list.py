@@ -184,26 +184,29 @@ def table_metadata(path: pathlib.Path) -> dict[str, Any]:
   return json.loads(found) if found else {}
 
 
-def pair_places(
-  length: int, pairs: int, shift: int = 0, shifts: int = 1
+def run_places(
+  length: int, runs: int, shift: int = 0, shifts: int = 1, *, size: int = 2
 ) -> np.ndarray:
-  """Returns pairs of adjacent frames that are spread evenly over a clip.
+  """Returns runs of adjacent frames that are spread evenly over a clip.
 
-  The clip is divided into as many equal parts as there are pairs, and each part
-  into `shifts` places; the pair is at place `shift` of each part.
+  The clip is divided into as many equal parts as there are runs, and each part
+  into `shifts` places; the run is at place `shift` of each part.
 
   Args:
     length: Frames of the clip, at least 2.
-    pairs: Number of pairs; they overlap in short clips.
+    runs: Number of runs; they overlap in short clips.
     shift: Place in each part, from 0.
     shifts: Number of places.
+    size: Frames of a run. In a clip that is shorter than a run, the last frame
+      is repeated.
 
   Returns:
-    int64 [2 * pairs], in time order: t, t + 1 of each pair in turn.
+    int64 [size * runs]: t, t + 1, ... of each run in turn.
   """
-  parts = (np.arange(pairs) + (shift + 0.5) / shifts) * (length / pairs)
-  first = np.minimum(parts.astype(np.int64), length - 2)
-  return np.stack([first, first + 1], axis=1).reshape(-1)
+  parts = (np.arange(runs) + (shift + 0.5) / shifts) * (length / runs)
+  first = np.clip(parts.astype(np.int64), 0, max(0, length - size))
+  places = first[:, None] + np.arange(size)
+  return np.minimum(places, length - 1).reshape(-1)
 
 
 class Reader:
@@ -237,7 +240,7 @@ class Reader:
 
     Args:
       clip: A clip of this folder.
-      places: Numbers of frames within the clip, ascending; None for all.
+      places: Numbers of frames within the clip; None for all.
 
     Returns:
       uint8 [n, H, W, C].
@@ -263,14 +266,14 @@ class Reader:
         )
       rows = np.flatnonzero(wanted // size == number)
       inside = wanted[rows] % size
-      begin = int(inside[0])
+      begin = int(inside.min())
       frames = stored_frames.load(
         arrays,
         meta,
         self._manifest.frames_codec,
         self._manifest.frame_shape,
         begin,
-        int(inside[-1]) + 1,
+        int(inside.max()) + 1,
         f"{reader.path} record {clip.record + int(number)}",
       )
       out[rows] = frames[inside - begin]

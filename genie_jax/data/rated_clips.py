@@ -22,23 +22,24 @@ from genie_jax.data import manifest as manifest_lib
 class RatedClips(sources.Source):
   """The clips of a split that were rated 5 or 1.
 
-  Elements: {"frames": uint8 [T, H, W, C] (pairs of adjacent frames that are
-  spread over the clip, see `clip_list.pair_places`), "labels": int32, 1 for
+  Elements: {"frames": uint8 [T, H, W, C] (runs of adjacent frames that are
+  spread over the clip, see `clip_list.run_places`), "labels": int32, 1 for
   good and 0 for bad, "source": int32}.
 
   Args:
     folder: A clips folder.
     labels: A table of ratings, see `ratings`.
     split: "train", "validation" or "test". Splits are disjoint by source.
-    num_frames: T, an even number.
+    num_frames: T, a multiple of `run`.
     clip_frames: Most frames of a clip, as they were rated.
-    shifts: Each clip is this many elements, with pairs of other frames.
+    run: Frames of a run, 2 or more.
+    shifts: Each clip is this many elements, with runs at other places.
     balance: Whether clips of the rarer class are repeated until both classes
       have nearly the same number of elements.
 
   Raises:
-    UserError: There is no such folder, table or split, T is odd, or the split
-      does not have clips of both classes.
+    UserError: There is no such folder, table or split, T is not a multiple of
+      `run`, or the split does not have clips of both classes.
   """
 
   def __init__(
@@ -49,14 +50,15 @@ class RatedClips(sources.Source):
     num_frames: int,
     *,
     clip_frames: int = clip_list.CLIP_FRAMES,
+    run: int = 2,
     shifts: int = 1,
     balance: bool = False,
   ):
-    if num_frames < 2 or num_frames % 2 or shifts < 1:
+    if run < 2 or num_frames < run or num_frames % run or shifts < 1:
       raise errors.UserError(
         f"config.data has num_frames={num_frames} and shifts={shifts}; frames "
-        "are read in pairs, so give an even number of frames, and at least 1 "
-        "shift."
+        f"are read in runs of {run}, so give a multiple of {run}, and at least "
+        "1 shift."
       )
     manifest = manifest_lib.Manifest.read(folder)
     found = ratings.read(labels)
@@ -88,7 +90,7 @@ class RatedClips(sources.Source):
       )
     self.num_good, self.num_bad = counts[1], counts[0]
     self._elements = _balanced(mine) if balance else mine
-    self._num_frames, self._shifts = num_frames, shifts
+    self._num_frames, self._run, self._shifts = num_frames, run, shifts
     self._reader = clip_list.Reader(manifest)
     self._shape = manifest.frame_shape
     used = [[clip.id, label] for clip, label in chosen]
@@ -117,11 +119,12 @@ class RatedClips(sources.Source):
       if not 0 <= index < len(self):
         raise IndexError(f"Element {index} of {len(self)}.")
       clip, label = self._elements[int(index) // self._shifts]
-      places = clip_list.pair_places(
+      places = clip_list.run_places(
         clip.length,
-        self._num_frames // 2,
+        self._num_frames // self._run,
         int(index) % self._shifts,
         self._shifts,
+        size=self._run,
       )
       out["frames"][row] = self._reader.frames(clip, places)
       out["labels"][row], out["source"][row] = label, clip.source

@@ -48,7 +48,7 @@ def look(
   manifest: manifest_lib.Manifest,
   clips: list[clip_list.Clip],
   *,
-  pairs: int,
+  runs: int,
   batch: int,
 ) -> Looked:
   """Runs a classifier on clips.
@@ -57,7 +57,7 @@ def look(
     part: The classifier.
     manifest: Of the clips' folder, read from it.
     clips: The clips.
-    pairs: T / 2, pairs of adjacent frames of each clip.
+    runs: Runs of adjacent frames that are read from each clip.
     batch: Clips that are scored at once.
 
   Raises:
@@ -79,18 +79,20 @@ def look(
   features = {
     name: np.empty(len(clips), np.float32) for name in clip_figures.FEATURES
   }
-  frames = np.zeros((batch, 2 * pairs, *manifest.frame_shape), np.uint8)
+  size = module.run
+  frames = np.zeros((batch, size * runs, *manifest.frame_shape), np.uint8)
   with progress.track(
     total=len(clips), unit="clips", description="scoring"
   ) as bar:
     for first in range(0, len(clips), batch):
       some = clips[first : first + batch]
       for row, clip in enumerate(some):
-        places = clip_list.pair_places(clip.length, pairs)
+        places = clip_list.run_places(clip.length, runs, size=size)
         frames[row] = reader.frames(clip, places)
         at = first + row
         values = frames[row].astype(np.float32) / 255
-        features["motion"][at] = np.abs(values[1::2] - values[::2]).mean()
+        each = values.reshape(runs, size, *values.shape[1:])
+        features["motion"][at] = np.abs(np.diff(each, axis=1)).mean()
         features["brightness"][at] = values.mean()
         features["contrast"][at] = values.std()
       # The last batch is filled up with earlier clips, so that one shape is
@@ -109,7 +111,7 @@ def score(
   *,
   labels: files.PathLike | None = None,
   clip_frames: int = clip_list.CLIP_FRAMES,
-  pairs: int = 8,
+  runs: int = 8,
   batch: int = 16,
   confidence: float = 0.9,
 ) -> dict[str, Any]:
@@ -124,7 +126,7 @@ def score(
     out: The Parquet file to write.
     labels: A table of ratings.
     clip_frames: Most frames of a clip.
-    pairs: Pairs of adjacent frames that are read from each clip.
+    runs: Runs of adjacent frames that are read from each clip.
     batch: Clips that are scored at once.
     confidence: Of the decision rule for which figures are stated.
 
@@ -147,7 +149,7 @@ def score(
     found = ratings.read(labels)
     found.check({clip.id for clip in clips}, labels)
     rated = found.rated
-  seen = look(part, manifest, clips, pairs=pairs, batch=batch)
+  seen = look(part, manifest, clips, runs=runs, batch=batch)
   wanted = {ratings.GOOD: 1, ratings.BAD: 0}
   label = np.array(
     [wanted.get(rated.get(clip.id, 0), -1) for clip in clips], np.int64
@@ -164,7 +166,7 @@ def score(
     "classifier": fingerprint,
     "clips": manifest.fingerprint,
     "clip_frames": clip_frames,
-    "pairs": pairs,
+    "runs": runs,
     "calibration": dataclasses.asdict(calibration),
     "scored_clips": len(clips),
     "scored_frames": sum(clip.length for clip in clips),

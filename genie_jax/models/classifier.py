@@ -3,10 +3,10 @@
 Genie, appendix B.1, names "a ResNet18 (11M parameters)" and nothing more. The
 layers are those of He et al. (arXiv:1512.03385, table 1, 18 layers).
 
-Differs from the paper of that network: the network sees pairs of adjacent
-frames, each as the first frame and its change to the second, because a paused,
-a static and a sped-up game cannot be told from play by one picture; its
-features are averaged over the pairs of a clip; and GroupNorm (arXiv:1803.08494)
+Differs from the paper of that network: the network sees runs of adjacent
+frames, each as the first frame and the change to each next one, because a
+paused, a static and a sped-up game cannot be told from play by one picture; its
+features are averaged over the runs of a clip; and GroupNorm (arXiv:1803.08494)
 takes the place of BatchNorm, so that the network is a function of its
 parameters alone, a clip's score does not depend on the other clips of a batch,
 and a step is the same on any mesh. GroupNorm divides by the size of a clip's
@@ -14,10 +14,12 @@ own features, which would hide how much a clip moves, so the first layer and the
 shortcuts are not normalised.
 
 Shapes:
-  B  clips                 T  frames, as pairs t, t + 1       P  pairs, T / 2
+  B  clips     T  frames, as runs of adjacent ones     R  frames of a run
+  P  runs, T / R
   H W C  rows, columns, channels of a frame                   D  channels
 """
 
+import itertools
 from typing import Any
 
 import chex
@@ -34,6 +36,7 @@ from genie_jax.sharding import rules
 _BLOCKS = (2, 2, 2, 2)
 # Groups of GroupNorm, as in its paper, or fewer of four channels each.
 _GROUPS, _LEAST_CHANNELS = 32, 4
+RUNS = (2, 3, 4, 6)  # Lengths of a run of adjacent frames.
 _SCALE = 4.0  # Pixels from 0 to 1 have a standard deviation of about 1 / 4.
 
 
@@ -120,6 +123,7 @@ class Classifier(nn.Module):
     channels: C.
     features: Channels of the first layer; 64 for ResNet-18.
     shrink: Factor by which frames are made smaller first, by averaging.
+    run: R, one of RUNS.
     dtype: "bfloat16" or "float32", of the products; the sum over a clip and the
       last layer are float32.
   """
@@ -129,6 +133,7 @@ class Classifier(nn.Module):
   channels: int
   features: int = 64
   shrink: int = 1
+  run: int = 2
   dtype: str = "bfloat16"
 
   @nn.compact
@@ -136,8 +141,8 @@ class Classifier(nn.Module):
     """Scores clips.
 
     Args:
-      frames: float [B, T, H, W, C] in [0, 1]; frames 2 p and 2 p + 1 are a
-        pair of adjacent frames of the clip, T is even.
+      frames: float [B, T, H, W, C] in [0, 1]; frames R p to R p + R - 1 are
+        adjacent frames of the clip, T is a multiple of R.
 
     Returns:
       float32 [B], logits.
@@ -145,13 +150,13 @@ class Classifier(nn.Module):
     chex.assert_shape(
       frames, (None, None, self.height, self.width, self.channels)
     )
-    if frames.shape[1] % 2:
+    if frames.shape[1] % self.run:
       raise errors.UserError(
-        f"The classifier reads pairs of frames, so it needs an even number of "
-        f"frames, not {frames.shape[1]}."
+        f"The classifier reads runs of {self.run} frames, so it needs a "
+        f"multiple of {self.run} frames, not {frames.shape[1]}."
       )
     kind = jnp.dtype(self.dtype)
-    x = self._pairs(frames)
+    x = self._runs(frames)
     x = rules.constrain(x, ("act_batch", None, None, None))
     x = nn.relu(Convolution(self.features, 7, 2, kind, name="stem")(x))
     edges: Any = ((1, 1), (1, 1))  # Flax annotates it as text.
@@ -176,18 +181,22 @@ class Classifier(nn.Module):
       name="to_logit",
     )(x)[:, 0]
 
-  def _pairs(self, frames: jax.Array) -> jax.Array:
-    """Returns [B * P, H, W, 2 C]: the first frame, and its change."""
+  def _runs(self, frames: jax.Array) -> jax.Array:
+    """Returns [B * P, H, W, R C]: the first frame, and the changes."""
     shape, size = frames.shape, self.shrink
     if size > 1:
       rows, columns = shape[2] // size, shape[3] // size
       frames = frames[:, :, : rows * size, : columns * size]
       frames = frames.reshape(*shape[:2], rows, size, columns, size, -1)
       frames = frames.mean((3, 5))
-    pairs = frames.reshape(-1, 2, *frames.shape[2:])
-    first, second = pairs[:, 0], pairs[:, 1]
-    return jnp.concatenate(
-      [_SCALE * (first - 0.5), _SCALE * (second - first)], axis=-1
+    frames = frames.reshape(-1, self.run, *frames.shape[2:])
+    each = [frames[:, number] for number in range(self.run)]
+    return _SCALE * jnp.concatenate(
+      [
+        each[0] - 0.5,
+        *(after - before for before, after in itertools.pairwise(each)),
+      ],
+      axis=-1,
     )
 
 
@@ -203,6 +212,11 @@ def build(config: dict[str, Any]) -> Classifier:
   for name in ("features", "shrink"):
     if name in model:
       _positive(f"config.model.{name}", model[name])
+  if model.get("run", 2) not in RUNS:
+    raise errors.UserError(
+      f"config.model.run={model['run']!r:.40} must be one of "
+      f"{', '.join(map(str, RUNS))}."
+    )
   if model.get("dtype", "bfloat16") not in ("bfloat16", "float32"):
     raise errors.UserError(
       f"config.model.dtype={model['dtype']!r:.40} is unknown; use bfloat16 or "

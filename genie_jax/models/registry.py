@@ -8,6 +8,7 @@ registered under the name of the role.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -181,6 +182,13 @@ def _frames(world: Mapping[str, Any]) -> Inputs:
   return (jax.ShapeDtypeStruct(shape, np.float32),)
 
 
+def _runs(world: Mapping[str, Any]) -> Inputs:
+  """Returns the shape of a clip of whole runs, whatever their length is."""
+  frames = math.lcm(*classifier.RUNS)
+  shape = (1, frames, world["height"], world["width"], world["channels"])
+  return (jax.ShapeDtypeStruct(shape, np.float32),)
+
+
 def _tokens(world: Mapping[str, Any]) -> Inputs:
   """Returns the shapes of tokens, action and mask of two frames."""
   grid = (1, 2, *build_lib.token_grid(world))
@@ -219,5 +227,5 @@ register(
 )
 register(
   "classifier",
-  ModelType(classifier.Classifier, classifier.build, _frames),
+  ModelType(classifier.Classifier, classifier.build, _runs),
 )

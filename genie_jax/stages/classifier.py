@@ -3,12 +3,13 @@
     ratings 5 -> good, 1 -> bad, 2 to 4 left out
 
 The loss is the cross-entropy of the label. The paper states neither the
-optimizer nor any augmentation. Ours is two changes of a clip that do not change
-whether it is good: mirroring it, and scaling its colour channels, so that
-colours that stand for one game say less.
+optimizer nor any augmentation. Ours is changes of a clip that do not change
+whether it is good: mirroring it, exchanging and scaling its colour channels,
+and a gamma curve, so that colours that stand for one place say less.
 
 Shapes:
-  B  clips     T  frames, as pairs t, t + 1     H W C  rows, columns, channels
+  B  clips     T  frames, as runs of adjacent ones
+  H W C  rows, columns, channels of a frame
 """
 
 import jax
@@ -31,17 +32,22 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
     UserError: A field of the config is missing or out of range.
   """
   world, frames = config.world, config.data.num_frames
-  if frames < 2 or frames % 2:
+  model = registry.build("classifier", config, trusted=True)
+  if frames < model.run or frames % model.run:
     raise errors.UserError(
-      f"config.data.num_frames={frames} must be even and positive: the "
-      "classifier reads pairs of adjacent frames."
+      f"config.data.num_frames={frames} must be a positive multiple of "
+      f"{model.run}: the classifier reads runs of adjacent frames "
+      "(config.model.run)."
     )
   if not 0 <= config.augment.colour < 1:
     raise errors.UserError(
       f"config.augment.colour={config.augment.colour} must be at least 0 and "
       "less than 1."
     )
-  model = registry.build("classifier", config, trusted=True)
+  if not 0 <= config.augment.gamma <= 1:
+    raise errors.UserError(
+      f"config.augment.gamma={config.augment.gamma} must be from 0 to 1."
+    )
   shape = (frames, world.height, world.width, world.channels)
 
   def init(rng):
@@ -56,8 +62,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
     clips = augmented(
       autoencoding.as_float(batch["frames"]),
       rng,
-      mirror=config.augment.mirror,
-      colour=config.augment.colour,
+      **config.augment,
     )
     logits = logits_of(params, clips)
     return stage.Outcome(
@@ -89,7 +94,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
 
   def show(drawn):
     clips, probability, label = drawn
-    first, second = clips[::2], clips[1::2]
+    first, second = clips[:: model.run], clips[1 :: model.run]
     name = "good" if label else "bad"
     return {
       "clip": {
@@ -104,7 +109,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
   return stage.Stage(
     name="classifier",
     features={
-      # Pairs are folded into the batch, so frames are never split.
+      # Runs are folded into the batch, so frames are never split.
       "frames": stage.Feature(shape, jnp.uint8, (None,) * 4),
       "labels": stage.Feature((), jnp.int32, ()),
     },
@@ -146,6 +151,7 @@ def open_source(
     split,
     data.num_frames,
     clip_frames=data.clip_frames,
+    run=config.model.get("run", 2),
     shifts=data.shifts if training else 1,
     balance=training and data.balance,
   )
@@ -156,24 +162,41 @@ def open_source(
 
 
 def augmented(
-  frames: jax.Array, rng: jax.Array, *, mirror: bool, colour: float
+  frames: jax.Array,
+  rng: jax.Array,
+  *,
+  mirror: bool = False,
+  exchange: bool = False,
+  colour: float = 0.0,
+  gamma: float = 0.0,
 ) -> jax.Array:
-  """Mirrors half of the clips, and scales the channels of each.
+  """Mirrors half of the clips, and changes the colours of each.
 
   Args:
     frames: float32 [B, T, H, W, C] in [0, 1].
     rng: A key.
     mirror: Whether half of the clips are mirrored from left to right.
+    exchange: Whether the channels of a clip are put in another order.
     colour: Each channel of a clip is multiplied by 1 - colour to 1 + colour.
+    gamma: The values of a clip are raised to a power, of which the logarithm is
+      from -gamma to gamma.
 
   Returns:
     Frames of the same shape, in [0, 1].
   """
-  to_mirror, to_scale = jax.random.split(rng)
+  to_mirror, to_scale, to_exchange, to_bend = jax.random.split(rng, 4)
   each = (len(frames), 1, 1, 1, 1)
   if mirror:
     chosen = jax.random.bernoulli(to_mirror, shape=each)
     frames = jnp.where(chosen, frames[:, :, :, ::-1], frames)
+  if exchange:
+    order = jax.vmap(lambda key: jax.random.permutation(key, frames.shape[-1]))(
+      jax.random.split(to_exchange, len(frames))
+    )
+    frames = jnp.take_along_axis(frames, order[:, None, None, None, :], axis=-1)
+  if gamma:
+    power = jax.random.uniform(to_bend, each, minval=-gamma, maxval=gamma)
+    frames = frames ** jnp.exp(power)
   if colour:
     factors = jax.random.uniform(
       to_scale,

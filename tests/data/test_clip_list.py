@@ -41,20 +41,25 @@ def test_the_frames_of_a_clip_are_those_that_were_written(tmp_path):
     truth = stage_data.frames_of(clip.source, 40, (16, 16, 3))
     truth = truth[clip.start : clip.start + clip.length]
     np.testing.assert_array_equal(reader.frames(clip), truth)
-    places = clip_list.pair_places(clip.length, 3)
+    places = clip_list.run_places(clip.length, 3, size=4)
     np.testing.assert_array_equal(reader.frames(clip, places), truth[places])
   other = pickle.loads(pickle.dumps(reader))  # To a worker.
   np.testing.assert_array_equal(other.frames(clip), truth)
 
 
-def test_pairs_are_adjacent_ordered_and_inside_the_clip():
+@pytest.mark.parametrize("size", [2, 4])
+def test_runs_are_adjacent_ordered_and_inside_the_clip(size):
   for length in (2, 3, 16, 160):
     for shift in range(4):
-      places = clip_list.pair_places(length, 8, shift, 4)
-      assert (places[1::2] - places[::2] == 1).all()
-      assert (np.diff(places[::2]) >= 0).all()
-      assert places.min() >= 0 and places.max() < length
-  shifted = [clip_list.pair_places(160, 8, shift, 10) for shift in range(10)]
+      runs = clip_list.run_places(length, 8, shift, 4, size=size)
+      runs = runs.reshape(8, size)
+      if length >= size:
+        assert (np.diff(runs, axis=1) == 1).all()
+      else:  # The last frame is repeated.
+        assert (runs == [0, 1, *[length - 1] * (size - 2)]).all()
+      assert (np.diff(runs[:, 0]) >= 0).all()
+      assert runs.min() >= 0 and runs.max() < length
+  shifted = [clip_list.run_places(160, 8, shift, 10) for shift in range(10)]
   assert len({each.tobytes() for each in shifted}) == 10
 
 

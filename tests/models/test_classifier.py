@@ -44,8 +44,8 @@ def clips(count, frames=4, seed=1):
 
 def test_it_has_the_parameters_of_resnet_18():
   # torchvision's resnet18 has 11,689,512 with a layer of 512 x 1000 + 1000 and
-  # three input channels; here are one output and six input channels.
-  wanted = 11_689_512 - 513_000 + 513 + 7 * 7 * 3 * 64
+  # three input channels; here are one output and twelve input channels.
+  wanted = 11_689_512 - 513_000 + 513 + 7 * 7 * 9 * 64
   # And the first layer and the three shortcuts have no norm.
   wanted -= 2 * (64 + 128 + 256 + 512)
   assert size(config_lib.load(CONFIG)) == wanted
@@ -78,7 +78,7 @@ def test_a_still_clip_and_a_moving_one_differ_though_each_frame_is_the_same():
   first, second = clips(2, frames=1)
   still = np.concatenate([first, first, second, second])[None]
   moving = np.concatenate([first, second, second, first])[None]
-  inputs = module.bind({})._pairs
+  inputs = module.bind({})._runs
   assert (np.asarray(inputs(jnp.asarray(still)))[..., 3:] == 0).all()
   assert (np.asarray(inputs(jnp.asarray(moving)))[..., 3:] != 0).any()
 
@@ -87,7 +87,7 @@ def test_frames_are_made_smaller_by_averaging():
   fields = {**FIELDS, "model": {"features": 8, "shrink": 2}}
   module = registry.build("classifier", fields)
   frames = clips(1, frames=2)
-  found = np.asarray(module.bind({})._pairs(jnp.asarray(frames)))
+  found = np.asarray(module.bind({})._runs(jnp.asarray(frames)))
   assert found.shape == (1, 12, 16, 6)
   wanted = 4 * (frames[0, 0, :2, :2].mean((0, 1)) - 0.5)
   np.testing.assert_allclose(found[0, 0, 0, :3], wanted, rtol=1e-5)
@@ -118,6 +118,7 @@ def test_every_parameter_has_logical_axes_and_it_traces_on_a_split_mesh():
     ({"features": 0}, "config.model.features=0 must be"),
     ({"shrink": 1.5}, "config.model.shrink=1.5 must be"),
     ({"shrink": 4}, "leaves less than 8 rows"),
+    ({"run": 1}, "config.model.run=1 must be"),
     ({"dtype": "int8"}, "config.model.dtype='int8' is unknown"),
     ({"layers": 18}, "config.model.layers is not a field"),
   ],
@@ -128,7 +129,23 @@ def test_an_invalid_field_is_one_clear_line(changes, message):
     registry.build("classifier", fields)
 
 
-def test_an_odd_number_of_frames_is_one_clear_line():
+def test_a_run_is_its_first_frame_and_the_change_to_each_next_one():
+  fields = {**FIELDS, "model": {"features": 8, "run": 3}}
+  module = registry.build("classifier", fields)
+  frames = clips(1, frames=6)
+  found = np.asarray(module.bind({})._runs(jnp.asarray(frames)))
+  assert found.shape == (2, 24, 32, 9)
+  first, changes = (
+    frames[0, ::3],
+    np.diff(frames[0].reshape(2, 3, 24, 32, 3), axis=1),
+  )
+  wanted = 4 * np.concatenate(
+    [first - 0.5, changes[:, 0], changes[:, 1]], axis=-1
+  )
+  np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_part_of_a_run_is_one_clear_line():
   module = registry.build("classifier", FIELDS)
-  with pytest.raises(errors.UserError, match="even number of frames, not 3"):
+  with pytest.raises(errors.UserError, match="multiple of 2 frames, not 3"):
     module.init(jax.random.key(0), clips(1, frames=3))

@@ -43,6 +43,8 @@ def words(data, *more):
     "--config.model.features=8",
     "--config.data.batch_size=8",
     "--config.augment.colour=0.1",
+    "--config.augment.gamma=0.1",
+    "--config.augment.exchange=False",
     "--config.optimizer.peak_lr=5e-3",
     *more,
   ]
@@ -255,8 +257,9 @@ def test_scores_of_another_folder_are_refused(scores, tmp_path, capsys):
 @pytest.mark.parametrize(
   "override, message",
   [
-    ("--config.data.num_frames=3", "must be even"),
+    ("--config.data.num_frames=3", "must be a positive multiple of 4"),
     ("--config.augment.colour=1.0", "config.augment.colour=1.0"),
+    ("--config.augment.gamma=2.0", "config.augment.gamma=2.0"),
     ("--config.data.labels=", "config.data.labels is empty"),
     ("--config.data.path=", "config.data.path is empty"),
     ("--config.world.height=48", r"frame_shape \[24, 32, 3\]"),
@@ -273,7 +276,7 @@ def test_an_invalid_config_is_one_clear_line(data, override, message):
 def test_augmentation_keeps_shape_range_and_the_order_of_time():
   frames = np.random.default_rng(0).random((6, 4, 5, 8, 3)).astype(np.float32)
   made = np.asarray(
-    classifier.augmented(frames, jax.random.key(1), mirror=True, colour=0.0)
+    classifier.augmented(frames, jax.random.key(1), mirror=True)
   )
   mirrored = 0
   for before, after in zip(frames, made, strict=True):
@@ -281,12 +284,21 @@ def test_augmentation_keeps_shape_range_and_the_order_of_time():
     assert same != turned  # All frames of a clip, or none.
     mirrored += turned
   assert 0 < mirrored < 6
-  made = np.asarray(
-    classifier.augmented(frames, jax.random.key(1), mirror=False, colour=0.3)
-  )
+  made = np.asarray(classifier.augmented(frames, jax.random.key(1), colour=0.3))
   assert made.min() >= 0 and made.max() <= 1
   factors = (made / frames)[(made < 1) & (frames > 0)]
   assert factors.min() > 0.69 and factors.max() < 1.31
+  made = np.asarray(
+    classifier.augmented(frames, jax.random.key(1), exchange=True)
+  )
+  np.testing.assert_array_equal(np.sort(made), np.sort(frames))
+  assert not np.array_equal(made, frames)
+  made = np.asarray(classifier.augmented(frames, jax.random.key(1), gamma=0.5))
+  power = np.log(made) / np.log(frames)
+  np.testing.assert_allclose(
+    power, np.broadcast_to(power[:, :1, :1, :1, :1], power.shape), rtol=1e-2
+  )
+  assert power.min() > 0.6 and power.max() < 1.66 and power.std() > 0.05
 
 
 def test_the_data_may_be_moved_when_a_run_resumes():
