@@ -115,7 +115,8 @@ def _run(args: argparse.Namespace) -> int:
           bar.update(round(job.seconds))
           if problem:
             failed.append(f"{job.file}: {problem}")
-          plan.write_labels(args.out, planned)
+          # The tables of 58 games would take longer than a small film.
+          plan.write_labels(args.out, planned, with_play=False)
   count = plan.write_labels(args.out, planned)
   print(f"{args.out}: {count} films, listed in {args.out / 'labels.csv'}")
   for line in failed:

@@ -232,12 +232,15 @@ def derived(kind: str, job: Job, seed: int, folder: pathlib.Path) -> Job:
   return Job(file, job.game, job.session, kind, seconds, write, after=job.file)
 
 
-def write_labels(folder: pathlib.Path, planned: Sequence[Job]) -> int:
+def write_labels(
+  folder: pathlib.Path, planned: Sequence[Job], *, with_play: bool = True
+) -> int:
   """Writes labels.csv for all films that exist; returns their number.
 
   Rows of earlier recordings to the same folder are kept. The good films of a
   game are also listed in play-GAME.csv, with their tables of keys, for
-  `genie data videos --videos` and `genie world --videos`.
+  `genie data videos --videos` and `genie world --videos`, unless `with_play` is
+  False.
   """
   path = folder / "labels.csv"
   rows: dict[str, dict[str, str]] = {}
@@ -251,7 +254,7 @@ def write_labels(folder: pathlib.Path, planned: Sequence[Job]) -> int:
   for row in kept:
     if row["kind"] == "good":
       play.setdefault(row["game"], []).append(row["file"])
-  for game, names in play.items():
+  for game, names in play.items() if with_play else ():
     keys = [str(pathlib.Path(name).with_suffix(".csv")) for name in names]
     _write(
       folder / f"play-{game}.csv",
