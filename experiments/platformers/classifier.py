@@ -15,7 +15,8 @@ Result:  not measured; `:tiny` on 567 clips of recorded games reached a
          numbers (docs/platformers.md)
 
 The paper states neither which frames of a clip the network sees nor how it was
-trained. Ours sees runs of 4 adjacent frames, spread evenly over the clip, and averages their features; see genie_jax/models/classifier.py.
+trained. Ours sees runs of 4 adjacent frames, spread evenly over the clip, and
+averages their features; see genie_jax/models/classifier.py.
 
 Modes:
   ""     the paper's size
