@@ -10,8 +10,8 @@ Source:  Genie (arXiv:2402.15391), appendix B.1: a ResNet-18 of 11M parameters,
          10,000 clips of 16 seconds at 10 frames per second and 160 x 90 pixels,
          rating 5 against rating 1
 Size:    11M parameters, 11M in the paper
-Result:  not measured; `:tiny` on 567 clips of recorded games reached a
-         precision of 0.60 and a recall of 0.47, no better than a rule on three
+Result:  not measured; `:tiny` on 229 clips of recorded games reached a
+         precision of 0.36 and a recall of 0.27, no better than rules on three
          numbers (docs/platformers.md)
 
 The paper states neither which frames of a clip the network sees nor how it was
