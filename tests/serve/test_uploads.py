@@ -202,12 +202,12 @@ def play_during_damaged_uploads(host, seed, count):
 
 
 def test_three_hundred_damaged_uploads_disturb_no_game(patient, host):
-  assert play_during_damaged_uploads(host, 2, 300) > 20
+  assert play_during_damaged_uploads(host, 2, 300) > 5
 
 
 @pytest.mark.slow
 def test_three_thousand_damaged_uploads_disturb_no_game(patient, host):
-  assert play_during_damaged_uploads(host, 3, 3000) > 200
+  assert play_during_damaged_uploads(host, 3, 3000) > 50
 
 
 def name_of(answer):

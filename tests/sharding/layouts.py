@@ -36,6 +36,10 @@ CASES = {
   "platformers/classifier": (dict(MANY, data=1), 16),
   "scaling/dynamics": ({}, 64),
   "scaling/miniature": ({}, 8),
+  **{
+    f"videos/{stage}:gpu": ({}, 8)
+    for stage in ("tokenizer_images", "tokenizer", "lam", "dynamics")
+  },
 }
 # Configs that are also laid out on their own mesh -> number of chips.
 OWN = {
