@@ -5,6 +5,8 @@ import pathlib
 import sys
 from typing import Any
 
+from genie_jax.cli import play
+
 _FILTER_EXAMPLE = """\
 example:
   genie data filter --table metadata.csv --out filtered.csv
@@ -112,34 +114,7 @@ def add_arguments(commands: Any) -> None:
     help="seed of the sample (default: 0)",
   )
   _add_clip_frames(label)
-  add(
-    "--host",
-    default="127.0.0.1",
-    metavar="NAME",
-    help="address to listen on; 0.0.0.0 for all networks (default: 127.0.0.1)",
-  )
-  add(
-    "--port",
-    type=int,
-    default=8000,
-    metavar="N",
-    help="port to listen on; 0 chooses a free one (default: 8000)",
-  )
-  add(
-    "--allow-host",
-    action="append",
-    default=[],
-    metavar="NAME",
-    dest="names",
-    help="host name by which browsers may reach the server, in addition to "
-    "localhost and IP addresses; may be repeated",
-  )
-  add(
-    "--open",
-    action=argparse.BooleanOptionalAction,
-    default=None,
-    help="open the page in a browser (default: if there is a desktop)",
-  )
+  play.add_server_arguments(label)
   score = _add(
     commands,
     "score",
@@ -277,8 +252,7 @@ def _label(args: argparse.Namespace) -> int:
   from genie_jax.data import manifest as manifest_lib
   from genie_jax.serve import labelling, server
 
-  if not 0 <= args.port < 1 << 16:
-    raise errors.UserError(f"--port {args.port}: give 0 to 65535.")
+  play.check_server_flags(args)
   if args.sample < 1 or args.seed < 0:
     raise errors.UserError(
       f"--sample {args.sample} --seed {args.seed}: give at least 1 clip, and a "
@@ -288,7 +262,6 @@ def _label(args: argparse.Namespace) -> int:
     raise errors.UserError(
       f"--clip-frames {args.clip_frames}: give 2 to {_MOST_CLIP_FRAMES}."
     )
-  say = lambda line: print(line, flush=True)
   manifest = manifest_lib.Manifest.read(args.folder)
   clips = clip_list.clips(manifest, args.clip_frames)
   sample = labelling.draw(clips, args.sample, args.seed)
@@ -308,7 +281,7 @@ def _label(args: argparse.Namespace) -> int:
     server.bind(args.host, args.port) as taken,
   ):
     if table.torn:
-      say(
+      play.say(
         f"Warning: {labels} ended within the line {table.torn!r:.60}, which "
         "was removed; the rating was not confirmed on the page."
       )
@@ -322,22 +295,19 @@ def _label(args: argparse.Namespace) -> int:
       names=[*args.names, os.uname().nodename],
     )
     state = app.state()
-    say(
+    play.say(
       f"{len(sample)} of {len(clips)} clips in the sample, "
       f"{state['rated']} rated, {state['skipped']} skipped; the table is "
       f"{labels}"
-    )
-    desktop = sys.stdout.isatty() and bool(
-      os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     )
     labelling.run(
       app,
       taken,
       host=args.host,
-      open_browser=desktop if args.open is None else args.open,
-      say=say,
+      open_browser=play.opens_browser(args),
+      say=play.say,
     )
-    say(f"Stopped; {len(table.ratings)} ratings are in {labels}.")
+    play.say(f"Stopped; {len(table.ratings)} ratings are in {labels}.")
   return 0
 
 

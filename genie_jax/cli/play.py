@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -37,28 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     f"and the page then offers a choice (default: {shipped.DEFAULT}, the world "
     "that ships with this package)",
   )
-  add(
-    "--host",
-    default="127.0.0.1",
-    metavar="NAME",
-    help="address to listen on; 0.0.0.0 for all networks (default: 127.0.0.1)",
-  )
-  add(
-    "--port",
-    type=int,
-    default=8000,
-    metavar="N",
-    help="port to listen on; 0 chooses a free one (default: 8000)",
-  )
-  add(
-    "--allow-host",
-    action="append",
-    default=[],
-    metavar="NAME",
-    dest="names",
-    help="host name by which browsers may reach the server, in addition to "
-    "localhost and IP addresses; may be repeated",
-  )
+  add_server_arguments(parser)
   add(
     "--max-sessions",
     type=int,
@@ -88,23 +68,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "(default: the world's)",
   )
   add_device_arguments(parser)
-  add(
-    "--open",
-    action=argparse.BooleanOptionalAction,
-    default=None,
-    help="open the page in a browser (default: if there is a desktop)",
-  )
 
 
 def run(args: argparse.Namespace) -> int:
   """Serves until Ctrl-C; returns 0."""
-  import os
   import time
 
   from genie_jax.core import errors
 
-  if not 0 <= args.port < 1 << 16:
-    raise errors.UserError(f"--port {args.port}: give 0 to 65535.")
+  check_server_flags(args)
   if not 1 <= args.max_sessions <= 1024:
     raise errors.UserError(
       f"--max-sessions {args.max_sessions}: give 1 to 1024."
@@ -147,9 +119,6 @@ def run(args: argparse.Namespace) -> int:
         f"{time.monotonic() - began:.1f} s."
       )
       engines.append(engine)
-    desktop = sys.stdout.isatty() and bool(
-      os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    )
     server.run(
       engines,
       taken,
@@ -157,11 +126,60 @@ def run(args: argparse.Namespace) -> int:
       max_sessions=args.max_sessions,
       session_minutes=args.session_minutes,
       names=args.names,
-      open_browser=desktop if args.open is None else args.open,
+      open_browser=opens_browser(args),
       say=say,
     )
   say("Stopped.")
   return 0
+
+
+def add_server_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of a command that serves a page."""
+  add = parser.add_argument
+  add(
+    "--host",
+    default="127.0.0.1",
+    metavar="NAME",
+    help="address to listen on; 0.0.0.0 for all networks (default: 127.0.0.1)",
+  )
+  add(
+    "--port",
+    type=int,
+    default=8000,
+    metavar="N",
+    help="port to listen on; 0 chooses a free one (default: 8000)",
+  )
+  add(
+    "--allow-host",
+    action="append",
+    default=[],
+    metavar="NAME",
+    dest="names",
+    help="host name by which browsers may reach the server, in addition to "
+    "localhost and IP addresses; may be repeated",
+  )
+  add(
+    "--open",
+    action=argparse.BooleanOptionalAction,
+    default=None,
+    help="open the page in a browser (default: if there is a desktop)",
+  )
+
+
+def check_server_flags(args: argparse.Namespace) -> None:
+  """Raises UserError if `--port` is out of range."""
+  from genie_jax.core import errors
+
+  if not 0 <= args.port < 1 << 16:
+    raise errors.UserError(f"--port {args.port}: give 0 to 65535.")
+
+
+def opens_browser(args: argparse.Namespace) -> bool:
+  """Returns `--open`; if it is not given, whether there is a desktop."""
+  if args.open is not None:
+    return args.open
+  desktop = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+  return bool(desktop) and sys.stdout.isatty()
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
