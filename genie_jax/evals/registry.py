@@ -9,6 +9,7 @@ from genie_jax.evals import (
   counterfactuals,
   drift,
   fvd,
+  held,
   metric,
   obedience,
   standard,
@@ -75,4 +76,5 @@ register(
   "counterfactuals",
   metric.Metric(counterfactuals.measure, counterfactuals.applies),
 )
+register("held", metric.Metric(held.measure, held.applies))
 register("walking", metric.Metric(walking.measure, walking.applies))

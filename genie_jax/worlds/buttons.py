@@ -15,7 +15,8 @@ MAX_NAME = 24  # Characters, as on the page.
 # Where a name comes from: the world's own rollouts, or only the latent actions
 # of real clips, which the world may not have learned to follow.
 SOURCES = ("world", "clips")
-_METRICS = ("counterfactuals", "control")  # Of `genie eval`, by source.
+# Metrics of `genie eval` that name buttons, the best first, and their source.
+_METRICS = {"counterfactuals": "world", "held": "world", "control": "clips"}
 UNCLEAR = "unclear"  # Of a button without a clear effect.
 
 
@@ -41,14 +42,15 @@ def from_metrics(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
   """Returns the manifest's field "buttons" from a metrics.json.
 
   Args:
-    metrics: With "details". Names by the world's rollouts (of the metric
-      `counterfactuals`) are preferred to those by real clips (`control`).
+    metrics: With "details". Names by the world's rollouts next to the game's
+      (of the metric `counterfactuals`) are preferred to those by its rollouts
+      alone (`held`), and both to those by real clips (`control`).
 
   Returns:
     {"button", "name", "share", "source"} of each button that has a name.
   """
   details = metrics.get("details", {})
-  for source, metric in zip(SOURCES, _METRICS, strict=True):
+  for metric, source in _METRICS.items():
     measured = details.get(metric, {}).get("buttons", ())
     named = [
       {
