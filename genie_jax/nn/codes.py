@@ -109,6 +109,19 @@ class Quantizer(nn.Module):
     return Usage.fresh(self.num_codes)
 
   @nn.nowrap
+  def warm(self, params: Any) -> Any:
+    """Returns the training state for trained parameters without one.
+
+    Saved models have parameters only. By default training begins as with new
+    parameters.
+
+    Args:
+      params: The quantizer's parameters; an empty dict if it has none.
+    """
+    del params
+    return self.fresh()
+
+  @nn.nowrap
   def update(
     self, state: Any, quantized: Quantized, rng: jax.Array, config: Any
   ) -> tuple[Any, Any]:

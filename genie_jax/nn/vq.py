@@ -21,6 +21,8 @@ from genie_jax.nn import flops, initializers
 # How a codebook learns: by gradient descent on its loss (the VQ-VAE that the
 # paper uses), or as the moving average of the inputs that chose each code.
 _UPDATES = ("gradient", "average")
+# Batches after which averages have their final decay, see `codes.young_decay`.
+_OLD = 10_000.0
 
 
 class Codebook(codes_lib.Quantizer):
@@ -134,6 +136,11 @@ class Codebook(codes_lib.Quantizer):
     return CodeStatistics.fresh(self.num_codes, self.code_dim)
 
   @nn.nowrap
+  def warm(self, params: Any) -> "CodeStatistics":
+    """Returns statistics in which all codes of a table are equally used."""
+    return CodeStatistics.warm(params["codebook"])
+
+  @nn.nowrap
   def update(
     self,
     state: "CodeStatistics",
@@ -219,6 +226,24 @@ class CodeStatistics:
       zeros,
       jnp.zeros((num_codes, code_dim), jnp.float32),
       jnp.zeros((), jnp.float32),
+    )
+
+  @classmethod
+  def warm(cls, codebook: jax.Array) -> "CodeStatistics":
+    """Returns statistics in which each code was used equally, at its centre.
+
+    With those of `fresh`, the first batch would replace the codes, and models
+    that were trained on their tokens would no longer understand them.
+
+    Args:
+      codebook: float32 [V, E].
+    """
+    used = jnp.ones(codebook.shape[:1], jnp.float32)
+    return cls(
+      used / len(codebook),
+      used,
+      codebook.astype(jnp.float32),
+      jnp.full((), _OLD, jnp.float32),
     )
 
   def update(

@@ -64,6 +64,10 @@ class Codes:
     """Returns `extra` before the first batch."""
     return {"codes": self.quantizer.fresh()}
 
+  def warm(self, params: Any, extra: Any) -> dict[str, Any]:
+    """Returns `extra` for trained parameters of a model; see `Stage.warm`."""
+    return {**extra, "codes": self.quantizer.warm(params.get("codes", {}))}
+
   def losses(self, quantized: quantizers.Quantized) -> dict[str, jax.Array]:
     """Returns the quantizer's losses, some of them without a gradient."""
     return {

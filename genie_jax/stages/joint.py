@@ -146,6 +146,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
     mean_extra=True,
     loss=loss,
     after_update=after_update,
+    warm=lambda params, extra: codes.warm(params["lam"], extra),
     evaluate=evaluate,
     preview=preview,
     show=show,

@@ -94,6 +94,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
     preview=preview,
     show=show_next_frames,
     after_update=codes.after_update,
+    warm=codes.warm,
     flops_per_clip=training_flops(config),
     open_source=data.clips(
       config, ("frames",) if code_of_key is None else ("frames", "actions")

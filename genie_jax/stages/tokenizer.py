@@ -73,6 +73,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
     preview=preview,
     show=show,
     after_update=codes.after_update,
+    warm=codes.warm,
     flops_per_clip=_flops(config, codes.quantizer),
     open_source=data.clips(config),
   )

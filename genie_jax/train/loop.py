@@ -173,7 +173,7 @@ def train(
     state = state_lib.create(stage, optimizer, like, config.seed)
     if config.init_from:
       state, report = warm_start.apply(
-        state, config.init_from, stage.name, optimizer, like
+        state, config.init_from, stage.name, optimizer, like, stage.warm
       )
   workdir_lib.write(workdir, stored)
   writer = metrics_lib.open_writers(workdir, int(state.step))

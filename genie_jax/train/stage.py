@@ -122,6 +122,9 @@ class Stage:
       batch size and the number of threads.
     after_update: `(params, extra, aux, rng) -> (params, extra)`, called after
       the optimizer's update in the same compiled step.
+    warm: `(params, extra) -> extra`, called after a warm start from a model
+      that has all parameters of this stage and nothing of its `extra`, for
+      example a saved model.
     no_decay: Last path names of parameters without weight decay.
     mean_extra: Whether `extra` holds moving averages, which decay once in an
       optimizer step. Each microbatch of a step then gets the `extra` from
@@ -145,6 +148,7 @@ class Stage:
   after_update: Callable[[Tree, Tree, Tree, jax.Array], tuple[Tree, Tree]] = (
     lambda params, extra, aux, rng: (params, extra)
   )
+  warm: Callable[[Tree, Tree], Tree] = lambda params, extra: extra
   no_decay: frozenset[str] = frozenset(
     {
       "scale",

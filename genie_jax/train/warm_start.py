@@ -1,6 +1,7 @@
 """Warm start from the weights of another model: `config.init_from`."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -37,6 +38,7 @@ def apply(
   stage_name: str,
   optimizer: optimizer_lib.Optimizer,
   like: state_lib.TrainState,
+  warm: Callable[[Any, Any], Any] = lambda params, extra: extra,
 ) -> tuple[state_lib.TrainState, Report]:
   """Loads every array of `source` that has the same name and shape.
 
@@ -50,6 +52,7 @@ def apply(
     optimizer: The optimizer. Its state is reset, because the moments of other
       weights would mislead it.
     like: The abstract state.
+    warm: `Stage.warm`.
 
   Returns:
     The state at step 0, and a report of the arrays that were loaded.
@@ -101,6 +104,14 @@ def apply(
   )
   _warn(report)
   tree = jax.tree.unflatten(structure, new)
+  if not any(name.startswith("extra/") for name in loaded) and not any(
+    name.startswith("params/") for name in missing
+  ):
+    tree["extra"] = jax.tree.map(
+      lambda value, fresh: jax.device_put(value, fresh.sharding),
+      warm(tree["params"], tree["extra"]),
+      state.extra,
+    )
   state = dataclasses.replace(state, **tree)
   return state_lib.reset_optimizer(state, optimizer, like), report
 

@@ -268,3 +268,36 @@ def test_bytes_become_floats_and_error_frames_are_grey_without_error():
   truth, predicted = np.array([0.5, 0.5, 0.2]), np.array([0.5, 0.7, 0.0])
   found = autoencoding.error_frames(truth, predicted)
   assert found[0] == 128 and found[1] > 200 and found[2] < 60
+
+
+@pytest.mark.parametrize("learn_by", ["average", "gradient"])
+def test_trained_codes_without_statistics_are_kept(learn_by):
+  """A saved model has codes and no statistics; training must not lose them."""
+  rng = np.random.default_rng(0)
+  angles = np.linspace(0, 2 * np.pi, 16, endpoint=False)
+  table = np.stack([np.cos(angles), np.sin(angles)], -1).astype(np.float32)
+  quantizer = vq.Codebook(16, 2)
+  codes = autoencoding.Codes(quantizer, config(learn_by=learn_by))
+  params = {"codes": {"codebook": table}}
+
+  @jax.jit
+  def step(params, extra, inputs, rng):
+    quantized = quantizer.apply({"params": params["codes"]}, inputs)
+    extra, aux = codes.update(extra, quantized, rng)
+    return codes.after_update(params, extra, aux, rng)
+
+  def train(extra, steps):
+    found = params
+    for number in range(steps):
+      chosen = rng.integers(0, 16, 8)  # So at least 8 codes are not used.
+      inputs = table[chosen] + 0.01 * rng.normal(size=(8, 2))
+      found, extra = step(
+        found, extra, inputs.astype(np.float32), jax.random.key(number)
+      )
+    return found["codes"]["codebook"]
+
+  kept = train(codes.warm(params, codes.fresh()), 10)
+  np.testing.assert_allclose(kept, table, atol=0.05)
+  # What fresh statistics do: the first batch replaces all codes.
+  lost = np.abs(np.asarray(train(codes.fresh(), 1)) - table).max(-1)
+  assert (lost > 0.1).sum() >= 8

@@ -109,3 +109,30 @@ def test_a_model_of_another_kind_is_refused(workdir, tmp_path):
     start(workdir, hidden=32)
   with pytest.raises(errors.UserError, match="neither a workdir"):
     start(tmp_path)
+
+
+def test_the_extra_of_a_saved_model_follows_from_its_parameters(
+  workdir, tmp_path
+):
+  calls = []
+
+  def warm(params, extra):
+    calls.append(params)
+    return {**extra, "seen": extra["seen"] + 5}
+
+  def started(source):
+    fields = toy_stage.config(seed=7)
+    _, optimizer, like, state, _ = toy_stage.built(fields)
+    return warm_start.apply(state, str(source), "toy", optimizer, like, warm)[0]
+
+  params, _, _ = reader.load_params(workdir)
+  param_tree.save(tmp_path / "model.safetensors", {"toy": params})
+  new = started(tmp_path)
+  assert int(new.extra["seen"]) == 5 and len(calls) == 1
+  jax.tree.map(np.testing.assert_array_equal, calls[0], params)
+  # A workdir has its own; a model that lacks a parameter is not understood.
+  started(workdir)
+  del params["up"]["bias"]
+  param_tree.save(tmp_path / "model.safetensors", {"toy": params})
+  assert int(started(tmp_path).extra["seen"]) == 0
+  assert len(calls) == 1
