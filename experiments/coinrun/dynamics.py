@@ -28,6 +28,9 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   config.start = start(mode)
   # Weight of the squared logarithm of the softmax's sum; the paper has none.
   config.z_loss = 0.0
+  # Fewest and most transitions of a press of "jump" in training; () for the
+  # length in the records.
+  config.press_frames = ()
   config.data.batch_size = pick(
     full=36, smoke=4, tiny=8, small=8, large=4, gpu=16
   )

@@ -79,6 +79,54 @@ class ButtonMap:
     _, pressed = jax.lax.scan(step, start, in_time)
     return jnp.moveaxis(pressed, 0, -1)
 
+  def vary(
+    self, pressed: jax.Array, rng: jax.Array, shortest: int, longest: int
+  ) -> jax.Array:
+    """Draws how long each press of a limited button lasts.
+
+    `press` ends each of them at its limit, so a model trained on its result
+    knows no longer press, and hardly a shorter one, although players hold
+    buttons for any time. Here a press ends after a drawn number of transitions.
+    One that `press` ended goes on until then.
+
+    Args:
+      pressed: int32 [..., T], from `press`.
+      rng: Key.
+      shortest: Fewest transitions of a press, at least 1.
+      longest: Most transitions.
+
+    Returns:
+      int32, the same shape.
+    """
+    limits = jnp.asarray(self.longest, jnp.int32)
+    lengths = jax.random.randint(rng, pressed.shape, shortest, longest + 1)
+
+    def step(carry, inputs):
+      held, before, press, recorded, run, length = carry
+      button, drawn = inputs
+      limited = limits[button] > 0
+      begins = limited & (button != before)
+      press = jnp.where(begins, button, press)
+      length = jnp.where(begins, drawn, length)
+      run = jnp.where(begins, 1, run + 1)
+      recorded = jnp.where(begins, 1, recorded + limited)
+      inside = run <= length
+      reached = (limits[press] > 0) & (recorded >= limits[press])
+      found = jnp.where(
+        limited,
+        jnp.where(inside, button, held),
+        jnp.where(inside & reached, press, button),
+      )
+      held = jnp.where(limited, held, button)
+      return (held, button, press, recorded, run, length), found
+
+    in_time = lambda x: jnp.moveaxis(x, -1, 0)
+    full = lambda value: jnp.full(pressed.shape[:-1], value, jnp.int32)
+    first, none = full(self.first), full(0)
+    start = first, first, first, none, none, none
+    _, found = jax.lax.scan(step, start, (in_time(pressed), in_time(lengths)))
+    return jnp.moveaxis(found, 0, -1)
+
 
 def from_config(fields: Mapping[str, Any], num_codes: int) -> ButtonMap:
   """Checks a config's `model.buttons` and returns its map.

@@ -1,7 +1,7 @@
 """The dynamics stage: MaskGIT on token records (Genie, section 2.1)."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -21,6 +21,8 @@ ACTIONS = {"latent": "latent_actions", "true": "actions"}
 # The manifest's field with the number of actions.
 _NUM_ACTIONS = {"latent": "num_latent_actions", "true": "num_actions"}
 STARTS = ("random", "codebook")
+# `token_terms` uses the keys 0 and 1 of the step's.
+_PRESS_KEY = 2
 
 
 def make(config: ml_collections.ConfigDict) -> stage.Stage:
@@ -39,6 +41,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
   frames, grid = config.data.num_frames, build.token_grid(config.world)
   model = registry.build("dynamics", config, trusted=True)
   which = ACTIONS[config.actions]
+  vary = presses(config)
   scales = loss_scales(config)
 
   def init(rng):
@@ -53,7 +56,7 @@ def make(config: ml_collections.ConfigDict) -> stage.Stage:
       model,
       params,
       batch["tokens"],
-      batch[which],
+      vary(batch[which], jax.random.fold_in(rng, _PRESS_KEY)),
       rng,
       config.mask,
       z_loss="z" in scales,
@@ -153,6 +156,44 @@ def start(config: ml_collections.ConfigDict, params: Any) -> Any:
       "kernel": refill(kernel, embedding.T * width**-0.5),
     },
   }
+
+
+def presses(
+  config: ml_collections.ConfigDict,
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+  """Returns a function that varies how long buttons are pressed in training.
+
+  `genie buttons` ends a press of "jump" after a few transitions, so all records
+  have presses of one length. With `config.press_frames=(1, 8)`, each lasts 1 to
+  8 transitions, drawn anew in every step (`button_map.ButtonMap.vary`).
+  Validation uses the records as they are. The buttons are those of the LAM in
+  the token folder; one without buttons, and true actions, are not changed.
+
+  Args:
+    config: A dynamics config; configs without the field vary nothing.
+
+  Returns:
+    (actions int32 [B, T-1], key) -> int32 [B, T-1].
+
+  Raises:
+    UserError: The field is neither empty nor two numbers in order.
+  """
+  lengths: Any = tuple(config.get("press_frames", ()))
+  unchanged = lambda actions, rng: actions
+  if not lengths:
+    return unchanged
+  if len(lengths) != 2 or not 1 <= lengths[0] <= lengths[1]:
+    raise errors.UserError(
+      f"config.press_frames={lengths} must be the fewest and the most "
+      "transitions of a press, for example (1, 8); or () to use the records' "
+      "own."
+    )
+  if config.actions != "latent":
+    return unchanged
+  buttons = rollouts.buttons_of(config.data.path)
+  if buttons is None:
+    return unchanged
+  return lambda actions, rng: buttons.vary(actions, rng, *lengths)
 
 
 def loss_scales(config: ml_collections.ConfigDict) -> dict[str, float]:

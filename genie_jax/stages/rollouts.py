@@ -8,7 +8,7 @@ import numpy as np
 
 from genie_jax.core import errors, files, images
 from genie_jax.data import manifest as manifest_lib
-from genie_jax.models import protocols, store
+from genie_jax.models import button_map, protocols, store
 from genie_jax.sampling import decoding, rollout, samplers
 from genie_jax.stages import autoencoding
 
@@ -30,6 +30,20 @@ def tokenizer_of(folder: files.PathLike) -> store.Part:
       "bucket again."
     )
   return found.parts["tokenizer"]
+
+
+def buttons_of(folder: files.PathLike) -> button_map.ButtonMap | None:
+  """Returns the buttons of a token folder; None if its LAM only has codes.
+
+  Raises:
+    UserError: The folder has no LAM.
+  """
+  place = manifest_lib.Manifest.read(folder).model_folder("lam")
+  config = store.load(place).parts["lam"].config
+  fields = config["model"].get("buttons")
+  if fields is None:
+    return None
+  return button_map.from_config(fields, config["world"]["num_latent_actions"])
 
 
 class Preview:

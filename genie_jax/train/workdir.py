@@ -59,6 +59,7 @@ _ABSENT = {
   "optimizer.base_width": 0,
   "optimizer.base_layers": 0,
   "codebook.loss_gradient": True,
+  "press_frames": [],
   "z_loss": 0.0,
 }
 

@@ -57,6 +57,45 @@ def test_any_codes_equal_a_loop_over_clips():
       assert button == held
 
 
+def vary(pressed, shortest, longest, seed=0):
+  key = jax.random.key(seed)
+  return np.asarray(
+    MAP.vary(np.array(pressed, np.int32), key, shortest, longest)
+  )
+
+
+def test_a_press_lasts_the_drawn_number_of_transitions():
+  pressed = [LEFT, JUMP, JUMP, LEFT, NOTHING, NOTHING, NOTHING]
+  for length in (1, 2, 4):
+    wanted = [LEFT, *[JUMP] * length, *[LEFT, LEFT, NOTHING][length - 1 :]]
+    found = vary(pressed, length, length)
+    assert found.tolist() == wanted + pressed[len(wanted) :]
+
+
+def test_a_press_that_ended_before_its_limit_is_not_extended():
+  pressed = [NOTHING, JUMP, LEFT, LEFT]
+  assert vary(pressed, 4, 4).tolist() == pressed
+
+
+def test_every_length_occurs_equally_often_and_nothing_else_changes():
+  pressed = np.full((6000, 12), NOTHING, np.int32)
+  pressed[:, 2:4] = JUMP
+  found = vary(pressed, 1, 6)
+  lengths = (found == JUMP).sum(1)
+  assert set(found[:, :2].ravel()) == {NOTHING}
+  for clip, length in zip(found[:50], lengths[:50], strict=True):
+    assert clip.tolist() == [NOTHING] * 2 + [JUMP] * length + [NOTHING] * (
+      10 - length
+    )
+  share = np.bincount(lengths, minlength=7)[1:] / len(lengths)
+  np.testing.assert_allclose(share, 1 / 6, atol=0.02)
+
+
+def test_a_press_during_an_extended_one_begins_anew():
+  pressed = [JUMP, JUMP, LEFT, JUMP, JUMP, LEFT, LEFT, LEFT]
+  assert vary(pressed, 3, 3).tolist() == [JUMP] * 6 + [LEFT] * 2
+
+
 def test_a_config_is_read_back_as_written():
   assert button_map.from_config(MAP.to_config(), 5) == MAP
   assert MAP.to_config() == FIELDS
