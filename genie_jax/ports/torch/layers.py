@@ -85,6 +85,33 @@ class Cache:
     )
 
 
+def empty_cache(
+  like: torch.Tensor,
+  fields: Mapping[str, Any],
+  clips: int,
+  slots: int,
+  places: int,
+) -> Cache:
+  """Returns a cache without frames.
+
+  Args:
+    like: A tensor of the device and dtype to use.
+    fields: The stack's fields in config.json.
+    clips: B.
+    slots: Number of frames that it has room for.
+    places: N.
+  """
+  shape = (
+    fields["num_layers"],
+    clips,
+    slots,
+    places,
+    fields["num_heads"],
+    fields["head_dim"],
+  )
+  return Cache(like.new_empty(shape), like.new_empty(shape), 0)
+
+
 def _with_slots(x: torch.Tensor, slots: int) -> torch.Tensor:
   """Appends uninitialized slots to the frame axis."""
   free = x.new_empty(*x.shape[:2], slots, *x.shape[3:])

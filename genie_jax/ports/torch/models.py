@@ -77,14 +77,27 @@ class Tokenizer(_Model):
     )
     return codes.reshape(*codes.shape[:2], *self.grid)
 
+  def empty_cache(self, clips: int, slots: int) -> layers.Cache:
+    """Returns an empty cache of the decoder with room for `slots` frames."""
+    places = self.grid[0] * self.grid[1]
+    return layers.empty_cache(
+      self["from_code"]["kernel"], self.fields["decoder"], clips, slots, places
+    )
+
   def decode(
-    self, tokens: torch.Tensor, newest: int | None = None
+    self,
+    tokens: torch.Tensor,
+    newest: int | None = None,
+    cache: layers.Cache | None = None,
   ) -> torch.Tensor:
     """Decodes tokens to frames.
 
     Args:
       tokens: int64 [B, T, h, w].
       newest: Number of last frames to decode; None for all.
+      cache: Keys and values of the frames before these, from `cache`; those
+        of these frames are written to its free slots. None to decode tokens
+        that begin at the first frame, without a cache.
 
     Returns:
       float32 [B, newest, H, W, C] in [0, 1].
@@ -96,7 +109,7 @@ class Tokenizer(_Model):
     x = layers.project(x.to(dtype), self["from_code"])
     x = layers.add_position(x, self["decoder_position"])
     x = layers.transformer(
-      x, self["decoder_stack"], self.fields["decoder"], newest=newest
+      x, self["decoder_stack"], self.fields["decoder"], cache, newest=newest
     )
     pixels = layers.project(x.float(), self["to_pixels"])
     if self.fields.get("output") == "linear":
@@ -184,7 +197,10 @@ class Dynamics(_Model):
     """
     b, t = tokens.shape[:2]
     if cache is None:
-      cache = self._empty(b, t)
+      places = self.grid[0] * self.grid[1] + self._prepend
+      cache = layers.empty_cache(
+        self["token_embedding"], self.fields["transformer"], b, t, places
+      )
     layers.transformer(
       self._inputs(
         tokens, incoming, torch.zeros_like(tokens, dtype=torch.bool), last
@@ -195,20 +211,6 @@ class Dynamics(_Model):
       newest=0,
     )
     return dataclasses.replace(cache, length=cache.length + t)
-
-  def _empty(self, clips: int, slots: int) -> layers.Cache:
-    """Returns an empty cache."""
-    fields = self.fields["transformer"]
-    places = self.grid[0] * self.grid[1] + self._prepend
-    make = lambda: self["token_embedding"].new_empty(
-      fields["num_layers"],
-      clips,
-      slots,
-      places,
-      fields["num_heads"],
-      fields["head_dim"],
-    )
-    return layers.Cache(make(), make(), 0)
 
   def _inputs(
     self,

@@ -37,7 +37,8 @@ class State:
     cache: Keys and values of the frames in the window, including the newest;
       None if the window is full, because the next step recomputes them.
     position: Index of the newest frame in the window.
-    decoded: Number of last frames that the decoder attends to.
+    decoder_cache: Keys and values of the frames that the decoder attends to,
+      including the newest.
     frame: uint8 [H, W, C], the newest frame.
   """
 
@@ -45,7 +46,7 @@ class State:
   incoming: torch.Tensor
   cache: layers.Cache | None
   position: int
-  decoded: int
+  decoder_cache: layers.Cache
   frame: np.ndarray
 
 
@@ -145,16 +146,16 @@ class World(torch.nn.Module):
     """Starts a player from tokens [P, h, w] and actions [P - 1]."""
     first = torch.full((1,), self.dynamics.no_action, device=self.device)
     incoming = torch.cat([first, latent_actions])
-    decoded = min(len(tokens), self.tokenizer.window)
     position = len(tokens) - 1
     full = position == self.dynamics.window - 1
+    decoder_cache, frame = self._show(tokens[-self.tokenizer.window :])
     return State(
       tokens,
       incoming,
       None if full else self._cache_of(tokens, incoming),
       position,
-      decoded,
-      self._show(tokens, decoded),
+      decoder_cache,
+      frame,
     )
 
   @torch.no_grad()
@@ -206,18 +207,19 @@ class World(torch.nn.Module):
     else:
       cache = self.dynamics.remember(tokens[None], incoming, cache, last)
     window = self.tokenizer.window
-    decoded = state.decoded + 1
-    if decoded > window:
-      decoded = window - min(self.drop, window - 1) + 1
     history = max(self.dynamics.window, window)
     all_tokens = torch.cat([state.tokens, tokens])[-history:]
-    frame = self._show(all_tokens, decoded)
+    if state.decoder_cache.length < window:
+      decoder_cache, frame = self._show(tokens, state.decoder_cache)
+    else:  # The window is full: drop frames, and compute the others again.
+      kept = window - min(self.drop, window - 1)
+      decoder_cache, frame = self._show(all_tokens[-(kept + 1) :])
     return State(
       all_tokens,
       torch.cat([state.incoming, incoming[0]])[-history:],
       cache,
       position,
-      decoded,
+      decoder_cache,
       frame,
     ), frame
 
@@ -226,9 +228,25 @@ class World(torch.nn.Module):
   ) -> layers.Cache:
     return self.dynamics.remember(tokens[None], incoming[None])
 
-  def _show(self, tokens: torch.Tensor, decoded: int) -> np.ndarray:
-    shown = self.tokenizer.decode(tokens[None, -decoded:], newest=1)[0, -1]
-    return (shown * 255).round().to(torch.uint8).cpu().numpy()
+  def _show(
+    self, tokens: torch.Tensor, cache: layers.Cache | None = None
+  ) -> tuple[layers.Cache, np.ndarray]:
+    """Decodes the last of some frames.
+
+    Args:
+      tokens: int64 [T, h, w], the frames that are not in the cache.
+      cache: The decoder's cache, which is not changed; None if it is empty.
+
+    Returns:
+      The cache with these frames, and the last frame, uint8 [H, W, C].
+    """
+    if cache is None:
+      cache = self.tokenizer.empty_cache(clips=1, slots=len(tokens))
+    else:
+      cache = cache.with_room(len(tokens))  # A copy, as in `step`.
+    shown = self.tokenizer.decode(tokens[None], newest=1, cache=cache)[0, -1]
+    frame = (shown * 255).round().to(torch.uint8).cpu().numpy()
+    return dataclasses.replace(cache, length=cache.length + len(tokens)), frame
 
 
 def load_world(
