@@ -164,6 +164,32 @@ def test_a_player_who_stays_in_the_air_has_not_jumped():
   assert found["jump"] == 0 and found["right"] == 1
 
 
+@pytest.mark.parametrize(
+  ("height", "ground", "down"), [(0, 0, True), (5, 0, False), (0, 1, False)]
+)
+def test_a_landing_that_is_misread_is_compared_with_the_start(
+  monkeypatch, height, ground, down
+):
+  """All jumps are read as ending 5 pixels above the ground."""
+  read = np.array([*range(0, 22, 3), *range(20, 5, -3), *[5] * 8])
+  assert len(read) == walking.LANDING + 1
+  monkeypatch.setattr(
+    walking.scroll,
+    "places",
+    lambda clips: np.stack([0 * read, read], -1)[None].repeat(len(clips), 0),
+  )
+  starts = np.stack([picture(texture(number), 0, 0) for number in (0, 1)])
+  true = [*read[:-8], *[height] * 8]
+  clips = np.stack(
+    [
+      [picture(texture(number if up > 5 else shown), 0, up) for up in true]
+      for number, shown in ((0, ground), (1, 1 - ground))
+    ]
+  )
+  found = walking.lands(clips, starts, np.array([1, 2]))
+  assert found.tolist() == [down, down]
+
+
 def test_a_world_that_forgets_does_not_show_its_start_again():
   found, _ = shares(world(forgets=True))
   assert found["there_and_back"] == 0
