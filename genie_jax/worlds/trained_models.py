@@ -111,7 +111,7 @@ def record(config: Mapping[str, Any]) -> dict[str, Any]:
   """
   found = {
     **{key: config[key] for key in ("stage", "seed", "steps", "optimizer")},
-    **{key: config[key] for key in ("mask",) if key in config},
+    **{key: config[key] for key in ("mask", "press_frames") if key in config},
     **{key: config["data"][key] for key in ("batch_size", "num_frames")},
   }
   data, before = config["data"]["path"], config["init_from"]
