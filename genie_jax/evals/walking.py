@@ -271,12 +271,15 @@ def returns(
   return arrived & (gain >= NEARER)
 
 
-def _another_level(levels: np.ndarray) -> list[int]:
-  """Returns for each of n clips the next one of another level."""
+def _another_level(levels: np.ndarray) -> np.ndarray:
+  """Returns for each of n clips the next one of another level, int [n]."""
   row = np.arange(len(levels))
-  return [
-    next(n for n in np.roll(row, -m - 1) if levels[n] != levels[m]) for m in row
-  ]
+  return np.array(
+    [
+      next(n for n in np.roll(row, -m - 1) if levels[n] != levels[m])
+      for m in row
+    ]
+  )
 
 
 def summary(tried: Tried, *, seed: int) -> dict[str, Any]:
