@@ -44,8 +44,8 @@ WORLDS = ("bfloat16", "int8", "sharded", "stablehlo")
 # Two steps more than the workdirs have.
 STEPS = 4
 SHIPPED = ROOT / "experiments/coinrun/results/world"
-# The shipped world's window is 16 frames, so these cross its end many times.
-SHIPPED_ACTIONS = tuple(range(4)) * 8
+# The shipped world's window is 32 frames, so these cross its end.
+SHIPPED_ACTIONS = tuple(range(4)) * 12
 SHIPPED_SEEDS = (0, 1, 2)
 # Indices of the frames that are stored: the first drawn one, the last one.
 SHIPPED_STORED = (1, len(SHIPPED_ACTIONS))
