@@ -210,9 +210,9 @@ def test_the_guide_moves_a_run_to_512_chips_by_allowed_changes(
     return config.data.batch_size % parts
 
   assert remainder(before) and not remainder(after)
-  workdir.write(tmp_path, before.to_dict())
+  workdir.write(tmp_path, config_lib.to_dict(before))
   workdir.check(
-    tmp_path, after.to_dict(), resumes=True
+    tmp_path, config_lib.to_dict(after), resumes=True
   )  # raises for forbidden changes
 
 

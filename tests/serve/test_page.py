@@ -6,6 +6,7 @@ import io
 import json
 import pathlib
 import threading
+import time
 
 import browser
 import fake_world
@@ -167,6 +168,10 @@ def test_an_uploaded_picture_counts_for_the_session_that_sends_it(page, server):
   page.drop(images.to_png(fake_world.picture(9)))
   sync_api.expect(page.page.locator("#said")).to_have_text("A new game.")
   [session] = server[0].hub
+  # The page may say so of the game before, while the picture is on its way.
+  deadline = time.monotonic() + 20
+  while not server[0]._pictures._names and time.monotonic() < deadline:
+    page.page.wait_for_timeout(50)
   assert list(server[0]._pictures._names) == [session.token]
 
 
