@@ -92,7 +92,7 @@ def main() -> None:
     type=int,
     default=1,
     metavar="N",
-    help="PyTorch's threads; default 1, the fastest for the world that ships",
+    help="PyTorch's threads (default: 1)",
   )
   parser.add_argument("--json", metavar="FILE")
   args = parser.parse_args()
