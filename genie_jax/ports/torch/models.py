@@ -95,7 +95,7 @@ class Tokenizer(_Model):
     Args:
       tokens: int64 [B, T, h, w].
       newest: Number of last frames to decode; None for all.
-      cache: Keys and values of the frames before these, from `cache`; those
+      cache: Keys and values of the frames before these (`empty_cache`); those
         of these frames are written to its free slots. None to decode tokens
         that begin at the first frame, without a cache.
 
