@@ -71,7 +71,7 @@ $(TORCH): $(STAMP)
 # An empty XLA_FLAGS turns on the optimizations that tests/conftest.py turns off.
 test-slow: setup $(LIBTPU) $(TORCH)  ## the longer tests
 	TPU_LIBRARY_PATH=$(abspath $(LIBTPU)) XLA_FLAGS="$$XLA_FLAGS" \
-	  $(BIN)/python -m pytest -m slow tests
+	  $(BIN)/python -m pytest -m slow -n 2 --dist worksteal tests
 
 # Environments of their own, in .venv-matrix. CELL=lowest-3.11 runs one of
 # them, TESTS="tests/core tests/nn" a part of the tests, WORKERS=1 one at once.
