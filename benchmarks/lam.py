@@ -60,9 +60,16 @@ _PLAIN_ERROR = (
   "--config.loss.squared_error=100.0",
 )
 _ADAMW = ("--config.optimizer.name=adamw",)
+# The decoder sees the last frame only; as many transitions a step.
+_ONE_FRAME = (
+  "--config.model.decoder.window=1",
+  "--config.data.num_frames=4",
+  "--config.data.batch_size=32",
+)
 # What experiments/coinrun/lam.py:tiny was before codes meant anything.
 _BEFORE = (
   *_ADAMW,
+  *_ONE_FRAME,
   "--config.world.num_latent_actions=6",
   "--config.model.predict=change",
   "--config.model.match=False",
@@ -82,13 +89,7 @@ CANDIDATES: dict[str, tuple[str, ...]] = {
   "no_match": ("--config.model.match=False",),
   "no_shift": ("--config.model.predict=change",),
   "six_codes": ("--config.world.num_latent_actions=6",),
-  "history": ("--config.model.decoder.window=2",),
-  # As many transitions a step as the default has.
-  "all_history": (
-    "--config.model.decoder.window=0",
-    "--config.data.num_frames=8",
-    "--config.data.batch_size=14",
-  ),
+  "one_frame": _ONE_FRAME,
   "four_pixels": ("--config.model.patch=4",),
   "full_resolution": ("--config.model.shrink=1",),
   "labels": ("--config.labels.weight=5.0",),

@@ -34,11 +34,10 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
   # With a positive weight, this share of the transitions has true keys in the
   # loss: no longer unsupervised. See genie_jax/stages/labels.py.
   config.labels = dict(weight=0.0, share=0.025)
-  # Short clips have as many transitions, for a third of the attention's cost.
   # A code of gpu depends on 8 frames (`Lam.context`): six layers of attention
   # over two frames reach seven, and comparing frames reaches one more.
-  config.data.batch_size = pick(full=36, smoke=4, tiny=32, small=32, gpu=64)
-  config.data.num_frames = pick(full=16, smoke=4, tiny=4, small=4, gpu=8)
+  config.data.batch_size = pick(full=36, smoke=4, tiny=14, small=14, gpu=64)
+  config.data.num_frames = pick(full=16, smoke=4, tiny=8, small=8, gpu=8)
   config.steps = pick(full=200_000, smoke=4, tiny=500, small=1000, gpu=15_000)
   config.optimizer = common.laptop_muon(1e-3, config.steps)
   if mode == "gpu":
@@ -69,10 +68,9 @@ def model(mode: str) -> dict:
   return dict(
     # At half resolution, four pixels are about the size of CoinRun's hero.
     patch=pick(full=16, smoke=8, tiny=8, small=8, gpu=4),
-    # In short runs, a plain LAM ignores its actions for a long time. A smaller
-    # image and a decoder that sees only the last frame fix this within 200
-    # steps, and with shifted frames the codes become directions of motion
-    # (docs/lam.md).
+    # In short runs, a plain LAM ignores its actions for a long time. With a
+    # smaller image and shifted frames, the codes become directions of motion
+    # within 500 steps (docs/lam.md).
     shrink=1 if full else 2,
     predict="frame" if full else "shift",
     match=not full,
@@ -80,9 +78,10 @@ def model(mode: str) -> dict:
     code_dim=pick(full=32, smoke=8, tiny=16, small=16, gpu=16),
     unit_norm=True,
     actions_enter="add",
-    # With a window, a code does not depend on where the clip was cut.
+    # With a window, a code does not depend on where the clip was cut. The
+    # decoder sees all frames before, so that a code need only say what is new.
     encoder=dict(stack, window=0 if full else 2),
-    decoder=dict(stack, window=0 if full else 1),
+    decoder=dict(stack, window=0),
   )
 
 
