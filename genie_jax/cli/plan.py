@@ -94,8 +94,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add(
     "--save-ratios",
     action="store_true",
-    help="with --calibrate all: also write the ratios that every plan's range "
-    "of MFU is computed from",
+    help="with --calibrate and --json: also write the ratios from which every "
+    "plan's range of seconds is computed",
   )
   add(
     "--breakdown",
@@ -200,8 +200,11 @@ def _check(args: argparse.Namespace) -> None:
   """Raises UserError for flags that do not fit, and numbers out of range."""
   if not args.config and not args.calibrate:
     raise errors.UserError("genie plan needs --config FILE.py.")
-  if args.save_ratios and args.calibrate != "all":
-    raise errors.UserError("--save-ratios needs --calibrate all.")
+  if args.save_ratios and not (args.calibrate and args.json):
+    raise errors.UserError(
+      "--save-ratios needs --calibrate all --json FILE; what it saves is "
+      "computed from the rows of this file."
+    )
   for name, least in (
     ("players", 1),
     ("price", 0),
@@ -375,32 +378,35 @@ def _calibrate(args: argparse.Namespace) -> int:
   runs = published.find(args.calibrate)
   aot_compile.set_up_compiler()
   command = shlex.join(["genie", "plan", "--calibrate", args.calibrate])
-  names = [run_.name for run_ in runs]
   rows: list[dict[str, Any]] = []
+  names = [run_.name for run_ in runs]
   if args.json and pathlib.Path(args.json).exists():
     rows = calibrate.resumed(files.read_json(args.json), names)
   done = {row["name"] for row in rows}
   missing = [run_ for run_ in runs if run_.name not in done]
   for run_ in progress.track(missing, unit="runs", description="plans"):
-    row, text = child_process.plan_published(run_)
-    rows.append(row)
+    program, text = calibrate.program(), ""
+    try:
+      row, text = child_process.plan_published(run_)
+    except errors.UserError as error:
+      row = calibrate.without_plan(run_, str(error))
+    rows.append(row | {"program": program})
     if args.hlo and text:
       files.write_atomic(args.hlo, text)
     # Written after each row, as all of them take a long time.
     if args.json:
-      rows.sort(key=lambda row: names.index(row["name"]))
       files.write_json(args.json, calibrate.result(rows, command))
   found = calibrate.result(rows, command)
   print(calibrate.render(found))
-  failed = [row["name"] for row in rows if row["ratio"] is None]
-  if failed:
-    raise errors.UserError(
-      f"{len(failed)} of {len(rows)} runs of --calibrate do not fit their "
-      f"chips by plan: {', '.join(failed)}."
-    )
   if args.save_ratios:
     files.write_json(ratios.PATH, calibrate.stored_ratios(found))
     print(f"wrote {ratios.PATH}")
+  failed = calibrate.failures(row for row in rows if row["name"] in names)
+  if failed:
+    raise errors.UserError(
+      f"{len(failed)} of {len(names)} runs of --calibrate have no plan: "
+      f"{'; '.join(failed)}."
+    )
   return 0
 
 
@@ -422,6 +428,8 @@ def _row_without_plan(
         "days_low",
         "days_high",
         "cost",
+        "cost_low",
+        "cost_high",
         "ratio",
         "flops_ratio",
         "hbm_gib_per_chip",

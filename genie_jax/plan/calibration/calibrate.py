@@ -1,7 +1,7 @@
 """Plans published runs and compares the seconds with the published ones."""
 
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -12,7 +12,7 @@ from genie_jax.plan import topology as topology_lib
 from genie_jax.plan.calibration import decoder, published, ratios
 from genie_jax.plan.cost import schedule
 
-VERSION = 1
+VERSION = 2
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax")
 
 
@@ -77,26 +77,14 @@ def plan(run: published.Run) -> tuple[dict[str, Any], str]:
   """
   topology = topology_lib.parse(run.topology)
   step = step_of(run)
-  row: dict[str, Any] = {
-    "name": run.name,
-    "source": run.source,
-    "setup": run.setup,
-    "chips": topology.num_chips,
-    "topology": topology.name,
-    "mesh": {"fsdp": run.fsdp, "tensor": run.tensor},
-    "batch_size": step.config.data.batch_size,
-    "sequence_length": run.length,
-    "parameters": run.shape.params,
-    "remat": vars(run.remat),
-    "assumptions": list(run.assumptions),
-    "published_seconds": published_seconds(run),
-    "published_teraflops_per_chip": run.teraflops,
-  }
+  row = _facts(run)
   try:
     compiled = aot_compile.compile_step(step)
   except aot_compile.OutOfMemory as error:
-    nothing = dict.fromkeys(("planned_seconds", "ratio", "mfu"))
-    return row | nothing | training.out_of_memory_report(error, topology), ""
+    return (
+      row | _NO_PLAN | training.out_of_memory_report(error, topology),
+      "",
+    )
   network = topology_lib.network(topology, step.mesh)
   found = schedule.estimate(compiled.text, network)
   peak = topology.chip.peak_flops * topology.num_chips
@@ -112,6 +100,7 @@ def plan(run: published.Run) -> tuple[dict[str, Any], str]:
       "kernels": found.kernels,
       "exposed_communication": found.exposed,
     },
+    "collectives": schedule.summary(found),
     "compiled_flops_over_model_flops": sum(found.flops.values())
     * topology.num_devices
     / flops,
@@ -124,32 +113,84 @@ def plan(run: published.Run) -> tuple[dict[str, Any], str]:
   return row, compiled.text
 
 
+def without_plan(run: published.Run, reason: str) -> dict[str, Any]:
+  """Returns a row, like `plan`, of a run that cannot be planned.
+
+  Args:
+    run: The run.
+    reason: Why it cannot be planned.
+  """
+  return _facts(run) | _NO_PLAN | {"fits": False, "refused": reason}
+
+
+# The values that a row without a plan lacks.
+_NO_PLAN: dict[str, None] = dict.fromkeys(("planned_seconds", "ratio", "mfu"))
+
+
+def _facts(run: published.Run) -> dict[str, Any]:
+  """Returns the part of a row that is known before the compilation."""
+  topology = topology_lib.parse(run.topology)
+  return {
+    "name": run.name,
+    "source": run.source,
+    "setup": run.setup,
+    "chips": topology.num_chips,
+    "topology": topology.name,
+    "mesh": {"fsdp": run.fsdp, "tensor": run.tensor},
+    "batch_size": run.batch_per_device * topology.num_devices,
+    "sequence_length": run.length,
+    "parameters": run.shape.params,
+    "remat": vars(run.remat),
+    "assumptions": list(run.assumptions),
+    "published_seconds": published_seconds(run),
+    "published_teraflops_per_chip": run.teraflops,
+  }
+
+
 def result(rows: Sequence[Mapping[str, Any]], command: str) -> dict[str, Any]:
   """Returns the whole result as JSON values.
 
   Args:
-    rows: From `plan`.
+    rows: From `plan` or `without_plan`, each with its "program".
     command: The command line that computes them.
   """
+  order = list(published.RUNS)
   values = [row["ratio"] for row in rows if row["ratio"] is not None]
   return {
     "version": VERSION,
-    "rows": list(rows),
+    "rows": sorted(rows, key=lambda row: order.index(row["name"])),
     "geometric_mean": ratios.geometric_mean(values) if values else None,
     "worst": ratios.worst(values) if values else None,
-    "provenance": {"command": command, **program()},
+    "held_out": ratios.held_out(values),
+    "command": command,
   }
 
 
 def stored_ratios(found: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns what ships with the package: the ratios of a result."""
+  """Returns what ships with the package: the ratios of a result.
+
+  Raises:
+    UserError: There are too few for a range.
+  """
+  rows = [row for row in found["rows"] if row["ratio"] is not None]
+  if len(rows) < ratios.LEAST:
+    raise errors.UserError(
+      f"--save-ratios needs {ratios.LEAST} planned runs, and there are "
+      f"{len(rows)}; plan more of them with --calibrate."
+    )
+  commits = {row["program"]["commit"] or "unknown" for row in rows}
   return {
     "version": ratios.VERSION,
-    "commit": found["provenance"]["commit"] or "unknown",
+    "commits": sorted(commits),
     "rows": [
-      {name: row[name] for name in ("name", "topology", "ratio")}
-      for row in found["rows"]
-      if row["ratio"] is not None
+      {
+        "name": row["name"],
+        "topology": row["topology"],
+        "ratio": row["ratio"],
+        "share_of_peak": row["published_mfu"]
+        * row["compiled_flops_over_model_flops"],
+      }
+      for row in rows
     ],
   }
 
@@ -157,36 +198,62 @@ def stored_ratios(found: Mapping[str, Any]) -> dict[str, Any]:
 def resumed(
   found: Mapping[str, Any], names: Sequence[str]
 ) -> list[dict[str, Any]]:
-  """Returns the rows of an earlier result that need not be planned again.
+  """Returns the rows of an earlier result that stay as they are.
+
+  These are the rows that are not wanted now, and the wanted ones that the same
+  program has planned. A row that could not be planned is planned again.
 
   Args:
     found: A result that was written before.
     names: The rows that are wanted.
 
   Raises:
-    UserError: The result is of another version, commit or library.
+    UserError: The result is of another version, or no result.
   """
-  now, then = program(), found.get("provenance", {})
-  differing = [name for name in now if now[name] != then.get(name)]
-  if found.get("version") != VERSION or differing or not now["clean"]:
+  if found.get("version") != VERSION:
     raise errors.UserError(
-      "--json has rows of another program "
-      f"({', '.join(differing) or 'an edited checkout'}); write to another "
-      "file, or delete it."
+      f"--json has a file of version {found.get('version')}, and rows are "
+      f"added to version {VERSION} only; write to another file."
     )
-  return [row for row in found["rows"] if row["name"] in names]
+  now = program()
+  return [
+    row
+    for row in found["rows"]
+    if row["name"] in published.RUNS
+    and (
+      row["name"] not in names
+      or (now["clean"] and row["program"] == now and "refused" not in row)
+    )
+  ]
 
 
 def program() -> dict[str, Any]:
-  """Returns what a result depends on: the commit and the libraries."""
-  # Results are edited while they are made, and are not part of the program.
-  commit = provenance.commit("genie_jax")
+  """Returns what a row depends on: the commit and the libraries."""
+  # Results are edited while they are made, and are not part of the program;
+  # the stored ratios are such a result.
+  commit = provenance.commit(
+    "genie_jax", f":(exclude,glob)**/{ratios.PATH.name}"
+  )
   return {
     "commit": None if commit is None else commit.removesuffix("+"),
     "clean": commit is not None and not commit.endswith("+"),
     "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES}
     | {"libtpu": aot_compile.library_requirement()},
   }
+
+
+def failures(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+  """Returns one line for each row without a plan, with the reason."""
+  return [
+    f"{row['name']} "
+    + (
+      f"cannot be planned ({row['refused'].rstrip('.')})"
+      if "refused" in row
+      else "does not fit its chips"
+    )
+    for row in rows
+    if row["ratio"] is None
+  ]
 
 
 def render(found: Mapping[str, Any]) -> str:
@@ -204,4 +271,6 @@ def render(found: Mapping[str, Any]) -> str:
       f"planned / published: geometric mean {found['geometric_mean']:.3f}, "
       f"worst {found['worst']:.3f}"
     )
+  if found["held_out"] is not None:
+    lines.append(ratios.render_held_out(found["held_out"]))
   return "\n".join(lines)
