@@ -44,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   what.add_argument(
     "--topology",
     metavar="CHIP:AxBxC",
-    help="chips of one slice, for example v5p:4x8x8 or v5e:16x16",
+    help="chips of one slice, for example v5p:4x8x8 or v5e:16x16; or GPUs, for "
+    "example h100:8 or, for nodes of eight, h100:32x8",
   )
   what.add_argument(
     "--scaling-table",
@@ -184,8 +185,10 @@ def run(args: argparse.Namespace) -> int:
   if args.scaling_table:
     return _scaling_table(args, options)
   from genie_jax.core import config as config_lib
-  from genie_jax.plan import topology
+  from genie_jax.plan import gpu, topology
 
+  if gpu.names_gpu(args.topology):
+    return _gpu(args)
   found = topology.parse(args.topology, args.slices)
   config = config_lib.load(args.config, args.overrides)
   aot_compile.set_up_compiler()
@@ -258,6 +261,42 @@ def _one(
     print("\n".join(measured.lines(report["measured"])))
   if not report["fits"]:
     raise errors.UserError(f"{args.config} {advice.verdict(report)}")
+  return 0
+
+
+def _gpu(args: argparse.Namespace) -> int:
+  """Plans one training run on GPUs, which is not compiled."""
+  from genie_jax.core import config as config_lib
+  from genie_jax.core import files
+  from genie_jax.plan import gpu
+
+  for name in ("search", "sample", "whole_run", "measured", "hlo", "breakdown"):
+    if getattr(args, name):
+      flag = name.replace("_", "-")
+      raise errors.UserError(
+        f"--{flag} needs a compiled program, and plans for GPUs are not "
+        f"compiled; leave it out, or give a TPU as --topology."
+      )
+  if args.option or args.slices > 1:
+    raise errors.UserError(
+      "--option and --slices are for TPUs; for GPUs write --topology "
+      "GPU:NODESxCOUNT, for example h100:32x8."
+    )
+  cluster = gpu.parse(args.topology)
+  config = config_lib.load(args.config, args.overrides)
+  report = gpu.plan(config, cluster, args.price)
+  report |= {"config": args.config, "overrides": list(args.overrides)}
+  if args.json:
+    files.write_json(args.json, report)
+  print(gpu.render(report))
+  if not report["fits"]:
+    raise errors.UserError(
+      f"{args.config} needs up to {report['memory_margin']:g} x "
+      f"{report['memory_gib_per_gpu']:.1f} GiB, more than the "
+      f"{report['memory_limit_gib']:.1f} GiB of a GPU of {cluster.name}; use "
+      "more GPUs with a larger config.mesh.fsdp, a larger "
+      "config.optimizer.accumulate, or another remat policy."
+    )
   return 0
 
 
