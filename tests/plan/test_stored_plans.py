@@ -60,8 +60,32 @@ def test_docs_state_the_range_of_the_shipped_config():
   assert f"{text}, {mfu}" in docs
   readme = " ".join((ROOT / "README.md").read_text().split())
   assert f"here {text} a step" in readme
-  low, high = (seconds / x for x in ratios.interval(ratio_values())[::-1])
-  assert f"{low / seconds:.2f} to {high / seconds:.2f} of its planned" in docs
+  low, high = ratios.interval(ratio_values())
+  assert f"ratios give {low:.2f} to {high:.2f}" in docs
+
+
+def test_docs_show_the_stored_comparison_with_published_runs():
+  docs = (ROOT / "docs/plan.md").read_text()
+  found = json.loads(
+    (ROOT / "experiments/scaling/results/calibration.json").read_text()
+  )
+  for row in found["rows"]:
+    name, _, where = row["name"].removeprefix("MaxText ").partition(" on ")
+    label = f"{name} on `{where}`" + ("" if row["fits"] else ", does not fit")
+    planned, published = (
+      row[key] // row["chips"] for key in ("batch_size", "published_batch_size")
+    )
+    assert (
+      f"| {label} | {planned} of {published} "
+      f"| {row['published_seconds']:.2f} s | {row['planned_seconds']:.2f} s "
+      f"| {row['ratio']:.2f} |"
+    ) in docs
+  assert f"| geometric mean | | | | {found['geometric_mean']:.2f} |" in docs
+  readme = " ".join((ROOT / "README.md").read_text().split())
+  assert (
+    f"{found['geometric_mean']:.2f} times the published ones in the mean and "
+    f"{found['worst']:.2f} times at worst"
+  ) in readme
 
 
 def ratio_values():

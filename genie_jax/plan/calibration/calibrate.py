@@ -17,17 +17,17 @@ _LIBRARIES = ("jax", "jaxlib", "flax", "optax")
 
 
 def published_seconds(run: published.Run) -> float:
-  """Returns the published seconds of a step.
+  """Returns the published seconds of a step with the planned batch.
 
   Raises:
     ValueError: The row has neither seconds nor TFLOP/s.
   """
   if run.seconds is not None:
-    return run.seconds
+    return run.seconds * run.planned_batch / run.batch_per_device
   if run.teraflops is None:
     raise ValueError(f"The row {run.name!r} has no published speed.")
   topology = topology_lib.parse(run.topology)
-  sequences = run.batch_per_device * topology.num_devices / topology.num_chips
+  sequences = run.planned_batch * topology.num_devices / topology.num_chips
   flops = sequences * run.shape.flops_per_sequence(run.length)
   return flops / (run.teraflops * 1e12)
 
@@ -58,7 +58,7 @@ def step_of(run: published.Run) -> aot_compile.Step:
         "clip_norm": 1.0,
         "mu_dtype": run.mu_dtype,
       },
-      "data": {"batch_size": run.batch_per_device * topology.num_devices},
+      "data": {"batch_size": run.planned_batch * topology.num_devices},
     }
   )
   stage = decoder.make(run.shape, run.length, run.remat, run.kernel)
@@ -137,7 +137,8 @@ def _facts(run: published.Run) -> dict[str, Any]:
     "chips": topology.num_chips,
     "topology": topology.name,
     "mesh": {"fsdp": run.fsdp, "tensor": run.tensor},
-    "batch_size": run.batch_per_device * topology.num_devices,
+    "batch_size": run.planned_batch * topology.num_devices,
+    "published_batch_size": run.batch_per_device * topology.num_devices,
     "sequence_length": run.length,
     "parameters": run.shape.params,
     "remat": vars(run.remat),
@@ -155,15 +156,26 @@ def result(rows: Sequence[Mapping[str, Any]], command: str) -> dict[str, Any]:
     command: The command line that computes them.
   """
   order = list(published.RUNS)
-  values = [row["ratio"] for row in rows if row["ratio"] is not None]
+  rows = sorted(rows, key=lambda row: order.index(row["name"]))
+  values = [row["ratio"] for row in compared(rows)]
   return {
     "version": VERSION,
-    "rows": sorted(rows, key=lambda row: order.index(row["name"])),
+    "rows": rows,
     "geometric_mean": ratios.geometric_mean(values) if values else None,
     "worst": ratios.worst(values) if values else None,
     "held_out": ratios.held_out(values),
     "command": command,
   }
+
+
+def compared(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+  """Returns the rows whose seconds are compared: those that fit by plan.
+
+  The compiler schedules a program that does not fit for memory, without
+  overlapping communication, so its seconds are not those of the published run,
+  which did fit.
+  """
+  return [row for row in rows if row["ratio"] is not None and row["fits"]]
 
 
 def stored_ratios(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,11 +184,11 @@ def stored_ratios(found: Mapping[str, Any]) -> dict[str, Any]:
   Raises:
     UserError: There are too few for a range.
   """
-  rows = [row for row in found["rows"] if row["ratio"] is not None]
+  rows = compared(found["rows"])
   if len(rows) < ratios.LEAST:
     raise errors.UserError(
-      f"--save-ratios needs {ratios.LEAST} planned runs, and there are "
-      f"{len(rows)}; plan more of them with --calibrate."
+      f"--save-ratios needs {ratios.LEAST} runs that fit by plan, and there "
+      f"are {len(rows)}; plan more of them with --calibrate."
     )
   commits = {row["program"]["commit"] or "unknown" for row in rows}
   return {
@@ -252,7 +264,7 @@ def failures(rows: Iterable[Mapping[str, Any]]) -> list[str]:
       else "does not fit its chips"
     )
     for row in rows
-    if row["ratio"] is None
+    if row["ratio"] is None or not row["fits"]
   ]
 
 
@@ -264,12 +276,14 @@ def render(found: Mapping[str, Any]) -> str:
     f"{row['name']:34}{row['published_seconds']:10.3f}"
     f"{number(row['planned_seconds'], '9.3f'):>9}"
     f"{number(row['ratio'], '7.3f'):>7}{number(row['mfu'], '8.1%'):>8}"
+    + ("" if row["fits"] else "  does not fit")
     for row in found["rows"]
   ]
   if found["geometric_mean"] is not None:
+    count = len(compared(found["rows"]))
     lines.append(
       f"planned / published: geometric mean {found['geometric_mean']:.3f}, "
-      f"worst {found['worst']:.3f}"
+      f"worst {found['worst']:.3f}, of {count} runs that fit by plan"
     )
   if found["held_out"] is not None:
     lines.append(ratios.render_held_out(found["held_out"]))

@@ -7,7 +7,8 @@ The range of a plan is a prediction interval: if the logarithms of the ratios
 are normally distributed, the ratio of one further run of this kind lies in it
 with the probability CONFIDENCE. It is wider than the range of the ratios
 themselves, because a few runs say little about the next one. Leaving out each
-run in turn checks it.
+run in turn checks it. The range always includes the planned seconds: what makes
+plans of language models too slow need not be there in another model.
 
 No run can be faster than its matrix products. The stored rows therefore also
 have the share of the chips' peak at which the published runs executed all
@@ -121,11 +122,12 @@ def calibrated(
 
   Returns:
     JSON values: "seconds_low", "seconds_middle" and "seconds_high", with the
-    upper end of the interval, the geometric mean and the lower end; "mfu_low",
-    "mfu_middle" and "mfu_high", which belong to the high, middle and low
-    seconds; "limited", whether the low seconds are those of the largest share
-    of peak; "share_of_peak", this share; "runs"; "runs_on_chip", those on this
-    chip; "held_out"; "commits", of the estimator. None if there are no ratios.
+    upper end of the interval, the geometric mean and the lower end, extended to
+    the planned seconds; "mfu_low", "mfu_middle" and "mfu_high", which belong to
+    the high, middle and low seconds; "limited", whether the low seconds are
+    those of the largest share of peak; "share_of_peak", this share; "runs";
+    "runs_on_chip", those on this chip; "held_out"; "commits", of the estimator.
+    None if there are no ratios.
   """
   stored = load() if stored is None else stored
   if stored is None:
@@ -135,9 +137,9 @@ def calibrated(
   least_seconds = seconds * share_of_peak / most
   low, high = interval(values)
   ends = {
-    "low": seconds / high,
+    "low": seconds / max(high, 1),
     "middle": seconds / geometric_mean(values),
-    "high": seconds / low,
+    "high": seconds / min(low, 1),
   }
   limited = {name: max(value, least_seconds) for name, value in ends.items()}
   of = lambda name: mfu * seconds / limited[name]
@@ -172,8 +174,8 @@ def render(found: Mapping[str, Any] | None, chip: str) -> list[str]:
     f"calibrated step {found['seconds_low']:.4g} to "
     f"{found['seconds_high']:.4g} s (MFU {found['mfu_low']:.1%} to "
     f"{found['mfu_high']:.1%}):",
-    f"  {CONFIDENCE:.0%} prediction interval from planned and published "
-    f"seconds of {found['runs']} training runs, {of} on {chip}",
+    f"  the plan and the {CONFIDENCE:.0%} prediction interval from planned "
+    f"and published seconds of {found['runs']} runs, {of} on {chip}",
   ]
   if found["held_out"] is not None:
     lines.append(f"  {render_held_out(found['held_out'])}")

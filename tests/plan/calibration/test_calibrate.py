@@ -95,6 +95,7 @@ def row_of(run, ratio):
     "planned_seconds": planned,
     "ratio": ratio,
     "mfu": None if ratio is None else 0.5,
+    "fits": ratio is not None,
     "published_mfu": 0.5,
     "compiled_flops_over_model_flops": 1.5,
   }
@@ -172,7 +173,8 @@ def test_a_run_without_a_plan_does_not_lose_the_others(
   assert [row["name"] for row in found["rows"]] == list(published.RUNS)
   failed = found["rows"][1]
   assert failed["refused"] and failed["fits"] is False
-  assert failed["planned_seconds"] is None and failed["batch_size"] == 192
+  assert failed["planned_seconds"] is None
+  assert (failed["batch_size"], failed["published_batch_size"]) == (128, 192)
   stored = json.loads((tmp_path / "ratios.json").read_text())
   assert len(stored["rows"]) == len(published.RUNS) - 2
   assert stored["rows"][0]["share_of_peak"] == pytest.approx(0.75)
@@ -203,7 +205,7 @@ def test_mistakes_of_the_command_are_one_line(
   assert "of version 1" in refused("--calibrate", NAMES[0], "--json", str(path))
   assert planned == []
   monkeypatch.setattr(ratios, "PATH", tmp_path / "ratios.json")
-  assert "needs 3 planned runs" in refused(
+  assert "needs 3 runs that fit" in refused(
     "--calibrate",
     NAMES[0],
     "--json",

@@ -1,5 +1,6 @@
 """Tests of the table of published runs."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -40,7 +41,9 @@ def test_every_row_has_its_sources_and_fits_its_mesh(run):
     assert len(url.split("/blob/")[1].split("/")[0]) == 40
   found = topology.parse(run.topology)
   assert run.fsdp * run.tensor == found.num_devices
-  assert run.batch_per_device * found.num_devices % run.fsdp == 0
+  for batch in (run.batch_per_device, run.planned_batch):
+    assert batch * found.num_devices % run.fsdp == 0
+  assert run.planned_batch <= run.batch_per_device
   assert (run.seconds is None) != (run.teraflops is None)
   assert run.shape.heads % (run.tensor * 1) == 0
   assert run.length % run.kernel.block == 0
@@ -79,8 +82,13 @@ def test_shape_and_batch_give_the_teraflops_that_the_recipes_print(
 
 def test_published_teraflops_give_the_seconds_of_a_step():
   run = published.RUNS["MaxText 32B on v5p-128"]
-  # 31.66B parameters, six sequences of 2048 tokens a chip, 328 TFLOP/s.
-  assert calibrate.published_seconds(run) == pytest.approx(7.24, rel=0.005)
+  # 31.66B parameters, six sequences of 2048 tokens a chip, 328 TFLOP/s; five of
+  # them are planned.
+  assert run.batch_per_device == 6
+  seconds = calibrate.published_seconds(run)
+  assert seconds == pytest.approx(7.24 * 5 / 6, rel=0.005)
+  stated = dataclasses.replace(run, teraflops=None, seconds=7.24)
+  assert calibrate.published_seconds(stated) == pytest.approx(7.24 * 5 / 6)
 
 
 def test_an_unknown_run_is_rejected_with_the_known_ones():
@@ -135,25 +143,35 @@ def test_each_ratio_is_predicted_from_the_others():
 
 
 def test_the_range_of_seconds_follows_from_the_ratios():
-  values = [1.0, 1.1, 1.21]
+  values = [1.0, 1.01, 1.0201]
   found = ratios.calibrated(6.0, 0.3, 0.3, "v5p", stored(values))
   low, high = ratios.interval(values)
   assert found["seconds_low"] == pytest.approx(6 / high)
-  assert found["seconds_middle"] == pytest.approx(6 / 1.1)
+  assert found["seconds_middle"] == pytest.approx(6 / 1.01)
   assert found["seconds_high"] == pytest.approx(6 / low)
   # MFU and seconds are inverse.
   for name, other in (("low", "high"), ("middle", "middle"), ("high", "low")):
     assert found[f"mfu_{name}"] * found[f"seconds_{other}"] == pytest.approx(
       0.3 * 6
     )
-  assert not found["limited"]
+  assert low < 1 and not found["limited"]
   assert found["runs"] == found["runs_on_chip"] == 3
   text = "\n".join(ratios.render(found, "v5p"))
-  assert "3 training runs, 3 of them on v5p" in text
+  assert "3 runs, 3 of them on v5p" in text
   assert "of 3 in the interval" in text and "of peak" not in text
   other = ratios.calibrated(6.0, 0.3, 0.3, "v6e", stored(values))
   assert "none of them on v6e" in "\n".join(ratios.render(other, "v6e"))
   assert "no range" in ratios.render(None, "v5p")[0]
+
+
+@pytest.mark.parametrize("ratio", [1.2, 0.8])
+def test_a_range_includes_the_planned_seconds(ratio):
+  values = [ratio, ratio * 1.001, ratio * 0.999]
+  low, high = ratios.interval(values)
+  assert (low > 1) if ratio > 1 else (high < 1)
+  found = ratios.calibrated(6.0, 0.3, 0.3, "v5p", stored(values))
+  ends = sorted([6.0, 6 / (high if ratio > 1 else low)])
+  assert [found["seconds_low"], found["seconds_high"]] == pytest.approx(ends)
 
 
 def test_no_range_is_faster_than_the_largest_published_share_of_peak():
@@ -186,7 +204,12 @@ def test_rows_of_the_same_program_and_rows_not_wanted_are_kept(monkeypatch):
   here = {"commit": "a", "clean": True, "libraries": {"jax": "1"}}
   monkeypatch.setattr(calibrate, "program", lambda: here)
   first, second, third = list(published.RUNS)[:3]
-  row = lambda name, ratio: {"name": name, "ratio": ratio, "program": here}
+  row = lambda name, ratio: {
+    "name": name,
+    "ratio": ratio,
+    "fits": ratio is not None,
+    "program": here,
+  }
   rows = [row(first, 1.0), row(second, 2.0), row(third, None)]
   found = calibrate.result(rows[::-1], "genie plan --calibrate all")
   assert found["rows"] == rows  # In the order of the table.
@@ -205,9 +228,31 @@ def test_rows_of_the_same_program_and_rows_not_wanted_are_kept(monkeypatch):
     calibrate.resumed({"version": 1}, [first])
 
 
+def test_rows_that_do_not_fit_are_shown_and_not_compared():
+  names = list(published.RUNS)[:2]
+  rows = [
+    {
+      "name": name,
+      "ratio": ratio,
+      "fits": fits,
+      "published_seconds": 1.0,
+      "planned_seconds": ratio,
+      "mfu": 0.5,
+    }
+    for name, ratio, fits in zip(names, (1.5, 1.1), (False, True), strict=True)
+  ]
+  found = calibrate.result(rows, "genie plan --calibrate all")
+  assert found["geometric_mean"] == found["worst"] == pytest.approx(1.1)
+  lines = calibrate.render(found).splitlines()
+  assert lines[1].endswith("does not fit") and "1.500" in lines[1]
+  assert lines[2].endswith("50.0%") and "of 1 runs that fit" in lines[3]
+  assert calibrate.failures(rows) == [f"{names[0]} does not fit its chips"]
+
+
 def test_stored_ratios_need_three_rows_and_state_their_commits():
   row = {
     "name": "a",
+    "fits": True,
     "topology": "v5p:4x4x4",
     "ratio": 1.1,
     "published_mfu": 0.7,
@@ -218,15 +263,15 @@ def test_stored_ratios_need_three_rows_and_state_their_commits():
   found = calibrate.stored_ratios({"rows": [row, row, other]})
   assert found["commits"] == ["c", "unknown"]
   assert found["rows"][0]["share_of_peak"] == pytest.approx(0.77)
-  with pytest.raises(errors.UserError, match=r"needs 3 planned runs.* 2;"):
-    calibrate.stored_ratios({"rows": [row, other, row | {"ratio": None}]})
+  with pytest.raises(errors.UserError, match=r"needs 3 runs that fit.* 2;"):
+    calibrate.stored_ratios({"rows": [row, other, row | {"fits": False}]})
 
 
 def test_the_stored_result_has_six_runs_and_its_ratios_ship():
   path = pathlib.Path(__file__).parents[3]
   found = files.read_json(path / "experiments/scaling/results/calibration.json")
-  values = [row["ratio"] for row in found["rows"]]
-  assert found["version"] == calibrate.VERSION and len(values) >= 6
+  assert found["version"] == calibrate.VERSION and len(found["rows"]) >= 6
+  values = [row["ratio"] for row in calibrate.compared(found["rows"])]
   assert found["geometric_mean"] == pytest.approx(ratios.geometric_mean(values))
   assert found["held_out"] == pytest.approx(ratios.held_out(values))
   assert ratios.load() == calibrate.stored_ratios(found)
