@@ -1,7 +1,7 @@
 r"""Measures on one GPU what plans and docs say has not been measured.
 
 Run:      python benchmarks/gpu.py --json gpu.json
-          in under eight minutes; `--seconds` sets another limit.
+          stops after eight minutes; `--seconds` sets another limit
 Try it:   python benchmarks/gpu.py --size smoke --json F    on any device
 Sections, in this order (`--only NAME` runs one, and may be repeated):
   rates      a large matrix product and a copy, as shares of the data sheet's
