@@ -44,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   what.add_argument(
     "--topology",
     metavar="CHIP:AxBxC",
-    help="chips of one slice, for example v5p:4x8x8 or v5e:16x16",
+    help="chips of one slice, for example v5p:4x8x8 or v5e:16x16; or GPUs, for "
+    "example h100:8 or, for nodes of eight, h100:32x8",
   )
   what.add_argument(
     "--scaling-table",
@@ -94,8 +95,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add(
     "--save-ratios",
     action="store_true",
-    help="with --calibrate all: also write the ratios that every plan's range "
-    "of MFU is computed from",
+    help="with --calibrate and --json: also write the ratios from which every "
+    "plan's range of seconds is computed",
   )
   add(
     "--breakdown",
@@ -184,8 +185,10 @@ def run(args: argparse.Namespace) -> int:
   if args.scaling_table:
     return _scaling_table(args, options)
   from genie_jax.core import config as config_lib
-  from genie_jax.plan import topology
+  from genie_jax.plan import gpu, topology
 
+  if gpu.names_gpu(args.topology):
+    return _gpu(args)
   found = topology.parse(args.topology, args.slices)
   config = config_lib.load(args.config, args.overrides)
   aot_compile.set_up_compiler()
@@ -200,8 +203,11 @@ def _check(args: argparse.Namespace) -> None:
   """Raises UserError for flags that do not fit, and numbers out of range."""
   if not args.config and not args.calibrate:
     raise errors.UserError("genie plan needs --config FILE.py.")
-  if args.save_ratios and args.calibrate != "all":
-    raise errors.UserError("--save-ratios needs --calibrate all.")
+  if args.save_ratios and not (args.calibrate and args.json):
+    raise errors.UserError(
+      "--save-ratios needs --calibrate all --json FILE; what it saves is "
+      "computed from the rows of this file."
+    )
   for name, least in (
     ("players", 1),
     ("price", 0),
@@ -255,6 +261,42 @@ def _one(
     print("\n".join(measured.lines(report["measured"])))
   if not report["fits"]:
     raise errors.UserError(f"{args.config} {advice.verdict(report)}")
+  return 0
+
+
+def _gpu(args: argparse.Namespace) -> int:
+  """Plans one training run on GPUs, which is not compiled."""
+  from genie_jax.core import config as config_lib
+  from genie_jax.core import files
+  from genie_jax.plan import gpu
+
+  for name in ("search", "sample", "whole_run", "measured", "hlo", "breakdown"):
+    if getattr(args, name):
+      flag = name.replace("_", "-")
+      raise errors.UserError(
+        f"--{flag} needs a compiled program, and plans for GPUs are not "
+        f"compiled; leave it out, or give a TPU as --topology."
+      )
+  if args.option or args.slices > 1:
+    raise errors.UserError(
+      "--option and --slices are for TPUs; for GPUs write --topology "
+      "GPU:NODESxCOUNT, for example h100:32x8."
+    )
+  cluster = gpu.parse(args.topology)
+  config = config_lib.load(args.config, args.overrides)
+  report = gpu.plan(config, cluster, args.price)
+  report |= {"config": args.config, "overrides": list(args.overrides)}
+  if args.json:
+    files.write_json(args.json, report)
+  print(gpu.render(report))
+  if not report["fits"]:
+    raise errors.UserError(
+      f"{args.config} needs up to {report['memory_margin']:g} x "
+      f"{report['memory_gib_per_gpu']:.1f} GiB, more than the "
+      f"{report['memory_limit_gib']:.1f} GiB of a GPU of {cluster.name}; use "
+      "more GPUs with a larger config.mesh.fsdp, a larger "
+      "config.optimizer.accumulate, or another remat policy."
+    )
   return 0
 
 
@@ -375,32 +417,35 @@ def _calibrate(args: argparse.Namespace) -> int:
   runs = published.find(args.calibrate)
   aot_compile.set_up_compiler()
   command = shlex.join(["genie", "plan", "--calibrate", args.calibrate])
-  names = [run_.name for run_ in runs]
   rows: list[dict[str, Any]] = []
+  names = [run_.name for run_ in runs]
   if args.json and pathlib.Path(args.json).exists():
     rows = calibrate.resumed(files.read_json(args.json), names)
   done = {row["name"] for row in rows}
   missing = [run_ for run_ in runs if run_.name not in done]
   for run_ in progress.track(missing, unit="runs", description="plans"):
-    row, text = child_process.plan_published(run_)
-    rows.append(row)
+    program, text = calibrate.program(), ""
+    try:
+      row, text = child_process.plan_published(run_)
+    except errors.UserError as error:
+      row = calibrate.without_plan(run_, str(error))
+    rows.append(row | {"program": program})
     if args.hlo and text:
       files.write_atomic(args.hlo, text)
     # Written after each row, as all of them take a long time.
     if args.json:
-      rows.sort(key=lambda row: names.index(row["name"]))
       files.write_json(args.json, calibrate.result(rows, command))
   found = calibrate.result(rows, command)
   print(calibrate.render(found))
-  failed = [row["name"] for row in rows if row["ratio"] is None]
-  if failed:
-    raise errors.UserError(
-      f"{len(failed)} of {len(rows)} runs of --calibrate do not fit their "
-      f"chips by plan: {', '.join(failed)}."
-    )
   if args.save_ratios:
     files.write_json(ratios.PATH, calibrate.stored_ratios(found))
     print(f"wrote {ratios.PATH}")
+  failed = calibrate.failures(row for row in rows if row["name"] in names)
+  if failed:
+    raise errors.UserError(
+      f"{len(failed)} of {len(names)} runs of --calibrate have no plan: "
+      f"{'; '.join(failed)}."
+    )
   return 0
 
 
@@ -422,6 +467,8 @@ def _row_without_plan(
         "days_low",
         "days_high",
         "cost",
+        "cost_low",
+        "cost_high",
         "ratio",
         "flops_ratio",
         "hbm_gib_per_chip",

@@ -17,7 +17,7 @@ The letter in the comment after a number gives its source:
 
 import dataclasses
 
-from genie_jax.core import errors
+from genie_jax.core import errors, gpus
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,19 +273,6 @@ _DEVICE_KINDS = {
   "TPU7x": "v7x",
 }
 
-# JAX's `device_kind` -> peak bfloat16 FLOPs per second without sparsity, from
-# NVIDIA's data sheets of A100, H100, H200, B200 and L4.
-_GPU_PEAK_FLOPS = {
-  "NVIDIA A100-SXM4-40GB": 312e12,
-  "NVIDIA A100-SXM4-80GB": 312e12,
-  "NVIDIA A100 80GB PCIe": 312e12,
-  "NVIDIA H100 80GB HBM3": 989e12,
-  "NVIDIA H100 PCIe": 756e12,
-  "NVIDIA H200": 989e12,
-  "NVIDIA B200": 2250e12,
-  "NVIDIA L4": 121e12,
-}
-
 
 def find(name: str) -> Chip:
   """Returns the chip of a name or alias, in lower or upper case.
@@ -296,9 +283,10 @@ def find(name: str) -> Chip:
   key = name.lower()
   key = ALIASES.get(key, key)
   if key not in CHIPS:
+    known = [*CHIPS, *gpus.GPUS]
     raise errors.UserError(
-      f"Unknown chip {name!r}{errors.closest(key, CHIPS)}; the known chips "
-      f"are {', '.join(CHIPS)}."
+      f"Unknown chip {name!r}{errors.closest(key, known)}; the known chips are "
+      f"{', '.join(CHIPS)}, and the GPUs {', '.join(gpus.GPUS)}."
     )
   return CHIPS[key]
 
@@ -315,4 +303,6 @@ def device_peak_flops(kind: str) -> float | None:
     kind: A JAX `device_kind` of a TPU or a GPU.
   """
   chip = of_device(kind)
-  return chip.peak_flops / chip.devices if chip else _GPU_PEAK_FLOPS.get(kind)
+  return (
+    chip.peak_flops / chip.devices if chip else gpus.device_peak_flops(kind)
+  )

@@ -12,11 +12,12 @@ from typing import Any
 _CPU = pathlib.Path("/proc/cpuinfo")
 
 
-def commit(folder: str = ".") -> str | None:
+def commit(*paths: str) -> str | None:
   """Returns the checkout's commit, "+" if edited; None outside a checkout.
 
   Args:
-    folder: Where edits count, relative to the checkout.
+    *paths: Where edits count: git's path specifications, relative to the
+      checkout. Everywhere if there are none.
   """
   root = pathlib.Path(__file__).resolve().parents[2]
   if not (root / ".git").exists():
@@ -29,7 +30,7 @@ def commit(folder: str = ".") -> str | None:
   )
   try:
     found = ask("rev-parse", "HEAD")
-    edited = ask("status", "--porcelain", "--untracked-files=no", "--", folder)
+    edited = ask("status", "--porcelain", "--untracked-files=no", "--", *paths)
   except FileNotFoundError:  # A checkout on a machine without git.
     return None
   if found.returncode:

@@ -80,12 +80,7 @@ def space_attention(
     return rules.per_device(attend, (_BY_FRAME,) * 3, _BY_FRAME)(
       query, key, value
     )
-  if (
-    platform == "gpu"
-    and n >= _CUDNN_MIN_TOKENS
-    and k % 8 == 0
-    and (k <= 128 and query.dtype == jnp.bfloat16)
-  ):
+  if platform == "gpu" and fits_cudnn(n, k, query.dtype):
     return rules.per_device(
       functools.partial(_cudnn_attention, num_valid=num_valid),
       (_BY_FRAME,) * 3,
@@ -98,6 +93,22 @@ def space_attention(
     (_BY_FRAME,) * 3,
     _BY_FRAME,
   )(query, key, value)
+
+
+def fits_cudnn(tokens: int, head_dim: int, dtype: jnp.dtype) -> bool:
+  """Returns whether attention within frames uses cuDNN on a GPU.
+
+  Args:
+    tokens: Tokens of a frame.
+    head_dim: Width of a head.
+    dtype: Dtype of the queries.
+  """
+  return (
+    tokens >= _CUDNN_MIN_TOKENS
+    and head_dim % 8 == 0
+    and head_dim <= 128
+    and dtype == jnp.bfloat16
+  )
 
 
 def _platform(implementation: str) -> str:

@@ -197,7 +197,7 @@ def out_of_memory_report(
         "mfu",
         "mfu_kernels_twice_as_slow",
         "mfu_kernels_four_times_as_slow",
-        "mfu_calibrated",
+        "calibrated",
         "tokens_per_day",
         "days",
         "chip_hours",
@@ -220,8 +220,9 @@ def _time_report(
   days = seconds * steps / _DAY
   hours = 24 * days * topology.num_chips
   mfu = lambda factor: flops / (peak * schedule.step_seconds(found, factor))
+  compiled = sum(found.flops.values()) * topology.num_devices
   return {
-    "compiled_flops_per_step": sum(found.flops.values()) * topology.num_devices,
+    "compiled_flops_per_step": compiled,
     "compiled_flops_by_pass": {
       name: found.flops.get(key, 0) * topology.num_devices
       for name, key in _PASSES.items()
@@ -236,7 +237,9 @@ def _time_report(
     "mfu": mfu(1.0),
     "mfu_kernels_twice_as_slow": mfu(2.0),
     "mfu_kernels_four_times_as_slow": mfu(4.0),
-    "mfu_calibrated": ratios.calibrated(mfu(1.0)),
+    "calibrated": ratios.calibrated(
+      seconds, mfu(1.0), compiled / (peak * seconds), topology.chip.name
+    ),
     "tokens_per_day": report["tokens_per_step"] * _DAY / seconds,
     "days": days,
     "chip_hours": hours,
@@ -370,7 +373,7 @@ def _time_lines(report: Mapping[str, Any]) -> list[str]:
     f"MFU {report['mfu']:.1%}; {report['mfu_kernels_twice_as_slow']:.1%} "
     f"and {report['mfu_kernels_four_times_as_slow']:.1%} if every kernel takes "
     "2 and 4 times its estimate",
-    ratios.render(report["mfu_calibrated"]),
+    *ratios.render(report["calibrated"], report["topology"].partition(":")[0]),
     f"{report['tokens_per_day'] / 1e9:.2f}B tokens per day; "
     f"{report['steps']} steps in {report['days']:.2f} days, "
     f"{report['chip_hours']:,.0f} chip-hours",

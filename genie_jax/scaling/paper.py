@@ -2,8 +2,8 @@
 
 Genie, table 10, gives chips and days of each run. The FLOPs that the paper
 states differ from ours, so the table also has the ratio of the FLOPs. The range
-of the planned days is that of `plan.calibration`: plans of other published runs
-divided by their published seconds.
+of the planned days and cost is that of `plan.calibration`: a prediction
+interval from planned and published seconds of other runs.
 """
 
 import dataclasses
@@ -104,11 +104,13 @@ def row(run: Run, report: Mapping[str, Any]) -> dict[str, Any]:
     run: The row of the paper.
     report: The plan of the run.
   """
-  days = report["days"]
-  calibrated = report["mfu_calibrated"]
-  # MFU and time are inverse.
-  of = lambda name: (
-    days * report["mfu"] / calibrated[name] if days and calibrated else None
+  days, cost = report["days"], report["cost"]
+  calibrated = report["calibrated"]
+  # Days and cost are proportional to the seconds of a step.
+  of = lambda total, name: (
+    total * calibrated[f"seconds_{name}"] / report["step_seconds"]
+    if total is not None and calibrated
+    else None
   )
   stated = table.find(run.size).paper_flops
   ours = report["model_flops_per_step"] * report["steps"]
@@ -118,9 +120,11 @@ def row(run: Run, report: Mapping[str, Any]) -> dict[str, Any]:
     "paper_days": run.days,
     "chips": topology_lib.parse(run.topology).num_chips,
     "days": days,
-    "days_low": of("high"),
-    "days_high": of("low"),
-    "cost": report["cost"],
+    "days_low": of(days, "low"),
+    "days_high": of(days, "high"),
+    "cost": cost,
+    "cost_low": of(cost, "low"),
+    "cost_high": of(cost, "high"),
     "ratio": None if not (days and run.days) else days / run.days,
     "flops_ratio": None if stated is None else ours / stated,
     **{
@@ -165,17 +169,18 @@ def render(rows: Sequence[Mapping[str, Any]]) -> str:
     )
   lines += [
     "",
-    f"{'size':6}{'chips':>6}{'days by plan':>14}{'range':>18}{'cost':>14}",
+    f"{'size':6}{'chips':>6}{'days by plan':>14}{'range':>16}{'cost':>13}"
+    f"{'range':>25}",
   ]
   for found in rows:
-    span = (
+    span = lambda name, form, row=found: (
       "-"
-      if found["days_low"] is None
-      else f"{found['days_low']:.2f} to {found['days_high']:.2f}"
+      if row[f"{name}_low"] is None
+      else f"{row[f'{name}_low']:{form}} to {row[f'{name}_high']:{form}}"
     )
     lines.append(
       f"{found['size']:6}{found['chips']:6}"
-      f"{number(found['days'], '14.2f'):>14}{span:>18}"
-      f"{number(found['cost'], '14,.0f'):>14}"
+      f"{number(found['days'], '14.2f'):>14}{span('days', '.2f'):>16}"
+      f"{number(found['cost'], '13,.0f'):>13}{span('cost', ',.0f'):>25}"
     )
   return "\n".join(lines)

@@ -19,11 +19,22 @@ _TPU: dict[str, str] = {
   "xla_tpu_megacore_fusion_allow_ags": "false",
 }
 
+# XLA's default for GPUs does not move collectives away from the computation
+# that waits for them. NVIDIA's JAX images set this option, and no other one
+# (docs.nvidia.com/jax-toolbox/environment-variables). Outside the TPU compiler,
+# values must have the option's type.
+_GPU: dict[str, bool] = {"xla_gpu_enable_latency_hiding_scheduler": True}
 
-def options(mesh: Mesh) -> dict[str, str]:
+
+def options(mesh: Mesh) -> dict[str, str | bool]:
   """Returns the compiler options for the devices of a mesh.
 
-  LIBTPU_INIT_ARGS can set further options; those returned here take precedence.
+  LIBTPU_INIT_ARGS and XLA_FLAGS can set further options; those returned here
+  take precedence. One GPU has no collectives and gets none.
   """
-  on_tpu = mesh.devices.flat[0].platform == "tpu"
-  return dict(_TPU) if on_tpu else {}
+  platform = mesh.devices.flat[0].platform
+  if platform == "tpu":
+    return dict(_TPU)
+  if platform == "gpu" and mesh.size > 1:
+    return dict(_GPU)
+  return {}

@@ -5,6 +5,7 @@ import configparser
 import contextlib
 import os
 import re
+import subprocess
 
 import pytest
 
@@ -237,3 +238,21 @@ def test_commands_in_the_guides_use_existing_flags_and_files(name):
     r"(?:`|^)((?:launch|docs|experiments)/[\w./]+)(?=`| )", text, re.M
   ):
     assert (recipes.ROOT / path).exists(), path
+
+
+def test_the_slurm_recipe_lets_nccl_fail_rather_than_use_tcp(tmp_path):
+  line = next(
+    line
+    for line in SLURM.read_text().splitlines()
+    if "NCCL_NET" in line and line.startswith("export")
+  )
+  ask = lambda env: subprocess.run(
+    ["bash", "-euc", f'{line}; echo "$NCCL_NET $NCCL_DEBUG"'],
+    env=env,
+    capture_output=True,
+    text=True,
+    check=True,
+  ).stdout.split()
+  assert ask({}) == ["IB", "WARN"]
+  # The user's own network comes first.
+  assert ask({"NCCL_NET": "Plugin"}) == ["Plugin", "WARN"]

@@ -312,7 +312,7 @@ def test_the_scaling_table_has_every_row_and_the_error_lists_failed_ones(
       "hbm_limit_gib": 2.0,
       "step_seconds": 1.0,
       "mfu": 0.5,
-      "mfu_calibrated": {"low": 0.4, "middle": 0.5, "high": 0.625},
+      "calibrated": {"seconds_low": 0.75, "seconds_high": 1.25},
       "days": 7.0,
       "cost": 1000.0,
       "compile_seconds": 1.0,
@@ -342,10 +342,10 @@ def test_the_scaling_table_has_every_row_and_the_error_lists_failed_ones(
   assert [row["fits"] for row in found] == [False, False, True]
   planned = found[2]
   assert (planned["chips"], planned["cost"]) == (128, 1000.0)
-  # At 0.4 of peak in place of the planned 0.5 it takes 1.25 times as long.
-  assert planned["days_low"] == pytest.approx(7 / 1.25)
-  assert planned["days_high"] == pytest.approx(7 * 1.25)
-  assert "5.60 to 8.75" in out and "1,000" in out
+  # Days and cost follow the seconds of a step: 0.75 to 1.25 s instead of 1 s.
+  assert planned["days_low"] == pytest.approx(7 * 0.75)
+  assert planned["cost_high"] == pytest.approx(1250)
+  assert "5.25 to 8.75" in out and "750 to 1,250" in out
   assert found[0].keys() == found[2].keys() | {"refused"}
   assert main.main([*argv, "811M"]) == 0
   capsys.readouterr()

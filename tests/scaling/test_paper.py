@@ -76,23 +76,28 @@ def test_ratios_divide_our_values_by_the_papers():
     "days": 1.5,
     "steps": 100,
     "model_flops_per_step": 4.1e18,
-    "mfu": 0.5,
-    "mfu_calibrated": {"low": 0.4, "middle": 0.5, "high": 0.6},
+    "step_seconds": 2.0,
+    "calibrated": {"seconds_low": 1.5, "seconds_high": 2.5},
     "cost": None,
   }
   row = paper.row(paper.RUNS["41M"], report)
   assert row["ratio"] == 0.5 and row["chips"] == 64
-  # At the lowest MFU of the range, the run takes 0.5 / 0.4 of the planned days.
-  assert row["days_low"] == pytest.approx(1.25)
+  # Days follow the seconds of a step: 1.5 and 2.5 s instead of 2 s.
+  assert row["days_low"] == pytest.approx(1.125)
   assert row["days_high"] == pytest.approx(1.875)
+  assert row["cost_low"] is row["cost_high"] is None
   assert row["flops_ratio"] == pytest.approx(2.0)  # The paper has 2.05e20.
   assert paper.row(paper.RUNS["10.1B"], report)["ratio"] is None
   without_days = paper.row(paper.RUNS["41M"], report | {"days": None})
   assert without_days["ratio"] is without_days["days_low"] is None
   uncalibrated = paper.row(
-    paper.RUNS["41M"], report | {"mfu_calibrated": None, "cost": 12_345.0}
+    paper.RUNS["41M"], report | {"calibrated": None, "cost": 12_345.0}
   )
-  assert uncalibrated["days_high"] is None
-  lines = paper.render([row, without_days, uncalibrated]).splitlines()
-  assert len(lines) == 10 and max(map(len, lines)) <= 80
-  assert "1.25 to 1.88" in lines[-3] and "12,345" in lines[-1]
+  assert uncalibrated["days_high"] is uncalibrated["cost_low"] is None
+  with_cost = paper.row(paper.RUNS["10.1B"], report | {"cost": 4_000_000.0})
+  assert with_cost["cost_low"] == pytest.approx(3e6)
+  rows = [row, without_days, uncalibrated, with_cost]
+  lines = paper.render(rows).splitlines()
+  assert len(lines) == 12 and max(map(len, lines)) <= 80
+  assert "1.12 to 1.88" in lines[-4] and "12,345" in lines[-2]
+  assert "3,000,000 to 5,000,000" in lines[-1]

@@ -30,6 +30,9 @@ class Run:
     shape: The sizes of the model.
     length: Tokens of a sequence.
     batch_per_device: Sequences of a batch for each JAX device.
+    fitting_batch: The most sequences for each device that fit by plan, if the
+      published number does not; None if it does, or is not known. The plan then
+      has these, and the published seconds are in proportion.
     fsdp: Size of the mesh axis fsdp.
     tensor: Size of the mesh axis tensor.
     remat: What is saved for the backward pass.
@@ -52,10 +55,16 @@ class Run:
   tensor: int
   remat: decoder.Remat
   kernel: decoder.Kernel
+  fitting_batch: int | None = None
   mu_dtype: str = "float32"
   seconds: float | None = None
   teraflops: float | None = None
   assumptions: tuple[str, ...] = ()
+
+  @property
+  def planned_batch(self) -> int:
+    """Sequences of the planned batch for each JAX device."""
+    return self.fitting_batch or self.batch_per_device
 
 
 def scaled(scale: int) -> decoder.Shape:
@@ -110,6 +119,7 @@ def _maxtext(
   tensor: int,
   teraflops: float,
   *assumptions: str,
+  fitting_batch: int | None = None,
 ) -> Run:
   """Returns a row of MaxText's tables of v5p and v5e."""
   return Run(
@@ -122,6 +132,7 @@ def _maxtext(
     batch_per_device=batch,
     fsdp=fsdp,
     tensor=tensor,
+    fitting_batch=fitting_batch,
     remat=_MINIMAL if chip == "v5p" else _FULL,
     kernel=decoder.Kernel(),
     teraflops=teraflops,
@@ -153,12 +164,13 @@ RUNS = {
       4,
       328,
       "6 sequences a chip, as in this version of the script; others have 7",
+      fitting_batch=5,
     ),
-    _maxtext("v5p", 64, "v5p-128", _V5P_64B, 3, 16, 4, 323),
+    _maxtext("v5p", 64, "v5p-128", _V5P_64B, 3, 16, 4, 323, fitting_batch=2),
     _maxtext("v5p", 128, "v5p-256", _V5P_128B, 1, 16, 8, 315),
     _maxtext("v5p", 128, "v5p-512", _V5P_128B, 1, 32, 8, 316),
     _maxtext("v5e", 16, "v5e-256", _V5E, 6, 256, 1, 120),
-    _maxtext("v5e", 32, "v5e-256", _V5E, 4, 256, 1, 132),
+    _maxtext("v5e", 32, "v5e-256", _V5E, 4, 256, 1, 132, fitting_batch=3),
     Run(
       name="Llama 3.1 8B on v6e-8",
       source=_recipe(

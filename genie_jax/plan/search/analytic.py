@@ -163,6 +163,97 @@ def config_error(
   )
 
 
+@dataclasses.dataclass(frozen=True)
+class Counts:
+  """What one device holds and does in a step, for any kind of device.
+
+  Attributes:
+    owned: Parameters that it owns.
+    gathered: Parameters that it uses after gathering them.
+    partial_tiles: Whether the rows of any shard do not fill full tiles.
+    state_bytes: Parameters, optimizer state and gradients.
+    saved_bytes: What the forward pass saves for the backward pass.
+    layer_bytes: Temporaries of the layer that is being computed.
+    logits_bytes: Logits and their gradients.
+    flops: Model FLOPs.
+    recomputed_flops: FLOPs of matrix products that are recomputed.
+    recomputed_norms: Numbers whose norms are recomputed.
+    stream_bytes: Bytes of the residual streams of all layers.
+    tokens: Tokens of a microbatch, with frames split.
+    layers: Layers of all transformers.
+    host_bytes: Bytes that are copied to and from the host's memory.
+  """
+
+  owned: float
+  gathered: float
+  partial_tiles: bool
+  state_bytes: float
+  saved_bytes: float
+  layer_bytes: float
+  logits_bytes: float
+  flops: float
+  recomputed_flops: float
+  recomputed_norms: float
+  stream_bytes: float
+  tokens: float
+  layers: int
+  host_bytes: float
+
+  @property
+  def bytes(self) -> float:
+    """Bytes of memory."""
+    return (
+      self.state_bytes + self.saved_bytes + self.layer_bytes + self.logits_bytes
+    )
+
+
+def count(
+  found: Facts, sizes: Mapping[str, int], remat: str, accumulate: int
+) -> Counts:
+  """Counts what one device holds and does in a step.
+
+  Args:
+    found: From `facts`.
+    sizes: Size of every mesh axis.
+    remat: One of REMAT_POLICIES.
+    accumulate: Microbatches per step.
+  """
+  tensor, frame = sizes["tensor"], sizes["frame"]
+  clips = found.batch_size / (sizes["data"] * sizes["fsdp"] * accumulate)
+  frames = -(-found.frames // frame)
+  tokens = clips * frames * found.tokens  # Of a microbatch, on one device.
+  saved = recomputed = norms = largest = stream = host = 0.0
+  for stack in found.stacks:
+    cost = _policy_cost(stack, remat, tensor, found.tokens)
+    all_products = _policy_cost(stack, "products", tensor, found.tokens)
+    size = jnp.dtype(stack["dtype"]).itemsize
+    layers = stack["num_layers"]
+    saved += layers * tokens * cost.saved * size
+    recomputed += layers * tokens * cost.flops
+    norms += layers * tokens * cost.norms
+    host += layers * tokens * cost.offloaded * size
+    # Temporaries of the layer that is being computed, in float32.
+    largest = max(largest, tokens * 4 * all_products.saved)
+    stream += layers * tokens * stack["width"] * size
+  owned, gathered, partial_tiles = _count_weights(found, sizes)
+  return Counts(
+    owned=owned,
+    gathered=gathered,
+    partial_tiles=partial_tiles,
+    state_bytes=owned * (found.state_bytes + 4 * (accumulate > 1)),
+    saved_bytes=saved,
+    layer_bytes=largest,
+    logits_bytes=6 * tokens * found.codes / tensor,
+    flops=found.flops / math.prod(sizes.values()),
+    recomputed_flops=accumulate * recomputed,
+    recomputed_norms=accumulate * norms,
+    stream_bytes=accumulate * stream,
+    tokens=tokens,
+    layers=sum(stack["num_layers"] for stack in found.stacks),
+    host_bytes=accumulate * 2 * host,
+  )
+
+
 def estimate(
   found: Facts,
   sizes: Mapping[str, int],
@@ -170,7 +261,7 @@ def estimate(
   accumulate: int,
   topology: topology_lib.Topology,
 ) -> RoughEstimate:
-  """Roughly estimates memory and time of a layout.
+  """Roughly estimates memory and time of a layout on TPUs.
 
   Args:
     found: From `facts`.
@@ -180,63 +271,40 @@ def estimate(
     topology: The chips.
   """
   chip, tensor, frame = topology.chip, sizes["tensor"], sizes["frame"]
-  clips = found.batch_size / (sizes["data"] * sizes["fsdp"] * accumulate)
-  frames = -(-found.frames // frame)
-  tokens = clips * frames * found.tokens  # Of a microbatch, on one device.
-  saved = recomputed = norm_bytes = largest = stream = host = 0.0
-  for stack in found.stacks:
-    cost = _policy_cost(stack, remat, tensor, found.tokens)
-    all_products = _policy_cost(stack, "products", tensor, found.tokens)
-    size = jnp.dtype(stack["dtype"]).itemsize
-    layers = stack["num_layers"]
-    saved += layers * tokens * cost.saved * size
-    recomputed += layers * tokens * cost.flops
-    norm_bytes += layers * tokens * cost.norms * _NORM_BYTES
-    host += layers * tokens * cost.offloaded * size
-    # Temporaries of the layer that is being computed, in float32.
-    largest = max(largest, tokens * 4 * all_products.saved)
-    stream += layers * tokens * stack["width"] * size
-  owned, gathered, partial_tiles = _count_weights(found, sizes)
+  counts = count(found, sizes, remat, accumulate)
   link = chip.link_bandwidth / chip.devices
   rate = 2 * max(1, chip.torus_dims - 1) * link
-  seconds = (found.flops / topology.num_devices + accumulate * recomputed) / (
+  seconds = (counts.flops + counts.recomputed_flops) / (
     _MATMUL_EFFICIENCY * chip.peak_flops / chip.devices
   )
-  seconds += accumulate * norm_bytes * chip.devices / chip.hbm_bandwidth
+  seconds += (
+    counts.recomputed_norms * _NORM_BYTES * chip.devices / chip.hbm_bandwidth
+  )
   split = sizes["fsdp"] * frame > 1
   # In every microbatch, weights are gathered twice and gradients scattered
   # once, with two bytes per parameter.
   if split:
-    exposed = _EXPOSED_PARTIAL_TILES if partial_tiles else _EXPOSED
-    seconds += accumulate * 3 * 2 * gathered / rate * exposed
+    exposed = _EXPOSED_PARTIAL_TILES if counts.partial_tiles else _EXPOSED
+    seconds += accumulate * 3 * 2 * counts.gathered / rate * exposed
   # Replicas sum their gradients, in float32.
   if sizes["data"] > 1:
-    seconds += accumulate * 2 * 4 * owned / rate
+    seconds += accumulate * 2 * 4 * counts.owned / rate
   seconds += (
-    4 * owned * (topology.slices - 1) * chip.devices / chip.dcn_bandwidth
+    4 * counts.owned * (topology.slices - 1) * chip.devices / chip.dcn_bandwidth
   )
   # The forward and the backward pass of a layer each have three all-reduces
   # over tensor, which move the data twice, and two all-to-alls over frame.
   seconds += (
-    accumulate
-    * stream
+    counts.stream_bytes
     * (12 * (tensor - 1) / tensor + 4 * (frame - 1) / frame)
     / (2 * link)
   )
   collectives_per_layer = (
     3 * split + (sizes["data"] > 1) + 6 * (tensor > 1) + 4 * (frame > 1)
   )
-  seconds += (
-    accumulate
-    * collectives_per_layer
-    * _START_SECONDS
-    * sum(stack["num_layers"] for stack in found.stacks)
-  )
-  seconds = max(seconds, accumulate * 2 * host / chip.host_bandwidth)
-  state = owned * (found.state_bytes + 4 * (accumulate > 1))
-  return RoughEstimate(
-    state + saved + largest + 6 * tokens * found.codes / tensor, seconds
-  )
+  seconds += accumulate * collectives_per_layer * _START_SECONDS * counts.layers
+  seconds = max(seconds, counts.host_bytes / chip.host_bandwidth)
+  return RoughEstimate(counts.bytes, seconds)
 
 
 class _PolicyCost(NamedTuple):

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from genie_jax.cli import main
+from genie_jax.core import errors
 from genie_jax.plan import child_process
 from genie_jax.plan.calibration import calibrate, decoder, published, ratios
 from tests.plan import tpu_compiler
@@ -94,18 +95,26 @@ def row_of(run, ratio):
     "planned_seconds": planned,
     "ratio": ratio,
     "mfu": None if ratio is None else 0.5,
+    "fits": ratio is not None,
+    "published_mfu": 0.5,
+    "compiled_flops_over_model_flops": 1.5,
   }
 
 
-def test_the_command_writes_rows_and_takes_them_up_again(
-  capsys, monkeypatch, tmp_path
-):
-  names = list(published.RUNS)[:2]
-  planned = []
+NAMES = list(published.RUNS)[:4]
+
+
+@pytest.fixture
+def planned(monkeypatch):
+  """Replaces the planner; returns the names of the runs that it planned.
+
+  Their ratios are 1.2, 1.4 and so on, in the order in which they are planned.
+  """
+  names = []
 
   def planner(run):
-    planned.append(run.name)
-    return row_of(run, 1.0 + 0.2 * len(planned)), ""
+    names.append(run.name)
+    return row_of(run, 1.0 + 0.2 * len(names)), ""
 
   monkeypatch.setattr(child_process, "plan_published", planner)
   here = {"commit": "c" * 40, "clean": True, "libraries": {}}
@@ -113,28 +122,72 @@ def test_the_command_writes_rows_and_takes_them_up_again(
   monkeypatch.setattr(
     "genie_jax.plan.aot_compile.set_up_compiler", lambda: None
   )
+  return names
+
+
+def test_the_command_writes_rows_and_takes_them_up_again(
+  capsys, planned, tmp_path
+):
   path = tmp_path / "calibration.json"
   argv = ["plan", "--json", str(path), "--calibrate"]
-  assert main.main([*argv, names[0]]) == 0
-  assert main.main([*argv, ",".join(names)]) == 0
-  assert planned == names  # The first row was not planned twice.
+  assert main.main([*argv, NAMES[1]]) == 0
+  assert main.main([*argv, ",".join(NAMES[:2])]) == 0
+  assert planned == [NAMES[1], NAMES[0]]  # No row was planned twice.
   found = json.loads(path.read_text())
-  assert [row["name"] for row in found["rows"]] == names
+  assert [row["name"] for row in found["rows"]] == NAMES[:2]
   assert found["geometric_mean"] == pytest.approx((1.2 * 1.4) ** 0.5)
   assert found["worst"] == pytest.approx(1.4)
-  assert found["provenance"]["commit"] == "c" * 40
-  assert "--calibrate" in found["provenance"]["command"]
+  assert found["rows"][0]["program"]["commit"] == "c" * 40
+  assert "--calibrate" in found["command"]
   out = capsys.readouterr().out
-  assert names[1] in out and "worst 1.400" in out
-  stored = calibrate.stored_ratios(found)
-  assert ratios.calibrated(0.5, stored)["low"] == pytest.approx(0.6)
+  assert NAMES[1] in out and "worst 1.400" in out
+  # A row that is not asked for stays.
+  assert main.main([*argv, NAMES[2]]) == 0
+  found = json.loads(path.read_text())
+  assert [row["name"] for row in found["rows"]] == NAMES[:3]
+  assert "of 3 in the interval" in capsys.readouterr().out
 
 
-def test_mistakes_of_the_command_are_one_line(capsys, monkeypatch, tmp_path):
-  monkeypatch.setattr(
-    "genie_jax.plan.aot_compile.set_up_compiler", lambda: None
-  )
+def test_a_run_without_a_plan_does_not_lose_the_others(
+  capsys, monkeypatch, planned, tmp_path
+):
+  plan = child_process.plan_published
 
+  def planner(run):
+    if run.name == NAMES[1]:
+      raise errors.UserError("The TPU compiler crashed.")
+    if run.name == NAMES[2]:
+      return row_of(run, None), ""
+    return plan(run)
+
+  monkeypatch.setattr(child_process, "plan_published", planner)
+  monkeypatch.setattr(ratios, "PATH", tmp_path / "ratios.json")
+  path = tmp_path / "calibration.json"
+  argv = ["plan", "--json", str(path), "--save-ratios", "--calibrate"]
+  assert main.main([*argv, "all"]) == 2
+  line = capsys.readouterr().err.splitlines()[-1]
+  assert f"2 of {len(published.RUNS)} runs" in line
+  assert f"{NAMES[1]} cannot be planned (The TPU compiler crashed)" in line
+  assert f"{NAMES[2]} does not fit its chips" in line
+  found = json.loads(path.read_text())
+  assert [row["name"] for row in found["rows"]] == list(published.RUNS)
+  failed = found["rows"][1]
+  assert failed["refused"] and failed["fits"] is False
+  assert failed["planned_seconds"] is None
+  assert (failed["batch_size"], failed["published_batch_size"]) == (128, 192)
+  stored = json.loads((tmp_path / "ratios.json").read_text())
+  assert len(stored["rows"]) == len(published.RUNS) - 2
+  assert stored["rows"][0]["share_of_peak"] == pytest.approx(0.75)
+  # Only the run on which the compiler crashed is tried again.
+  before = len(planned)
+  monkeypatch.setattr(child_process, "plan_published", plan)
+  assert main.main([*argv, "all"]) == 2
+  assert planned[before:] == [NAMES[1]]
+
+
+def test_mistakes_of_the_command_are_one_line(
+  capsys, monkeypatch, planned, tmp_path
+):
   def refused(*argv):
     assert main.main(["plan", *argv]) == 2
     [line] = capsys.readouterr().err.strip().splitlines()[-1:]
@@ -142,19 +195,24 @@ def test_mistakes_of_the_command_are_one_line(capsys, monkeypatch, tmp_path):
 
   assert "needs --config" in refused("--topology", "v5e:2x2")
   assert "is not a published run" in refused("--calibrate", "GPT-5 on v5p")
-  assert "needs --calibrate all" in refused(
-    "--calibrate", "MaxText 32B on v5p-128", "--save-ratios"
-  )
+  for argv in (
+    ("--calibrate", "all", "--save-ratios"),
+    ("--topology", "v5e:2x2", "--config", "f", "--json", "g", "--save-ratios"),
+  ):
+    assert "needs --calibrate all --json" in refused(*argv)
   path = tmp_path / "old.json"
   path.write_text(json.dumps({"version": 1, "rows": []}))
-  assert "another program" in refused(
-    "--calibrate", "MaxText 32B on v5p-128", "--json", str(path)
+  assert "of version 1" in refused("--calibrate", NAMES[0], "--json", str(path))
+  assert planned == []
+  monkeypatch.setattr(ratios, "PATH", tmp_path / "ratios.json")
+  assert "needs 3 runs that fit" in refused(
+    "--calibrate",
+    NAMES[0],
+    "--json",
+    str(tmp_path / "new.json"),
+    "--save-ratios",
   )
-  # A run that does not fit is named.
-  monkeypatch.setattr(
-    child_process, "plan_published", lambda run: (row_of(run, None), "")
-  )
-  assert "1 of 1 runs" in refused("--calibrate", "MaxText 32B on v5p-128")
+  assert not (tmp_path / "ratios.json").exists()
 
 
 def test_a_row_without_a_speed_is_a_mistake_of_ours():

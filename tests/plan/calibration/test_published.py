@@ -1,6 +1,8 @@
 """Tests of the table of published runs."""
 
+import dataclasses
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from genie_jax.core import errors
+from genie_jax.core import errors, files
 from genie_jax.plan import topology
 from genie_jax.plan.calibration import calibrate, decoder, published, ratios
 
@@ -39,7 +41,9 @@ def test_every_row_has_its_sources_and_fits_its_mesh(run):
     assert len(url.split("/blob/")[1].split("/")[0]) == 40
   found = topology.parse(run.topology)
   assert run.fsdp * run.tensor == found.num_devices
-  assert run.batch_per_device * found.num_devices % run.fsdp == 0
+  for batch in (run.batch_per_device, run.planned_batch):
+    assert batch * found.num_devices % run.fsdp == 0
+  assert run.planned_batch <= run.batch_per_device
   assert (run.seconds is None) != (run.teraflops is None)
   assert run.shape.heads % (run.tensor * 1) == 0
   assert run.length % run.kernel.block == 0
@@ -78,8 +82,13 @@ def test_shape_and_batch_give_the_teraflops_that_the_recipes_print(
 
 def test_published_teraflops_give_the_seconds_of_a_step():
   run = published.RUNS["MaxText 32B on v5p-128"]
-  # 31.66B parameters, six sequences of 2048 tokens a chip, 328 TFLOP/s.
-  assert calibrate.published_seconds(run) == pytest.approx(7.24, rel=0.005)
+  # 31.66B parameters, six sequences of 2048 tokens a chip, 328 TFLOP/s; five of
+  # them are planned.
+  assert run.batch_per_device == 6
+  seconds = calibrate.published_seconds(run)
+  assert seconds == pytest.approx(7.24 * 5 / 6, rel=0.005)
+  stated = dataclasses.replace(run, teraflops=None, seconds=7.24)
+  assert calibrate.published_seconds(stated) == pytest.approx(7.24 * 5 / 6)
 
 
 def test_an_unknown_run_is_rejected_with_the_known_ones():
@@ -91,20 +100,89 @@ def test_an_unknown_run_is_rejected_with_the_known_ones():
   assert "MaxText 32B on v5p-128" in str(raised.value)
 
 
-def test_the_range_of_mfu_follows_from_the_ratios():
-  stored = {
+def stored(values, share=0.9):
+  return {
     "version": ratios.VERSION,
-    "commit": "0123456789abcdef",
-    "rows": [{"name": n, "ratio": r} for n, r in (("a", 0.8), ("b", 1.25))],
+    "commits": ["0123456789abcdef"],
+    "rows": [
+      {"name": "a", "topology": "v5p:4x4x4", "ratio": x, "share_of_peak": share}
+      for x in values
+    ],
   }
-  found = ratios.calibrated(0.6, stored)
-  assert found["low"] == pytest.approx(0.48)
-  assert found["middle"] == pytest.approx(0.6)
-  assert found["high"] == pytest.approx(0.75)
-  text = ratios.render(found)
-  assert "48.0% to 75.0%" in text and "2 public training runs" in text
-  assert "0123456789)" in text
-  assert "no range" in ratios.render(None)
+
+
+def test_the_interval_is_that_of_student_for_one_further_ratio():
+  # Logarithms 0, 0.1 and 0.2: mean 0.1, deviation 0.1; the quantile of 95 % of
+  # Student's distribution with two degrees of freedom is 2.91999.
+  low, high = ratios.interval(np.exp([0.0, 0.1, 0.2]))
+  half = 2.91999 * 0.1 * (4 / 3) ** 0.5
+  assert np.log([low, high]) == pytest.approx(
+    [0.1 - half, 0.1 + half], rel=1e-5
+  )
+
+
+def test_the_interval_holds_its_confidence():
+  rng = np.random.default_rng(0)
+  draws = np.exp(0.2 + 0.1 * rng.standard_normal((1000, 7)))
+  inside = 0
+  for *seen, new in draws:
+    low, high = ratios.interval(seen)
+    inside += low <= new <= high
+  # Four standard errors of a share of 0.9 of 1000 draws.
+  assert inside / 1000 == pytest.approx(ratios.CONFIDENCE, abs=0.038)
+
+
+def test_each_ratio_is_predicted_from_the_others():
+  found = ratios.held_out([1.0, 1.0, 1.0, 2.0])
+  # The three equal ratios of the others exclude 2; the other intervals, which
+  # contain it, are wide.
+  assert found["runs"] == 4 and found["inside"] == 3
+  assert found["highest"] == pytest.approx(2)
+  assert found["lowest"] == pytest.approx(2 ** (-1 / 3))
+  assert ratios.held_out([1.0, 1.1]) is None
+
+
+def test_the_range_of_seconds_follows_from_the_ratios():
+  values = [1.0, 1.01, 1.0201]
+  found = ratios.calibrated(6.0, 0.3, 0.3, "v5p", stored(values))
+  low, high = ratios.interval(values)
+  assert found["seconds_low"] == pytest.approx(6 / high)
+  assert found["seconds_middle"] == pytest.approx(6 / 1.01)
+  assert found["seconds_high"] == pytest.approx(6 / low)
+  # MFU and seconds are inverse.
+  for name, other in (("low", "high"), ("middle", "middle"), ("high", "low")):
+    assert found[f"mfu_{name}"] * found[f"seconds_{other}"] == pytest.approx(
+      0.3 * 6
+    )
+  assert low < 1 and not found["limited"]
+  assert found["runs"] == found["runs_on_chip"] == 3
+  text = "\n".join(ratios.render(found, "v5p"))
+  assert "3 runs, 3 of them on v5p" in text
+  assert "of 3 in the interval" in text and "of peak" not in text
+  other = ratios.calibrated(6.0, 0.3, 0.3, "v6e", stored(values))
+  assert "none of them on v6e" in "\n".join(ratios.render(other, "v6e"))
+  assert "no range" in ratios.render(None, "v5p")[0]
+
+
+@pytest.mark.parametrize("ratio", [1.2, 0.8])
+def test_a_range_includes_the_planned_seconds(ratio):
+  values = [ratio, ratio * 1.001, ratio * 0.999]
+  low, high = ratios.interval(values)
+  assert (low > 1) if ratio > 1 else (high < 1)
+  found = ratios.calibrated(6.0, 0.3, 0.3, "v5p", stored(values))
+  ends = sorted([6.0, 6 / (high if ratio > 1 else low)])
+  assert [found["seconds_low"], found["seconds_high"]] == pytest.approx(ends)
+
+
+def test_no_range_is_faster_than_the_largest_published_share_of_peak():
+  # A plan at 70 % of peak, of a chip where runs reached 80 %: at most 8 / 7
+  # times as fast, although the ratios alone would say twice as fast.
+  found = ratios.calibrated(7.0, 0.5, 0.7, "v5p", stored([2.0] * 3, 0.8))
+  assert found["limited"]
+  assert found["seconds_low"] == pytest.approx(7 * 7 / 8)
+  assert found["mfu_high"] == pytest.approx(0.5 * 8 / 7)
+  assert found["seconds_low"] <= found["seconds_middle"]
+  assert "80.0% of peak" in "\n".join(ratios.render(found, "v5p"))
 
 
 def test_the_worst_ratio_is_the_furthest_in_either_direction():
@@ -122,17 +200,81 @@ def test_ratios_of_another_version_are_rejected(tmp_path):
     ratios.load(path)
 
 
-def test_rows_of_another_program_are_not_resumed(monkeypatch):
+def test_rows_of_the_same_program_and_rows_not_wanted_are_kept(monkeypatch):
   here = {"commit": "a", "clean": True, "libraries": {"jax": "1"}}
   monkeypatch.setattr(calibrate, "program", lambda: here)
-  rows = [{"name": "x", "ratio": 1.0}, {"name": "y", "ratio": 2.0}]
-  found = calibrate.result(rows, "genie plan --calibrate all")
+  first, second, third = list(published.RUNS)[:3]
+  row = lambda name, ratio: {
+    "name": name,
+    "ratio": ratio,
+    "fits": ratio is not None,
+    "program": here,
+  }
+  rows = [row(first, 1.0), row(second, 2.0), row(third, None)]
+  found = calibrate.result(rows[::-1], "genie plan --calibrate all")
+  assert found["rows"] == rows  # In the order of the table.
   assert found["geometric_mean"] == pytest.approx(2**0.5)
-  assert found["worst"] == 2.0 and found["provenance"]["commit"] == "a"
-  assert calibrate.resumed(found, ["y"]) == rows[1:]
-  monkeypatch.setattr(calibrate, "program", lambda: here | {"commit": "b"})
-  with pytest.raises(errors.UserError, match=r"another program \(commit\)"):
-    calibrate.resumed(found, ["y"])
+  assert found["worst"] == 2.0 and found["held_out"] is None
+  # A run that does not fit would not fit again.
+  assert calibrate.resumed(found, [first, third]) == rows
+  # One that the compiler crashed on is tried again.
+  crashed = found | {"rows": [*rows[:2], rows[2] | {"refused": "a crash"}]}
+  assert calibrate.resumed(crashed, [first, third]) == rows[:2]
+  # Another commit plans the wanted rows again and keeps the others.
+  for change in ({"commit": "b"}, {"clean": False}, {"libraries": {}}):
+    monkeypatch.setattr(calibrate, "program", lambda c=change: here | c)
+    assert calibrate.resumed(found, [first, third]) == rows[1:2]
+  with pytest.raises(errors.UserError, match="version 1"):
+    calibrate.resumed({"version": 1}, [first])
+
+
+def test_rows_that_do_not_fit_are_shown_and_not_compared():
+  names = list(published.RUNS)[:2]
+  rows = [
+    {
+      "name": name,
+      "ratio": ratio,
+      "fits": fits,
+      "published_seconds": 1.0,
+      "planned_seconds": ratio,
+      "mfu": 0.5,
+    }
+    for name, ratio, fits in zip(names, (1.5, 1.1), (False, True), strict=True)
+  ]
+  found = calibrate.result(rows, "genie plan --calibrate all")
+  assert found["geometric_mean"] == found["worst"] == pytest.approx(1.1)
+  lines = calibrate.render(found).splitlines()
+  assert lines[1].endswith("does not fit") and "1.500" in lines[1]
+  assert lines[2].endswith("50.0%") and "of 1 runs that fit" in lines[3]
+  assert calibrate.failures(rows) == [f"{names[0]} does not fit its chips"]
+
+
+def test_stored_ratios_need_three_rows_and_state_their_commits():
+  row = {
+    "name": "a",
+    "fits": True,
+    "topology": "v5p:4x4x4",
+    "ratio": 1.1,
+    "published_mfu": 0.7,
+    "compiled_flops_over_model_flops": 1.1,
+    "program": {"commit": "c"},
+  }
+  other = row | {"program": {"commit": None}}
+  found = calibrate.stored_ratios({"rows": [row, row, other]})
+  assert found["commits"] == ["c", "unknown"]
+  assert found["rows"][0]["share_of_peak"] == pytest.approx(0.77)
+  with pytest.raises(errors.UserError, match=r"needs 3 runs that fit.* 2;"):
+    calibrate.stored_ratios({"rows": [row, other, row | {"fits": False}]})
+
+
+def test_the_stored_result_has_six_runs_and_its_ratios_ship():
+  path = pathlib.Path(__file__).parents[3]
+  found = files.read_json(path / "experiments/scaling/results/calibration.json")
+  assert found["version"] == calibrate.VERSION and len(found["rows"]) >= 6
+  values = [row["ratio"] for row in calibrate.compared(found["rows"])]
+  assert found["geometric_mean"] == pytest.approx(ratios.geometric_mean(values))
+  assert found["held_out"] == pytest.approx(ratios.held_out(values))
+  assert ratios.load() == calibrate.stored_ratios(found)
 
 
 def test_the_loss_of_the_decoder_is_the_cross_entropy():
