@@ -147,15 +147,13 @@ def test_a_table_names_films_splits_and_actions(tmp_path, suffix):
     (b"path,split\na.mp4,trian\n", "row 1 has split 'trian'.*'train'"),
     (b"path,split\n,\n", "row 1 has no path"),
     (b"path\n\xff\xfe\n", "not a table that can be read"),
-    (b'path\n"a\n', None),
+    (b'path\na.mp4\n"b.mp4\nc.mp4\n', "unexpected end of data"),
+    (b"path,actions\na.mp4,b\0.csv\n", "row 1 has actions"),
   ],
 )
 def test_a_nonsense_table_is_one_clear_line(tmp_path, content, message):
   table = tmp_path / "films.csv"
   table.write_bytes(content)
-  if message is None:
-    assert len(sources.find(str(table)).files) == 1
-    return
   with pytest.raises(errors.UserError, match=message):
     sources.find(str(table))
 
@@ -164,6 +162,14 @@ def test_a_damaged_parquet_is_one_clear_line(tmp_path):
   table = tmp_path / "films.parquet"
   table.write_bytes(b"PAR1 and nothing else")
   with pytest.raises(errors.UserError, match="not a table that can be read"):
+    sources.find(str(table))
+
+
+@pytest.mark.parametrize("value", [1.5, float("nan")])
+def test_actions_in_a_table_are_names_of_files(tmp_path, value):
+  table = tmp_path / "films.parquet"
+  pq.write_table(pa.table({"path": ["a.mp4"], "actions": [value]}), table)
+  with pytest.raises(errors.UserError, match="row 1 has actions"):
     sources.find(str(table))
 
 
