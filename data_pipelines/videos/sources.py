@@ -11,7 +11,7 @@ import os
 import pathlib
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -179,7 +179,14 @@ def find(videos: str, out: str = "") -> Listing:
       "or mount their bucket as a folder."
     )
   if os.path.isdir(videos):
-    return _in_folder(videos, out)
+    found = _in_folder(videos, out)
+    if not found.files and found.unreadable:
+      raise errors.UserError(
+        f"--videos {printable(videos)}: no film was found, and "
+        f"{len(found.unreadable)} folders cannot be read, such as "
+        f"{found.unreadable[0]}; allow it, or give another folder."
+      )
+    return found
   if os.path.exists(videos):
     if pathlib.Path(videos).suffix.lower() in _TABLES:
       return _in_table(videos)
@@ -284,7 +291,7 @@ def _in_table(path: str) -> Listing:
   return Listing(files)
 
 
-def _names_file(value: Any) -> bool:
+def _names_file(value: Any) -> TypeGuard[str]:
   """Returns whether a cell can be the path of a file."""
   return isinstance(value, str) and bool(value.strip()) and "\0" not in value
 
@@ -302,7 +309,12 @@ def _read_table(path: str) -> list[dict[str, Any]]:
           file, delimiter="\t" if suffix == ".tsv" else ",", strict=True
         )
         rows, names = list(reader), reader.fieldnames or []
-  except (pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
+  except (
+    OSError,
+    pa.ArrowException,
+    UnicodeDecodeError,
+    csv.Error,
+  ) as error:
     raise errors.UserError(
       f"--videos {printable(path)} is not a table that can be read ({error})."
     ) from error

@@ -90,6 +90,9 @@ def test_an_unreadable_folder_is_listed_and_passed_by(tmp_path, monkeypatch):
   found = sources.find(str(tmp_path))
   assert names(found) == ["a.mp4"]
   assert found.unreadable == (str(tmp_path / "locked"),)
+  (tmp_path / "a.mp4").unlink()
+  with pytest.raises(errors.UserError, match="1 folders cannot be read"):
+    sources.find(str(tmp_path))
 
 
 def test_a_pipe_is_no_film_and_is_not_opened(tmp_path):
@@ -163,6 +166,18 @@ def test_a_damaged_parquet_is_one_clear_line(tmp_path):
   table.write_bytes(b"PAR1 and nothing else")
   with pytest.raises(errors.UserError, match="not a table that can be read"):
     sources.find(str(table))
+
+
+def test_a_table_that_may_not_be_read_is_one_clear_line(tmp_path, monkeypatch):
+  (tmp_path / "films.csv").write_text("path\na.mp4\n")
+
+  def refuse(*args, **kwargs):
+    raise PermissionError(13, "Permission denied")
+
+  # The user who runs the tests may be root, who may read everything.
+  monkeypatch.setattr(sources, "open", refuse, raising=False)
+  with pytest.raises(errors.UserError, match="Permission denied"):
+    sources.find(str(tmp_path / "films.csv"))
 
 
 @pytest.mark.parametrize("value", [1.5, float("nan")])
