@@ -125,7 +125,7 @@ def test_a_clip_that_fails_late_says_nothing_about_the_next_one(
   with serving(clips, table) as (_, host):
     page = chromium.new_context().new_page()
     waiting = []
-    page.route("**/clips/0.png", waiting.append)
+    page.route("**/clips/0.png", lambda route: waiting.append(route))
     page.goto(f"http://{host}/")
     page.wait_for_function("document.body.dataset.clip")
     page.keyboard.press("s")
