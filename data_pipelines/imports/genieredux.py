@@ -57,10 +57,17 @@ def list_clips(
             place=(name, ids),
           )
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-      skipped.append((name, " ".join(str(error).split())[:160]))
+    # First: an error of libav is also a ValueError, with less to say.
     except (OSError, av_error.FFmpegError) as error:
       skipped.append((name, error.strerror or str(error)))
+    except (
+      ValueError,
+      KeyError,
+      TypeError,
+      AttributeError,
+      Image.DecompressionBombError,
+    ) as error:
+      skipped.append((name, " ".join(str(error).split())[:160]))
   return clips_lib.Listing(clips, skipped, _FPS)
 
 
@@ -79,6 +86,11 @@ def read(folder: pathlib.Path, clip: clips_lib.Clip) -> np.ndarray:
       path = frames[number]
       with Image.open(path) as image:
         out.append(np.asarray(image.convert("RGB")))
+      if out[-1].shape != clip.frame_shape:
+        raise ValueError(
+          f"it has the shape {list(out[-1].shape)}, the session's first frame "
+          f"{list(clip.frame_shape)}"
+        )
     return np.stack(out)
   except (
     OSError,
@@ -93,9 +105,14 @@ def read(folder: pathlib.Path, clip: clips_lib.Clip) -> np.ndarray:
 
 def _steps(path: pathlib.Path) -> dict[int, tuple[int, clips_lib.Action]]:
   """Returns source frame -> (target frame, action)."""
-  rows = json.loads(path.read_bytes())
+  try:
+    rows = json.loads(path.read_bytes())
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"actions.json is not JSON ({error})") from error
   if isinstance(rows, dict):
-    rows = rows["actions"]
+    rows = rows.get("actions")
+  if not isinstance(rows, list) or not all(isinstance(r, dict) for r in rows):
+    raise ValueError("actions.json has no list of actions")
   steps = {}
   for row in rows:
     begin = row.get("src_id", row.get("src_frame_id"))
@@ -116,7 +133,9 @@ def _action(value: Any) -> clips_lib.Action:
 
 
 def _number(value: Any) -> int:
-  if not isinstance(value, int | float) or value != int(value) or value < 0:
+  if isinstance(value, float) and value.is_integer():
+    value = int(value)
+  if not isinstance(value, int) or value < 0:
     raise ValueError(f"actions.json has the action {value!s:.40}")
   return int(value)
 
@@ -188,6 +207,10 @@ def _film(path: pathlib.Path, ids: range) -> np.ndarray:
         found[number] = converter.reformat(picture, format="rgb24").to_ndarray()
       if number >= ids[-1]:
         break
+  if ids[-1] not in found:
+    raise ValueError(
+      f"it has fewer than the {ids[-1] + 1} frames that actions.json names"
+    )
   return np.stack([found[number] for number in ids])
 
 

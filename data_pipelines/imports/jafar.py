@@ -11,6 +11,7 @@ paths count from where the generator was started, so only their names are used.
 """
 
 import pathlib
+import tokenize
 
 import numpy as np
 from numpy.lib import format as npy
@@ -22,6 +23,8 @@ from genie_jax.core import errors
 METADATA = "metadata.npy"
 _FPS = 15  # Of CoinRun.
 _LONGEST = 1000
+# Raised by numpy besides ValueError.
+_DAMAGED_HEADER = (EOFError, OverflowError, SyntaxError, tokenize.TokenError)
 
 
 def list_clips(
@@ -32,11 +35,17 @@ def list_clips(
   clips, skipped = [], []
   for path in _paths(folder):
     try:
-      array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-      skipped.append((path.name, f"no array can be read: {error}"))
+      array = _opened(path)
+    except (OSError, ValueError) as error:
+      why = " ".join(str(error).split())[:160]
+      skipped.append((path.name, f"no array can be read: {why}"))
       continue
-    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3:
+    if (
+      array.dtype != np.uint8
+      or array.ndim != 4
+      or array.shape[3] != 3
+      or not min(array.shape[1:3])
+    ):
       skipped.append(
         (path.name, f"{array.dtype} {list(array.shape)} is not RGB frames")
       )
@@ -63,10 +72,23 @@ def read(folder: pathlib.Path, clip: clips_lib.Clip) -> np.ndarray:
   """Returns the frames of an episode."""
   path = folder / clip.place
   try:
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    return np.array(array[: clip.length])
-  except (OSError, ValueError, EOFError) as error:
+    return np.array(_opened(path)[: clip.length])
+  except (OSError, ValueError) as error:
     raise clips_lib.damaged(path, error) from error
+
+
+def _opened(path: pathlib.Path) -> np.ndarray:
+  """Returns an array whose values are read when they are used.
+
+  Raises:
+    OSError: The file cannot be read.
+    ValueError: It is not an array of one file, or its header is damaged.
+  """
+  try:
+    # Not `np.load`, which also opens archives.
+    return npy.open_memmap(path, mode="r")
+  except _DAMAGED_HEADER as error:
+    raise ValueError(f"its header is damaged ({error})") from error
 
 
 def _paths(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -91,7 +113,7 @@ def _named(path: pathlib.Path) -> list[str]:
       reader(file)
       rows = pickles.read(file.read())
     return [pathlib.PurePath(row["path"]).name for row in rows]
-  except (OSError, ValueError, TypeError, KeyError) as error:
+  except (OSError, ValueError, TypeError, KeyError, *_DAMAGED_HEADER) as error:
     raise errors.UserError(
       f"{path} is not Jafar's list of episodes "
       f"({' '.join(str(error).split())[:160]}); remove it to import all "

@@ -157,17 +157,21 @@ def filter_table(
     raise errors.UserError(f"--table {table} is no file; give a table.")
   if target.exists() and os.path.samefile(table, target):
     raise errors.UserError(f"--out {target} is --table; give another file.")
+  files.check_writable(target.parent, "--out")
+  if target.is_dir():
+    raise errors.UserError(f"--out {target} is a folder; give a file.")
   counts: dict[str, int] = collections.Counter()
   target.parent.mkdir(parents=True, exist_ok=True)
   temporary = files.temporary_sibling(target)
-  reading = _read_csv if table.suffix == ".csv" else _read_parquet
+  reading = _csv_reader if table.suffix == ".csv" else _parquet_reader
   writing = _csv_writer if target.suffix == ".csv" else _parquet_writer
   try:
     with (
-      writing(temporary) as write,
+      reading(table) as (columns, batches),
+      writing(temporary, columns) as write,
       progress.track(unit="videos", description="filtering") as bar,
     ):
-      for rows in reading(table):
+      for rows in batches:
         for row in rows:
           title, description = (str(row[name] or "") for name in COLUMNS)
           reason = keywords.reason(title, description)
@@ -175,6 +179,8 @@ def filter_table(
           counts[reason] += 1
         write([row for row in rows if row["kept"] or not kept_only])
         bar.update(len(rows))
+    if not counts:
+      raise errors.UserError(f"--table {table} has no rows.")
     os.replace(temporary, target)
   finally:
     temporary.unlink(missing_ok=True)
@@ -182,6 +188,8 @@ def filter_table(
 
 
 Rows = list[dict[str, Any]]
+# Name -> its type in Parquet; None for text.
+Columns = dict[str, Any]
 
 
 def _check_columns(path: pathlib.Path, names: Sequence[str]) -> None:
@@ -189,60 +197,70 @@ def _check_columns(path: pathlib.Path, names: Sequence[str]) -> None:
     if name not in names:
       raise errors.UserError(
         f"--table {path} has no column {name!r}{errors.closest(name, names)}; "
-        f"its columns are {', '.join(map(repr, names))[:200]}."
+        f"its columns are {', '.join(map(repr, names))[:200] or 'none'}."
       )
-
-
-def _read_csv(path: pathlib.Path) -> Iterator[Rows]:
-  csv.field_size_limit(_LONGEST_FIELD)
-  with open(path, encoding="utf-8-sig", newline="") as file:
-    reader = csv.DictReader(file, strict=True)
-    try:
-      _check_columns(path, reader.fieldnames or [])
-      rows: Rows = []
-      for row in reader:
-        if None in row or None in row.values():
-          raise errors.UserError(
-            f"--table {path} line {reader.line_num} does not have the "
-            f"{len(reader.fieldnames or [])} columns of the first line; repair "
-            "or remove it."
-          )
-        rows.append(row)
-        if len(rows) == _ROWS:
-          yield rows
-          rows = []
-      yield rows
-    except csv.Error as error:
-      raise errors.UserError(
-        f"--table {path} line {reader.line_num} is not CSV ({error}); repair "
-        "or remove it."
-      ) from error
-    except UnicodeDecodeError as error:
-      raise errors.UserError(
-        f"--table {path} is not UTF-8 after line {reader.line_num} "
-        f"({error.reason}); convert it first."
-      ) from error
 
 
 @contextlib.contextmanager
-def _csv_writer(path: pathlib.Path) -> Iterator[Any]:
-  with open(path, "w", encoding="utf-8", newline="") as file:
-    writer = None
+def _csv_reader(path: pathlib.Path) -> Iterator[tuple[Columns, Iterator[Rows]]]:
+  csv.field_size_limit(_LONGEST_FIELD)
+  with open(path, encoding="utf-8-sig", newline="") as file:
+    reader = csv.DictReader(file, strict=True)
+    with _csv_errors(path, reader):
+      names = list(reader.fieldnames or [])
+    _check_columns(path, names)
+    yield dict.fromkeys(names), _csv_rows(path, reader)
 
-    def write(rows: Rows) -> None:
-      nonlocal writer
-      if not rows:
-        return
-      if writer is None:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-      writer.writerows(
-        [{**row, "kept": str(row["kept"]).lower()} for row in rows]
+
+@contextlib.contextmanager
+def _csv_errors(
+  path: pathlib.Path, reader: "csv.DictReader[str]"
+) -> Iterator[None]:
+  try:
+    yield
+  except csv.Error as error:
+    raise errors.UserError(
+      f"--table {path} line {reader.line_num} is not CSV ({error}); repair or "
+      "remove it."
+    ) from error
+  except UnicodeDecodeError as error:
+    raise errors.UserError(
+      f"--table {path} is not UTF-8 after line {reader.line_num} "
+      f"({error.reason}); convert it first."
+    ) from error
+
+
+def _csv_rows(
+  path: pathlib.Path, reader: "csv.DictReader[str]"
+) -> Iterator[Rows]:
+  rows: Rows = []
+  while True:
+    with _csv_errors(path, reader):
+      row = next(reader, None)
+    if row is None:
+      break
+    if None in row or None in row.values():
+      raise errors.UserError(
+        f"--table {path} line {reader.line_num} does not have the "
+        f"{len(reader.fieldnames or [])} columns of the first line; repair or "
+        "remove it."
       )
+    rows.append(row)
+    if len(rows) == _ROWS:
+      yield rows
+      rows = []
+  yield rows
 
-    yield write
-    if writer is None:
-      file.write(",".join((*COLUMNS, *ADDED)) + "\n")
+
+@contextlib.contextmanager
+def _csv_writer(path: pathlib.Path, columns: Columns) -> Iterator[Any]:
+  with open(path, "w", encoding="utf-8", newline="") as file:
+    names = [*dict.fromkeys([*columns, *ADDED])]
+    writer = csv.DictWriter(file, names, lineterminator="\n")
+    writer.writeheader()
+    yield lambda rows: writer.writerows(
+      [{**row, "kept": str(row["kept"]).lower()} for row in rows]
+    )
 
 
 def _pyarrow() -> Any:
@@ -257,43 +275,55 @@ def _pyarrow() -> Any:
   return pyarrow
 
 
-def _read_parquet(path: pathlib.Path) -> Iterator[Rows]:
+@contextlib.contextmanager
+def _parquet_reader(
+  path: pathlib.Path,
+) -> Iterator[tuple[Columns, Iterator[Rows]]]:
   pyarrow = _pyarrow()
+  with contextlib.ExitStack() as stack:
+    with _parquet_errors(path):
+      file = stack.enter_context(pyarrow.parquet.ParquetFile(path))
+      schema = file.schema_arrow
+    _check_columns(path, schema.names)
+    yield (
+      dict(zip(schema.names, schema.types, strict=True)),
+      _batches(path, file),
+    )
+
+
+@contextlib.contextmanager
+def _parquet_errors(path: pathlib.Path) -> Iterator[None]:
   try:
-    with pyarrow.parquet.ParquetFile(path) as file:
-      _check_columns(path, file.schema_arrow.names)
-      for batch in file.iter_batches(_ROWS):
-        yield batch.to_pylist()
-  except (pyarrow.ArrowException, OSError) as error:
+    yield
+  except (_pyarrow().ArrowException, OSError) as error:
     raise errors.UserError(
       f"--table {path} is not a Parquet file "
       f"({str(error).splitlines()[0][:100]}); write it again."
     ) from error
 
 
+def _batches(path: pathlib.Path, file: Any) -> Iterator[Rows]:
+  batches = file.iter_batches(_ROWS)
+  while True:
+    with _parquet_errors(path):
+      batch = next(batches, None)
+    if batch is None:
+      return
+    yield batch.to_pylist()
+
+
 @contextlib.contextmanager
-def _parquet_writer(path: pathlib.Path) -> Iterator[Any]:
+def _parquet_writer(path: pathlib.Path, columns: Columns) -> Iterator[Any]:
   pyarrow = _pyarrow()
-  with contextlib.ExitStack() as stack:
-    writer = None
-
-    def write(rows: Rows) -> None:
-      nonlocal writer
-      if not rows and writer is not None:
-        return
-      if writer is None:
-        if not rows:
-          names = [(name, pyarrow.string()) for name in (*COLUMNS, "reason")]
-          table = pyarrow.schema(
-            [*names, ("kept", pyarrow.bool_())]
-          ).empty_table()
-        else:
-          table = pyarrow.Table.from_pylist(rows)
-        writer = stack.enter_context(
-          pyarrow.parquet.ParquetWriter(path, table.schema)
-        )
-      else:
-        table = pyarrow.Table.from_pylist(rows, schema=writer.schema)
-      writer.write_table(table)
-
-    yield write
+  text = pyarrow.string()
+  schema = pyarrow.schema(
+    {
+      **{name: kind or text for name, kind in columns.items()},
+      "kept": pyarrow.bool_(),
+      "reason": text,
+    }
+  )
+  with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+    yield lambda rows: writer.write_table(
+      pyarrow.Table.from_pylist(rows, schema=schema)
+    )

@@ -106,6 +106,11 @@ def _read(path: pathlib.Path, columns: Sequence[str]) -> list[Row]:
       raise errors.UserError(
         f"{path} has no column {name!r}; it needs {','.join(columns)}."
       )
+  if any(None in row.values() for row in rows):
+    raise errors.UserError(
+      f"{path} has a row with fewer columns than its first line; write it "
+      "again."
+    )
   return rows
 
 
@@ -205,28 +210,31 @@ def main(argv: Sequence[str] | None = None) -> int:
   two.add_argument("--without", default="", metavar="GAME")
   two.add_argument("--out", required=True, metavar="FILE.csv")
   args = parser.parse_args(argv)
-  try:
-    if args.command == "split":
-      rows = split(args.folders, args.seed)
-      lines = [[row[name] for name in _TABLE] for row in rows]
-      files.write_atomic(args.out, _to_csv(_TABLE, lines))
-      counts = collections.Counter((row["split"], row["kind"]) for row in rows)
-      print(
-        f"{args.out}: {len(rows)} films; "
-        + ", ".join(
-          f"{name} {kind} {count}"
-          for (name, kind), count in sorted(counts.items())
-        )
+  return errors.reported("recorded", lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
+  files.check_writable(pathlib.Path(args.out).parent, "--out")
+  if args.command == "split":
+    if args.seed < 0:
+      raise errors.UserError(f"--seed must be at least 0, not {args.seed}.")
+    rows = split(args.folders, args.seed)
+    lines = [[row[name] for name in _TABLE] for row in rows]
+    files.write_atomic(args.out, _to_csv(_TABLE, lines))
+    counts = collections.Counter((row["split"], row["kind"]) for row in rows)
+    print(
+      f"{args.out}: {len(rows)} films; "
+      + ", ".join(
+        f"{name} {kind} {count}"
+        for (name, kind), count in sorted(counts.items())
       )
-    else:
-      found = rated(read_films(args.films), args.clips, args.without)
-      lines = [[clip, rating, _TIME, _LABELLER] for clip, rating in found]
-      files.write_atomic(args.out, _to_csv(ratings.COLUMNS, lines))
-      good = sum(rating == ratings.GOOD for _, rating in found)
-      print(f"{args.out}: {good} clips rated 5, {len(found) - good} rated 1")
-  except errors.UserError as error:
-    print(f"recorded: {error}", file=sys.stderr)
-    return 2
+    )
+    return 0
+  found = rated(read_films(args.films), args.clips, args.without)
+  lines = [[clip, rating, _TIME, _LABELLER] for clip, rating in found]
+  files.write_atomic(args.out, _to_csv(ratings.COLUMNS, lines))
+  good = sum(rating == ratings.GOOD for _, rating in found)
+  print(f"{args.out}: {good} clips rated 5, {len(found) - good} rated 1")
   return 0
 
 

@@ -37,6 +37,8 @@ _COLUMNS = (
   "probability",
   "rating",
 )
+# What must be stated with the scores.
+_DESCRIBED = ("clips", "clip_frames", "classifier", "calibration")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +92,14 @@ def read_scores(
   path = pathlib.Path(path)
   described = clip_list.table_metadata(path)
   rows = clip_list.read_table(path, _COLUMNS)
+  missing = [name for name in _DESCRIBED if name not in described]
+  if not missing and not isinstance(described["clip_frames"], int):
+    missing = ["clip_frames"]
+  if missing:
+    raise errors.UserError(
+      f"--scores {path} does not state {missing[0]!r}; give a table that "
+      "`genie data score` wrote."
+    )
   stated = described.get("clips")
   if stated != manifest.fingerprint:
     raise errors.UserError(
@@ -103,7 +113,17 @@ def read_scores(
       *(rows[name] for name in _COLUMNS), strict=True
     )
   ]
-  if not all(0 <= each.probability <= 1 for each in scored):
+  known = set(clip_list.clips(manifest, described["clip_frames"]))
+  clips = {each.clip for each in scored}
+  if not clips or len(clips) < len(scored) or not clips <= known:
+    raise errors.UserError(
+      f"--scores {path} has rows that are not clips of {manifest.folder}, has "
+      "some twice, or has none; score the folder again."
+    )
+  if not all(
+    isinstance(each.probability, float) and 0 <= each.probability <= 1
+    for each in scored
+  ):
     raise errors.UserError(
       f"--scores {path} has probabilities that are not from 0 to 1; score the "
       "folder again."
@@ -132,6 +152,7 @@ def select(
     OSError: The disk is full; `out` is as it was.
   """
   target = buckets.disk(out, "--out")
+  files.check_writable(target, "--out")
   manifest = manifest_lib.Manifest.read(folder)
   scored, described = read_scores(scores, manifest)
   kept = [each for each in scored if each.probability >= confidence]

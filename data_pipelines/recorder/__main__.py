@@ -25,13 +25,14 @@ does. Licences: ASSETS.md.
 """
 
 import argparse
+import math
 import pathlib
 import sys
 from collections.abc import Sequence
 from concurrent import futures
 
 from data_pipelines.recorder import derive, plan
-from genie_jax.core import errors, progress
+from genie_jax.core import errors, files, progress
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,20 +79,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     "classifier",
   )
   args = parser.parse_args(argv)
-  try:
-    return _run(args)
-  except errors.UserError as error:
-    print(f"recorder: {error}", file=sys.stderr)
-    return 2
+  return errors.reported("recorder", lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> int:
   for flag in ("minutes", "film_seconds", "parallel"):
-    if not getattr(args, flag) > 0:
+    if not 0 < getattr(args, flag) < math.inf:
       raise errors.UserError(
-        f"--{flag.replace('_', '-')} must be positive, not "
+        f"--{flag.replace('_', '-')} must be positive and finite, not "
         f"{getattr(args, flag)}."
       )
+  if args.seed < 0:
+    raise errors.UserError(f"--seed must be at least 0, not {args.seed}.")
+  files.check_writable(args.out, "--out")
   planned = plan.jobs(
     args.games.split(","),
     args.minutes,

@@ -11,7 +11,7 @@ table of labels like `FILMS`; films that exist are kept.
 """
 
 import argparse
-import csv
+import math
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ import av
 import numpy as np
 
 from data_pipelines.recorder import derive, film, plan
-from genie_jax.core import errors, progress
+from genie_jax.core import errors, files, progress
 
 _FPS, _ROWS = 10, 180
 _VARIANTS = ("sped_up", "cropped", "overlay")
@@ -39,6 +39,8 @@ def shortened(path: pathlib.Path, seconds: float) -> Iterator[np.ndarray]:
     uint8 [180, W, 3]; W is even and keeps the shape of the picture.
   """
   with av.open(str(path)) as container:
+    if not container.streams.video:
+      raise EOFError("it has no pictures")
     stream = container.streams.video[0]
     columns = 2 * round(_ROWS * stream.width / stream.height / 2)
     count, first = 0, None
@@ -74,13 +76,7 @@ def jobs(
     UserError: The folder has no table of labels, or no film of a game.
   """
   table = folder / "labels.csv"
-  if not table.exists():
-    raise errors.UserError(
-      f"{table} does not exist; give a folder that `python -m "
-      "data_pipelines.recorder` wrote."
-    )
-  with open(table, newline="") as file:
-    rows = list(csv.DictReader(file))
+  rows = plan.read_labels(table)
   found: list[plan.Job] = []
   for name in names:
     mine = [
@@ -120,23 +116,27 @@ def main(argv: Sequence[str] | None = None) -> int:
   add("--games", default="supertux,mrrescue,alex4,packages", metavar="NAME,...")
   add("--seconds", type=float, default=32.0, help="of each film (default: 32)")
   args = parser.parse_args(argv)
-  try:
-    planned = jobs(args.folder, args.games.split(","), args.seconds, args.out)
-    bar = progress.track(planned, unit="film", description="excerpts")
-    for job in bar:
-      path = args.out / job.file
-      if not path.exists():
-        try:
-          job.write(path)
-        except (OSError, EOFError) as error:  # libav's errors are OSErrors.
-          raise errors.UserError(
-            f"{job.file} of {args.folder} cannot be read "
-            f"({type(error).__name__}: {error}); record it again."
-          ) from error
-    count = plan.write_labels(args.out, planned)
-  except errors.UserError as error:
-    print(f"excerpts: {error}", file=sys.stderr)
-    return 2
+  return errors.reported("excerpts", lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
+  if not 0 < args.seconds < math.inf:
+    raise errors.UserError(
+      f"--seconds must be positive and finite, not {args.seconds}."
+    )
+  files.check_writable(args.out, "--out")
+  planned = jobs(args.folder, args.games.split(","), args.seconds, args.out)
+  for job in progress.track(planned, unit="film", description="excerpts"):
+    path = args.out / job.file
+    if not path.exists():
+      try:
+        job.write(path)
+      except (OSError, EOFError) as error:  # libav's errors are OSErrors.
+        raise errors.UserError(
+          f"{job.file} of {args.folder} cannot be read "
+          f"({type(error).__name__}: {error}); record it again."
+        ) from error
+  count = plan.write_labels(args.out, planned)
   print(f"{args.out}: {count} films, listed in {args.out / 'labels.csv'}")
   return 0
 

@@ -232,6 +232,32 @@ def derived(kind: str, job: Job, seed: int, folder: pathlib.Path) -> Job:
   return Job(file, job.game, job.session, kind, seconds, write, after=job.file)
 
 
+def read_labels(path: pathlib.Path) -> list[dict[str, str]]:
+  """Reads a table that `write_labels` wrote.
+
+  Raises:
+    UserError: It is missing or no such table.
+  """
+  try:
+    with open(path, newline="", encoding="utf-8") as file:
+      reader = csv.DictReader(file, strict=True)
+      rows = list(reader)
+  except FileNotFoundError as error:
+    raise errors.UserError(
+      f"{path} does not exist; give a folder that `python -m "
+      "data_pipelines.recorder` wrote."
+    ) from error
+  except (csv.Error, UnicodeDecodeError) as error:
+    raise errors.UserError(f"{path} is not CSV ({error}).") from error
+  short = [row for row in rows if None in row.values()]
+  if not set(_COLUMNS) <= set(reader.fieldnames or ()) or short:
+    raise errors.UserError(
+      f"{path} needs the columns {','.join(_COLUMNS)} in each row; give a "
+      "folder that `python -m data_pipelines.recorder` wrote."
+    )
+  return rows
+
+
 def write_labels(
   folder: pathlib.Path, planned: Sequence[Job], *, with_play: bool = True
 ) -> int:
@@ -245,8 +271,7 @@ def write_labels(
   path = folder / "labels.csv"
   rows: dict[str, dict[str, str]] = {}
   if path.exists():
-    with open(path, newline="") as file:
-      rows = {row["file"]: row for row in csv.DictReader(file)}
+    rows = {row["file"]: row for row in read_labels(path)}
   rows |= {job.file: job.row for job in planned}
   kept = [rows[name] for name in sorted(rows) if (folder / name).exists()]
   _write(path, _COLUMNS, ([row[name] for name in _COLUMNS] for row in kept))

@@ -24,6 +24,7 @@ import csv
 import dataclasses
 import json
 import math
+import os
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -40,6 +41,7 @@ SUFFIXES = (".jsonl", ".csv", ".parquet")
 TOLERANCE = 0.25
 # Numbered actions above this are surely not actions of a game.
 _LARGEST_NUMBER = 65_535
+_NO_ACTION = f"which is no action; a number may be at most {_LARGEST_NUMBER}"
 
 _TIMES = ("time", "seconds", "timestamp")
 _ACTIONS = ("action", "keys", "key")
@@ -96,7 +98,8 @@ def beside(film: files.PathLike) -> pathlib.Path | None:
     path
     for suffix in SUFFIXES
     for path in (film.with_suffix(suffix), film.with_name(film.name + suffix))
-    if path != film and path.is_file()
+    # Not `path.is_file()`, which raises where a name is too long.
+    if path != film and os.path.isfile(path)
   ]
   if len(found) > 1:
     raise errors.UserError(
@@ -295,7 +298,22 @@ def _key(name: Any) -> str | None:
     return None
   text = str(name).strip().lower().removeprefix("key.keyboard.")
   text = "plus" if text == "+" else text.replace(".", "_").replace(" ", "_")
+  if text.isdecimal():
+    return _number(text)
   return text if text and text.isprintable() and "+" not in text else None
+
+
+def _number(text: str) -> str | None:
+  """Returns the one form of a number, "7" for "007"; None if it is too large.
+
+  The text is not made a number before its length is known: Python refuses
+  thousands of digits.
+  """
+  digits = text.lstrip("0") or "0"
+  if len(digits) > len(str(_LARGEST_NUMBER)):
+    return None
+  number = int(digits)
+  return str(number) if number <= _LARGEST_NUMBER else None
 
 
 def _label(keys: Iterable[str]) -> str:
@@ -316,9 +334,11 @@ def _label_of(column: str, value: Any) -> str | None:
     between = r"\+" if column == "action" else r"\s*\+\s*|\s+"
     value = [text] if text == "+" else re.split(between, text)
   if isinstance(value, int) and not isinstance(value, bool):
-    return str(value) if value >= 0 else None
+    return str(value) if 0 <= value <= _LARGEST_NUMBER else None
   if isinstance(value, float):
-    return str(int(value)) if value >= 0 and value.is_integer() else None
+    if not (0 <= value <= _LARGEST_NUMBER and value.is_integer()):
+      return None
+    return str(int(value))
   if not isinstance(value, list):
     return None
   keys = [_key(name) for name in value]
@@ -363,7 +383,7 @@ def _label_of_line(row: Any) -> tuple[str | None, str]:
   for name in _ACTIONS:
     if name in row:
       label = _label_of(name, row[name])
-      return label, f"has {name} {_brief(row[name])}, which is no action"
+      return label, f"has {name} {_brief(row[name])}, {_NO_ACTION}"
   if "keyboard" not in row and "mouse" not in row:
     return None, ('has none of "keyboard", "mouse", "keys", "key" and "action"')
   keys = []
@@ -454,7 +474,7 @@ def _read_table(
         path,
         what,
         number,
-        f"has {column} {_brief(row[column])}, which is no action",
+        f"has {column} {_brief(row[column])}, {_NO_ACTION}",
       )
     if "event" in head:
       event = str(row["event"]).strip().lower()

@@ -96,6 +96,12 @@ def collect(
   limits.check()
   if workers < 1:
     raise errors.UserError(f"--workers must be at least 1, not {workers}.")
+  if beam_options and not engine.names_a_runner(beam_options):
+    # Beam leaves out unknown options without a word.
+    raise errors.UserError(
+      f"--beam-options {' '.join(beam_options)!r} has no --runner=NAME; name "
+      "one, or leave the option out to use this machine."
+    )
   folder = buckets.disk(out, "--out")
   _check_folder(folder, name, options)
   listing = sources_lib.find(videos, os.path.realpath(folder))

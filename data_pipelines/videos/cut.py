@@ -70,7 +70,15 @@ def job(request: dict[str, Any], send: Send) -> None:
       f"{damage.bad_packets} of {damage.packets} packets are damaged"
     )
   if not count:
-    raise film_lib.BadFilm(damage.ended or "not one frame could be decoded")
+    part = ""
+    if request.get("begin") or request.get("end"):
+      end = request.get("end")
+      part = f" from {request['begin']:.1f} s to " + (
+        f"{end:.1f} s" if end else "its end"
+      )
+    raise film_lib.BadFilm(
+      damage.ended or f"not one frame{part} could be decoded"
+    )
   stated = request.get("end") or request.get("duration") or 0.0
   ended = damage.ended or ""
   if not ended and seconds < (1 - _MISSING) * stated - _MISSING_SECONDS:

@@ -81,11 +81,23 @@ def _be_child(pipe: int, request: dict[str, Any]) -> None:
   sys.excepthook = functools.partial(_report, pipe, request["memory_mb"])
   module, _, name = request["function"].partition(":")
   function = getattr(importlib.import_module(module), name)
-  most = _data_bytes() + request["memory_mb"] * 2**20
+  most = most_data(request["memory_mb"])
   # Not the address space, which libraries reserve without using it.
   resource.setrlimit(resource.RLIMIT_DATA, (most, most))
   resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
   function(request["job"], functools.partial(contained.send, pipe))
+
+
+def most_data(memory_mb: int) -> int:
+  """Returns the bytes that a child may use, with those it has already.
+
+  Args:
+    memory_mb: MiB that it may use beyond them; less if the machine allows less
+      to all processes.
+  """
+  most = _data_bytes() + memory_mb * 2**20
+  _, allowed = resource.getrlimit(resource.RLIMIT_DATA)
+  return most if allowed == resource.RLIM_INFINITY else min(most, allowed)
 
 
 def _data_bytes() -> int:

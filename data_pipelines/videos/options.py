@@ -2,6 +2,7 @@
 
 import dataclasses
 import fractions
+import math
 from typing import Any
 
 from genie_jax.core import errors
@@ -13,6 +14,7 @@ ACTIONS = ("auto", "ignore", "require")
 # A clip is held in memory until it is encoded: 1 GB at 160 x 90.
 _MOST_CLIP_FRAMES = 24_000
 _MOST_PIXELS = 4096
+_MOST_MEMORY_MB = 1 << 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +84,10 @@ class Options:
         f"--min-frames {self.min_frames} must be from 2 to --clip-frames "
         f"{self.clip_frames}."
       )
-    if not self.cut_threshold > 0:
+    if not 0 < self.cut_threshold < math.inf:
       raise errors.UserError(
-        f"--cut-threshold {self.cut_threshold:g} must be positive."
+        f"--cut-threshold {self.cut_threshold:g} must be positive and finite; "
+        "above 255 nothing is a cut."
       )
     if not 0 < self.unit_hours <= 100:
       raise errors.UserError(
@@ -126,9 +129,10 @@ class Limits:
 
   def check(self) -> None:
     """Raises UserError if a value is out of range."""
-    if self.memory_mb < 64:
+    if not 64 <= self.memory_mb <= _MOST_MEMORY_MB:
       raise errors.UserError(
-        f"--film-memory {self.memory_mb} must be at least 64 MiB."
+        f"--film-memory {self.memory_mb} must be from 64 to {_MOST_MEMORY_MB} "
+        "MiB."
       )
     if self.seconds is not None and not self.seconds > 0:
       raise errors.UserError(

@@ -1,5 +1,6 @@
 """Says of each file whether it is a film: its digest, size and duration."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -11,7 +12,7 @@ from typing import Any
 from data_pipelines.videos import contained
 from data_pipelines.videos import options as options_lib
 from data_pipelines.videos import sources as sources_lib
-from genie_jax.core import files
+from genie_jax.core import buckets, errors, files
 
 PROBE = "data_pipelines.videos.probe:job"
 CACHE = ".films.json"
@@ -103,19 +104,23 @@ class Cache:
   """
 
   def __init__(self, folder: pathlib.Path):
-    """Reads it if there is one."""
+    """Reads it if there is one; what it cannot use is found out again."""
     self._path = folder / CACHE
-    self._rows: dict[str, Any] = {}
+    self._rows: dict[str, tuple[list[int], sources_lib.Source]] = {}
     self._new: dict[str, Any] = {}
-    if self._path.exists():
-      self._rows = files.read_json(self._path)
+    try:
+      found = files.read_json(self._path)
+    except errors.UserError:
+      return  # There is none, or it is damaged.
+    for path, known in found.items() if isinstance(found, dict) else ():
+      # Another version of this program may have had other fields.
+      with contextlib.suppress(KeyError, TypeError):
+        self._rows[path] = known["stamp"], _source(known["row"])
 
   def get(self, file: sources_lib.File) -> sources_lib.Source | None:
     """Returns an unchanged file's row, as `results` does."""
-    known = self._rows.get(file.path)
-    if not known or known["stamp"] != _stamp(file) or not known["stamp"]:
-      return None
-    return _source(known["row"])
+    stamp, row = self._rows.get(file.path, ([], None))
+    return row if stamp and stamp == _stamp(file) else None
 
   def put(self, file: sources_lib.File, row: sources_lib.Source) -> None:
     """Remembers a file's row; `write` stores it."""
@@ -126,10 +131,7 @@ class Cache:
 
   def digests(self) -> dict[str, str]:
     """Returns the SHA-256 of each film of the earlier call, by its name."""
-    return {
-      known["row"]["name"]: known["row"]["sha256"]
-      for known in self._rows.values()
-    }
+    return {row.name: row.sha256 for _, row in self._rows.values()}
 
   def write(self) -> None:
     """Stores what was put."""
@@ -149,6 +151,8 @@ def _scan(
   )
   status = sources_lib.status_of(path)
   if isinstance(status, str):
+    if buckets.is_remote(name):
+      status = "is an address; copy the film to a disk, and name that file"
     return bad(status)
   row = dataclasses.replace(row, size=status.st_size)
   if not status.st_size:
@@ -173,5 +177,7 @@ def _scan(
     ):
       film |= header.get("film", {})
   except contained.Failure as error:
-    return bad(str(error))
+    return bad(sources_lib.printable(str(error)))
+  if "actions_problem" in film:  # It names the file.
+    film["actions_problem"] = sources_lib.printable(film["actions_problem"])
   return _source({**dataclasses.asdict(row), **film})

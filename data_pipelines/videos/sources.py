@@ -11,7 +11,7 @@ import os
 import pathlib
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -175,11 +175,18 @@ def find(videos: str, out: str = "") -> Listing:
   """
   if buckets.is_remote(videos):
     raise errors.UserError(
-      f"--videos {videos} is in a bucket; copy the films to a disk, or mount "
-      "the bucket as a folder."
+      f"--videos {printable(videos)} is an address; copy the films to a disk, "
+      "or mount their bucket as a folder."
     )
   if os.path.isdir(videos):
-    return _in_folder(videos, out)
+    found = _in_folder(videos, out)
+    if not found.files and found.unreadable:
+      raise errors.UserError(
+        f"--videos {printable(videos)}: no film was found, and "
+        f"{len(found.unreadable)} folders cannot be read, such as "
+        f"{found.unreadable[0]}; allow it, or give another folder."
+      )
+    return found
   if os.path.exists(videos):
     if pathlib.Path(videos).suffix.lower() in _TABLES:
       return _in_table(videos)
@@ -259,7 +266,7 @@ def _in_table(path: str) -> Listing:
   for number, row in enumerate(rows, start=1):
     where = f"--videos {printable(path)}, row {number}"
     named = row.get("path")
-    if not isinstance(named, str) or not named.strip() or "\0" in named:
+    if not _names_file(named):
       raise errors.UserError(f"{where} has no path; give each row one.")
     split = row.get("split") or ""
     if split and split not in SPLITS:
@@ -268,6 +275,11 @@ def _in_table(path: str) -> Listing:
         f"{errors.closest(str(split), SPLITS)}."
       )
     actions = row.get("actions") or ""
+    if actions and not _names_file(actions):
+      raise errors.UserError(
+        f"{where} has actions {actions!r:.60}; give the path of a file, or "
+        "nothing."
+      )
     files.append(
       File(
         os.path.normpath(os.path.join(folder, named)),
@@ -277,6 +289,11 @@ def _in_table(path: str) -> Listing:
       )
     )
   return Listing(files)
+
+
+def _names_file(value: Any) -> TypeGuard[str]:
+  """Returns whether a cell can be the path of a file."""
+  return isinstance(value, str) and bool(value.strip()) and "\0" not in value
 
 
 def _read_table(path: str) -> list[dict[str, Any]]:
@@ -289,10 +306,15 @@ def _read_table(path: str) -> list[dict[str, Any]]:
     else:
       with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(
-          file, delimiter="\t" if suffix == ".tsv" else ","
+          file, delimiter="\t" if suffix == ".tsv" else ",", strict=True
         )
         rows, names = list(reader), reader.fieldnames or []
-  except (pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
+  except (
+    OSError,
+    pa.ArrowException,
+    UnicodeDecodeError,
+    csv.Error,
+  ) as error:
     raise errors.UserError(
       f"--videos {printable(path)} is not a table that can be read ({error})."
     ) from error

@@ -61,8 +61,10 @@ class Summary:
     dropped: By reason, in the order of `REASONS`; none without clips.
     sources: Good sources by split.
     films: Number of files that were taken for films.
-    film_seconds: Of the good sources.
-    bad: Sources that could not be used.
+    film_seconds: Of the good sources, as far as there are pictures: what a film
+      states may be wrong by hours.
+    bad: Sources that could not be used; a film whose parts are bad for one
+      reason once.
     copies: Sources with the bytes of an earlier one.
     damaged: Good sources that end early or have damaged packets, with what is
       wrong.
@@ -115,7 +117,6 @@ def count(
     listing: What was found.
     options: For the frames per second.
   """
-  del options
   clips = {split: Count() for split in sources_lib.SPLITS}
   dropped: dict[str, Count] = {}
   for table in cut:
@@ -146,8 +147,17 @@ def count(
       for split in sources_lib.SPLITS
     },
     films=len(listing.files),
-    film_seconds=sum(row.seconds for row in good),
-    bad=[row for row in rows if row.status == sources_lib.BAD],
+    film_seconds=sum(
+      results.get(row.source, {}).get("frames", 0) for row in good
+    )
+    / options.fps,
+    bad=list(
+      {
+        (row.name, row.reason): row
+        for row in reversed(rows)
+        if row.status == sources_lib.BAD
+      }.values()
+    )[::-1],
     copies=[row for row in rows if row.status == sources_lib.COPY],
     damaged=damaged,
     actions=actions,

@@ -89,7 +89,8 @@ def run(unit: dict[str, Any], nursery: contained.Nursery) -> None:
             progress,
           )
         except contained.Failure as error:
-          outcomes.append(_outcome(source, sources_lib.BAD, str(error)))
+          why = sources_lib.printable(str(error))
+          outcomes.append(_outcome(source, sources_lib.BAD, why))
           progress.done(source)
           continue
         spool.seek(0)

@@ -1,6 +1,7 @@
 """The commands of `genie data` that rate, score and select clips."""
 
 import argparse
+import os
 import pathlib
 import sys
 from typing import Any
@@ -245,7 +246,6 @@ def _filter(args: argparse.Namespace) -> int:
 
 def _label(args: argparse.Namespace) -> int:
   import getpass
-  import os
 
   from genie_jax.core import errors
   from genie_jax.data import clip_list, ratings
@@ -267,7 +267,7 @@ def _label(args: argparse.Namespace) -> int:
   sample = labelling.draw(clips, args.sample, args.seed)
   labels = args.labels
   if labels is None:
-    labels = f"{args.folder.rstrip('/')}-labels.csv"
+    labels = labels_beside(args.folder)
   labeller = args.labeller
   if labeller is None:
     try:
@@ -309,6 +309,14 @@ def _label(args: argparse.Namespace) -> int:
     )
     play.say(f"Stopped; {len(table.ratings)} ratings are in {labels}.")
   return 0
+
+
+def labels_beside(folder: str) -> str:
+  """Returns the table of ratings of a folder of clips: DIR-labels.csv."""
+  name = folder.rstrip("/")
+  if name.rpartition("/")[2] in ("", ".", ".."):  # Not a hidden file inside.
+    name = os.path.abspath(folder)
+  return f"{name}-labels.csv"
 
 
 def _score(args: argparse.Namespace) -> int:

@@ -296,7 +296,7 @@ def _import(args: argparse.Namespace) -> int:
       codec=args.codec,
       clips_per_shard=args.clips_per_shard,
     ),
-    args.workers or len(os.sched_getaffinity(0)),
+    len(os.sched_getaffinity(0)) if args.workers is None else args.workers,
   )
   for name, reason in report.skipped:
     shown = name if name.isprintable() else repr(name)

@@ -228,7 +228,9 @@ def run(args: argparse.Namespace) -> int:
   except errors.RunFailed as error:
     return _failed(error)
   print(collect.describe(report, args.out))
-  bad, films = len(report.summary.bad), report.summary.films
+  # A film that was divided in time is one film.
+  bad = len({row.name for row in report.summary.bad})
+  films = report.summary.films
   limit = most_bad(films)
   if bad > limit:
     return _failed(
@@ -265,6 +267,10 @@ def _most_bad(text: str | None):
   share = re.fullmatch(r"(\d+(?:\.\d+)?)%|(0?\.\d+)", text)
   if share:
     value = float(share[1]) / 100 if share[1] else float(share[2])
+    if value > 1:
+      raise errors.UserError(
+        f"--max-bad {text!r} is more than all films; give at most 100%."
+      )
     return lambda films: value * films
   if re.fullmatch(r"\d+", text):
     return lambda films: int(text)

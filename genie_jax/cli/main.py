@@ -45,15 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   if argv[:1] == ["help"]:
     argv = [*argv[1:], "--help"]
   _show_own_log()
-  try:
-    return _run(argv)
-  except errors.UserError as error:
-    return _say(argv, error, 2)
-  except OSError as error:
-    # A full disk or a lost file is not a bug, so it needs no traceback.
-    return _say(argv, error, 1)
-  except KeyboardInterrupt:
-    return _say(argv, "stopped by Ctrl-C", 130)
+  command = " ".join(["genie", *[a for a in argv[:1] if a in COMMANDS]])
+  return errors.reported(command, lambda: _run(argv))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -136,13 +129,6 @@ def _version() -> str:
   import genie_jax  # Imported only for --version.
 
   return f"genie_jax {genie_jax.__version__}"
-
-
-def _say(argv: list[str], message: object, code: int) -> int:
-  command = " ".join(["genie", *[a for a in argv[:1] if a in COMMANDS]])
-  text = " ".join(str(message).split())
-  print(f"{command}: {text}", file=sys.stderr)
-  return code
 
 
 if __name__ == "__main__":

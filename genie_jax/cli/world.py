@@ -368,11 +368,15 @@ def _check_same_run(args: argparse.Namespace, out: pathlib.Path) -> None:
     "side_view": args.side_view,
   }
   path = out / _OPTIONS
-  if out.exists() and not out.is_dir():
-    raise errors.UserError(f"--out {out} is a file; give a folder.")
+  files.check_writable(out, "--out")
   # Until there are clips, another try may correct the options.
   if path.exists() and manifest.exists(out / "clips"):
     found = files.read_json(path)
+    if not isinstance(found, dict):
+      raise errors.UserError(
+        f"{path} does not have the options of a run; give another --out, or "
+        "delete the folder."
+      )
     for name, value in options.items():
       if found.get(name) != value:
         raise errors.UserError(

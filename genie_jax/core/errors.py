@@ -1,7 +1,8 @@
 """Errors that the command line reports in one line."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 _Value = TypeVar("_Value")
@@ -20,6 +21,29 @@ class RunFailed(RuntimeError):
 
   The message is one line that says what to do next.
   """
+
+
+def reported(name: str, call: Callable[[], int]) -> int:
+  """Runs a program, and reports its errors on stderr in one line each.
+
+  Args:
+    name: The program's name, which begins the line.
+    call: The program; returns its exit code.
+
+  Returns:
+    What `call` returns; 2 for invalid input; 1 where the disk is full or a file
+    was lost, which is not a bug and needs no traceback; 130 for Ctrl-C.
+  """
+  try:
+    return call()
+  except UserError as error:
+    message, code = str(error), 2
+  except OSError as error:
+    message, code = str(error), 1
+  except KeyboardInterrupt:
+    message, code = "stopped by Ctrl-C", 130
+  print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+  return code
 
 
 def closest(name: str, known: Iterable[str]) -> str:

@@ -32,6 +32,29 @@ def temporary_sibling(path: PathLike) -> pathlib.Path:
   return local.with_name(f".{local.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
+def check_writable(folder: PathLike, flag: str) -> None:
+  """Checks, before hours of work, that files can be written into a folder.
+
+  Args:
+    folder: The folder, on a disk; it need not exist.
+    flag: The flag that names it, for the message.
+
+  Raises:
+    UserError: It is a file, or below a file, or the user may not write there.
+  """
+  folder = pathlib.Path(folder)
+  # The root and the working folder exist, so there is always one.
+  place = next(p for p in (folder, *folder.parents) if os.path.lexists(p))
+  if not place.is_dir():
+    raise errors.UserError(
+      f"{flag} {folder}: {place} is not a folder; give another path."
+    )
+  if not os.access(place, os.W_OK | os.X_OK):
+    raise errors.UserError(
+      f"{flag} {folder}: you may not write into {place}; give another path."
+    )
+
+
 def write_atomic(path: PathLike, content: bytes | str) -> None:
   """Writes `content` so that readers see the old file or the complete new one.
 

@@ -175,13 +175,19 @@ def table_metadata(path: pathlib.Path) -> dict[str, Any]:
   """Returns the description in a Parquet file; {} for none.
 
   Raises:
-    UserError: As `read_table`.
+    UserError: As `read_table`, or the description is damaged.
   """
   read_table(path, ())  # Raises if it is not one.
   from pyarrow import parquet
 
   found = (parquet.read_schema(path).metadata or {}).get(TABLE_METADATA)
-  return json.loads(found) if found else {}
+  try:
+    described = json.loads(found or b"{}")
+  except ValueError:
+    described = None
+  if not isinstance(described, dict):
+    raise errors.UserError(f"{path} has a damaged description; write it again.")
+  return described
 
 
 def run_places(

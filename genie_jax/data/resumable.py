@@ -265,6 +265,7 @@ class FolderWriter:
       if "schema_version" not in found:
         return {**self._request(), "made_by": found}
       return found
+    files.check_writable(self.folder, "--out")
     if self.folder.is_dir() and any(
       path.name != PROGRESS for path in self.folder.iterdir()
     ):

@@ -141,6 +141,9 @@ def score(
     raise errors.UserError(
       f"--out {target}: give a file that ends in .parquet."
     )
+  files.check_writable(target.parent, "--out")
+  if target.is_dir():
+    raise errors.UserError(f"--out {target} is a folder; give a file.")
   part, fingerprint = trained_models.part(classifier, "classifier")
   manifest = manifest_lib.Manifest.read(folder)
   clips = clip_list.clips(manifest, clip_frames)

@@ -7,6 +7,11 @@ scrolls (`scroll.name_buttons`). An effect counts in moments in which some
 buttons have it and some have not, and chance is a button that is drawn at
 random. Buttons that all do the same therefore have no names.
 
+A picture that only flickers has shifts as well, and there is no game to compare
+it with. So the motion of a rollout counts only if its shifts take away at least
+a quarter of the difference between frames that they would take away if the
+picture did nothing but scroll (`scroll.explained`).
+
 Intervals are over the moments, as few films are held out; they do not say how
 the buttons would do in other films.
 
@@ -22,6 +27,9 @@ from genie_jax.evals import counterfactuals, metric, rollouts, scroll
 
 _MOMENTS = 48
 _FRAMES = 8
+# Drawn pictures that stand still and flicker reach 0.27 at most, those that
+# scroll and flicker a little at least 0.34 (docs/evaluation.md).
+_LEAST_EXPLAINED = 0.25
 
 
 def applies(work: metric.Work) -> bool:
@@ -56,7 +64,9 @@ def name(frames: np.ndarray, *, seed: int) -> list[dict[str, Any]]:
     frames: uint8 [A, M, 1 + F, H, W, C], the frame before the button first.
     seed: Of the bootstrap.
   """
-  moved = scroll.motion(frames.reshape(-1, *frames.shape[2:]))
+  moved = scroll.motion(
+    frames.reshape(-1, *frames.shape[2:]), least=_LEAST_EXPLAINED
+  )
   moved = moved.reshape(*frames.shape[:2], 2).swapaxes(0, 1)  # [M, A, 2]
   return scroll.name_buttons(moved, moved, np.arange(len(moved)), seed=seed)
 

@@ -156,7 +156,61 @@ def places(
   return result
 
 
-def motion(frames: np.ndarray) -> np.ndarray:
+def explained(
+  before: np.ndarray, after: np.ndarray, shifts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns how far a shift makes frames alike, and how far a scroll would.
+
+  A picture that only flickers also has a shift at which it differs least. But
+  that shift hardly makes the frames more alike, while a picture that only
+  scrolls becomes the same.
+
+  Args:
+    before: uint8 [n, H, W, C].
+    after: uint8 [n, H, W, C].
+    shifts: int [n, 2], from `pair_shifts`, to the right and upwards.
+
+  Returns:
+    float64 [n], by how much the mean difference of the frames is less with the
+    shift than without; and float64 [n], by how much it would be less if `after`
+    were `before`, shifted. The mean of each difference is taken off first, so
+    that a change of the light alone is no difference.
+  """
+  one, other = (x.sum(-1, dtype=np.int32) for x in (before, after))
+  height, width = one.shape[1:]
+  gain, scrolled = np.zeros(len(one)), np.zeros(len(one))
+  for row, (right, up) in enumerate(shifts.tolist()):
+    # The same part of `before` is compared with and without the shift.
+    rows = slice(abs(up), height - abs(up))
+    columns = slice(abs(right), width - abs(right))
+    moved = (
+      slice(abs(up) + up, height - abs(up) + up),
+      slice(abs(right) - right, width - abs(right) - right),
+    )
+    back = (
+      slice(abs(up) - up, height - abs(up) - up),
+      slice(abs(right) + right, width - abs(right) + right),
+    )
+    counted = np.ones(one[row][rows, columns].shape, bool)
+    for down, left in ((0, 0), (-up, right)):  # The player in either frame.
+      counted[
+        _centre(height, abs(up) - down), _centre(width, abs(right) - left)
+      ] = False
+    still = one[row][rows, columns]
+    gain[row] = _difference(
+      still - other[row][rows, columns], counted
+    ) - _difference(still - other[row][moved], counted)
+    scrolled[row] = _difference(still - one[row][back], counted)
+  return gain, scrolled
+
+
+def _difference(gap: np.ndarray, counted: np.ndarray) -> float:
+  """Returns the mean of |gap - mean| where `counted`, [H, W] both."""
+  values = gap[counted]
+  return float(np.abs(values - values.mean()).mean()) if values.size else 0.0
+
+
+def motion(frames: np.ndarray, least: float = 0.0) -> np.ndarray:
   """Returns the player's mean motion per frame while a button is held.
 
   Only the second half of the frames counts: in the first, the player may still
@@ -164,6 +218,8 @@ def motion(frames: np.ndarray) -> np.ndarray:
 
   Args:
     frames: uint8 [n, 1 + F, H, W, C], the frame before the button first.
+    least: The part of a true scroll's gain that the shifts of a rollout must
+      reach together, see `explained`; with less, its motion is zero.
 
   Returns:
     float64 [n, 2], pixels per frame to the right and upwards.
@@ -171,8 +227,15 @@ def motion(frames: np.ndarray) -> np.ndarray:
   later = frames[:, (frames.shape[1] - 1) // 2 :]
   count, pairs = len(later), later.shape[1] - 1
   flat = lambda x: x.reshape(count * pairs, *x.shape[2:])
-  found = pair_shifts(flat(later[:, :-1]), flat(later[:, 1:]))
-  return found.reshape(count, pairs, 2).mean(1)
+  before, after = flat(later[:, :-1]), flat(later[:, 1:])
+  found = pair_shifts(before, after)
+  moved = found.reshape(count, pairs, 2).mean(1)
+  if least:
+    gain, scrolled = (
+      x.reshape(count, pairs).sum(1) for x in explained(before, after, found)
+    )
+    moved[gain < least * scrolled] = 0
+  return moved
 
 
 def effects(moved: np.ndarray) -> dict[str, np.ndarray]:

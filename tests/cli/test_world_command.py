@@ -153,6 +153,14 @@ def test_a_run_is_taken_up_with_the_same_options_only(
     assert error.count("\n") == 1 and words in error
 
 
+def test_damaged_options_of_a_run_are_one_line(monkeypatch, tmp_path, capsys):
+  assert start(monkeypatch, tmp_path) == 0
+  (tmp_path / "run/world_options.json").write_text("[]")
+  assert start(monkeypatch, tmp_path) == 2
+  error = capsys.readouterr().err
+  assert error.count("\n") == 1 and "world_options.json" in error
+
+
 def test_a_wrong_path_of_films_can_be_corrected(tmp_path, capfd):
   out = ["--out", str(tmp_path / "run"), "--preset", "smoke"]
   missing = str(tmp_path / "filsm")
@@ -170,7 +178,11 @@ def test_a_folder_of_something_else_is_refused(monkeypatch, tmp_path, capsys):
   (tmp_path / "other").mkdir()
   (tmp_path / "other/thesis.txt").write_text("mine")
   (tmp_path / "file").write_text("mine")
-  for name, words in (("other", "something else"), ("file", "is a file")):
+  for name, words in (
+    ("other", "something else"),
+    ("file", "is not a folder"),
+    ("file/deep/run", "is not a folder"),
+  ):
     assert start(monkeypatch, tmp_path, out=name) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and words in error

@@ -231,6 +231,20 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+@pytest.mark.parametrize("below", ["file", "file/out/deep"])
+def test_a_folder_that_is_a_file_or_below_one_is_refused(tmp_path, below):
+  (tmp_path / "file").write_text("mine")
+  with pytest.raises(errors.UserError, match=r"file is not a folder"):
+    open_writer(tmp_path / below)
+
+
+def test_a_folder_that_may_not_be_written_is_refused(tmp_path, monkeypatch):
+  # The user who runs the tests may be root, who may write everywhere.
+  monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+  with pytest.raises(errors.UserError, match="you may not write into"):
+    open_writer(tmp_path / "out")
+
+
 def test_a_folder_in_a_bucket_is_refused():
   with pytest.raises(errors.UserError, match=r"--out gs://b/c .* disk only"):
     open_writer("gs://b/c")

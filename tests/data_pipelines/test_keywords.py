@@ -119,7 +119,8 @@ def test_bad_word_lists_are_one_clear_line(tmp_path, capsys, text, message):
     ("t.csv", b"title,description\na,b\nc\n", "line 3 does not have the 2"),
     ("t.csv", b'title,description\n"a,b\n', "is not CSV"),
     ("t.csv", b"title,description\n\xff,b\n", "is not UTF-8"),
-    ("t.csv", b"", "no column 'title'"),
+    ("t.csv", b"", "its columns are none"),
+    ("t.csv", b"title,description\n", "has no rows"),
     ("t.parquet", b"nothing", "is not a Parquet file"),
     ("t.xlsx", b"", "ends in .csv or .parquet"),
     ("none.csv", None, "is no file"),
@@ -137,3 +138,57 @@ def test_bad_tables_are_one_clear_line_and_write_nothing(
   assert [path.name for path in tmp_path.iterdir()] == (
     [name] if content is not None else []
   )
+
+
+@pytest.mark.parametrize("kind", [".csv", ".parquet"])
+@pytest.mark.parametrize("to", [".csv", ".parquet"])
+def test_a_table_of_which_nothing_is_kept_keeps_its_columns(tmp_path, kind, to):
+  table = write(tmp_path / f"in{kind}", [("1", "cooking", "")])
+  out = tmp_path / f"out{to}"
+  assert filtered(table, out, "--kept-only") == 0
+  names = (
+    parquet.read_schema(out).names
+    if to == ".parquet"
+    else out.read_text().splitlines()[0].split(",")
+  )
+  assert names == ["id", "title", "description", "kept", "reason"]
+
+
+def test_columns_keep_their_types_also_if_they_begin_with_nothing(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(keywords, "_ROWS", 2)
+  schema = pa.schema(
+    {
+      "title": pa.string(),
+      "description": pa.string(),
+      "url": pa.string(),
+      "views": pa.int16(),
+    }
+  )
+  rows = [
+    {"title": "Celeste speedrun", "url": None, "views": number}
+    for number in range(4)
+  ]
+  rows.append({**rows[0], "url": "last"})
+  parquet.write_table(
+    pa.Table.from_pylist(rows, schema), tmp_path / "t.parquet"
+  )
+  for words in ((), ("--kept-only",)):
+    out = tmp_path / "out.parquet"
+    assert filtered(tmp_path / "t.parquet", out, *words) == 0
+    found = parquet.read_table(out)
+    assert found.schema.field("views").type == pa.int16()
+    assert found["url"].to_pylist() == [None] * 4 + ["last"]
+
+
+@pytest.mark.parametrize("name", ["file/out.csv", "folder.csv"])
+def test_an_output_that_cannot_be_written_is_refused_at_once(
+  tmp_path, capsys, name
+):
+  (tmp_path / "file").write_text("mine")
+  (tmp_path / "folder.csv").mkdir()
+  table = write(tmp_path / "t.csv", [("1", "a", "b")])
+  assert filtered(table, tmp_path / name) == 2
+  err = capsys.readouterr().err
+  assert len(err.splitlines()) == 1 and "folder" in err

@@ -75,3 +75,18 @@ def test_clips_get_the_rating_of_their_film(films, tmp_path, capsys):
   assert not ratings.read(out).rated
   assert recorded.main([*words, "--without", "tuxx", "--out", str(out)]) == 2
   assert "did you mean 'tux'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  "labels, flags, words",
+  [
+    ("file,kind,bad_kind,game,session\n", ["--seed", "-1"], "--seed must be"),
+    ("file,kind,bad_kind,game,session\na.mp4\n", [], "fewer columns"),
+  ],
+)
+def test_a_wrong_split_is_one_line(labels, flags, words, tmp_path, capsys):
+  (tmp_path / "labels.csv").write_text(labels)
+  out = str(tmp_path / "films.csv")
+  assert recorded.main(["split", str(tmp_path), "--out", out, *flags]) == 2
+  error = capsys.readouterr().err
+  assert error.count("\n") == 1 and words in error

@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 
+from data_pipelines.platformers import recorded
 from data_pipelines.recorder import __main__ as command
 from data_pipelines.recorder import (
   derive,
@@ -213,6 +214,55 @@ def test_excerpts_are_short_and_small_and_of_every_kind(tmp_path, capsys):
   assert "has no film of it" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("below", ["file", "file/films"])
+def test_an_output_that_is_a_file_or_below_one_is_one_line(
+  below, tmp_path, capsys
+):
+  (tmp_path / "file").write_text("mine")
+  words = ["--games", "packages", "--out", str(tmp_path / below)]
+  split = ["split", str(tmp_path), "--out", str(tmp_path / "file/films.csv")]
+  for program, arguments in (
+    (command, words),
+    (excerpts, [str(tmp_path), *words[2:]]),
+    (recorded, split),
+  ):
+    assert program.main(arguments) == 2
+    assert "file is not a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  "labels, seconds, words",
+  [
+    ("file,kind,bad_kind,game,session\n", "nan", "--seconds must be positive"),
+    ("file,kind,bad_kind,game,session\n", "0", "--seconds must be positive"),
+    ("file,kind\na,b\n", "2", "needs the columns"),
+    ("file,kind,bad_kind,game,session\na,good\n", "2", "needs the columns"),
+    ("\0\xff", "2", "needs the columns"),
+    (
+      "file,kind,bad_kind,game,session\nsound.mp4,good,,game,s\n",
+      "2",
+      "sound.mp4 of",
+    ),
+  ],
+)
+def test_excerpts_of_a_wrong_folder_are_one_line(
+  labels, seconds, words, tmp_path, capsys
+):
+  (tmp_path / "labels.csv").write_text(labels)
+  with av.open(str(tmp_path / "sound.mp4"), "w") as container:
+    stream = container.add_stream("aac", rate=8000)
+    sound = av.AudioFrame.from_ndarray(
+      np.zeros((1, 1024), np.float32), format="fltp", layout="mono"
+    )
+    sound.sample_rate = 8000
+    for packet in (*stream.encode(sound), *stream.encode(None)):
+      container.mux(packet)
+  flags = ["--games", "game", "--seconds", seconds]
+  out = ["--out", str(tmp_path / "out")]
+  assert excerpts.main([str(tmp_path), *out, *flags]) == 2
+  assert words in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_labels_list_the_films_that_exist_and_keep_earlier_rows(
   monkeypatch, tmp_path
 ):
@@ -255,6 +305,9 @@ def test_a_missing_program_is_one_line_with_the_command_that_installs_it(
     (["--games", "tux"], "no 'tux' (did you mean 'supertux'?)"),
     (["--minutes", "0"], "--minutes must be positive"),
     (["--minutes", "nan"], "--minutes must be positive"),
+    (["--minutes", "inf"], "--minutes must be positive and finite"),
+    (["--film-seconds", "inf"], "--film-seconds must be positive and finite"),
+    (["--seed", "-1"], "--seed must be at least 0"),
     (["--parallel", "-1"], "--parallel must be positive"),
     (["--film-seconds", "-3"], "--film-seconds must be positive"),
   ],

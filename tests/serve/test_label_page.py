@@ -119,6 +119,24 @@ def test_keys_rate_skip_and_undo_and_each_press_is_a_row_of_the_table(
   assert ratings.read(table).rated == {first: 5, third: 3}
 
 
+def test_a_clip_that_fails_late_says_nothing_about_the_next_one(
+  chromium, clips, table
+):
+  with serving(clips, table) as (_, host):
+    page = chromium.new_context().new_page()
+    waiting = []
+    page.route("**/clips/0.png", lambda route: waiting.append(route))
+    page.goto(f"http://{host}/")
+    page.wait_for_function("document.body.dataset.clip")
+    page.keyboard.press("s")
+    expect_count(page, "1 skipped")
+    shown(page)
+    waiting[0].abort()
+    page.wait_for_timeout(500)
+    assert page.is_hidden("#notice")
+    page.context.close()
+
+
 def test_the_canvas_plays_the_clips_own_frames_in_a_loop(
   chromium, clips, table
 ):

@@ -76,7 +76,9 @@ async function start(clip) {
     await picture.decode();
   } catch {
     sheets.delete(clip.number);
-    notice("This clip cannot be read; skip it, and inspect the folder.");
+    if (state.clip && state.clip.id === clip.id) {
+      notice("This clip cannot be read; skip it, and inspect the folder.");
+    }
     return;
   }
   if (!state.clip || state.clip.id !== clip.id) return;

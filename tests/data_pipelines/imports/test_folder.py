@@ -370,6 +370,101 @@ def test_bad_files_are_listed_and_the_others_imported(
   inspection.verify(manifest.Manifest.read(tmp_path / "out"))
 
 
+def array_file(header):
+  """Returns the bytes of an array file with this header and no values."""
+  text = header.encode().ljust(117) + b"\n"
+  return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+HEADER = "{{'descr': '|u1', 'fortran_order': False, 'shape': {}, }}"
+
+
+@pytest.mark.parametrize(
+  "content",
+  [
+    b"PK\x03\x04 and no archive",
+    array_file(HEADER.format(f"(1{'0' * 30}, 2, 2, 3)")),
+    array_file(HEADER.format("(5, 2, 2, 3)")[:-4]),
+    array_file(HEADER.format("(-5, 2, 2, 3)")),
+    array_file(HEADER.format("(5, 0, 2, 3)")),
+    array_file(HEADER.format("(5, 2, 2, 3)")),
+  ],
+)
+def test_a_damaged_episode_of_jafar_is_skipped(tmp_path, content):
+  write_jafar(tmp_path / "in", lengths=(20, 9))
+  (tmp_path / "in/episode_0.npy").write_bytes(content)
+  report = run(tmp_path / "in", tmp_path / "out", "jafar")
+  ((name, reason),) = report.skipped
+  assert report.clips == 1 and name == "episode_0.npy" and "\n" not in reason
+  (tmp_path / "in/metadata.npy").write_bytes(content)
+  with pytest.raises(errors.UserError, match="not Jafar's list") as caught:
+    run(tmp_path / "in", tmp_path / "other", "jafar")
+  assert "\n" not in str(caught.value)
+
+
+def test_an_archive_of_arrays_is_no_episode_of_jafar(tmp_path):
+  write_jafar(tmp_path / "in", lengths=(20, 9))
+  with open(tmp_path / "in/episode_0.npy", "wb") as file:
+    np.savez(file, frames=frames_of(0, 20))
+  report = run(tmp_path / "in", tmp_path / "out", "jafar")
+  assert [name for name, _ in report.skipped] == ["episode_0.npy"]
+
+
+@pytest.mark.parametrize(
+  "content, why",
+  [
+    ('[{"src_id": 0, "tgt_id": 1, "action": Infinity}]', "has the action inf"),
+    (f'[{{"src_id": 0, "tgt_id": 1, "action": 1{"0" * 400}.0}}]', "inf"),
+    ("[" * 100_000, "is not JSON"),
+    ("", "is not JSON"),
+    ("[1, 2]", "has no list of actions"),
+    ('{"actions": 3}', "has no list of actions"),
+    ('{"steps": []}', "has no list of actions"),
+  ],
+)
+def test_a_damaged_session_of_genieredux_is_skipped(tmp_path, content, why):
+  write_genieredux(tmp_path / "in", instances=2)
+  (tmp_path / "in/000000/000000/actions.json").write_text(content)
+  report = run(tmp_path / "in", tmp_path / "out", "genieredux")
+  ((name, reason),) = report.skipped
+  assert report.clips == 1 and name == "000000/000000" and why in reason
+
+
+def test_a_picture_that_claims_too_many_pixels_is_skipped(
+  tmp_path, monkeypatch
+):
+  write_genieredux(tmp_path / "in", instances=2)
+  Image.new("RGB", (300, 300)).save(
+    tmp_path / "in/000000/000000/frames/000000.png"
+  )
+  monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+  report = run(tmp_path / "in", tmp_path / "out", "genieredux")
+  ((name, reason),) = report.skipped
+  assert name == "000000/000000" and "exceeds limit" in reason
+
+
+def test_a_picture_of_another_size_is_named(tmp_path):
+  write_genieredux(tmp_path / "in", instances=1)
+  path = tmp_path / "in/000000/000000/frames/000005.png"
+  Image.new("RGB", (8, 8)).save(path)
+  with pytest.raises(errors.UserError, match=r"000005\.png .*\[8, 8, 3\]"):
+    run(tmp_path / "in", tmp_path / "out", "genieredux")
+
+
+def test_a_film_with_fewer_frames_than_actions_says_so(tmp_path):
+  write_genieredux(tmp_path / "in", instances=1, film=True)
+  write_film(tmp_path / "in/000000/000000/frames.mp4", frames_of(0, 9))
+  with pytest.raises(errors.UserError, match="fewer than the 18 frames"):
+    run(tmp_path / "in", tmp_path / "out", "genieredux")
+
+
+def test_an_empty_film_of_genieredux_is_skipped_in_plain_words(tmp_path):
+  write_genieredux(tmp_path / "in", instances=2, film=True)
+  (tmp_path / "in/000000/000000/frames.mp4").write_bytes(b"")
+  report = run(tmp_path / "in", tmp_path / "out", "genieredux")
+  assert report.skipped[0][1] == "Invalid data found when processing input"
+
+
 @pytest.mark.parametrize("name", folder_lib.FORMATS)
 def test_a_folder_of_something_else_is_one_line(tmp_path, name):
   (tmp_path / "in").mkdir()
@@ -434,6 +529,7 @@ def test_names_of_any_bytes_are_imported_and_shown_in_one_line(
     (["--format", "jafar", "--codec", "mp4"], "--codec 'mp4'"),
     (["--format", "jafar", "--clips-per-shard", "0"], "--clips-per-shard"),
     (["--format", "jafar", "--from", "/nowhere"], "is not a folder"),
+    (["--format", "jafar", "--workers", "0"], "--workers must be at least 1"),
   ],
 )
 def test_wrong_options_are_one_line(tmp_path, words, message):

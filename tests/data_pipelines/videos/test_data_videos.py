@@ -1,5 +1,6 @@
 """Tests of `genie data videos`, from a folder of films to a clips folder."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -409,6 +410,102 @@ def test_actions_that_do_not_fit_are_listed(tmp_path, direct):
   assert row.name == "1.mp4" and "90 lines of actions for 60 frames" in note
 
 
+def test_names_in_reasons_are_one_line_of_text(tmp_path, direct):
+  folder = tmp_path / os.fsdecode(b"caf\xe9\nfilms")
+  few(folder)
+  for film, text in enumerate(("{", '{"action": 1}', '{"action": 1}')):
+    (folder / f"{film}.jsonl").write_text(text)
+  for count, how in enumerate(("auto", "require")):
+    out = tmp_path / how
+    options = dataclasses.replace(OPTIONS, actions=how)
+    report = collect.collect(str(folder), out, options)
+    shown = collect.describe(report, "out")
+    assert shown.encode() and r"caf\xe9\nfilms/0.jsonl line 1" in shown
+    found = pq.read_table(out / "sources.parquet").to_pylist()
+    assert [row["status"] for row in found].count("bad") == count
+
+
+def test_addresses_in_a_table_are_said_to_be_addresses(
+  tmp_path, direct, capsys
+):
+  table = tmp_path / "films.csv"
+  table.write_text("path\nhttps://example.com/a.mp4\n")
+  argv = ["--videos", str(table), "--out", str(tmp_path / "out")]
+  assert main_lib.main(["data", "videos", *argv]) == 2
+  assert "a.mp4 is an address; copy the film" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("below", ["file", "file/clips"])
+def test_an_output_that_is_a_file_or_below_one_is_one_line(
+  tmp_path, direct, capsys, below
+):
+  (tmp_path / "file").write_text("mine")
+  films = few(tmp_path / "films", 1)
+  argv = ["--videos", str(films), "--out", str(tmp_path / below)]
+  assert main_lib.main(["data", "videos", *argv]) == 2
+  assert "file is not a folder" in capsys.readouterr().err
+  assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+  "spoil",
+  [
+    lambda text: text[:20],
+    lambda text: "[]",
+    lambda text: text.replace('"labels"', '"label"'),
+    lambda text: text.replace('"stamp"', '"stamps"'),
+  ],
+)
+def test_a_damaged_memory_of_films_is_found_out_again(tmp_path, direct, spoil):
+  films, out = few(tmp_path / "films"), tmp_path / "out"
+  collect.collect(str(films), out, OPTIONS)
+  path = out / ".films.json"
+  before, text = digests(out), path.read_text()
+  path.write_text(spoil(text))
+  collect.collect(str(films), out, OPTIONS)
+  assert digests(out) == before and path.read_text() == text
+
+
+def test_hours_are_those_with_pictures_not_those_that_films_state(
+  tmp_path, direct
+):
+  films = few(tmp_path / "films")
+  hour = 3_600_000
+  stamps = [k * 33 + (k >= 30) * 1000 * hour for k in range(60)]
+  write_film(films / "gap.mkv", play(7, 60), stamps=stamps)
+  report = collect.collect(str(films), tmp_path / "out", OPTIONS)
+  assert not report.summary.bad
+  assert report.summary.film_seconds == pytest.approx(4 * 2, abs=0.5)
+
+
+def test_a_bad_film_that_was_divided_in_time_is_one_bad_film(
+  tmp_path, direct, capsys
+):
+  films = few(tmp_path / "films", 1)
+  path = write_film(films / "bad.mp4", play(8, 1200))
+  content = bytearray(path.read_bytes())
+  begin, end = content.index(b"mdat") + 4, content.rindex(b"moov") - 4
+  content[begin:end] = bytes(end - begin)
+  path.write_bytes(content)
+  argv = ["--videos", str(films), "--out", str(tmp_path / "out"), *FLAGS]
+  assert main_lib.main(["data", "videos", *argv, "--max-bad", "1"]) == 0
+  shown = capsys.readouterr().out
+  assert "1 bad films:" in shown and shown.count("bad.mp4") == 1
+  assert main_lib.main(["data", "videos", *argv, "--max-bad", "0"]) == 1
+  assert "1 of 2 films are bad" in capsys.readouterr().err
+
+
+def test_a_part_without_pictures_says_which_part(tmp_path, direct):
+  film = tmp_path / "gap.mkv"
+  stamps = [k * 33 + (k >= 60) * 3_600_000 for k in range(120)]
+  write_film(film, play(7, 120), stamps=stamps)
+  report = collect.collect(str(film), tmp_path / "out", OPTIONS)
+  assert any(
+    "not one frame from " in row.reason and " s to " in row.reason
+    for row in report.summary.bad
+  )
+
+
 def test_no_clip_for_train_is_one_line_with_the_counts(
   tmp_path, direct, capsys
 ):
@@ -441,16 +538,20 @@ def test_no_good_film_exits_with_2(tmp_path, direct, capsys):
     ["--validation-share", "1"],
     ["--workers", "0"],
     ["--film-memory", "1"],
+    ["--film-memory", "1" + 20 * "0"],
+    ["--cut-threshold", "inf"],
+    ["--max-bad", "150%"],
     ["--film-seconds", "0"],
     ["--actions", "some"],
     ["--beam-options", "'"],
+    ["--beam-options=--runer=FlinkRunner"],
   ],
 )
 def test_a_wrong_option_is_one_line_that_names_it(tmp_path, capsys, flags):
   argv = ["--videos", str(tmp_path), "--out", str(tmp_path / "out"), *flags]
   assert main_lib.main(["data", "videos", *argv]) == 2
   message = capsys.readouterr().err.strip()
-  assert flags[0].strip("-").split("-")[0] in message
+  assert flags[0].partition("=")[0] in message
   assert "\n" not in message
   assert not (tmp_path / "out").exists()
 

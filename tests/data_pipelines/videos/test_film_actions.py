@@ -81,6 +81,9 @@ def test_other_lines_are_understood(tmp_path, row, label):
     ('{"keys": [["a"]]}', "line 2: has keys .* no action"),
     ('{"action": -1}', "line 2: has action .* no action"),
     ('{"action": NaN}', "line 2: has action .* no action"),
+    ('{"action": 65536}', "line 2: has action .* at most 65535"),
+    ('{"action": 1e300}', "line 2: has action .* at most 65535"),
+    ('{"action": "%s"}' % ("1" * 5000), "line 2: has action .* at most 65535"),
     ('{"keyboard": {"keys": "w"}}', r"line 2: has no list keyboard\.keys"),
     ('{"keyboard": {"keys": [true]}}', "line 2: .* are no keys"),
     ('{"keyboard": 3}', r"line 2: has no list keyboard\.keys"),
@@ -194,6 +197,12 @@ def test_numbered_actions_keep_their_numbers():
     actions.names([["70000"]])
 
 
+@pytest.mark.parametrize("number", ["007", "7", " 7 ", "\u0667", 7, 7.0])
+def test_a_number_has_one_form(tmp_path, number):
+  path = write_lines(tmp_path / "a.jsonl", [{"action": number}])
+  assert actions.read(path).labels == ("7",)
+
+
 def lines(*labels):
   """Returns actions with one entry for each frame of a film."""
   return actions.Actions("film.jsonl", labels, None)
@@ -294,3 +303,7 @@ def test_the_file_beside_a_film_is_found(tmp_path):
   (tmp_path / "a.b.mp4.csv").touch()
   with pytest.raises(errors.UserError, match="keep one"):
     actions.beside(film)
+
+
+def test_a_film_whose_name_is_as_long_as_names_may_be_has_no_actions(tmp_path):
+  assert actions.beside(tmp_path / ("a" * 251 + ".mp4")) is None

@@ -1,6 +1,7 @@
 """Tests that whatever a job does ends in a child process."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 import pytest
 
 from data_pipelines.videos import contained
+from data_pipelines.videos import nursery as nursery_lib
 
 LIMITS = dict(memory_mb=200, seconds=60.0, stalled_seconds=30.0)
 
@@ -85,3 +87,12 @@ def test_a_hanging_decoder_ends_with_the_process_that_started_it():
     time.sleep(0.05)
   os.kill(pid, signal.SIGKILL)
   pytest.fail("the decoder is still there after 10 s")
+
+
+def test_the_limit_of_the_machine_is_not_raised(monkeypatch):
+  monkeypatch.setattr(resource, "getrlimit", lambda kind: (1 << 30, 1 << 30))
+  assert nursery_lib.most_data(100_000) == 1 << 30
+  monkeypatch.setattr(
+    resource, "getrlimit", lambda kind: (1 << 30, resource.RLIM_INFINITY)
+  )
+  assert nursery_lib.most_data(100_000) > 100_000 << 20

@@ -90,6 +90,9 @@ def test_an_unreadable_folder_is_listed_and_passed_by(tmp_path, monkeypatch):
   found = sources.find(str(tmp_path))
   assert names(found) == ["a.mp4"]
   assert found.unreadable == (str(tmp_path / "locked"),)
+  (tmp_path / "a.mp4").unlink()
+  with pytest.raises(errors.UserError, match="1 folders cannot be read"):
+    sources.find(str(tmp_path))
 
 
 def test_a_pipe_is_no_film_and_is_not_opened(tmp_path):
@@ -147,15 +150,13 @@ def test_a_table_names_films_splits_and_actions(tmp_path, suffix):
     (b"path,split\na.mp4,trian\n", "row 1 has split 'trian'.*'train'"),
     (b"path,split\n,\n", "row 1 has no path"),
     (b"path\n\xff\xfe\n", "not a table that can be read"),
-    (b'path\n"a\n', None),
+    (b'path\na.mp4\n"b.mp4\nc.mp4\n', "unexpected end of data"),
+    (b"path,actions\na.mp4,b\0.csv\n", "row 1 has actions"),
   ],
 )
 def test_a_nonsense_table_is_one_clear_line(tmp_path, content, message):
   table = tmp_path / "films.csv"
   table.write_bytes(content)
-  if message is None:
-    assert len(sources.find(str(table)).files) == 1
-    return
   with pytest.raises(errors.UserError, match=message):
     sources.find(str(table))
 
@@ -164,6 +165,26 @@ def test_a_damaged_parquet_is_one_clear_line(tmp_path):
   table = tmp_path / "films.parquet"
   table.write_bytes(b"PAR1 and nothing else")
   with pytest.raises(errors.UserError, match="not a table that can be read"):
+    sources.find(str(table))
+
+
+def test_a_table_that_may_not_be_read_is_one_clear_line(tmp_path, monkeypatch):
+  (tmp_path / "films.csv").write_text("path\na.mp4\n")
+
+  def refuse(*args, **kwargs):
+    raise PermissionError(13, "Permission denied")
+
+  # The user who runs the tests may be root, who may read everything.
+  monkeypatch.setattr(sources, "open", refuse, raising=False)
+  with pytest.raises(errors.UserError, match="Permission denied"):
+    sources.find(str(tmp_path / "films.csv"))
+
+
+@pytest.mark.parametrize("value", [1.5, float("nan")])
+def test_actions_in_a_table_are_names_of_files(tmp_path, value):
+  table = tmp_path / "films.parquet"
+  pq.write_table(pa.table({"path": ["a.mp4"], "actions": [value]}), table)
+  with pytest.raises(errors.UserError, match="row 1 has actions"):
     sources.find(str(table))
 
 
