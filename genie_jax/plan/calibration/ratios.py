@@ -13,7 +13,8 @@ plans of language models too slow need not be there in another model.
 No run can be faster than its matrix products. The stored rows therefore also
 have the share of the chips' peak at which the published runs executed all
 products and kernels of the compiled program, recomputation included; the range
-of a plan ends where this share would exceed the largest of them.
+of a plan ends where this share would exceed the largest of them on the plan's
+chip, or on any chip if none ran on it.
 """
 
 import functools
@@ -133,7 +134,10 @@ def calibrated(
   if stored is None:
     return None
   values = [row["ratio"] for row in stored["rows"]]
-  most = max(row["share_of_peak"] for row in stored["rows"])
+  on_chip = [
+    row for row in stored["rows"] if row["topology"].partition(":")[0] == chip
+  ]
+  most = max(row["share_of_peak"] for row in on_chip or stored["rows"])
   least_seconds = seconds * share_of_peak / most
   low, high = interval(values)
   ends = {
@@ -151,9 +155,7 @@ def calibrated(
     "limited": ends["low"] < least_seconds,
     "share_of_peak": most,
     "runs": len(values),
-    "runs_on_chip": sum(
-      row["topology"].partition(":")[0] == chip for row in stored["rows"]
-    ),
+    "runs_on_chip": len(on_chip),
     "held_out": held_out(values),
     "commits": list(stored["commits"]),
   }
@@ -182,7 +184,8 @@ def render(found: Mapping[str, Any] | None, chip: str) -> list[str]:
   if found["limited"]:
     lines.append(
       "  the lower end is where products and kernels would run at "
-      f"{found['share_of_peak']:.1%} of peak, the most of these runs"
+      f"{found['share_of_peak']:.1%} of peak, the most of "
+      + (f"those on {chip}" if own else "these runs")
     )
   return lines
 

@@ -185,6 +185,21 @@ def test_no_range_is_faster_than_the_largest_published_share_of_peak():
   assert "80.0% of peak" in "\n".join(ratios.render(found, "v5p"))
 
 
+def test_the_share_of_peak_is_that_of_the_same_chip_where_there_is_one():
+  rows = stored([2.0] * 3, 0.8)
+  rows["rows"][0] |= {"topology": "v5e:16x16", "share_of_peak": 0.9}
+  most = lambda chip: ratios.calibrated(7.0, 0.5, 0.7, chip, rows)
+  assert most("v5p")["share_of_peak"] == 0.8
+  assert most("v5e")["share_of_peak"] == 0.9
+  assert most("v6e")["share_of_peak"] == 0.9
+  assert "the most of those on v5p" in "\n".join(
+    ratios.render(most("v5p"), "v5p")
+  )
+  assert "the most of these runs" in "\n".join(
+    ratios.render(most("v6e"), "v6e")
+  )
+
+
 def test_the_worst_ratio_is_the_furthest_in_either_direction():
   assert ratios.worst([0.7, 1.0, 1.35]) == 0.7
   assert ratios.worst([0.8, 1.0, 1.35]) == 1.35
