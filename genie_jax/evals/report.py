@@ -29,6 +29,7 @@ from genie_jax.worlds import buttons as buttons_lib
 _TEMPLATE = "report.html.j2"
 _SLOW_FPS = 6  # Differences between buttons are easier to see slowly.
 _HOLD = 6  # How often an animation repeats its last frame.
+_MOST_FRAMES = 16  # Of a strip; long strips make a report of many megabytes.
 
 # Keys that are always in metrics.json.
 KEYS = (
@@ -222,9 +223,13 @@ def _animation(frames: np.ndarray, fps: float) -> dict[str, str]:
 
 
 def _row(label: str, frames: np.ndarray, edges=None) -> dict[str, Any]:
+  """Returns a strip of frames; `step` is 2 if it shows every second one."""
+  step = -(-len(frames) // _MOST_FRAMES)
+  frames, edges = frames[::step], edges and edges[::step]
   return {
     "label": label,
     "count": len(frames),
+    "step": step,
     "uri": pictures.data_uri(pictures.row(frames, edges), "png"),
   }
 

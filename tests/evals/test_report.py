@@ -5,6 +5,7 @@ import json
 import re
 
 import grey_game
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -223,6 +224,21 @@ def test_walks_there_and_back_are_shown(clips, tmp_path):
   text = (tmp_path / "report.html").read_text()
   assert "<h2>There and back</h2>" in text
   assert 'alt="Walk 2: right, then left' in text
+
+
+def test_strips_of_long_clips_show_some_of_the_frames(clips, tmp_path):
+  results = run.evaluate(grey_game.world(True), clips, grey_game.OPTIONS)
+  long = {
+    name: np.repeat(results.pictures[name], 9, 1)[:, :34]
+    for name in ("rollout_truth", "rollout_world")
+  }
+  results = dataclasses.replace(results, pictures={**results.pictures, **long})
+  report.write(tmp_path, results, ORIGIN)
+  text = (tmp_path / "report.html").read_text()
+  assert "The strips show one frame in 3." in text
+  clip = re.findall(r'style="--n:(\d+)" alt="Clip 1: (\w+)"', text)
+  assert clip == [("12", "truth"), ("12", "world"), ("12", "error")]
+  assert "The same as strips of frames, every frame" in text
 
 
 def test_measured_drift_has_frames_figures_and_a_verdict(tmp_path):
