@@ -14,6 +14,17 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture(autouse=True)
+def environment():
+  """Restores the environment, which some commands change for their process."""
+  before = dict(os.environ)
+  yield
+  for name in os.environ.keys() - before.keys():
+    del os.environ[name]
+  os.environ.update(before)

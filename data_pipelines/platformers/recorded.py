@@ -210,7 +210,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   two.add_argument("--without", default="", metavar="GAME")
   two.add_argument("--out", required=True, metavar="FILE.csv")
   args = parser.parse_args(argv)
-  return errors.reported("recorded", lambda: _run(args))
+  with errors.reported("recorded") as done:
+    done.code = _run(args)
+  return done.code
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -79,7 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     "classifier",
   )
   args = parser.parse_args(argv)
-  return errors.reported("recorder", lambda: _run(args))
+  with errors.reported("recorder") as done:
+    done.code = _run(args)
+  return done.code
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -116,7 +116,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   add("--games", default="supertux,mrrescue,alex4,packages", metavar="NAME,...")
   add("--seconds", type=float, default=32.0, help="of each film (default: 32)")
   args = parser.parse_args(argv)
-  return errors.reported("excerpts", lambda: _run(args))
+  with errors.reported("excerpts") as done:
+    done.code = _run(args)
+  return done.code
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -155,4 +155,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(errors.reported("control", main))
+  with errors.reported("control") as done:
+    done.code = main()
+  sys.exit(done.code)

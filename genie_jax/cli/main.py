@@ -46,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = [*argv[1:], "--help"]
   _show_own_log()
   command = " ".join(["genie", *[a for a in argv[:1] if a in COMMANDS]])
-  return errors.reported(command, lambda: _run(argv))
+  with errors.reported(command) as done:
+    done.code = _run(argv)
+  return done.code
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,8 +1,9 @@
 """Errors that the command line reports in one line."""
 
+import contextlib
 import difflib
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 _Value = TypeVar("_Value")
@@ -23,27 +24,41 @@ class RunFailed(RuntimeError):
   """
 
 
-def reported(name: str, call: Callable[[], int]) -> int:
-  """Runs a program, and reports its errors on stderr in one line each.
+class Exit:
+  """The exit code of a program.
+
+  Attributes:
+    code: 0 for success.
+  """
+
+  code: int = 0
+
+
+@contextlib.contextmanager
+def reported(name: str) -> Iterator[Exit]:
+  """Reports errors of a program on stderr in one line each.
+
+  The program is the body of the `with` statement. It stores its exit code; an
+  error stores 2 for invalid input, 1 where the disk is full or a file was lost,
+  which is not a bug and needs no traceback, and 130 for Ctrl-C.
 
   Args:
     name: The program's name, which begins the line.
-    call: The program; returns its exit code.
 
-  Returns:
-    What `call` returns; 2 for invalid input; 1 where the disk is full or a file
-    was lost, which is not a bug and needs no traceback; 130 for Ctrl-C.
+  Yields:
+    Where the exit code is stored.
   """
+  done = Exit()
   try:
-    return call()
+    yield done
+    return
   except UserError as error:
-    message, code = str(error), 2
+    message, done.code = str(error), 2
   except OSError as error:
-    message, code = str(error), 1
+    message, done.code = str(error), 1
   except KeyboardInterrupt:
-    message, code = "stopped by Ctrl-C", 130
+    message, done.code = "stopped by Ctrl-C", 130
   print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
-  return code
 
 
 def closest(name: str, known: Iterable[str]) -> str:
