@@ -73,6 +73,12 @@ def add_arguments(commands) -> None:
     help="only write OUT/runs.json from the finished cells",
   )
   add(
+    "--count-flops",
+    action="store_true",
+    help="also count the FLOPs of each compiled step, for OUT/runs.json; takes "
+    "some seconds for each size and batch",
+  )
+  add(
     "--topology",
     default=None,
     metavar="NAME",
@@ -119,6 +125,11 @@ def run(args: argparse.Namespace) -> int:
     code = study.run(args.cell, _log)
     if code > 1:
       return code
+  if args.count_flops:
+    from genie_jax.scaling import cost
+
+    done = [cell for cell in study.cells if study.workspace.is_done(cell)]
+    cost.count_flops(study.workspace, done, study.configs, _log)
   return _collect(study) or code
 
 

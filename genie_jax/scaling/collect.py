@@ -12,8 +12,8 @@ from genie_jax.core import config as config_lib
 from genie_jax.core import errors, files
 from genie_jax.data import manifest
 from genie_jax.models import build
+from genie_jax.scaling import cost, runs, table
 from genie_jax.scaling import ladder as ladder_lib
-from genie_jax.scaling import runs, table
 from genie_jax.scaling import workspace as workspace_lib
 from genie_jax.stages import dynamics
 from genie_jax.train import workdir as workdir_lib
@@ -40,6 +40,7 @@ def collect(
   mean, updates = train_loss(workspace.lines(cell), workdir)
   note = reader.read_note(epath.Path(workdir) / reader.FOLDER / str(cell.steps))
   began = workspace_lib.began_as_fork(workdir)
+  counted = cost.known_flops(workspace).get(cost.flops_key(cell))
   found = runs.Run(
     name=cell.name,
     role=cell.role,
@@ -48,7 +49,7 @@ def collect(
     size=cell.size,
     params=table.count("dynamics", config),
     flops=dynamics.training_flops(fields) * cell.batch_size * cell.steps,
-    compiled_flops=None,
+    compiled_flops=None if counted is None else counted * cell.steps,
     tokens=cell.steps * batch_tokens,
     steps=cell.steps,
     batch_size=cell.batch_size,

@@ -10,6 +10,7 @@ import ml_collections
 
 from genie_jax.core import files, provenance
 from genie_jax.plan import aot_compile, child_process, topology
+from genie_jax.plan import step_flops as step_flops_lib
 from genie_jax.scaling import ladder as ladder_lib
 from genie_jax.scaling import workspace as workspace_lib
 from genie_jax.sharding import mesh as mesh_lib
@@ -19,6 +20,7 @@ from genie_jax.train import state as state_lib
 from genie_jax.train import step as step_lib
 
 FILE = "cost.json"
+FLOPS_FILE = "compiled_flops.json"
 _STEPS = 3
 Configs = Mapping[str, ml_collections.ConfigDict]
 
@@ -102,6 +104,42 @@ def measured(
 def known(workspace: workspace_lib.Workspace) -> dict[str, Any]:
   """Returns the content of OUT/cost.json; empty if there is none."""
   path = workspace.out / FILE
+  return files.read_json(path) if path.exists() else {}
+
+
+def count_flops(
+  workspace: workspace_lib.Workspace,
+  cells: Sequence[ladder_lib.Cell],
+  configs: Configs,
+  log: Callable[[str], None],
+) -> None:
+  """Counts the FLOPs of compiled steps, and stores them in the study's folder.
+
+  Each takes some seconds: a step is compiled for one device here, and not run.
+
+  Args:
+    workspace: The folder of the study.
+    cells: The cells.
+    configs: Name of a cell -> its config.
+    log: Is told what is counted.
+  """
+  found = dict(known_flops(workspace))
+  for cell in cells:
+    if flops_key(cell) in found:
+      continue
+    log(f"counting the FLOPs of {key(cell)}")
+    found[flops_key(cell)] = step_flops_lib.count(configs[cell.name]).compiled
+    files.write_json(workspace.out / FLOPS_FILE, found)
+
+
+def flops_key(cell: ladder_lib.Cell) -> str:
+  """Returns what determines the program of a cell's step."""
+  return " ".join([key(cell), *cell.overrides])
+
+
+def known_flops(workspace: workspace_lib.Workspace) -> Mapping[str, float]:
+  """Returns the counted FLOPs of a step by `flops_key`."""
+  path = workspace.out / FLOPS_FILE
   return files.read_json(path) if path.exists() else {}
 
 

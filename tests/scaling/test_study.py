@@ -12,7 +12,7 @@ import signal
 import pytest
 
 from genie_jax.core import errors
-from genie_jax.scaling import collect, ladder, study
+from genie_jax.scaling import collect, cost, ladder, study
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = str(ROOT / "experiments/scaling/miniature.py")
@@ -249,6 +249,22 @@ def test_one_cell_can_be_chosen_by_name(tmp_path, monkeypatch):
   assert made.run([name], print) == 0 and training.names() == [name]
   with pytest.raises(errors.UserError, match="no cell '16x2'; `--status`"):
     made.run(["16x2"], print)
+
+
+def test_compiled_flops_are_beside_those_of_the_formula(tmp_path, monkeypatch):
+  Training(monkeypatch, loss={1e-3: 3.2, 2e-3: 3.0, 4e-3: 3.2})
+  made = make(tmp_path, SWEEP)
+  made.run([], print)
+  found, _ = made.collect(["genie"], print)
+  assert {run.compiled_flops for run in found.runs} == {None}
+  said = []
+  for _ in range(2):  # The second call finds the file of the first.
+    cost.count_flops(made.workspace, made.cells, made.configs, said.append)
+  assert said == ["counting the FLOPs of 16x2-b8"]
+  found, _ = made.collect(["genie"], print)
+  for run in found.runs:
+    # The program also computes the half of attention in time that is masked.
+    assert run.flops < run.compiled_flops < 1.03 * run.flops
 
 
 def test_the_runs_hold_what_the_logs_say(tmp_path, monkeypatch):
