@@ -23,6 +23,7 @@ Each step, in this order:
   8. Stop, if a signal was received: after a whole step, with a checkpoint.
 """
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -208,13 +209,13 @@ def train(
     )
     failed = False
   finally:
-    profiler.close()
-    batches.close()
-    writer.close()
-    # If one process failed, closing would wait for the other processes, which
-    # wait for the failed one.
-    if not failed or jax.process_count() == 1:
-      checkpoints.close()
+    with contextlib.ExitStack() as closing:  # Closes the others if one fails.
+      # If one process failed, closing would wait for the other processes, which
+      # wait for the failed one.
+      if not failed or jax.process_count() == 1:
+        closing.callback(checkpoints.close)
+      for part in (writer, batches, profiler):
+        closing.callback(part.close)
   return Result(step, values, stopped_by, report)
 
 

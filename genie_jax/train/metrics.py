@@ -1,21 +1,37 @@
 """Writes metrics, and measures the speed of a run."""
 
 import contextlib
+import errno
+import functools
+import io
 import json
 import math
+import os
+import queue
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
 import numpy as np
-import tensorboardX
+from absl import logging
 from etils import epath
+from tensorboardX import event_file_writer
+from tensorboardX import summary as summaries
+from tensorboardX.proto import event_pb2
 
 from genie_jax.core import buckets, errors, files
 from genie_jax.train import goodput
 
 FILE = "metrics.jsonl"
+_protos: Any = event_pb2  # Its classes are made when it is imported.
+# What makes the summary of an event for TensorBoard, its step and its time.
+_Event = tuple[Callable[[], Any], int, float]
+_WAITING_EVENTS = 1000
+_FLUSH_SECONDS = 120.0
+# Uploading a file to a bucket takes a while; a disk that hangs takes for ever.
+_CLOSE_SECONDS = 60.0
 
 
 class Writer(Protocol):
@@ -32,7 +48,11 @@ class Writer(Protocol):
 
 
 class JsonLines:
-  """Writes one JSON object per line, with step, time and metrics."""
+  """Writes one JSON object per line, with step, time and metrics.
+
+  A line that cannot be written, for example on a full disk, does not end the
+  run: it is written together with the next one that can be.
+  """
 
   def __init__(self, workdir: epath.Path, resumed_step: int):
     """Opens the file, and drops lines of steps that will be repeated.
@@ -46,7 +66,9 @@ class JsonLines:
     if self._path.exists():
       lines = self._path.read_text().splitlines()
     self._kept = [line for line in lines if step_of(line) <= resumed_step]
-    self._file = None
+    self._waiting: list[str] = []  # Lines that are not on disk yet.
+    self._failed = False  # Whether the last write failed.
+    self._file: io.FileIO | None = None
     if buckets.is_remote(self._path):
       # Objects in a bucket cannot be appended to, so each new line rewrites
       # the file, which has a megabyte after some thousand lines.
@@ -55,8 +77,9 @@ class JsonLines:
     if len(self._kept) != len(lines):
       self._write_all()
     self._path.parent.mkdir(parents=True, exist_ok=True)
-    # Open until `close` at the end of the run.
-    self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115
+    # Open until `close` at the end of the run. Without a buffer, so that a
+    # kill loses no line; there are only a few per minute.
+    self._file = io.FileIO(os.fspath(self._path), "a")
 
   def _write_all(self) -> None:
     files.write_atomic(self._path, "".join(line + "\n" for line in self._kept))
@@ -69,18 +92,48 @@ class JsonLines:
     line = json.dumps(
       {"step": step, "time": round(time.time(), 3), **finite}, allow_nan=False
     )
-    if self._file is None:
-      self._kept.append(line)
-      self._write_all()
-      return
-    self._file.write(line + "\n")
-    # Flushed, so that a kill loses no line; there are only a few per minute.
-    self._file.flush()
+    self._waiting.append(line)
+    self._write_waiting()
+
+  def _write_waiting(self) -> None:
+    try:
+      if self._file is None:
+        self._kept += self._waiting
+        self._waiting = []
+        self._write_all()
+      else:
+        self._append("".join(line + "\n" for line in self._waiting))
+        self._waiting = []
+      self._failed = False
+    except OSError as error:
+      if not self._failed:
+        logging.warning(
+          "%s cannot be written (%s); training goes on, and the lines are "
+          "written as soon as that is possible.",
+          self._path,
+          error,
+        )
+      self._failed = True
+
+  def _append(self, text: str) -> None:
+    """Appends to the file on disk, completely or not at all."""
+    assert self._file is not None
+    data, size = text.encode(), os.fstat(self._file.fileno()).st_size
+    try:
+      if self._file.write(data) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError:
+      os.ftruncate(self._file.fileno(), size)
+      raise
 
   def image(self, step: int, name: str, picture: np.ndarray) -> None:
     """Does nothing: images are written to separate files."""
 
   def close(self) -> None:
+    if self._waiting or self._failed:
+      self._write_waiting()
+    if self._failed:
+      logging.warning("The last lines of %s are lost.", self._path)
     if self._file is not None:
       self._file.close()
 
@@ -94,31 +147,94 @@ def step_of(line: str) -> float:
 
 
 class TensorBoard:
-  """Event files for TensorBoard."""
+  """Event files for TensorBoard.
+
+  A thread writes them, and training never waits for it. What cannot be written,
+  or not fast enough, is left out: metrics.jsonl has all numbers.
+  """
 
   def __init__(self, workdir: epath.Path, resumed_step: int):
-    folder = workdir / "tensorboard"
+    """Starts a new file, in which steps after `resumed_step` count.
+
+    Raises:
+      UserError: The driver for a bucket is missing.
+    """
+    self._folder = workdir / "tensorboard"
+    self._folder.mkdir(parents=True, exist_ok=True)
     try:
-      self._writer = tensorboardX.SummaryWriter(
-        str(folder), purge_step=resumed_step + 1
-      )
+      events = event_file_writer.EventsWriter(str(self._folder / "events"))
     except ImportError as error:
       # tensorboardX has its own drivers for buckets.
       raise errors.UserError(
-        f"TensorBoard cannot write to {folder} ({error}); install "
+        f"TensorBoard cannot write to {self._folder} ({error}); install "
         "google-cloud-storage for gs:// or boto3 for s3://."
       ) from error
+    start = _protos.SessionLog(status=_protos.SessionLog.START)
+    events.write_event(
+      _protos.Event(
+        step=resumed_step + 1, wall_time=time.time(), session_log=start
+      )
+    )
+    self._queue: queue.Queue[_Event | None] = queue.Queue(_WAITING_EVENTS)
+    self._complete = True
+    self._thread = threading.Thread(
+      target=self._write, args=(events,), name="tensorboard", daemon=True
+    )
+    self._thread.start()
 
   def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
     for name, value in values.items():
       if value is not None:
-        self._writer.add_scalar(name, value, step)
+        self._put(functools.partial(summaries.scalar, name, value), step)
 
   def image(self, step: int, name: str, picture: np.ndarray) -> None:
-    self._writer.add_image(name, picture, step, dataformats="HWC")
+    make = functools.partial(summaries.image, name, picture, dataformats="HWC")
+    self._put(make, step)
+
+  def _put(self, make: Callable[[], Any], step: int) -> None:
+    try:
+      self._queue.put_nowait((make, step, time.time()))
+    except queue.Full:
+      self._incomplete("they are written too slowly or not at all")
+
+  def _incomplete(self, why: object) -> None:
+    if self._complete:
+      logging.warning(
+        "The files in %s are incomplete from here on (%s); training goes on, "
+        "and %s has all numbers.",
+        self._folder,
+        why,
+        FILE,
+      )
+    self._complete = False
+
+  def _write(self, events: event_file_writer.EventsWriter) -> None:
+    """Writes events until there is None, or until one cannot be written."""
+    try:
+      flushed = time.monotonic()
+      while (event := self._queue.get()) is not None:
+        make, step, moment = event
+        events.write_event(
+          _protos.Event(step=step, wall_time=moment, summary=make())
+        )
+        if time.monotonic() - flushed > _FLUSH_SECONDS:
+          events.flush()
+          flushed = time.monotonic()
+      events.close()
+    except Exception as error:  # Of a disk or of a bucket's driver.
+      self._incomplete(error)
 
   def close(self) -> None:
-    self._writer.close()
+    end = time.monotonic() + _CLOSE_SECONDS
+    while self._thread.is_alive() and time.monotonic() < end:
+      try:
+        self._queue.put(None, timeout=0.1)
+        break
+      except queue.Full:
+        pass
+    self._thread.join(max(end - time.monotonic(), 0.0))
+    if self._thread.is_alive():
+      self._incomplete("they were not written when the run ended")
 
 
 class Many:

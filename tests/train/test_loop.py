@@ -17,7 +17,7 @@ import pytest
 from genie_jax.checkpoints import fingerprint
 from genie_jax.checkpoints import reader as stored
 from genie_jax.core import errors
-from genie_jax.train import loop
+from genie_jax.train import loop, metrics
 from genie_jax.train import workdir as workdir_lib
 from tests.fixtures import toy_stage
 from tests.train import worker
@@ -215,6 +215,25 @@ def test_a_finished_run_started_again_does_nothing(straight):
   "ignore::pytest.PytestUnraisableExceptionWarning",
   "ignore:coroutine:RuntimeWarning",
 )  # Orbax's, after a load that fails
+def test_a_save_is_awaited_even_if_a_metrics_file_cannot_be_closed(
+  tmp_path, monkeypatch
+):
+  class Broken(metrics.JsonLines):
+    def close(self):
+      raise OSError("No space left on device")
+
+  closed = []
+  kind = loop.manager.Checkpoints
+  close = kind.close
+  monkeypatch.setattr(loop.metrics_lib, "open_writers", Broken)
+  monkeypatch.setattr(
+    kind, "close", lambda self: closed.append(self.steps()) or close(self)
+  )
+  with pytest.raises(OSError, match="No space left"):
+    train(tmp_path / "run", steps=4, checkpoint_every=4)
+  assert closed == [[4]]
+
+
 def test_a_damaged_newest_checkpoint_loses_only_its_steps(straight, tmp_path):
   train(tmp_path)
   for path in (tmp_path / "checkpoints" / "4").glob("state/**/d/*"):

@@ -1,6 +1,8 @@
 """Tests of metric files and of the meter."""
 
 import json
+import resource
+import threading
 import time
 
 import numpy as np
@@ -48,6 +50,46 @@ def test_tensorboard_files_contain_numbers_and_images(tmp_path):
     path.read_bytes() for path in (tmp_path / "tensorboard").iterdir()
   )
   assert b"loss" in content and b"PNG" in content and b"mfu" not in content
+
+
+def test_lines_that_a_full_disk_refused_are_written_later(tmp_path, caplog):
+  writer = metrics.JsonLines(tmp_path, resumed_step=0)
+  writer.scalars(1, {"loss": 1.0})
+  size = (tmp_path / "metrics.jsonl").stat().st_size
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, hard))
+  try:
+    for step in (2, 3):
+      writer.scalars(step, {"loss": float(step)})
+      assert [line["step"] for line in read(tmp_path)] == [1]
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  assert caplog.text.count("metrics.jsonl cannot be written") == 1
+  writer.scalars(4, {"loss": 4.0})
+  writer.close()
+  assert [line["loss"] for line in read(tmp_path)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("fault", ["the disk is full", "the disk hangs"])
+def test_tensorboard_never_stops_training(fault, tmp_path, monkeypatch, caplog):
+  writer = metrics.TensorBoard(tmp_path, resumed_step=0)
+  release = threading.Event()
+
+  def write_event(self, event):
+    if fault == "the disk hangs":
+      release.wait()
+    raise OSError(28, "No space left on device")
+
+  kind = metrics.event_file_writer.EventsWriter
+  monkeypatch.setattr(kind, "write_event", write_event)
+  monkeypatch.setattr(metrics, "_CLOSE_SECONDS", 0.5)
+  begin = time.monotonic()
+  for step in range(20_000):
+    writer.scalars(step, {"loss": 1.0})
+  writer.close()
+  assert time.monotonic() - begin < 10
+  release.set()
+  assert caplog.text.count("are incomplete from here on") == 1
 
 
 def test_meter_excludes_time_that_is_not_training():
