@@ -117,7 +117,9 @@ def get_ladder() -> dict:
     config="experiments/scaling/miniature.py",
     decay_share=0.25,
     # Smaller batches need smaller steps (arXiv:2205.10287).
-    learning_rates=dict(sweep="sweep", law="power", batch_exponent=0.5),
+    learning_rates=dict(
+      sweep=["sweep", "sweep_small"], law="power", batch_exponent=0.5
+    ),
     groups=[
       # A third of the steps: the optimum moves little, the cost is a third.
       dict(
@@ -125,6 +127,13 @@ def get_ladder() -> dict:
         sizes=["16x2", "32x3", "64x4"],
         steps=[128],
         peak_lrs=[1e-3, 2e-3, 4e-3, 8e-3, 16e-3, 32e-3],
+      ),
+      # The best rate of a small model is beyond these.
+      dict(
+        name="sweep_small",
+        sizes=["16x2", "32x3"],
+        steps=[128],
+        peak_lrs=[64e-3, 128e-3],
       ),
       dict(
         name="rungs",

@@ -79,16 +79,22 @@ class LearningRates:
   """How learning rates follow from a sweep.
 
   Attributes:
-    sweep: Name of the group that sweeps them.
+    sweep: Name of the group that sweeps them, or a list of several: the best
+      rates of small and large sizes are far apart.
     law: "power", a power of the number of parameters; or "constant", one rate
       for all sizes, as with a parametrization that transfers them.
     batch_exponent: The rate is multiplied by (batch / batch of the sweep) to
       this power. 0.5 is the square root rule of Adam (arXiv:2205.10287).
   """
 
-  sweep: str
+  sweep: str | Sequence[str]
   law: str = "power"
   batch_exponent: float = 0.0
+
+  @property
+  def sweeps(self) -> tuple[str, ...]:
+    """Names of the groups that sweep."""
+    return (self.sweep,) if isinstance(self.sweep, str) else tuple(self.sweep)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,10 +276,10 @@ def check(ladder: Ladder) -> None:
   rates = ladder.learning_rates
   if rates:
     need(
-      rates.sweep in names,
+      bool(rates.sweeps) and set(rates.sweeps) <= set(names),
       "learning_rates.sweep",
       rates.sweep,
-      f"one of the groups {', '.join(names)}",
+      f"one or several of the groups {', '.join(names)}",
     )
     need(
       rates.law in ("power", "constant"),
@@ -321,7 +327,7 @@ def check(ladder: Ladder) -> None:
         'a list of numbers, or "law" if the ladder has learning_rates',
       )
       need(
-        rates is None or group.name != rates.sweep,
+        rates is None or group.name not in rates.sweeps,
         at + "peak_lrs",
         group.peak_lrs,
         "a list of numbers, because the law is fitted to this group",
@@ -495,4 +501,5 @@ def sizes(ladder: Ladder) -> list[str]:
 def sweep_cells(ladder: Ladder, cells: Sequence[Cell]) -> list[Cell]:
   """Returns the cells to which the law of learning rates is fitted."""
   rates = ladder.learning_rates
-  return [cell for cell in cells if rates and rates.sweep in cell.groups]
+  names = set(rates.sweeps) if rates else set()
+  return [cell for cell in cells if names & set(cell.groups)]

@@ -120,7 +120,7 @@ class Study:
     shapes = {(cell.batch_size, cell.steps) for cell in sweep}
     if len(shapes) > 1:
       raise errors.UserError(
-        f"{self.ladder.path}: the group {rates.sweep!r} has cells of different "
+        f"{self.ladder.path}: the sweep {rates.sweep!r} has cells of different "
         f"batch_sizes or steps ({sorted(shapes)}); sweep with one of each."
       )
     losses: dict[str, dict[float, list[float]]] = {}
