@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
-from etils import epath
 
 from genie_jax.checkpoints import reader
+from genie_jax.core import buckets, errors, files
 from genie_jax.core import config as config_lib
-from genie_jax.core import errors, files
 from genie_jax.data import manifest
 from genie_jax.models import build
 from genie_jax.scaling import cost, runs, table
@@ -38,7 +37,8 @@ def collect(
   h, w = build.token_grid(fields.world)
   batch_tokens = cell.batch_size * fields.data.num_frames * h * w
   mean, updates = train_loss(workspace.lines(cell), workdir)
-  note = reader.read_note(epath.Path(workdir) / reader.FOLDER / str(cell.steps))
+  saved = buckets.run_folder(workdir) / reader.FOLDER / str(cell.steps)
+  note = reader.read_note(saved)
   began = workspace_lib.began_as_fork(workdir)
   counted = cost.known_flops(workspace).get(cost.flops_key(cell))
   found = runs.Run(

@@ -276,7 +276,9 @@ def check(ladder: Ladder) -> None:
   rates = ladder.learning_rates
   if rates:
     need(
-      bool(rates.sweeps) and set(rates.sweeps) <= set(names),
+      isinstance(rates.sweep, (str, list, tuple))
+      and bool(rates.sweeps)
+      and all(name in names for name in rates.sweeps),
       "learning_rates.sweep",
       rates.sweep,
       f"one or several of the groups {', '.join(names)}",

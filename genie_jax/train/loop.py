@@ -1,8 +1,9 @@
 """The one training loop.
 
-Before the first step: mesh, abstract state, restore, fork or create (then a
-warm start), config.json, metrics. The state is restored before config.json is
-written, so that a start that is refused changes nothing.
+Before the first step: lock of the workdir, mesh, abstract state, restore, fork
+or create (then a warm start), config.json, metrics. The state is restored
+before config.json is written, so that a start that is refused changes nothing
+else.
 
 Each step, in this order:
 
@@ -34,6 +35,7 @@ import jax
 import ml_collections
 import numpy as np
 from absl import logging
+from etils import epath
 from jax.sharding import Mesh
 
 from genie_jax.checkpoints import manager
@@ -45,6 +47,7 @@ from genie_jax.train import (
   evaluation,
   goodput,
   interrupt,
+  lock,
   profile,
   warm_start,
 )
@@ -130,11 +133,38 @@ def train(
       now.
 
   Raises:
-    UserError: The config, the data and the checkpoint do not fit together.
+    UserError: The config, the data and the checkpoint do not fit together, or
+      another run uses the workdir.
     RunFailed: A loss is not finite, or a checkpoint cannot be written.
   """
   began = time.time() if began is None else began
   workdir = buckets.run_folder(buckets.reached(workdir))
+  with lock.hold(workdir):
+    return _train(
+      stage,
+      config,
+      workdir,
+      make_batches,
+      make_eval_batches,
+      fixed_clips,
+      fork,
+      profile_steps,
+      began,
+    )
+
+
+def _train(
+  stage: stage_lib.Stage,
+  config: ml_collections.ConfigDict,
+  workdir: epath.Path,
+  make_batches: MakeBatches,
+  make_eval_batches: MakeBatches | None,
+  fixed_clips: evaluation.FixedClips | None,
+  fork: fork_lib.Fork | None,
+  profile_steps: tuple[int, int] | None,
+  began: float,
+) -> Result:
+  """Trains in a workdir that no other run uses; see `train`."""
   stored = config_lib.to_dict(config)
   note = {
     "stage": stage.name,

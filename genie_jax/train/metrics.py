@@ -160,7 +160,8 @@ class TensorBoard:
       UserError: The driver for a bucket is missing.
     """
     self._folder = workdir / "tensorboard"
-    self._folder.mkdir(parents=True, exist_ok=True)
+    if not buckets.is_remote(self._folder):
+      self._folder.mkdir(parents=True, exist_ok=True)
     try:
       events = event_file_writer.EventsWriter(str(self._folder / "events"))
     except ImportError as error:

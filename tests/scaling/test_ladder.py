@@ -101,7 +101,8 @@ def test_cool_downs_fork_from_their_trunk_where_their_decay_begins():
     (
       [group()],
       {"learning_rates": {"sweep": "swep"}},
-      "learning_rates.sweep is 'swep'; it must be one of the groups rungs",
+      "learning_rates.sweep is 'swep'; it must be one or several of the groups "
+      "rungs",
     ),
     (
       [group()],

@@ -16,11 +16,17 @@ from genie_jax.scaling import collect, cost, ladder, study
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = str(ROOT / "experiments/scaling/miniature.py")
-SWEEP = {"name": "sweep", "sizes": ["16x2"], "peak_lrs": [1e-3, 2e-3, 4e-3]}
+SWEEP = {
+  "name": "sweep",
+  "sizes": ["16x2"],
+  "steps": [512],
+  "peak_lrs": [1e-3, 2e-3, 4e-3],
+}
 RUNGS = {
   "name": "rungs",
   "role": "rung",
   "sizes": ["16x2"],
+  "steps": [512],
   "peak_lrs": "law",
   "cool_downs": [256],
 }
@@ -29,6 +35,7 @@ HELD_OUT = {
   "role": "rung",
   "held_out": True,
   "sizes": ["24x2"],
+  "steps": [512],
   "peak_lrs": "law",
 }
 
@@ -230,6 +237,24 @@ def test_held_out_cells_wait_for_a_prediction(tmp_path, monkeypatch):
   (run,) = [run for run in found.runs if run.name == held_out]
   assert run.held_out and run.role == "rung"
   assert len(found.provenance["prediction"]["sha256"]) == 64
+
+
+def test_a_sweep_may_have_several_groups(tmp_path, monkeypatch):
+  Training(monkeypatch, loss={1e-3: 3.2, 2e-3: 3.0, 4e-3: 2.9, 8e-3: 3.1})
+  more = {**SWEEP, "name": "more", "peak_lrs": [8e-3]}
+  fields = dict(
+    config=CONFIG,
+    groups=[SWEEP, more],
+    overrides={"data.path": "TOKENS"},
+    learning_rates={"sweep": ["sweep", "more"], "law": "constant"},
+  )
+  made = study.Study(ladder.parse(fields, "ladder.py"), tmp_path)
+  assert made.run([], print) == 0
+  assert 2e-3 < made.law.rate(1000, 8) < 8e-3
+  # One group alone has its best rate at its end.
+  fields["learning_rates"]["sweep"] = "sweep"
+  alone = study.Study(ladder.parse(fields, "ladder.py"), tmp_path)
+  assert "0.004 is the highest one" in alone.law_error
 
 
 def test_a_cell_that_runs_elsewhere_is_left_alone(tmp_path, monkeypatch):
