@@ -11,6 +11,9 @@ from genie_jax.core import cache, errors
 
 # Most imports are inside functions: JAX takes seconds to import, and --help
 # must not wait for it.
+# Exit codes of `errors.RunFailed`: other processes may not have failed.
+_FAILED = (1, 3)
+
 _EXAMPLE = """\
 example:
   genie train --config experiments/coinrun/tokenizer.py:tiny \\
@@ -28,10 +31,11 @@ exit codes:
   0    trained to config.steps
   1    a failure, or another process of the run was lost
   2    an error in the input; also a host that is missing or differs
+  3    a loss or a gradient is not finite; the same steps would give it again
   143  stopped by SIGTERM (a preemption) after saving
   130  stopped by Ctrl-C, on a single host after saving
   134  ended by JAX, because another process stopped responding
-Run the same command again after every code except 0 and 2.
+Run the same command again after every code except 0, 2 and 3.
 """
 
 
@@ -161,8 +165,8 @@ def run(args: argparse.Namespace) -> int:
   except BaseException:
     traceback.print_exc()
     leave(1)
-  if code == 1:
-    leave(1)
+  if code in _FAILED:
+    leave(code)
   cluster.shut_down()
   return code
 
@@ -308,7 +312,7 @@ def _train(config, workdir: str, fork, profile_steps, began: float) -> int:
     )
   except errors.RunFailed as error:
     _say(error)
-    return 1
+    return error.code
   first = jax.process_index() == 0
   if result.stopped_by is not None:
     if first:

@@ -18,10 +18,15 @@ class UserError(ValueError):
 
 
 class RunFailed(RuntimeError):
-  """A run cannot continue, for another reason than invalid input: exit code 1.
+  """A run cannot continue, for another reason than invalid input.
 
   The message is one line that says what to do next.
+
+  Attributes:
+    code: Exit code: 1, or another one for what a restart would repeat.
   """
+
+  code = 1
 
 
 class Exit:

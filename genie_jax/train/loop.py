@@ -81,7 +81,12 @@ MakeBatches = Callable[[hosts.Share], Batches]
 
 
 class NotFinite(errors.RunFailed):
-  """A loss or a gradient became infinite or NaN."""
+  """A loss or a gradient became infinite or NaN.
+
+  A resumed run repeats the same steps bit for bit, so a restart does not help.
+  """
+
+  code = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -375,8 +380,9 @@ class _Run:
         if not math.isfinite(values[name]):
           raise NotFinite(
             f"{name} is {values[name]} at step {number}; no step after the "
-            "last checkpoint was saved. Lower optimizer.peak_lr or set "
-            "optimizer.clip_norm, and start in a new workdir."
+            "last checkpoint was saved, and a restart would end in the same "
+            "way. Lower optimizer.peak_lr or set optimizer.clip_norm, and "
+            "start in a new workdir."
           )
       self._interval["loss_sum"] += float(values["loss"])
       self._interval["loss_count"] += 1

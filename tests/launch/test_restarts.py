@@ -37,7 +37,7 @@ def test_the_jobset_fills_its_slice(tmp_path):
   assert job["parallelism"] == job["completions"] == 4 * 8 * 8 / chips == 64
 
 
-def test_the_jobset_restarts_after_all_codes_except_0_and_2(tmp_path):
+def test_the_jobset_restarts_after_all_codes_except_0_2_and_3(tmp_path):
   made, job = pods(tmp_path)
   assert job["backoffLimit"] == 0  # so that no host is restarted alone
   (rule,) = job["podFailurePolicy"]["rules"]
@@ -47,7 +47,7 @@ def test_the_jobset_restarts_after_all_codes_except_0_and_2(tmp_path):
     "onExitCodes": {
       "containerName": container["name"],
       "operator": "In",
-      "values": [2],
+      "values": [2, 3],
     },
   }
   policy = made["spec"]["failurePolicy"]

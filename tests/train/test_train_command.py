@@ -257,3 +257,19 @@ def test_hosts_with_different_data_at_one_path_all_end_with_code_2(tmp_path):
     assert "The fingerprint of the data in tokens is" in both.text(n)
     assert "Traceback" not in both.text(n)
   assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_has_an_exit_code_of_its_own(
+  capsys, tmp_path
+):
+  words = ["train", *DATA[:2], "--workdir", str(tmp_path / "run")]
+  words += [f"--config.data.path={write_tokens(tmp_path)}"]
+  words += ["--config.start=random", "--config.optimizer.peak_lr=1e30"]
+  words += ["--config.data.batch_size=8"]
+  assert main.main(words) == 3
+  (line,) = [
+    line
+    for line in capsys.readouterr().err.splitlines()
+    if line.startswith("genie train:")
+  ]
+  assert "a restart would end in the same way" in line
