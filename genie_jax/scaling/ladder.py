@@ -174,7 +174,7 @@ class Cell:
     if self.checkpoint_every is not None:
       values["checkpoint_every"] = self.checkpoint_every
       values["keep_every"] = self.checkpoint_every
-    return [*(_flag(*item) for item in values.items()), *self.overrides]
+    return [*(flag(*item) for item in values.items()), *self.overrides]
 
 
 def load(path: str) -> Ladder:
@@ -436,7 +436,7 @@ def _trunk_and_forks(
       checkpoint_every=None,
       trunk=trunk,
       fork_step=fork_step,
-      overrides=tuple(_flag(*item) for item in overrides.items()),
+      overrides=tuple(flag(*item) for item in overrides.items()),
     )
 
   trunk = cell(steps)
@@ -489,7 +489,8 @@ def _merged(ladder: Ladder, old: Cell | None, new: Cell) -> Cell:
   )
 
 
-def _flag(name: str, value: Any) -> str:
+def flag(name: str, value: Any) -> str:
+  """Returns the flag of `genie train` that sets a field of the config."""
   return f"--config.{name}={value}"
 
 

@@ -50,9 +50,10 @@ class Study:
     self.prediction = prediction
     if prediction is not None:
       files.read_json(prediction)
-    defaults = {}
+    common = [ladder_lib.flag(*item) for item in ladder.overrides.items()]
+    defaults, self._params = {}, {}
     for size in ladder_lib.sizes(ladder):
-      config = config_lib.load(f"{ladder.config}:{size}")
+      config = config_lib.load(f"{ladder.config}:{size}", common)
       if config.stage != "dynamics":
         raise errors.UserError(
           f"{ladder.path}: {ladder.config} trains the stage {config.stage!r}; "
@@ -63,12 +64,7 @@ class Study:
         "batch_size": config.data.batch_size,
         "peak_lr": config.optimizer.peak_lr,
       }
-    self._params = {
-      size: table.count(
-        "dynamics", config_lib.load(f"{ladder.config}:{size}").to_dict()
-      )
-      for size in defaults
-    }
+      self._params[size] = table.count("dynamics", config.to_dict())
     self.cells = ladder_lib.expand(ladder, defaults)
     self.law: learning_rates.Law | None = None
     self.law_error = ""
