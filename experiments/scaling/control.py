@@ -96,10 +96,17 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--levels", type=int, default=60)
   parser.add_argument("--num-clips", type=int, default=240)
   parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument(
+    "--runs-of-seed", type=int, help="measure only the runs of this seed"
+  )
   args = parser.parse_args(argv)
   folder = pathlib.Path(args.ladder)
   study = runs.Study.read(folder / "runs.json")
-  rungs = [run for run in study.runs if run.role == "rung"]
+  rungs = [
+    run
+    for run in study.runs
+    if run.role == "rung" and args.runs_of_seed in (None, run.seed)
+  ]
   rows = []
   for run in sorted(rungs, key=lambda run: (run.params, run.seed)):
     world = folder / "worlds" / run.name
