@@ -20,7 +20,8 @@ Source:  Genie (arXiv:2402.15391), section 3.1: the shape of the study, and the
          (appendix F, table 17), smaller; the schedule is warm-up, stable,
          decay (arXiv:2404.06395, arXiv:2405.18392), so that one run serves
          three token counts
-Result:  not measured
+Result:  experiments/scaling/results/miniature.json; read docs/scaling.md, "A
+         ladder that was run", for what it says and what it does not
 """
 
 import ml_collections
