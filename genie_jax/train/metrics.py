@@ -177,7 +177,7 @@ class TensorBoard:
       )
     )
     self._queue: queue.Queue[_Event | None] = queue.Queue(_WAITING_EVENTS)
-    self._complete = True
+    self._complete, self._saying = True, threading.Lock()
     self._thread = threading.Thread(
       target=self._write, args=(events,), name="tensorboard", daemon=True
     )
@@ -199,7 +199,9 @@ class TensorBoard:
       self._incomplete("they are written too slowly or not at all")
 
   def _incomplete(self, why: object) -> None:
-    if self._complete:
+    with self._saying:  # Both threads may find a fault at the same moment.
+      first, self._complete = self._complete, False
+    if first:
       logging.warning(
         "The files in %s are incomplete from here on (%s); training goes on, "
         "and %s has all numbers.",
@@ -207,7 +209,6 @@ class TensorBoard:
         why,
         FILE,
       )
-    self._complete = False
 
   def _write(self, events: event_file_writer.EventsWriter) -> None:
     """Writes events until there is None, or until one cannot be written."""
