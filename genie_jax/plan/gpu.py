@@ -188,7 +188,7 @@ def plan(
   peak = cluster.gpu.peak_flops * cluster.num_gpus
   hours = [x * config.steps / 3600 * cluster.num_gpus for x in (low, high)]
   scores = score_memory(found, counts, sizes)
-  needed = counts.bytes + scores
+  needed = counts.hbm_bytes + scores
   limit = ALLOCATED * cluster.gpu.memory_gb * 1e9
   return {
     "stage": config.stage,

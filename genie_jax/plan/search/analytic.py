@@ -200,7 +200,7 @@ class Counts:
   host_bytes: float
 
   @property
-  def bytes(self) -> float:
+  def hbm_bytes(self) -> float:
     """Bytes of memory."""
     return (
       self.state_bytes + self.saved_bytes + self.layer_bytes + self.logits_bytes
@@ -304,7 +304,7 @@ def estimate(
   )
   seconds += accumulate * collectives_per_layer * _START_SECONDS * counts.layers
   seconds = max(seconds, counts.host_bytes / chip.host_bandwidth)
-  return RoughEstimate(counts.bytes, seconds)
+  return RoughEstimate(counts.hbm_bytes, seconds)
 
 
 class _PolicyCost(NamedTuple):
