@@ -211,10 +211,6 @@ def test_a_finished_run_started_again_does_nothing(straight):
   assert lines(straight[0]) == before
 
 
-@pytest.mark.filterwarnings(
-  "ignore::pytest.PytestUnraisableExceptionWarning",
-  "ignore:coroutine:RuntimeWarning",
-)  # Orbax's, after a load that fails
 def test_a_save_is_awaited_even_if_a_metrics_file_cannot_be_closed(
   tmp_path, monkeypatch
 ):
@@ -234,6 +230,10 @@ def test_a_save_is_awaited_even_if_a_metrics_file_cannot_be_closed(
   assert closed == [[4]]
 
 
+@pytest.mark.filterwarnings(
+  "ignore::pytest.PytestUnraisableExceptionWarning",
+  "ignore:coroutine:RuntimeWarning",
+)  # Orbax's, after a load that fails
 def test_a_damaged_newest_checkpoint_loses_only_its_steps(straight, tmp_path):
   train(tmp_path)
   for path in (tmp_path / "checkpoints" / "4").glob("state/**/d/*"):
