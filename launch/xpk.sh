@@ -25,7 +25,7 @@
 # Delete  launch/xpk.sh delete   the bucket keeps the run
 #
 # XPK restarts after the exit codes 42 and 127 to 255, which include preemption
-# (143) and a lost host (134). This script adds failures (1), but not invalid
+# (143), a lost host (134) and a host that hung (142). This script adds failures (1), but not invalid
 # commands (2) or a loss that is not finite (3). A host that stops waiting for
 # the others also exits with 2, so hosts wait a day for a host that is repaired
 # or late.

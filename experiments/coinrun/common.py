@@ -103,9 +103,14 @@ def base(stage: str, mode: str) -> ml_collections.ConfigDict:
   config.checkpoint_every = pick(
     mode, full=1000, smoke=2, tiny=200, small=500, gpu=1000
   )
+  # A run of one process also saves after this time; 0 for steps only.
+  config.checkpoint_minutes = 10.0
   config.keep_checkpoints = 2
   # These checkpoints are never deleted, for later analysis; 0 for none.
   config.keep_every = pick(mode, full=25_000, smoke=0, tiny=0, small=0, gpu=0)
+  # A step, save or evaluation that lasts longer ends the process (unless ten
+  # times the median is longer still); 0 turns this off.
+  config.watchdog_seconds = 600.0
   return config
 
 
@@ -122,8 +127,12 @@ def adamw(**changes) -> dict:
     b2=0.9,
     eps=1e-8,
     weight_decay=1e-4,
-    clip_norm=0.0,
-    # The paper states none of the following; all are off.
+    # The paper states none of the following. Without clipping, and with one
+    # non-finite gradient that ends the run, weeks on hundreds of chips depend
+    # on no batch being odd; these two are what runs of this size need.
+    clip_norm=1.0,
+    max_skipped=10,
+    # These are off.
     clip_outliers=0.0,
     clip_update_rms=0.0,
     no_decay=[],
@@ -147,7 +156,7 @@ def laptop_adamw(peak_lr: float, steps: int, warmup_steps: int = 50) -> dict:
     end_lr=peak_lr / 20,
     warmup_steps=min(warmup_steps, steps // 4),
     b2=0.95,
-    clip_norm=1.0,
+    max_skipped=0,
   )
 
 

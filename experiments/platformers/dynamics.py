@@ -41,5 +41,7 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
     config.data.batch_size, config.steps = BATCH_SIZE, STEPS
     config.model.transformer.remat = REMAT
     config.optimizer.accumulate = ACCUMULATE
+    # 20 minutes of 256 chips are what a failure may cost.
+    config.checkpoint_every = 200
     config.mesh.update(MESH)
   return config

@@ -35,6 +35,8 @@ exit codes:
   143  stopped by SIGTERM (a preemption) after saving
   130  stopped by Ctrl-C, on a single host after saving
   134  ended by JAX, because another process stopped responding
+  139  a fault of a library or a chip's driver (SIGSEGV)
+  142  ended by the watchdog, because a part of training hung
 Run the same command again after every code except 0, 2 and 3.
 """
 
@@ -93,6 +95,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="trace these steps on process 0 into WORKDIR/profile",
   )
   add(
+    "--replay",
+    type=int,
+    metavar="N",
+    help="repeat step N of the run in --workdir from the checkpoint before it, "
+    "print which losses, parameters and gradients are not finite, write its "
+    "batch to WORKDIR/replay/N, and change nothing else",
+  )
+  add(
     "--distributed",
     choices=("auto", "on", "off"),
     default="auto",
@@ -145,13 +155,13 @@ def run(args: argparse.Namespace) -> int:
     cluster.exit_now(1, error.process_id)
   if joined is None:
     _keep_compiled(args.compilation_cache)
-    return _train(config, args.workdir, fork, steps, began)
+    return _train(config, args.workdir, fork, steps, args.replay, began)
   # The only place that exits without unwinding: Python's normal exit would
   # wait for processes that wait for this one.
   leave = lambda code: cluster.exit_now(code, joined.process_id)
   try:
     _keep_compiled(args.compilation_cache, alone=False)
-    code = _train(config, args.workdir, fork, steps, began)
+    code = _train(config, args.workdir, fork, steps, args.replay, began)
   except errors.UserError as error:
     _say(error)
     leave(2)
@@ -279,12 +289,19 @@ def _keep_compiled(folder: str, alone: bool = True) -> None:
   )
 
 
-def _train(config, workdir: str, fork, profile_steps, began: float) -> int:
+def _train(
+  config,
+  workdir: str,
+  fork,
+  profile_steps,
+  replayed: int | None,
+  began: float,
+) -> int:
   """Builds the stage and its data from the config, and trains."""
   import jax
 
   from genie_jax.sharding import hosts
-  from genie_jax.train import loop
+  from genie_jax.train import loop, replay
 
   stage, make_batches, make_eval_batches, fixed, fingerprint = hosts.together(
     lambda: _build(config)
@@ -298,6 +315,11 @@ def _train(config, workdir: str, fork, profile_steps, began: float) -> int:
   )
   with config.unlocked():
     config.data.fingerprint = fingerprint  # See `train.workdir`.
+  if replayed is not None:
+    report = replay.replay(stage, config, workdir, make_batches, replayed)
+    if jax.process_index() == 0:
+      print("\n".join(report.lines()))
+    return 0
   try:
     result = loop.train(
       stage,

@@ -91,11 +91,24 @@ class HeldOut:
     )
     self._clip: dict[str, np.ndarray] | None = None
 
+  def check(self, state: state_lib.TrainState) -> None:
+    """Evaluates one batch of each kind, and discards the result.
+
+    Compiles the programs of `run` and finds faults in them and in the data.
+
+    Raises:
+      UserError: The held-out clips are less than one batch, or do not fit.
+    """
+    self._evaluate(state, min(self._count, 1))
+    self._score_fixed(state, 1)
+
   def run(
     self, step: int, state: state_lib.TrainState, writer: metrics.Writer
   ) -> dict[str, float]:
     """Evaluates, and writes and returns the metrics "eval/<name>"."""
-    values = self._evaluate(state) | self._score_fixed(state)
+    values = self._evaluate(state, self._count) | self._score_fixed(
+      state, self._fixed.num_clips if self._fixed else 0
+    )
     if not values:
       return {}
     writer.scalars(step, values)
@@ -108,15 +121,17 @@ class HeldOut:
     )
     return values
 
-  def _evaluate(self, state: state_lib.TrainState) -> dict[str, float]:
+  def _evaluate(
+    self, state: state_lib.TrainState, num_batches: int
+  ) -> dict[str, float]:
     """Returns the means of `Stage.evaluate` over the first batches."""
-    if self._make_batches is None or self._count < 1:
+    if self._make_batches is None or num_batches < 1:
       return {}
     terms = []
     base = jax.random.key(SEED)
     batches = self._make_batches(self._share)
     try:
-      for number, batch in enumerate(itertools.islice(batches, self._count)):
+      for number, batch in enumerate(itertools.islice(batches, num_batches)):
         step_lib.check_batch(self._stage, batch, self._rows)
         batch = hosts.to_global(batch, self._layout, self._share)
         if self._clip is None:
@@ -135,11 +150,16 @@ class HeldOut:
       )
     return _means(jax.device_get(terms))
 
-  def _score_fixed(self, state: state_lib.TrainState) -> dict[str, float]:
-    """Returns the means of `Stage.score`, and the number of judged values."""
+  def _score_fixed(
+    self, state: state_lib.TrainState, count: int
+  ) -> dict[str, float]:
+    """Returns the means of `Stage.score` over the first `count` clips.
+
+    The number of judged values is among them.
+    """
     if self._fixed is None:
       return {}
-    terms, count = [], self._fixed.num_clips
+    terms = []
     batches = self._fixed.make_batches(self._share)
     try:
       for number in range(math.ceil(count / self._size)):

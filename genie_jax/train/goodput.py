@@ -9,7 +9,8 @@ of these kinds:
   data_wait   the devices were idle because the next batch was not ready
   evaluation  held-out loss and previews, including their compilation
   checkpoint  saving, as far as the loop had to wait for it
-  down        everything else: no process ran, or a kill discarded its steps
+  down        everything else: no process ran, a kill discarded its steps, or
+              what followed the last save of a start, as its last evaluation
 """
 
 import contextlib

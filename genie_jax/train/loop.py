@@ -15,13 +15,16 @@ Each step, in this order:
      before the previous one, so that batches do not pile up on the device.
   4. Log, if due: fetch all losses since the last time, stop at the first that
      is not finite, write the metrics.
-  5. Evaluate, if due: after 4, because a broken model needs no evaluation.
-  6. Save, if due: after 4, so that no broken state is saved, and after 4 and
-     5, so that the metrics of all steps up to a saved step are on disk.
-  7. Draw previews, if 5 was due: after 6, because a step is worth more than
-     previews. A kill in between loses the previews of this step, but no
-     metrics.
-  8. Stop, if a signal was received: after a whole step, with a checkpoint.
+  5. Save, if due: after 4, so that no broken state is saved and that the
+     training metrics of all steps up to a saved step are on disk.
+  6. Evaluate and draw previews, if due: after 5, because evaluation may fail
+     or be killed, and steps are worth more. A run that resumes at a step whose
+     evaluation is due and not in metrics.jsonl evaluates first.
+  7. Stop, if a signal was received: after a whole step, with a checkpoint.
+
+Evaluation is tried on one batch before the first step, so that a fault in it
+shows at once and not at the first `config.eval_every`. A watchdog ends the
+process if a part hangs, see `watchdog`.
 """
 
 import contextlib
@@ -50,6 +53,7 @@ from genie_jax.train import (
   lock,
   profile,
   warm_start,
+  watchdog,
 )
 from genie_jax.train import fork as fork_lib
 from genie_jax.train import metrics as metrics_lib
@@ -61,6 +65,8 @@ from genie_jax.train import workdir as workdir_lib
 
 # Number of steps that the host may be ahead of the device.
 _AHEAD = 2
+# For configs of before the field; see `_Run._is_time`.
+CHECKPOINT_MINUTES = 10.0
 _NO_LOSSES = {"loss_sum": 0.0, "loss_count": 0}
 
 
@@ -190,13 +196,14 @@ def _train(
   restored = checkpoints.restore(like.fields(), batches)
   report = None
   clock = goodput.Clock(min(began, workdir_lib.first_start(workdir)))
-  interval = dict(_NO_LOSSES)
+  interval, skipped = dict(_NO_LOSSES), 0
   if restored:
     fields, earlier = restored
     state = state_lib.TrainState(**fields)
     clock.add_earlier(earlier["clock"])
     # Checkpoints of before have none; then the interval begins here.
     interval = earlier.get("interval", interval)
+    skipped = earlier.get("skipped_in_a_row", 0)
     logging.info("Resuming from step %d of %s.", int(state.step), workdir)
   elif fork:
     # The clock is not taken over: a fork counts only its own seconds.
@@ -211,8 +218,25 @@ def _train(
       state, report = warm_start.apply(
         state, config.init_from, stage.name, optimizer, like, stage.warm
       )
+  held_out = evaluation.HeldOut(
+    stage,
+    config,
+    mesh,
+    like,
+    share,
+    workdir,
+    make_eval_batches,
+    fixed_clips,
+  )
+  number = int(state.step)
+  if number < config.steps:
+    held_out.check(state)
   workdir_lib.write(workdir, stored)
-  writer = metrics_lib.open_writers(workdir, int(state.step))
+  # Only a kill between a save and its evaluation leaves one out.
+  owed = bool(restored) and not hosts.agree(
+    metrics_lib.evaluated(workdir, number)
+  )
+  writer = metrics_lib.open_writers(workdir, number)
   profiler = profile.Profiler(workdir, profile_steps)
   failed = True
   try:
@@ -226,21 +250,12 @@ def _train(
       share,
       clock,
       interval,
+      skipped,
       profiler,
-    )
-    held_out = evaluation.HeldOut(
-      stage,
-      config,
-      mesh,
-      like,
-      share,
-      workdir,
-      make_eval_batches,
-      fixed_clips,
     )
     clock.lost["start"] += time.time() - began
     step, values, stopped_by = run.run(
-      state, batches, checkpoints, writer, held_out
+      state, batches, checkpoints, writer, held_out, owed
     )
     failed = False
   finally:
@@ -268,10 +283,13 @@ class _Run:
     share: hosts.Share,
     clock: goodput.Clock,
     interval: Mapping[str, float],
+    skipped: int,
     profiler: profile.Profiler,
   ):
     self._stage, self._config, self._share = stage, config, share
     self._note = note  # Stored in every checkpoint.
+    self._max_skipped = optimizer.max_skipped
+    self._skipped = skipped  # Updates in a row, up to the last fetched step.
     self._profiler = profiler
     size = config.data.batch_size
     self._rows = share.rows(size)
@@ -288,13 +306,26 @@ class _Run:
     self._values: dict[str, float | None] = {}
     # Sum and count of the losses since the last line of the log. It is stored
     # in checkpoints, so that a resumed run has the same lines.
-    self._interval = dict(interval)
+    self._interval = self._new_interval() | dict(interval)
 
-  def run(self, state, batches, checkpoints, writer, held_out):
+  def run(self, state, batches, checkpoints, writer, held_out, owed):
     """Runs the steps; see the module's docstring for their order."""
     config = self._config
     number = first = int(state.step)
-    saved = number if number else -1
+    saved, saved_at = number if number else -1, time.monotonic()
+    # Compiled by the first one of this start.
+    draws = True
+    is_due = lambda: number == config.steps or number % config.eval_every == 0
+
+    def evaluate():
+      nonlocal draws
+      with self._meter.excluded("evaluation"):
+        with dog.watch("evaluation"):
+          self._values |= held_out.run(number, state, writer)
+        with dog.watch("drawing previews", compiles=draws):
+          held_out.draw(number, state, writer)
+      draws = False
+
     bar = progress.track(
       total=config.steps,
       initial=number,
@@ -302,34 +333,53 @@ class _Run:
       description=self._stage.name,
       disable=jax.process_index() != 0,
     )
-    with interrupt.Interrupt() as signals, bar:
+    dog = watchdog.Watchdog(config.get("watchdog_seconds", watchdog.SECONDS))
+    with interrupt.Interrupt() as signals, bar, dog:
+      if owed and is_due():
+        evaluate()
       while number < config.steps and not signals.requested(number):
         number += 1
-        with self._profiler.step(number):
-          state = self._advance(
-            state, batches, number, compiles=(number == first + 1)
-          )
+        compiles = number == first + 1
+        with (
+          self._profiler.step(number),
+          dog.watch("a step", compiles=compiles),
+        ):
+          state = self._advance(state, batches, number, compiles)
         self._profiler.after(number, self._pending[-1][1])
         bar.update(1)
         last = number == config.steps
         if last or number % config.log_every == 0:
-          self._log(number, writer, bar)
-        evaluates = last or number % config.eval_every == 0
-        if evaluates:
+          with dog.watch("waiting for metrics"):
+            self._log(number, writer, bar)
+        if (
+          last
+          or number % config.checkpoint_every == 0
+          or self._is_time(saved_at)
+        ):
+          with dog.watch("saving"):
+            self._save(state, batches, checkpoints)
+          saved, saved_at = number, time.monotonic()
+        if is_due():
           self._fetch_metrics()
-          with self._meter.excluded("evaluation"):
-            self._values |= held_out.run(number, state, writer)
-        if last or number % config.checkpoint_every == 0:
-          self._save(state, batches, checkpoints)
-          saved = number
-        if evaluates:
-          with self._meter.excluded("evaluation"):
-            held_out.draw(number, state, writer)
+          evaluate()
       self._fetch_metrics()
-      if number not in (saved, 0):
-        self._save(state, batches, checkpoints)
-      checkpoints.wait()
+      with dog.watch("saving"):
+        if number not in (saved, 0):
+          self._save(state, batches, checkpoints)
+        checkpoints.wait()
       return number, self._values, signals.signal
+
+  def _is_time(self, saved_at: float) -> bool:
+    """Returns whether to save because of the time since the last save.
+
+    Clocks differ between processes, so several processes save by steps only.
+    """
+    seconds = 60 * self._config.get("checkpoint_minutes", CHECKPOINT_MINUTES)
+    return (
+      seconds > 0
+      and jax.process_count() == 1
+      and time.monotonic() - saved_at >= seconds
+    )
 
   def _advance(self, state, batches, number: int, compiles: bool):
     begin = time.perf_counter()
@@ -376,14 +426,11 @@ class _Run:
       [{name: metrics[name] for name in names} for _, metrics in pending]
     )
     for (number, _), values in zip(pending, fetched, strict=True):
-      for name in names:
-        if not math.isfinite(values[name]):
-          raise NotFinite(
-            f"{name} is {values[name]} at step {number}; no step after the "
-            "last checkpoint was saved, and a restart would end in the same "
-            "way. Lower optimizer.peak_lr or set optimizer.clip_norm, and "
-            "start in a new workdir."
-          )
+      bad = [name for name in names if not math.isfinite(values[name])]
+      if bad:
+        self._skip(number, f"{bad[0]} is {values[bad[0]]} at step {number}")
+        continue
+      self._skipped = 0
       self._interval["loss_sum"] += float(values["loss"])
       self._interval["loss_count"] += 1
     # The metrics of the last step; of the loss, the sum is logged as well.
@@ -391,10 +438,40 @@ class _Run:
       name: float(x) for name, x in jax.device_get(pending[-1][1]).items()
     }
 
+  def _new_interval(self) -> dict[str, float]:
+    skipped = {"skipped_steps": 0} if self._max_skipped else {}
+    return dict(_NO_LOSSES) | skipped
+
+  def _skip(self, number: int, what: str) -> None:
+    """Counts an update that was skipped; raises NotFinite after too many."""
+    self._skipped += 1
+    if self._skipped > self._max_skipped:
+      limit = (
+        f", after {self._max_skipped} skipped updates in a row"
+        if self._max_skipped
+        else ""
+      )
+      raise NotFinite(
+        f"{what}{limit}; no step after the last checkpoint was saved, and a "
+        "restart would end in the same way. To see why, add "
+        f"--replay={number}. To go on without such updates, add "
+        f"--config.optimizer.max_skipped={max(10, 2 * self._max_skipped)}; to "
+        "train again, lower optimizer.peak_lr or set optimizer.clip_norm, and "
+        "start in a new workdir."
+      )
+    self._interval["skipped_steps"] += 1
+    logging.warning(
+      "%s; this update is skipped (%d in a row, config.optimizer.max_skipped "
+      "is %d).",
+      what,
+      self._skipped,
+      self._max_skipped,
+    )
+
   def _log(self, number: int, writer, bar) -> None:
     self._fetch_metrics()
     values = self._values | self._interval | self._meter.read()
-    self._values, self._interval = values, dict(_NO_LOSSES)
+    self._values, self._interval = values, self._new_interval()
     training = {n: x for n, x in values.items() if not n.startswith("eval/")}
     writer.scalars(number, training)
     with bar.external_write_mode():
@@ -409,5 +486,10 @@ class _Run:
       checkpoints.save(
         state.fields(),
         batches,
-        {**self._note, "clock": clock, "interval": dict(self._interval)},
+        {
+          **self._note,
+          "clock": clock,
+          "interval": dict(self._interval),
+          "skipped_in_a_row": self._skipped,
+        },
       )

@@ -146,6 +146,18 @@ def step_of(line: str) -> float:
     return math.inf
 
 
+def evaluated(workdir: epath.Path, step: int) -> bool:
+  """Returns whether a workdir's log has the held-out metrics of a step."""
+  path = workdir / FILE
+  if not path.exists():
+    return False
+  return any(
+    step_of(line) == step
+    and any(name.startswith("eval/") for name in json.loads(line))
+    for line in path.read_text().splitlines()
+  )
+
+
 class TensorBoard:
   """Event files for TensorBoard.
 
@@ -185,7 +197,7 @@ class TensorBoard:
 
   def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
     for name, value in values.items():
-      if value is not None:
+      if value is not None and math.isfinite(value):
         self._put(functools.partial(summaries.scalar, name, value), step)
 
   def image(self, step: int, name: str, picture: np.ndarray) -> None:

@@ -41,6 +41,8 @@ class Settings:
       turns it off. Outliers are reduced before `clip_norm` is applied.
     clip_update_rms: Largest root mean square of an array's update before weight
       decay and learning rate, see `clipping.clip_update_rms`; 0 turns it off.
+    max_skipped: Updates in a row that are skipped because the loss or a
+      gradient is not finite; one more ends the run. 0 ends it at the first.
     no_decay: Last path names of parameters without weight decay, in addition
       to those of the stage; for example ("token_embedding",).
     accumulate: Microbatches per step, each of batch_size / accumulate clips.
@@ -65,6 +67,7 @@ class Settings:
   clip_norm: float = 0.0
   clip_outliers: float = 0.0
   clip_update_rms: float = 0.0
+  max_skipped: int = 0
   no_decay: Sequence[str] = ()
   accumulate: int = 1
   mu_dtype: str = "float32"
@@ -81,11 +84,13 @@ class Optimizer:
     transformation: The Optax gradient transformation.
     learning_rate: Function from the step (from 0) to its learning rate.
     accumulate: Microbatches per step.
+    max_skipped: See `Settings`.
   """
 
   transformation: optax.GradientTransformation
   learning_rate: Callable[[jax.Array], jax.Array]
   accumulate: int
+  max_skipped: int = 0
 
 
 def settings(config: Mapping[str, Any], steps: int) -> Settings:
@@ -110,6 +115,7 @@ def settings(config: Mapping[str, Any], steps: int) -> Settings:
   need(found.accumulate >= 1, "accumulate", "at least 1")
   for name in ("clip_norm", "clip_outliers", "clip_update_rms"):
     need(getattr(found, name) >= 0, name, "0 (off) or positive")
+  need(found.max_skipped >= 0, "max_skipped", "0 or more")
   need(found.warmup_steps >= 0, "warmup_steps", "0 or more")
   need(found.transfer in transfer.NAMES, "transfer", f"one of {transfer.NAMES}")
   if found.transfer != "none":
@@ -258,4 +264,6 @@ def make(
     ),
     optax.scale_by_learning_rate(rate),
   ]
-  return Optimizer(optax.chain(*parts), learning_rate, found.accumulate)
+  return Optimizer(
+    optax.chain(*parts), learning_rate, found.accumulate, found.max_skipped
+  )

@@ -15,6 +15,7 @@ from genie_jax.sharding import mesh as mesh_lib
 from genie_jax.train import optimizer as optimizer_lib
 from genie_jax.train import stage as stage_lib
 from genie_jax.train import state as state_lib
+from genie_jax.weights import param_tree
 
 Metrics = dict[str, jax.Array]
 
@@ -116,6 +117,8 @@ def make_train_step(
   Returns:
     A jitted function. Its metrics are scalars: "loss", "losses/<name>" before
     scaling, the stage's metrics, "grad_norm" before clipping, "learning_rate".
+    With `optimizer.max_skipped`, a step whose loss or gradient is not finite
+    changes only the number of steps.
   """
   layout = state_lib.shardings(like)
   batch_layout = batch_shardings(stage, mesh, batch_size, optimizer.accumulate)
@@ -131,6 +134,50 @@ def make_train_step(
     donate_argnums=0,
     in_shardings=(layout, batch_layout),
     out_shardings=(layout, mesh_lib.replicated(mesh)),
+    compiler_options=compiler_options.options(mesh),
+  )
+
+
+def make_norms(
+  stage: stage_lib.Stage,
+  optimizer: optimizer_lib.Optimizer,
+  mesh: Mesh,
+  like: state_lib.TrainState,
+  batch_size: int,
+) -> Callable[..., tuple[Metrics, Metrics]]:
+  """Compiles `(state, batch) -> (parameter norms, gradient norms)`.
+
+  Both are L2 norms by the parameter's path, of the step that
+  `make_train_step` would take from this state; gradients before clipping.
+  """
+  layout = state_lib.shardings(like)
+
+  def norms(tree):
+    return {
+      param_tree.path_name(path): jnp.linalg.norm(x.astype(jnp.float32).ravel())
+      for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+  def step(state: state_lib.TrainState, batch: stage_lib.Batch):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      rng = jax.random.fold_in(state.rng, state.step)
+      _, grads = _gradients(
+        stage,
+        optimizer.accumulate,
+        state,
+        batch,
+        jax.random.fold_in(rng, _LOSS),
+        layout.params,
+      )
+      return norms(state.params), norms(grads)
+
+  return jax.jit(
+    step,
+    in_shardings=(
+      layout,
+      batch_shardings(stage, mesh, batch_size, optimizer.accumulate),
+    ),
+    out_shardings=mesh_lib.replicated(mesh),
     compiler_options=compiler_options.options(mesh),
   )
 
@@ -250,12 +297,17 @@ def _step(stage, optimizer, state, batch, layout):
   }
   metrics |= {f"losses/{n}": term.mean() for n, term in outcome.losses.items()}
   metrics |= {name: term.mean() for name, term in outcome.metrics.items()}
+  after = {"params": params, "extra": extra, "opt_state": opt_state}
+  if optimizer.max_skipped:
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+    after = {
+      name: jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), tree, getattr(state, name)
+      )
+      for name, tree in after.items()
+    }
   return state_lib.TrainState(
-    step=state.step + 1,
-    params=params,
-    extra=extra,
-    opt_state=opt_state,
-    rng=state.rng,
+    step=state.step + 1, rng=state.rng, **after
   ), metrics
 
 

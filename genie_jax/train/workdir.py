@@ -37,11 +37,14 @@ _MAY_CHANGE = frozenset(
     "eval_batches",
     "held_out_clips",
     "checkpoint_every",
+    "checkpoint_minutes",
     "keep_checkpoints",
     "keep_every",
     "data.num_workers",
     "data.num_threads",
     "optimizer.accumulate",
+    "optimizer.max_skipped",
+    "watchdog_seconds",
   }
 )
 _MAY_CHANGE_GROUPS = ("mesh.",)
@@ -54,6 +57,7 @@ _ABSENT = {
   "quantizer.levels": [],
   "optimizer.clip_outliers": 0.0,
   "optimizer.clip_update_rms": 0.0,
+  "optimizer.max_skipped": 0,
   "optimizer.no_decay": [],
   "optimizer.transfer": "none",
   "optimizer.base_width": 0,

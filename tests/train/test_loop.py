@@ -17,7 +17,7 @@ import pytest
 from genie_jax.checkpoints import fingerprint
 from genie_jax.checkpoints import reader as stored
 from genie_jax.core import errors
-from genie_jax.train import loop, metrics
+from genie_jax.train import loop, metrics, replay, watchdog
 from genie_jax.train import workdir as workdir_lib
 from tests.fixtures import toy_stage
 from tests.train import worker
@@ -149,7 +149,7 @@ def test_after_sigterm_a_run_saves_stops_and_can_be_resumed(straight, tmp_path):
 def test_every_line_has_goodput_and_lost_time_over_all_starts(tmp_path):
   begin = time.time()
   for steps in (2, 4):
-    train(tmp_path, steps=steps, checkpoint_every=1)
+    train(tmp_path, steps=steps, checkpoint_every=1, eval_every=1)
     time.sleep(0.5)
   wall = time.time() - begin
   found = [
@@ -255,6 +255,118 @@ def test_a_loss_that_is_not_finite_stops_and_names_its_step(
     train(tmp_path, stage, log_every=log_every, checkpoint_every=2)
   assert "\n" not in str(error.value)
   assert stored.valid_steps(tmp_path) == [2]  # no broken state is saved
+
+
+def test_updates_that_are_not_finite_are_skipped_and_counted(tmp_path):
+  stage = toy_stage.make_stage(explode_at=3)
+  changes = dict(optimizer__max_skipped=1, checkpoint_every=1)
+  assert train(tmp_path, stage, **changes).step == 4
+  (second, _), (third, _) = (fingerprints(tmp_path, n) for n in (2, 3))
+  assert {n for n in second if second[n] != third[n]} == {"step"}
+  assert (
+    fingerprints(tmp_path, 4)[0]["params/up/bias"] != third["params/up/bias"]
+  )
+  training = [line for line in lines(tmp_path) if "loss_sum" in line]
+  assert [line.get("skipped_steps", 0) for line in training] == [0, 0, 1, 0]
+  assert [line["loss_count"] for line in training] == [1, 1, 0, 1]
+  assert training[2]["loss"] is None and training[2]["loss_sum"] == 0
+
+
+def test_too_many_skipped_updates_in_a_row_end_the_run_at_every_start(tmp_path):
+  stage = toy_stage.make_stage(explode_at=(3, 9))
+  changes = dict(optimizer__max_skipped=2, checkpoint_every=1, steps=8)
+  for _ in range(2):  # The number in a row is part of the checkpoint.
+    with pytest.raises(loop.NotFinite, match="step 5, after 2 skipped"):
+      train(tmp_path, stage, **changes)
+    assert stored.valid_steps(tmp_path)[-1] == 4
+
+
+def test_a_run_goes_past_a_step_that_is_not_finite(tmp_path):
+  stage = toy_stage.make_stage(explode_at=3)
+  with pytest.raises(loop.NotFinite, match=r"optimizer\.max_skipped=10"):
+    train(tmp_path, stage)
+  assert train(tmp_path, stage, optimizer__max_skipped=10).step == 4
+
+
+def test_a_step_that_is_not_finite_can_be_repeated(tmp_path):
+  stage, fields = toy_stage.make_stage(explode_at=4), toy_stage.config()
+  with pytest.raises(loop.NotFinite, match="--replay=4"):
+    train(tmp_path, stage)
+  before = lines(tmp_path), stored.valid_steps(tmp_path)
+  make_batches, _ = toy_stage.makers(fields)
+  for step, finite in ((4, False), (3, True)):
+    found = replay.replay(stage, fields, tmp_path, make_batches, step)
+    assert found.started_from == 2
+    assert np.isfinite(found.metrics["loss"]) == finite
+    assert np.isfinite(found.gradient_norms["up/kernel"]) == finite
+    assert np.isfinite(list(found.parameter_norms.values())).all()
+    text = "\n".join(found.lines())
+    assert ("gradients not finite: 3 of 3" in text) != finite
+    with np.load(tmp_path / f"replay/{step}/batch_0.npz") as batch:
+      expected = toy_stage.batch(step - 1, 16)
+      np.testing.assert_array_equal(batch["inputs"], expected["inputs"])
+  assert (lines(tmp_path), stored.valid_steps(tmp_path)) == before
+  report = json.loads((tmp_path / "replay/4/report.json").read_text())
+  assert report["gradient_norms"]["up/kernel"] == "nan"
+  third = next(line for line in before[0] if line["step"] == 3)
+  np.testing.assert_allclose(found.metrics["loss"], third["loss"], rtol=1e-6)
+  with pytest.raises(errors.UserError, match="--replay=9 is no step"):
+    replay.replay(stage, fields, tmp_path, make_batches, 9)
+  with pytest.raises(errors.UserError, match="has no run"):
+    replay.replay(stage, fields, tmp_path / "other", make_batches, 1)
+
+
+def test_an_evaluation_that_fails_loses_no_step_and_is_made_up_for(
+  straight, tmp_path, monkeypatch
+):
+  with monkeypatch.context() as patch:
+    patch.setattr(loop.evaluation.HeldOut, "run", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+      train(tmp_path)
+  assert stored.valid_steps(tmp_path) == [2]
+  train(tmp_path)
+  assert lines(tmp_path) == lines(straight[0])
+
+
+def test_an_evaluation_that_cannot_work_is_refused_before_the_first_step(
+  tmp_path,
+):
+  class Empty(toy_stage.Batches):
+    def __next__(self):
+      raise StopIteration
+
+  fields = toy_stage.config()
+  make_batches, _ = toy_stage.makers(fields)
+  with pytest.raises(errors.UserError, match="less than one batch"):
+    loop.train(
+      toy_stage.make_stage(),
+      fields,
+      tmp_path,
+      make_batches,
+      lambda share: Empty(16, share, seed=1),
+    )
+  assert not (tmp_path / "config.json").exists()
+
+
+def test_a_run_also_saves_by_time(tmp_path):
+  changes = dict(checkpoint_every=100, eval_every=100, steps=3)
+  train(tmp_path / "steps", **changes)
+  assert stored.valid_steps(tmp_path / "steps") == [3]
+  train(tmp_path / "time", checkpoint_minutes=1e-9, **changes)
+  assert stored.valid_steps(tmp_path / "time") == [1, 2, 3]
+
+
+def test_a_run_that_hangs_ends_shows_where_and_can_be_resumed(
+  straight, tmp_path
+):
+  changes = {"watchdog_seconds": 10.0}
+  code, _, err = finish(begin(tmp_path, hang_after=3, changes=changes))
+  assert code == watchdog.CODE, err[-2000:]
+  assert "a step has lasted" in err and "in hang" in err
+  assert stored.valid_steps(tmp_path) == [2]
+  train(tmp_path)
+  assert fingerprints(tmp_path, 4) == fingerprints(straight[0], 4)
+  assert lines(tmp_path) == lines(straight[0])
 
 
 def test_a_changed_model_field_is_refused_by_name(straight):

@@ -1,13 +1,16 @@
 """A training run in a separate process that a test can kill.
 
 Usage: python worker.py JSON, with workdir, changes, and kill_after: the step
-after which the process kills itself while it writes a checkpoint.
+after which the process kills itself while it writes a checkpoint. term_after
+and hang_after: the step after which it sends itself SIGTERM, or waits for ever
+for the next batch.
 """
 
 import json
 import os
 import signal
 import sys
+import time
 
 import jax
 
@@ -44,6 +47,15 @@ def main(options: dict) -> None:
       return draw(self)
 
     toy_stage.Batches.__next__ = draw_and_terminate
+  if options.get("hang_after"):
+    draw = toy_stage.Batches.__next__
+
+    def hang(self):
+      if self._seed == 0 and self._next == options["hang_after"]:
+        time.sleep(1000)
+      return draw(self)
+
+    toy_stage.Batches.__next__ = hang
   result = loop.train(
     toy_stage.make_stage(),
     fields,
