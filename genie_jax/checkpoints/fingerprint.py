@@ -31,16 +31,14 @@ def arrays(tree: Any) -> dict[str, str]:
     for path, x in jax.tree_util.tree_leaves_with_path(tree)
   }
   device = {name: x for name, x in flat.items() if isinstance(x, jax.Array)}
-  words = {
-    name: _words(x, np) for name, x in flat.items() if name not in device
-  }
+  sums = {name: _words(x, np) for name, x in flat.items() if name not in device}
   if device:
     layout = next(iter(device.values())).sharding
     mesh = layout.mesh if isinstance(layout, NamedSharding) else None
-    words |= jax.device_get(_compiled(mesh)(device))
+    sums |= jax.device_get(_compiled(mesh)(device))
   return {
     name: f"{int(plain):08x}{int(placed):08x}"
-    for name, (plain, placed) in sorted(words.items())
+    for name, (plain, placed) in sorted(sums.items())
   }
 
 
@@ -58,9 +56,14 @@ def part(block: np.ndarray, corner: tuple[int, ...]) -> tuple[int, int]:
 def joined(parts: Iterable[tuple[int, int]]) -> str:
   """Returns an array's fingerprint from the contributions of all its boxes."""
   plain, placed = (
-    sum(words) & 0xFFFFFFFF for words in zip(*parts, strict=True)
+    sum(column) & 0xFFFFFFFF for column in zip(*parts, strict=True)
   )
   return f"{plain:08x}{placed:08x}"
+
+
+def words(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns the two sums of an array's fingerprint, uint32 scalars."""
+  return _words(x, jnp)
 
 
 @functools.lru_cache
@@ -68,7 +71,7 @@ def _compiled(mesh: Mesh | None):
   """Returns the jitted sums, replicated on all processes of a mesh."""
   layout = None if mesh is None else mesh_lib.replicated(mesh)
   return jax.jit(
-    lambda flat: {name: _words(x, jnp) for name, x in flat.items()},
+    lambda flat: {name: words(x) for name, x in flat.items()},
     out_shardings=layout,
   )
 

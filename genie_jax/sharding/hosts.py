@@ -114,6 +114,13 @@ def agree(value: bool) -> bool:
   return bool(multihost_utils.process_allgather(np.array(value)).all())
 
 
+def gather(value: float) -> np.ndarray:
+  """Returns the values of all processes, float32 [processes]."""
+  return np.atleast_1d(
+    np.asarray(multihost_utils.process_allgather(np.float32(value)))
+  )
+
+
 def together(make: Callable[[], _T]) -> _T:
   """Returns `make()` if it succeeds on every process, else raises on all.
 

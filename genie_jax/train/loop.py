@@ -41,7 +41,7 @@ from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
-from genie_jax.checkpoints import manager
+from genie_jax.checkpoints import manager, replicas
 from genie_jax.core import buckets, chips, errors, files, progress
 from genie_jax.core import config as config_lib
 from genie_jax.sharding import hosts
@@ -398,7 +398,7 @@ class _Run:
       last: Any = self._pending[-1][1]["loss"] if self._pending else None
       idle = last is None or last.is_ready()
       state, metrics = self._step(state, batch)
-      self._meter.step(waited if idle else 0.0)
+      self._meter.step(waited if idle else 0.0, host=waited)
     self._pending.append((number, metrics))
     if len(self._pending) > _AHEAD:
       self._pending[-1 - _AHEAD][1]["loss"].block_until_ready()
@@ -483,8 +483,10 @@ class _Run:
     self._fetch_metrics()
     clock = self._meter.note()
     with self._meter.excluded("checkpoint"):
+      fields = state.fields()
+      replicas.check(fields, int(state.step))
       checkpoints.save(
-        state.fields(),
+        fields,
         batches,
         {
           **self._note,

@@ -22,6 +22,7 @@ from tensorboardX import summary as summaries
 from tensorboardX.proto import event_pb2
 
 from genie_jax.core import buckets, errors, files
+from genie_jax.sharding import hosts
 from genie_jax.train import goodput
 
 FILE = "metrics.jsonl"
@@ -305,13 +306,19 @@ class Meter:
 
   def _reset(self) -> None:
     self._begin = time.perf_counter()
-    self._steps, self._excluded, self._waited = 0, 0.0, 0.0
+    self._steps, self._excluded, self._waited, self._host = 0, 0.0, 0.0, 0.0
     self._settled = 0.0, 0.0
 
-  def step(self, waited: float) -> None:
-    """Counts a step in which the device waited for data, in seconds."""
+  def step(self, waited: float, host: float = 0.0) -> None:
+    """Counts a step.
+
+    Args:
+      waited: Seconds in which the device waited for data.
+      host: Seconds in which this host read and prepared the batch.
+    """
     self._steps += 1
     self._waited += waited
+    self._host += host
 
   @contextlib.contextmanager
   def excluded(self, kind: str) -> Iterator[None]:
@@ -345,10 +352,14 @@ class Meter:
       steps_per_second, clips_per_second, model_flops_per_second; mfu, the
       share of the devices' peak FLOPs, None if that is unknown; data_wait, the
       share of time in which the device was idle because the next batch was not
-      ready (an upper bound, measured on the host); and, for the whole run,
-      goodput and lost_seconds/<kind>, see `goodput`.
+      ready (an upper bound, measured on the host); with several processes,
+      slowest_host, the process that needs most time to read and prepare a
+      batch, slowest_host_seconds, its time, and host_seconds, that of the
+      median; and, for the whole run, goodput and lost_seconds/<kind>, see
+      `goodput`.
     """
     seconds = self._settle()
+    hosts_read = self._compare_hosts()
     rate = self._steps / seconds if self._steps else None
     flops = rate and rate * self._clips * self._flops
     values = {
@@ -357,10 +368,26 @@ class Meter:
       "model_flops_per_second": flops,
       "mfu": flops / self._peak if flops and self._peak else None,
       "data_wait": self._waited / seconds if self._steps else None,
+      **hosts_read,
       **self._clock.read(),
     }
     self._reset()
     return values
+
+  def _compare_hosts(self) -> dict[str, float]:
+    """Returns what `read` says of several processes, which all call this.
+
+    The chips of all hosts take every step together, so the hosts differ only in
+    the time that each needs for its share of a batch.
+    """
+    if jax.process_count() == 1:
+      return {}
+    seconds = hosts.gather(self._host / max(self._steps, 1))
+    return {
+      "slowest_host": int(seconds.argmax()),
+      "slowest_host_seconds": float(seconds.max()),
+      "host_seconds": float(np.median(seconds)),
+    }
 
 
 def summary(step: int, steps: int, values: Mapping[str, Any]) -> str:
@@ -380,4 +407,10 @@ def summary(step: int, steps: int, values: Mapping[str, Any]) -> str:
       parts.append(text.format(value))
     elif name == "mfu":
       parts.append("MFU unknown")
+  if "slowest_host" in values:
+    parts.append(
+      f"slowest host {values['slowest_host']} "
+      f"({values['slowest_host_seconds']:.2g} s a batch, median "
+      f"{values['host_seconds']:.2g} s)"
+    )
   return ", ".join(parts)

@@ -162,6 +162,10 @@ def test_two_processes_train_as_one_and_one_resumes(
   args = arguments(tokens, tmp_path / "run", steps=2)
   ended = train_together(tmp_path / "logs", 2, *args, devices=4)
   assert_same_run(tmp_path / "run", reference, steps=(1, 2))
+  for line in read_metrics(tmp_path / "run"):
+    if "loss" in line:
+      assert line["slowest_host"] in (0, 1)
+      assert line["slowest_host_seconds"] >= line["host_seconds"] >= 0
   # Only process 0 reports on the run.
   assert "trained to step 2" in ended.text(0) and "loss" in ended.text(0)
   for word in ("trained to", "loss", "step 1/2", "dynamics:"):

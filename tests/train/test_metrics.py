@@ -141,6 +141,23 @@ def test_a_checkpoint_between_two_lines_counts_each_second_once():
   assert clock.lost["data_wait"] == pytest.approx(0.04)
 
 
+def test_the_slowest_host_is_named(monkeypatch):
+  monkeypatch.setattr(metrics.jax, "process_count", lambda: 3)
+  others = [0.01, 0.5]
+  monkeypatch.setattr(
+    metrics.hosts, "gather", lambda mine: np.array([mine, *others])
+  )
+  meter = metrics.Meter(8, 1e6, None, goodput.Clock(time.time()))
+  for host in (0.02, 0.04):
+    meter.step(0.0, host)
+  found = meter.read()
+  assert found["slowest_host"] == 2 and found["slowest_host_seconds"] == 0.5
+  assert found["host_seconds"] == pytest.approx(0.03)
+  assert metrics.summary(1, 2, found).endswith(
+    "slowest host 2 (0.5 s a batch, median 0.03 s)"
+  )
+
+
 def test_summary_names_speed_and_mfu():
   line = metrics.summary(
     3,
