@@ -31,7 +31,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -47,6 +47,7 @@ from genie_jax.core import config as config_lib
 from genie_jax.sharding import hosts
 from genie_jax.sharding import mesh as mesh_lib
 from genie_jax.train import (
+  alarms,
   evaluation,
   goodput,
   interrupt,
@@ -252,6 +253,7 @@ def _train(
       interval,
       skipped,
       profiler,
+      metrics_lib.lines(workdir, number),
     )
     clock.lost["start"] += time.time() - began
     step, values, stopped_by = run.run(
@@ -285,10 +287,12 @@ class _Run:
     interval: Mapping[str, float],
     skipped: int,
     profiler: profile.Profiler,
+    earlier: Iterable[str],
   ):
     self._stage, self._config, self._share = stage, config, share
     self._note = note  # Stored in every checkpoint.
     self._max_skipped = optimizer.max_skipped
+    self._clip_norm = config.optimizer.get("clip_norm", 0.0)
     self._skipped = skipped  # Updates in a row, up to the last fetched step.
     self._profiler = profiler
     size = config.data.batch_size
@@ -306,6 +310,7 @@ class _Run:
     self._values: dict[str, float | None] = {}
     # Sum and count of the losses since the last line of the log. It is stored
     # in checkpoints, so that a resumed run has the same lines.
+    self._alarms = alarms.Alarms(earlier)
     self._interval = self._new_interval() | dict(interval)
 
   def run(self, state, batches, checkpoints, writer, held_out, owed):
@@ -433,14 +438,20 @@ class _Run:
       self._skipped = 0
       self._interval["loss_sum"] += float(values["loss"])
       self._interval["loss_count"] += 1
+      if self._clip_norm:
+        clipped = values["grad_norm"] > self._clip_norm
+        self._interval["clipped_steps"] += int(clipped)
     # The metrics of the last step; of the loss, the sum is logged as well.
     self._values |= {
       name: float(x) for name, x in jax.device_get(pending[-1][1]).items()
     }
 
   def _new_interval(self) -> dict[str, float]:
-    skipped = {"skipped_steps": 0} if self._max_skipped else {}
-    return dict(_NO_LOSSES) | skipped
+    counts = {
+      "skipped_steps": self._max_skipped,
+      "clipped_steps": self._clip_norm,
+    }
+    return _NO_LOSSES | {name: 0 for name, is_on in counts.items() if is_on}
 
   def _skip(self, number: int, what: str) -> None:
     """Counts an update that was skipped; raises NotFinite after too many."""
@@ -473,6 +484,9 @@ class _Run:
     values = self._values | self._interval | self._meter.read()
     self._values, self._interval = values, self._new_interval()
     training = {n: x for n, x in values.items() if not n.startswith("eval/")}
+    for name, message in self._alarms.watch(training).items():
+      logging.warning("Step %d: %s.", number, message)
+      training[f"alarm/{name}"] = 1
     writer.scalars(number, training)
     with bar.external_write_mode():
       logging.info(

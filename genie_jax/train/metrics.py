@@ -63,10 +63,7 @@ class JsonLines:
       resumed_step: Last step whose line is kept.
     """
     self._path = workdir / FILE
-    lines = []
-    if self._path.exists():
-      lines = self._path.read_text().splitlines()
-    self._kept = [line for line in lines if step_of(line) <= resumed_step]
+    self._kept = lines(workdir, resumed_step)
     self._waiting: list[str] = []  # Lines that are not on disk yet.
     self._failed = False  # Whether the last write failed.
     self._file: io.FileIO | None = None
@@ -75,7 +72,9 @@ class JsonLines:
       # the file, which has a megabyte after some thousand lines.
       self._write_all()
       return
-    if len(self._kept) != len(lines):
+    if self._path.exists() and len(self._path.read_text().splitlines()) != len(
+      self._kept
+    ):
       self._write_all()
     self._path.parent.mkdir(parents=True, exist_ok=True)
     # Open until `close` at the end of the run. Without a buffer, so that a
@@ -147,15 +146,22 @@ def step_of(line: str) -> float:
     return math.inf
 
 
-def evaluated(workdir: epath.Path, step: int) -> bool:
-  """Returns whether a workdir's log has the held-out metrics of a step."""
+def lines(workdir: epath.Path, last_step: int) -> list[str]:
+  """Returns the whole lines of a workdir's log up to a step."""
   path = workdir / FILE
   if not path.exists():
-    return False
+    return []
+  return [
+    line for line in path.read_text().splitlines() if step_of(line) <= last_step
+  ]
+
+
+def evaluated(workdir: epath.Path, step: int) -> bool:
+  """Returns whether a workdir's log has the held-out metrics of a step."""
   return any(
     step_of(line) == step
     and any(name.startswith("eval/") for name in json.loads(line))
-    for line in path.read_text().splitlines()
+    for line in lines(workdir, step)
   )
 
 
