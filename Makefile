@@ -10,8 +10,8 @@ TORCH := $(VENV)/.torch
 TORCH_INDEX ?=
 RUNS ?= runs
 
-.PHONY: help setup system-libraries demo play test test-slow test-matrix lint \
-  format docs constraints clean
+.PHONY: help setup system-libraries demo play test test-slow test-faults \
+  test-matrix lint format docs constraints clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -72,6 +72,12 @@ $(TORCH): $(STAMP)
 test-slow: setup $(LIBTPU) $(TORCH)  ## the longer tests
 	TPU_LIBRARY_PATH=$(abspath $(LIBTPU)) XLA_FLAGS="$$XLA_FLAGS" \
 	  $(BIN)/python -m pytest -m slow -n 2 --dist worksteal tests
+
+# The tests that docs/reliability.md names, of both tiers.
+test-faults: setup $(LIBTPU)  ## the tests that inject faults, see docs/reliability.md
+	TPU_LIBRARY_PATH=$(abspath $(LIBTPU)) $(BIN)/python -m pytest -n 2 \
+	  --dist worksteal $$(grep -o 'tests/[a-z0-9_/]*\.py::[a-z0-9_]*' \
+	  docs/reliability.md | sort -u)
 
 # Environments of their own, in .venv-matrix. CELL=lowest-3.11 runs one of
 # them, TESTS="tests/core tests/nn" a part of the tests, WORKERS=1 one at once.

@@ -1,0 +1,26 @@
+"""The page of promises names tests that exist."""
+
+import ast
+import pathlib
+import re
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGE = (ROOT / "docs/reliability.md").read_text()
+TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
+
+
+def test_every_row_names_tests_that_exist():
+  rows = [
+    line
+    for line in PAGE.splitlines()
+    if line.startswith("| ") and not line.startswith("| fault")
+  ]
+  assert len(rows) > 20
+  for row in rows:
+    found = TEST.findall(row)
+    assert found, row
+    for file, name in found:
+      tree = ast.parse((ROOT / file).read_text())
+      assert name in {
+        node.name for node in tree.body if isinstance(node, ast.FunctionDef)
+      }, f"{file}::{name}"
