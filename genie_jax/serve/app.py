@@ -46,6 +46,7 @@ _PAGE = {
   },
 }
 _HELLO_SECONDS = 10.0
+_MAX_WAITING = 32  # Connections that have sent no hello yet.
 _EXPIRE_SECONDS = 5.0
 _SNAPSHOT_BYTES = 32 << 20  # Of the states kept for one line.
 _UPLOAD_SECONDS = 75.0  # Enough for 8 MB at one megabit per second.
@@ -103,7 +104,8 @@ class Server:
     self._limiter = uploads.Limiter(time.monotonic())
     self._gallery = [images.to_png(prompt) for prompt in engine.prompts]
     self._kept = limits.pictures
-    self._sockets = 0
+    # Connections that have sent no hello yet, the oldest first.
+    self._waiting: dict[connection_lib.Connection, None] = {}
     self._batches_wanted = False
     self._tasks: set[asyncio.Task] = set()
     self.app = applications.Starlette(
@@ -204,15 +206,17 @@ class Server:
 
   async def _play(self, socket: websockets.WebSocket) -> None:
     await socket.accept()
-    connection = connection_lib.Connection(
-      socket, lambda: self._scheduler.wake()
-    )
-    self._sockets += 1
-    writer = asyncio.create_task(connection.write())
-    session = None
+    session: session_lib.Session | None = None
+
+    def drained() -> None:
+      if session is not None and session.connection is connection:
+        session.send_frames()
+      self._scheduler.wake()
+
+    connection = connection_lib.Connection(socket, drained)
+    writing = asyncio.create_task(connection.write())
     try:
-      if self._sockets > 4 * self.hub.most:
-        connection.close(connection_lib.FULL, "Too many connections.")
+      self._wait_for_hello(connection)
       session = await self._enter(connection)
       while session.connection is connection:
         self._handle(session, connection, await connection.read())
@@ -224,11 +228,19 @@ class Server:
     ):
       pass
     finally:
-      self._sockets -= 1
+      self._waiting.pop(connection, None)
       if session is not None and session.connection is connection:
         session.connection, session.left = None, time.monotonic()
-      connection.close(connection_lib.ENDED, "")
-      await writer
+      await connection.end(writing)
+
+  def _wait_for_hello(self, connection: connection_lib.Connection) -> None:
+    """Counts a new connection; the oldest gives way if there are too many."""
+    self._waiting[connection] = None
+    if len(self._waiting) > _MAX_WAITING:
+      # The first of the oldest; strangers before this machine.
+      oldest = min(self._waiting, key=lambda each: each.local)
+      del self._waiting[oldest]
+      oldest.close(connection_lib.FULL, "Too many connections.")
 
   async def _enter(
     self, connection: connection_lib.Connection
@@ -251,13 +263,17 @@ class Server:
               f"This server speaks version {protocol.VERSION}, not "
               f"{message['version']}; load the page again."
             )
-          session, known = self.hub.enter(message["token"], time.monotonic())
+          session, known = self.hub.enter(
+            message["token"], time.monotonic(), connection.local
+          )
           break
         except protocol.Malformed as error:
           connection.error(str(error))
         except hub.Full as error:
           connection.error(str(error))
           connection.close(connection_lib.FULL, str(error)[:100])
+    connection.welcomed = True
+    self._waiting.pop(connection, None)
     if session.connection is not None:
       session.connection.close(
         connection_lib.TAKEN_OVER, "The game continues in another window."
@@ -372,6 +388,17 @@ class Server:
         return
       finally:
         session.filming = False
+      if len(content) > protocol.MAX_FILM_BYTES:
+        session.send(
+          {
+            "type": "error",
+            "of": "record",
+            "error": f"The video has more than "
+            f"{protocol.MAX_FILM_BYTES >> 20} MB; choose fewer frames, a "
+            "smaller size, or MP4.",
+          }
+        )
+        return
       session.send(
         protocol.pack(
           protocol.FILM,

@@ -1,4 +1,4 @@
-"""A WebSocket connection with a queue of messages and a rate limit."""
+"""A WebSocket connection with a bounded queue of messages and a rate limit."""
 
 import asyncio
 import collections
@@ -10,9 +10,14 @@ from typing import Any
 
 from starlette import websockets
 
-from genie_jax.serve import security
+from genie_jax.serve import protocol, security
 
-_MAX_UNSENT = 8_192  # More than the frames of a whole line.
+# Of a queue: a video and other messages. Frames are queued only as the client
+# reads (`Session.send_frames`), so that a client which reads needs less.
+MAX_UNSENT_BYTES = protocol.MAX_FILM_BYTES + (4 << 20)
+_MAX_UNSENT = 1_024  # Messages of a queue.
+MAX_BEFORE_HELLO = 8  # Messages of a client that has sent no hello.
+_CLOSE_SECONDS = 10.0  # For queued messages, once the client has left.
 _MESSAGES_PER_SECOND = 100
 _MAX_REFUSED = 1_000  # Dropped messages after which the connection is closed.
 
@@ -26,7 +31,14 @@ class Closed(Exception):
 
 
 class Connection:
-  """A WebSocket that writes queued messages in order."""
+  """A WebSocket that writes queued messages in order.
+
+  Attributes:
+    local: Whether the client is on this machine.
+    unsent_bytes: Size of the messages that are queued and not written yet.
+    welcomed: Whether the client has sent a valid hello; until then it may send
+      MAX_BEFORE_HELLO messages.
+  """
 
   def __init__(self, socket: websockets.WebSocket, drained: Callable[[], None]):
     """Wraps an accepted WebSocket.
@@ -35,6 +47,12 @@ class Connection:
       socket: The WebSocket.
       drained: Called after each message that was written.
     """
+    self.local = security.is_loopback(
+      socket.client.host if socket.client else ""
+    )
+    self.unsent_bytes = 0
+    self.welcomed = False
+    self._received = 0
     self._socket = socket
     self._drained = drained
     self._outbox: collections.deque[str | bytes] = collections.deque()
@@ -54,13 +72,16 @@ class Connection:
     """Queues a message; closes the connection if the queue is full."""
     if self._ending is not None:
       return
-    if len(self._outbox) >= _MAX_UNSENT:
+    data = message if isinstance(message, bytes) else json.dumps(message)
+    if len(self._outbox) >= _MAX_UNSENT or (
+      self.unsent_bytes + len(data) > MAX_UNSENT_BYTES
+    ):
       self._outbox.clear()
+      self.unsent_bytes = 0
       self.close(_ABUSE, "The client does not read its messages.")
       return
-    self._outbox.append(
-      message if isinstance(message, bytes) else json.dumps(message)
-    )
+    self._outbox.append(data)
+    self.unsent_bytes += len(data)  # JSON is ASCII.
     self._filled.set()
 
   def error(self, reason: str, **about: Any) -> None:
@@ -78,6 +99,7 @@ class Connection:
     while True:
       while self._outbox:
         message = self._outbox.popleft()
+        self.unsent_bytes -= len(message)
         try:
           if isinstance(message, bytes):
             await self._socket.send_bytes(message)
@@ -94,6 +116,17 @@ class Connection:
       self._filled.clear()
       await self._filled.wait()
 
+  async def end(self, writing: asyncio.Task[None]) -> None:
+    """Ends `write`, which may wait for a client that does not read.
+
+    Args:
+      writing: The task of `write`.
+    """
+    self.close(ENDED, "")
+    with contextlib.suppress(TimeoutError):
+      async with asyncio.timeout(_CLOSE_SECONDS):
+        await writing
+
   async def read(self) -> str:
     """Returns the next text message; drops those over the rate limit.
 
@@ -108,6 +141,10 @@ class Connection:
         continue
       if not self._bucket.take(time.monotonic()):
         self._refuse_fast()
+        continue
+      self._received += 1
+      if not self.welcomed and self._received > MAX_BEFORE_HELLO:
+        self.close(_ABUSE, "No valid hello.")
         continue
       if message.get("text") is None:
         self.error("Messages must be text; post pictures to /pictures.")

@@ -44,18 +44,22 @@ class Hub:
   def __iter__(self) -> Iterator[session_lib.Session]:
     return iter(list(self._sessions.values()))
 
-  def enter(self, token: str, now: float) -> tuple[session_lib.Session, bool]:
+  def enter(
+    self, token: str, now: float, local: bool = False
+  ) -> tuple[session_lib.Session, bool]:
     """Finds the session of a token, or opens a new one.
 
     Args:
       token: Token of an earlier session, or empty.
       now: Time in seconds.
+      local: Whether the player is on this machine. Such a player takes the
+        place of another machine's player, the one idle longest, if need be.
 
     Returns:
       The session, and whether it existed before.
 
     Raises:
-      Full: There are `most` sessions, and all have connected players.
+      Full: There are `most` sessions, and none can be removed.
     """
     self.expire(now)
     session = self.find(token)
@@ -63,12 +67,21 @@ class Hub:
       return session, True
     if len(self._sessions) >= self.most:
       away = [each for each in self if each.connection is None]
-      if not away:
+      strangers = [each for each in self if local and not each.local]
+      if away:
+        self.remove(min(away, key=lambda each: each.left))
+      elif strangers:
+        idle = min(strangers, key=lambda each: each.seen)
+        self.remove(idle)
+        idle.connection.close(
+          connection.FULL, "The server's owner needed this place."
+        )
+      else:
         raise Full(
           f"All {self.most} places are taken; try again in a few minutes."
         )
-      self.remove(min(away, key=lambda each: each.left))
     session = session_lib.Session(self._num_actions, self._limits, now)
+    session.local = local
     self._sessions[session.token] = session
     return session, False
 

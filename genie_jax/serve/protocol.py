@@ -17,6 +17,7 @@ MAX_ACTIONS = 20_000  # Frames of one run.
 MAX_COMPARED = 32  # Frames of one comparison.
 MAX_RECORDED = 1_200  # Frames of one video.
 MAX_FILM_PIXELS = 256_000_000  # In all frames of a video, which are in memory.
+MAX_FILM_BYTES = 16 << 20  # Of an encoded video.
 MAX_NUMBER = 2**32 - 1  # Of seeds, sequence numbers and runs.
 NO_ACTION = 0xFFFF
 

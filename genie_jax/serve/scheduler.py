@@ -258,6 +258,6 @@ class Scheduler:
     elif line.advance(job.state, job.picture, job.kept) and (
       line is session.line
     ):
-      session.send_frame(line.end)
+      session.send_frames()
       if job.likeness is not None:
         session.set_likeness(job.likeness)

@@ -121,6 +121,18 @@ def network(address: str) -> str:
   return address
 
 
+def is_loopback(address: str) -> bool:
+  """Returns whether an address, or a visitor of `network`, is this machine."""
+  try:
+    found = ipaddress.ip_address(address)
+  except ValueError:
+    # IPv6 visitors are networks, and that of ::1 has no other machine in it.
+    return address in ("", "::/64")
+  if found.version == 6 and found.ipv4_mapped is not None:
+    found = found.ipv4_mapped
+  return found.is_loopback
+
+
 def _is_address(name: str) -> bool:
   """Returns whether a host is an IP address, which DNS cannot forge."""
   try:

@@ -11,9 +11,13 @@ from starlette import types
 
 from genie_jax.core import errors
 from genie_jax.serve import engine as engine_lib
-from genie_jax.serve import protocol, worlds
+from genie_jax.serve import gate, protocol, worlds
 
 _EVERYWHERE = ("0.0.0.0", "::")
+# A WebSocket is pinged this often, and must answer within the same time. As a
+# ping waits behind all that was sent before, this ends clients that read
+# nothing.
+_PING_SECONDS = 20.0
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -68,16 +72,18 @@ def configure(app: types.ASGIApp, max_sessions: int) -> uvicorn.Config:
   """Returns the configuration of the HTTP server."""
   return uvicorn.Config(
     app,
-    http="h11",
-    ws="websockets-sansio",
+    http=gate.Http,
+    ws=gate.WebSocket,
     loop="asyncio",
     ws_max_size=protocol.MAX_MESSAGE_BYTES,
     ws_per_message_deflate=False,
+    ws_ping_interval=_PING_SECONDS,
+    ws_ping_timeout=_PING_SECONDS,
     log_level="warning",
     access_log=False,
     server_header=False,
     timeout_graceful_shutdown=2,
-    # Each player has a WebSocket and requests a few files.
+    # Each player has a WebSocket and requests a few files. See `gate.Http`.
     limit_concurrency=64 + 8 * max_sessions,
   )
 

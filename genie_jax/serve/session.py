@@ -15,7 +15,7 @@ from genie_jax.serve import protocol
 
 _MAX_LINES = 8
 _MAX_WAITING = 64  # Actions whose frames were not shown yet.
-_MAX_UNSENT = 16  # Queued messages at which the game waits for the client.
+_MAX_UNSENT = 16  # Queued messages at which frames wait for the client.
 
 
 @dataclasses.dataclass
@@ -48,6 +48,7 @@ class Session:
     connection: The player's connection; None while disconnected.
     seen: Time of the last message, by the caller's clock.
     left: Time when the connection was lost, by the same clock.
+    local: Whether the session was opened from this machine.
     filming: Whether a video is being encoded.
     likeness: How well the first frame shows the player's own picture; None for
       a prompt of the gallery and before that frame.
@@ -61,17 +62,25 @@ class Session:
     self.connection: Any = None
     self.seen = now
     self.left = now
+    self.local = False
     self.filming = False
     self.likeness: likeness_lib.Likeness | None = None
     self._num_actions = num_actions
     self._limits = limits
     self._lines: dict[int, branch_lib.Line] = {}
     self._next_line = 0
+    self._next_frame = 0  # Of the line, to send.
     self._seq = 0
 
   @property
   def ready(self) -> bool:
     """Whether to draw frames: the player is connected and keeps up."""
+    return self._reads and (
+      self.line is None or self._next_frame > self.line.end
+    )
+
+  @property
+  def _reads(self) -> bool:
     return self.connection is not None and self.connection.unsent < _MAX_UNSENT
 
   def send(self, message: dict[str, Any] | bytes) -> None:
@@ -240,7 +249,10 @@ class Session:
     self._tell(reason, send_from)
 
   def _tell(self, reason: str, send_from: int | None) -> None:
-    """Describes the line and sends its frames from `send_from` on."""
+    """Describes the line and sends its frames from `send_from` on.
+
+    Without `send_from`, the page has all of them.
+    """
     line = self._line()
     message = {
       "type": "line",
@@ -262,21 +274,28 @@ class Session:
         images.to_png(line.origin.frame)
       ).decode()
     self.send(message)
-    if send_from is not None:
-      for number in range(max(send_from, line.first), line.end + 1):
-        self.send_frame(number)
+    self._next_frame = line.end + 1 if send_from is None else send_from
+    self.send_frames()
 
-  def send_frame(self, number: int) -> None:
-    """Sends a frame of the line being played."""
-    line = self._line()
-    self.send(
-      protocol.pack(
-        protocol.FRAME,
-        line.picture(number),
-        run=self.run,
-        **line.header(number),
+  def send_frames(self) -> None:
+    """Queues the next frames of the line, as many as the client reads.
+
+    Call it when there is a new frame, and after each message that was written.
+    """
+    line = self.line
+    if line is None:
+      return
+    self._next_frame = max(self._next_frame, line.first)
+    while self._reads and self._next_frame <= line.end:
+      self.send(
+        protocol.pack(
+          protocol.FRAME,
+          line.picture(self._next_frame),
+          run=self.run,
+          **line.header(self._next_frame),
+        )
       )
-    )
+      self._next_frame += 1
 
   def _line(self) -> branch_lib.Line:
     if self.line is None:
