@@ -30,6 +30,7 @@ _PAGE = {
   "icon.svg": ("page/icon.svg", "image/svg+xml"),
 }
 _MOST_BODY = 4096  # Bytes of a message from the page.
+_BODY_SECONDS = 10.0  # For all of them.
 _KEPT_SHEETS = 8  # Pictures of clips in memory, a few MB each.
 _COLUMNS = 16
 # Fast. Enlarged pixels of a game show the blocks of a JPEG.
@@ -170,9 +171,20 @@ class Labelling:
       {"error": reason, "state": self.state()}, status
     )
     try:
-      clip, rating = await _message(request)
+      async with asyncio.timeout(_BODY_SECONDS):
+        clip, rating = await _message(request)
     except ValueError as error:
       return refuse(f"The message was refused: {error}.", 400)
+    except TimeoutError:
+      late = refuse(
+        f"The message did not arrive within {_BODY_SECONDS:.0f} seconds; "
+        "press the key again.",
+        408,
+      )
+      late.headers["connection"] = "close"
+      return late
+    except requests.ClientDisconnect:
+      return responses.Response(status_code=400)
     if clip not in self._numbers:
       return refuse("There is no such clip.", 404)
     last, now = self._last(), self.state()["clip"]

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import signal
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -314,3 +315,21 @@ def test_a_sample_takes_turns_among_sources_and_depends_on_the_seed_alone():
   assert labelling.draw(clips, 12, seed=1) == drawn
   assert labelling.draw(clips, 12, seed=2) != drawn
   assert len(labelling.draw(clips, 1000, seed=1)) == len(clips)
+
+
+def test_a_message_of_a_few_bytes_a_second_ends(clips, table, monkeypatch):
+  monkeypatch.setattr(labelling, "_BODY_SECONDS", 0.5)
+  with serving(clips, table) as (_, host):
+    name, port = host.split(":")
+    with socket.create_connection((name, int(port)), timeout=0.1) as line:
+      line.sendall(
+        f"POST /rate HTTP/1.1\r\nHost: {host}\r\n"
+        "Content-Length: 999\r\n\r\n".encode()
+      )
+      answer = b""
+      for _ in range(100):
+        line.sendall(b" ")
+        with contextlib.suppress(TimeoutError):
+          answer = line.recv(1000)
+          break
+      assert b" 408 " in answer and b"press the key again" in answer
