@@ -11,7 +11,7 @@ TORCH_INDEX ?=
 RUNS ?= runs
 
 .PHONY: help setup system-libraries demo play test test-slow test-faults \
-  test-matrix lint format docs constraints clean
+  test-soak test-matrix lint format docs constraints clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -78,6 +78,11 @@ test-faults: setup $(LIBTPU)  ## the tests that inject faults, see docs/reliabil
 	TPU_LIBRARY_PATH=$(abspath $(LIBTPU)) $(BIN)/python -m pytest -n 2 \
 	  --dist worksteal $$(grep -o 'tests/[a-z0-9_/]*\.py::[a-z0-9_]*' \
 	  docs/reliability.md | sort -u)
+# SOAK="--minutes 5 --players 4" plays for another time, or with other players.
+SOAK ?=
+
+test-soak: setup  ## an hour of play at the limit of players; fails if memory grows
+	$(BIN)/python benchmarks/soak.py $(SOAK)
 
 # Environments of their own, in .venv-matrix. CELL=lowest-3.11 runs one of
 # them, TESTS="tests/core tests/nn" a part of the tests, WORKERS=1 one at once.
