@@ -78,6 +78,7 @@ test-faults: setup $(LIBTPU)  ## the tests that inject faults, see docs/reliabil
 	TPU_LIBRARY_PATH=$(abspath $(LIBTPU)) $(BIN)/python -m pytest -n 2 \
 	  --dist worksteal $$(grep -o 'tests/[a-z0-9_/]*\.py::[a-z0-9_]*' \
 	  docs/reliability.md | sort -u)
+
 # SOAK="--minutes 5 --players 4" plays for another time, or with other players.
 SOAK ?=
 
