@@ -12,9 +12,18 @@ from typing import Any
 
 import ml_collections
 
-from genie_jax.core import errors
+from genie_jax.core import config_fields, errors, schema
 
 _PREFIX = "--config."
+# What Python raises for texts that are not values, or nest too deeply.
+_UNREADABLE = (
+  TypeError,
+  ValueError,
+  SyntaxError,
+  OverflowError,
+  RecursionError,
+  MemoryError,
+)
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
@@ -30,8 +39,9 @@ def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
     The locked config.
 
   Raises:
-    UserError: The file is missing or invalid, the mode is unknown, or an
-      override names an unknown field or has the wrong type.
+    UserError: The file is missing or invalid, the mode is unknown, an
+      override names an unknown field or has the wrong type, or a value is out
+      of the bounds in `config_fields`.
   """
   name, _, mode = path.partition(":")
   file = pathlib.Path(name)
@@ -47,6 +57,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
     raise errors.UserError(f"--config={path}: {error}") from error
   for override in overrides:
     _override(config, path, override)
+  config_fields.check(dotted(to_dict(config)), path)
   config.lock()
   return config
 
@@ -127,10 +138,10 @@ def _override(
     )
   try:
     node[field] = _parse(text, old)
-  except (TypeError, ValueError, SyntaxError) as error:
+  except _UNREADABLE as error:
     raise errors.UserError(
-      f"{override}: {text!r} is not of type {type(old).__name__}; the field "
-      f"is {old!r} now."
+      f"{override[:80]}: {schema.shown(text)} is not of type "
+      f"{type(old).__name__}; the field is {old!r} now."
     ) from error
 
 

@@ -45,7 +45,7 @@ def test_the_mode_follows_the_colon_and_the_config_is_locked(path):
   "override, read, value",
   [
     ("--config.steps=7", lambda c: c.steps, 7),
-    ("--config.steps=-7", lambda c: c.steps, -7),
+    ("--config.steps=+7", lambda c: c.steps, 7),
     ("--config.on=true", lambda c: c.on, True),
     ("--config.on=FALSE", lambda c: c.on, False),
     ("--config.path=gs://b/a=b", lambda c: c.path, "gs://b/a=b"),
