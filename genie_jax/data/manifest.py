@@ -17,8 +17,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
-from genie_jax.core import buckets, config, errors, files
+from genie_jax.core import buckets, config, errors, files, schema
 from genie_jax.data import mirror, stored_frames
+from genie_jax.data import shards as shards_lib
 
 SCHEMA_VERSION = 2
 # Of a manifest without fields that are newer than it.
@@ -26,7 +27,41 @@ _PLAIN_VERSION = 1
 FILE_NAME = "manifest.json"
 KINDS = ("clips", "tokens", "counterfactuals")
 
-_ENTRY_FIELDS = ("file", "sha256", "bytes", "records", "episodes")
+_DIGEST = schema.Text(r"[0-9a-f]{64}", "64 hexadecimal digits")
+_MAYBE_TEXT = schema.Maybe(str, null=True)
+_MAYBE_COUNT = schema.Maybe(schema.COUNT, null=True)
+ENTRY = {
+  "file": schema.Text(
+    shards_lib.SHARD_NAME.pattern, "a name such as 00000-of-00001.array_record"
+  ),
+  "sha256": _DIGEST,
+  "bytes": schema.BYTES,
+  "records": schema.NATURAL,
+  "episodes": [(schema.NATURAL,) * 4],
+}
+_FORM = {
+  "fingerprint": _DIGEST,
+  "kind": schema.Text("|".join(KINDS), f"one of {', '.join(KINDS)}"),
+  "name": str,
+  "fps": schema.Number(0, above=True),
+  "frame_shape": (schema.COUNT,) * 3,
+  "frames_per_record": schema.COUNT,
+  "splits": {
+    ...: {"records": schema.BYTES, "frames": schema.BYTES, "shards": [ENTRY]}
+  },
+  "num_actions": schema.Maybe(schema.NATURAL, null=True),
+  "action_aliases": {...: schema.NATURAL},
+  "made_by": dict,
+  "frames_codec": _MAYBE_TEXT,
+  "token_grid": schema.Maybe((schema.COUNT,) * 2, null=True),
+  "num_codes": _MAYBE_COUNT,
+  "num_latent_actions": _MAYBE_COUNT,
+  "num_frames": _MAYBE_COUNT,
+  "stride": _MAYBE_COUNT,
+  "source_fingerprint": _MAYBE_TEXT,
+  "tokenizer_fingerprint": _MAYBE_TEXT,
+  "lam_fingerprint": _MAYBE_TEXT,
+}
 _NUMBER_LIST = re.compile(r"\[\s+(-?\d+(?:,\s+-?\d+)*)\s+\]")
 
 
@@ -126,29 +161,29 @@ class Manifest:
         f"{path} does not exist; use a folder that `genie data` or `genie "
         "tokenize` has finished, or run that command again to finish it."
       )
-    found = files.read_json(path)
-    try:
-      version = found.pop("schema_version")
-      if version not in range(_PLAIN_VERSION, SCHEMA_VERSION + 1):
-        raise errors.UserError(
-          f"{path} has schema version {version}, but this program reads "
-          f"versions {_PLAIN_VERSION} to {SCHEMA_VERSION}; write the folder "
-          "again, or install a newer genie_jax."
-        )
-      stated = found.pop("fingerprint")
-      found["frame_shape"] = tuple(found["frame_shape"])
-      found["action_aliases"] = {
-        int(key): value for key, value in found["action_aliases"].items()
-      }
-      if found.get("token_grid") is not None:
-        found["token_grid"] = tuple(found["token_grid"])
-      manifest = cls(**found, folder=pathlib.Path(folder), address=None)
-      manifest._check_form()
-    except (AttributeError, KeyError, TypeError) as error:
+    found = files.read_json(path, {"schema_version": schema.NATURAL})
+    version = found["schema_version"]
+    if version not in range(_PLAIN_VERSION, SCHEMA_VERSION + 1):
       raise errors.UserError(
-        f"{path} is not a genie manifest ({type(error).__name__}: {error}); "
-        "write the folder again."
-      ) from error
+        f"{path} has schema version {schema.shown(version)}, but this program "
+        f"reads versions {_PLAIN_VERSION} to {SCHEMA_VERSION}; write the "
+        "folder again, or install a newer genie_jax."
+      )
+    for form in (_FORM, *([_TOKENS] if found.get("kind") == "tokens" else [])):
+      schema.check(found, form, path, "write the folder again")
+    stated = found.pop("fingerprint")
+    del found["schema_version"]
+    errors.check_fields(path, found, _FIELDS)
+    manifest = cls(
+      **found
+      | {
+        "frame_shape": tuple(found["frame_shape"]),
+        "token_grid": found.get("token_grid") and tuple(found["token_grid"]),
+        "action_aliases": _aliases(path, found),
+      },
+      folder=pathlib.Path(folder),
+    )
+    manifest._check_form()
     if manifest.fingerprint != stated:
       raise errors.UserError(
         f"{path} was edited: its content has fingerprint "
@@ -163,18 +198,27 @@ class Manifest:
     )
 
   def _check_form(self) -> None:
-    if self.kind not in KINDS:
-      raise KeyError(f"kind {self.kind!r}")
     if self.frames_codec not in stored_frames.CODECS:
       raise errors.UserError(
         f"{self._where()} has frames of codec {self.frames_codec!r}, which "
         "this program cannot decode; install a newer genie_jax."
       )
-    for split in self.splits.values():
+    for name, split in self.splits.items():
       for entry in split["shards"]:
-        for field in _ENTRY_FIELDS:
-          if field not in entry:
-            raise KeyError(field)
+        for row in entry["episodes"]:
+          if self._last_record(row) >= entry["records"]:
+            raise errors.UserError(
+              f"{self._where()}: the episode {row} of {name}/{entry['file']} "
+              f"ends after the shard's {entry['records']} records; write the "
+              "folder again."
+            )
+
+  def _last_record(self, row: Sequence[int]) -> int:
+    """Returns the last record of its shard that an episode needs."""
+    _, record, start, length = row
+    if self.kind != "clips":
+      return record
+    return record + max(start + length - 1, 0) // self.frames_per_record
 
   def write(self, folder: files.PathLike) -> None:
     """Writes `folder`/manifest.json atomically, as the last of its files."""
@@ -325,6 +369,31 @@ def _path(folder: files.PathLike) -> str:
   if buckets.is_remote(folder):
     return f"{os.fspath(folder).rstrip('/')}/{FILE_NAME}"
   return str(pathlib.Path(folder) / FILE_NAME)
+
+
+# What readers of tokens need in addition.
+_TOKENS = {
+  "token_grid": (schema.COUNT,) * 2,
+  "num_codes": schema.COUNT,
+  "num_frames": schema.COUNT,
+}
+
+
+def _aliases(path: str, found: Mapping[str, Any]) -> dict[int, int]:
+  """Returns the field `action_aliases`, which JSON has by names.
+
+  Raises:
+    UserError: It has other actions than the data.
+  """
+  known = {str(key): key for key in range(found.get("num_actions") or 0)}
+  aliases = found["action_aliases"]
+  for name, same in aliases.items():
+    if name not in known or str(same) not in known:
+      raise errors.UserError(
+        f"{path}: action_aliases has {name[:20]!r}: {same}, but num_actions is "
+        f"{found.get('num_actions')}; write the folder again."
+      )
+  return {known[name]: same for name, same in aliases.items()}
 
 
 def split_summary(

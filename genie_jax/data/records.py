@@ -22,7 +22,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from genie_jax.core import errors
+from genie_jax.core import errors, files, schema
 
 SCHEMA_VERSION = 1
 
@@ -33,6 +33,12 @@ _CRC = struct.Struct("<I")
 _CRC_RESIDUE = 0x48674BC7
 # The kinds of dtypes in a record: bool, signed, unsigned, float.
 _DTYPE_KINDS = "biuf"
+_HEADER = {
+  "arrays": [
+    (str, schema.Text(r"[<|][biuf][1248]", "a dtype"), [schema.NATURAL])
+  ],
+  "meta": dict,
+}
 
 
 def _padding(length: int) -> int:
@@ -109,10 +115,16 @@ def unpack(
       f"{len(record)} bytes); write its folder again."
     )
   offset = _PREFIX.size + header_length
-  header = json.loads(record[_PREFIX.size : offset])
+  header = files.parse_json(record[_PREFIX.size : offset], where, _HEADER)
   arrays = {}
   for name, dtype, shape in header["arrays"]:
-    array = np.ndarray(shape, dtype, buffer=record, offset=offset)
+    try:
+      array = np.ndarray(shape, dtype, buffer=record, offset=offset)
+    except (TypeError, ValueError) as error:
+      raise errors.UserError(
+        f"{where} is too short for its array {name} of shape {shape}; write "
+        "its folder again."
+      ) from error
     arrays[name] = array
     offset += array.nbytes + _padding(array.nbytes)
   return arrays, header["meta"]

@@ -188,7 +188,14 @@ class WindowSource(Source):
         if name == stored_frames.FRAMES:
           self._frames(shard, record + number, arrays, meta, low, into)
         else:
-          into[...] = arrays[name][low : low + len(into)]
+          into[...] = stored_frames.part(
+            arrays,
+            name,
+            low,
+            low + len(into),
+            shape[1:],
+            f"{self._readers[shard].path} record {record + number}",
+          )
     out["source"][row], out["start"][row] = source, start
 
   def _frames(
@@ -313,7 +320,14 @@ class TokenSource(Source):
       before = self._ends[shard - 1] if shard else 0
       arrays, meta = self._readers[shard].read([index - before])[0]
       for name, (shape, _) in self._layout.items():
-        out[name][row] = arrays[name][: shape[0]]
+        out[name][row] = stored_frames.part(
+          arrays,
+          name,
+          0,
+          shape[0],
+          shape[1:],
+          f"{self._readers[shard].path} record {index - before}",
+        )
       if self._merged is not None:
         out["actions"][row] = self._merged[out["actions"][row]]
       out["source"][row], out["start"][row] = meta["source"], meta["start"]

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from genie_jax.core import errors
+from genie_jax.core import errors, schema
 from genie_jax.data import video_codec
 
 CODECS = (None, video_codec.NAME)
 FRAMES = "frames"
+_REMEDY = "write the folder again"
 
 
 def store(
@@ -73,8 +74,7 @@ def load(
     codec: The manifest's `frames_codec`.
     frame_shape: The manifest's (H, W, C).
     begin: The first frame to return.
-    end: The frame after the last one, which may be after the record's end; None
-      for the record's end.
+    end: The frame after the last one; None for the record's end.
     where: Name of the record in error messages.
     out: uint8 [n, H, W, C], where to write them; may be None.
 
@@ -83,26 +83,72 @@ def load(
     they are.
 
   Raises:
-    UserError: The record is damaged, or stores its frames in another way.
+    UserError: The record is damaged, has fewer frames or other ones, or stores
+      them in another way.
   """
   if (codec or FRAMES) not in arrays or (codec and "num_frames" not in meta):
     raise errors.UserError(
       f"{where} has {', '.join(arrays)}, but no frames as its manifest's "
       f"frames_codec {codec} needs them; write the folder again."
     )
-  count: int = meta["num_frames"] if codec else len(arrays[FRAMES])
-  end = count if end is None else min(end, count)
-  begin = min(begin, end)
-  if out is not None and len(out) != end - begin:
+  if not codec:
+    frames = part(arrays, FRAMES, begin, end, frame_shape, where)
+    if out is None:
+      return frames
+    out[:] = frames
+    return out
+  count = meta["num_frames"]
+  schema.check(count, schema.NATURAL, f"{where}: num_frames", _REMEDY)
+  end = count if end is None else end
+  if end > count:
+    raise _too_short(where, count, end)
+  return video_codec.decode(
+    arrays[codec], (count, *frame_shape), begin, end, where, out
+  )
+
+
+def part(
+  arrays: Mapping[str, np.ndarray],
+  name: str,
+  begin: int,
+  end: int | None,
+  shape: tuple[int, ...],
+  where: str,
+) -> np.ndarray:
+  """Returns consecutive rows of an array of a record.
+
+  numpy would repeat a single row or pixel to fill more of them.
+
+  Args:
+    arrays: The record's arrays.
+    name: The name of the array.
+    begin: The first row.
+    end: The row after the last one; None for all.
+    shape: The shape of each row.
+    where: Name of the record in error messages.
+
+  Returns:
+    [end - begin, *shape].
+
+  Raises:
+    UserError: The record has no such array, fewer rows or others.
+  """
+  array = arrays.get(name)
+  found = None if array is None else array.shape
+  if array is None or not found or found[1:] != tuple(shape):
     raise errors.UserError(
-      f"{where} has {count} frames, fewer than its manifest says; write the "
-      "folder again."
+      f"{where} has {name} of shape {found}, but each row must have the shape "
+      f"{tuple(shape)}; {_REMEDY}."
     )
-  if codec:
-    return video_codec.decode(
-      arrays[codec], (count, *frame_shape), begin, end, where, out
-    )
-  if out is None:
-    return arrays[FRAMES][begin:end]
-  out[:] = arrays[FRAMES][begin:end]
-  return out
+  if end is not None and end > len(array):
+    raise _too_short(where, len(array), end, name)
+  return array[begin:end]
+
+
+def _too_short(
+  where: str, found: int, needed: int, name: str = FRAMES
+) -> errors.UserError:
+  return errors.UserError(
+    f"{where} has {found} {name}, fewer than its manifest says (it needs "
+    f"{needed}); {_REMEDY}."
+  )

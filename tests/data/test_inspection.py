@@ -93,7 +93,7 @@ def test_frames_of_the_wrong_shape_are_found(tmp_path):
     action_aliases={},
     made_by={},
   ).write(tmp_path)
-  with pytest.raises(errors.UserError, match=r"\(3, 4, 4, 3\).*\(3, 8, 8, 3"):
+  with pytest.raises(errors.UserError, match=r"\(3, 4, 4, 3\).*\(8, 8, 3"):
     inspection.verify(manifest.Manifest.read(tmp_path))
 
 

@@ -65,8 +65,8 @@ def test_a_folder_without_manifest_is_refused_with_the_remedy(tmp_path):
   "text, message",
   [
     ("{", "not valid JSON"),
-    ("[]", "not a genie manifest"),
-    ('{"schema_version": 1}', "not a genie manifest"),
+    ("[]", "must be a group of fields"),
+    ('{"schema_version": 1}', "fingerprint is missing"),
     ('{"schema_version": 9}', "version 9.*versions 1 to 2"),
   ],
 )
