@@ -154,6 +154,22 @@ def lazy_params(
   return newest(workdir, step, read)
 
 
+def sealed_config(workdir: epath.Path) -> dict[str, Any] | None:
+  """Returns the config in the newest undamaged note; None without checkpoint.
+
+  The note has a checksum, so unlike config.json it cannot be edited.
+
+  Args:
+    workdir: A workdir of `genie train`, see `buckets.run_folder`.
+
+  Raises:
+    UserError: The notes of all checkpoints are damaged.
+  """
+  if not valid_steps(workdir):
+    return None
+  return newest(workdir, None, lambda path: read_note(path)["config"])
+
+
 def host_arrays(note: Mapping[str, Any], groups: tuple[str, ...]) -> Tree:
   """Returns a tree with which Orbax loads these groups to host memory."""
   return param_tree.unflatten(

@@ -1,12 +1,13 @@
 """Reads the training curves of a workdir for the report."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 
-from genie_jax.core import buckets, errors, files
+from genie_jax.core import buckets, errors, files, schema
+from genie_jax.train import workdir as workdir_lib
 
 _FILE = "metrics.jsonl"
 _POINTS = 120  # Points of a training curve; a chart cannot show more.
@@ -51,7 +52,11 @@ def read(workdir: files.PathLike) -> Run:
       f"{path} has no line with a loss; train for longer than "
       "config.log_every steps, or leave this --workdir out."
     )
-  stage = files.read_json(workdir / "config.json")["stage"]
+  config = workdir_lib.read(buckets.run_folder(workdir))
+  schema.check(
+    config, {"stage": str}, f"{workdir}/{workdir_lib.FILE}", "train it again"
+  )
+  stage = cast(dict[str, Any], config)["stage"]
   panels: dict[str, dict[str, Line]] = {
     "Training loss": {"loss": _thinned(series["loss"])}
   }
@@ -111,31 +116,23 @@ def started(workdir: files.PathLike) -> float | None:
   if not path.is_file():
     return None
   try:
-    return float(json.loads(path.read_text().partition("\n")[0])["time"])
-  except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+    first = path.read_bytes().partition(b"\n")[0]
+    return files.parse_json(first, str(path), {"time": schema.FINITE})["time"]
+  except errors.UserError:
     return None
 
 
 def _series(path: files.PathLike) -> dict[str, Line]:
   """Returns name -> (steps, values) of a file of JSON lines."""
-  points: dict[str, Line] = {}
   lists: dict[str, tuple[list[float], list[float]]] = {}
-  for number, text in enumerate(buckets.path(path).read_text().splitlines(), 1):
-    try:
-      line = json.loads(text)
-      step = line.pop("step")
-    except (json.JSONDecodeError, KeyError, AttributeError, TypeError):
-      raise errors.UserError(
-        f"{path}, line {number} is not a line of metrics; the run may have "
-        "been killed while writing it: resume the run, or delete the line."
-      ) from None
+  for line in files.read_json_lines(path, schema.METRICS):
+    step = line.pop("step")
     for name, value in line.items():
-      if isinstance(value, int | float):
+      if value is not None:
         steps, values = lists.setdefault(name, ([], []))
         steps.append(step)
         values.append(value)
-  points.update(lists)
-  return points
+  return dict(lists)
 
 
 def _thinned(line: Line) -> Line:

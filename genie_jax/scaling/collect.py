@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 
 from genie_jax.checkpoints import reader
-from genie_jax.core import buckets, errors, files
+from genie_jax.core import buckets, errors
 from genie_jax.core import config as config_lib
 from genie_jax.data import manifest
 from genie_jax.models import build
@@ -15,6 +15,7 @@ from genie_jax.scaling import cost, runs, table
 from genie_jax.scaling import ladder as ladder_lib
 from genie_jax.scaling import workspace as workspace_lib
 from genie_jax.stages import dynamics
+from genie_jax.train import fork
 from genie_jax.train import workdir as workdir_lib
 
 # The paper's final losses are means over the last 300 updates (Genie, 3.1).
@@ -31,7 +32,11 @@ def collect(
     UserError: Its folder has no finite final loss, or its data are gone.
   """
   workdir = workspace.workdir(cell)
-  config = files.read_json(workdir / workdir_lib.FILE)
+  config = workdir_lib.read(buckets.run_folder(workdir))
+  if config is None:
+    raise errors.UserError(
+      f"{cell.name}: {workdir} has no config; train it again."
+    )
   final = _final(workspace.lines(cell), cell, workdir)
   fields = ml_collections.ConfigDict(config)
   h, w = build.token_grid(fields.world)
@@ -39,7 +44,7 @@ def collect(
   mean, updates = train_loss(workspace.lines(cell), workdir)
   saved = buckets.run_folder(workdir) / reader.FOLDER / str(cell.steps)
   note = reader.read_note(saved)
-  began = workspace_lib.began_as_fork(workdir)
+  began = fork.read(workdir)
   counted = cost.known_flops(workspace).get(cost.flops_key(cell))
   found = runs.Run(
     name=cell.name,

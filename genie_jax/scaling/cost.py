@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from genie_jax.core import files, provenance
+from genie_jax.core import files, provenance, schema
 from genie_jax.plan import aot_compile, child_process, topology
 from genie_jax.plan import step_flops as step_flops_lib
 from genie_jax.scaling import ladder as ladder_lib
@@ -104,7 +104,8 @@ def measured(
 def known(workspace: workspace_lib.Workspace) -> dict[str, Any]:
   """Returns the content of OUT/cost.json; empty if there is none."""
   path = workspace.out / FILE
-  return files.read_json(path) if path.exists() else {}
+  form = {"hardware": str, "step_seconds": {...: schema.NOT_NEGATIVE}}
+  return files.read_json(path, form) if path.exists() else {}
 
 
 def count_flops(
@@ -140,7 +141,8 @@ def flops_key(cell: ladder_lib.Cell) -> str:
 def known_flops(workspace: workspace_lib.Workspace) -> Mapping[str, float]:
   """Returns the counted FLOPs of a step by `flops_key`."""
   path = workspace.out / FLOPS_FILE
-  return files.read_json(path) if path.exists() else {}
+  form = {...: schema.NOT_NEGATIVE}
+  return files.read_json(path, form) if path.exists() else {}
 
 
 def planned(

@@ -11,8 +11,6 @@ OUT/learning_rates.json, OUT/commands.txt, OUT/runs.json
 import contextlib
 import dataclasses
 import fcntl
-import json
-import math
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,9 +19,8 @@ from typing import Any
 from etils import epath
 
 from genie_jax.checkpoints import reader
-from genie_jax.core import buckets, errors, files
+from genie_jax.core import buckets, errors, files, schema
 from genie_jax.scaling import ladder as ladder_lib
-from genie_jax.train import fork
 from genie_jax.train import metrics as metrics_lib
 
 STATUSES = ("done", "running", "stopped", "failed", "ready", "waits")
@@ -86,11 +83,7 @@ class Workspace:
     path = self.workdir(cell) / metrics_lib.FILE
     if not path.exists():
       return []
-    found = []
-    for line in path.read_text().splitlines():
-      if math.isfinite(metrics_lib.step_of(line)):
-        found.append(json.loads(line))
-    return found
+    return files.read_json_lines(path, schema.METRICS, torn=True)
 
   def is_done(self, cell: ladder_lib.Cell) -> bool:
     """Returns whether a cell has the checkpoint of its last step."""
@@ -132,7 +125,8 @@ class Workspace:
 
   def _failure(self, cell: ladder_lib.Cell) -> Mapping[str, Any] | None:
     path = self.out / "failed" / f"{cell.name}.json"
-    return files.read_json(path) if path.exists() else None
+    form = {"message": schema.TEXT}
+    return files.read_json(path, form) if path.exists() else None
 
   def record_end(self, cell: ladder_lib.Cell, code: int) -> str:
     """Notes how a cell's process ended; returns the message of a failure."""
@@ -202,9 +196,3 @@ def find(cells: Sequence[ladder_lib.Cell], name: str) -> ladder_lib.Cell:
     f"The ladder has no cell {name!r}{errors.closest(name, names)}; "
     "`--status` lists the cells."
   )
-
-
-def began_as_fork(workdir: pathlib.Path) -> Mapping[str, Any] | None:
-  """Returns the content of a run's fork.json; None if it has none."""
-  path = workdir / fork.FILE
-  return files.read_json(path) if path.exists() else None

@@ -20,7 +20,7 @@ from absl import logging
 from etils import epath
 
 from genie_jax.checkpoints import reader
-from genie_jax.core import buckets, errors, files
+from genie_jax.core import buckets, errors, files, schema
 from genie_jax.train import metrics
 from genie_jax.train import optimizer as optimizer_lib
 from genie_jax.train import workdir as workdir_lib
@@ -59,14 +59,27 @@ def check(workdir: epath.Path, fork: Fork | None, resumes: bool) -> None:
   """
   if fork is None or not resumes:
     return
-  path = workdir / FILE
-  found = files.read_json(path) if path.exists() else None
+  found = read(workdir)
   if found is None or found["step"] != fork.step:
     began = f"at step {found['step']} of {found['source']}" if found else "anew"
     raise errors.UserError(
       f"{workdir} began {began}, not at step {fork.step} of {fork.source}; "
       "leave out --fork-from to resume it, or use a new workdir."
     )
+
+
+def read(workdir: Any) -> dict[str, Any] | None:
+  """Returns the content of a run's fork.json; None if it has none.
+
+  Args:
+    workdir: The run's folder, a path.
+
+  Raises:
+    UserError: The file has other content.
+  """
+  path = workdir / FILE
+  form = {"step": schema.COUNT, "source": str}
+  return files.read_json(path, form) if path.exists() else None
 
 
 def restore(

@@ -1,5 +1,9 @@
 """The config of a workdir, and which fields may change when a run resumes.
 
+`config.json` shows the config to people and tools. Each checkpoint contains a
+sealed copy, which decides where there is one: `read` returns it if config.json
+is missing, damaged or edited.
+
 A run may resume on a different chip count, so fields that affect only execution
 may change: the mesh, the number of microbatches, and for each transformer stack
 rematerialisation, the attention implementation and the unrolling of layers.
@@ -21,11 +25,13 @@ import jax
 from absl import logging
 from etils import epath
 
+from genie_jax.checkpoints import reader
 from genie_jax.core import config as config_lib
-from genie_jax.core import errors, files
+from genie_jax.core import errors, files, schema
 
 FILE = "config.json"
 STARTED = "started.json"
+_STARTED = {"started": schema.NOT_NEGATIVE}
 
 # Fields that change neither the model nor the meaning of its state. Changing
 # `steps` lengthens or shortens the rest of the learning rate schedule.
@@ -81,9 +87,49 @@ def check(
   Raises:
     UserError: A field that the checkpoint depends on has changed.
   """
-  path = workdir / FILE
-  if resumes and path.exists():
-    compare(workdir, files.read_json(path), config)
+  old = read(workdir) if resumes else None
+  if old is not None:
+    compare(workdir, old, config)
+
+
+def read(workdir: epath.Path) -> dict[str, Any] | None:
+  """Returns the config of a run; None if the folder has none.
+
+  A config.json that contradicts the sealed copy is not used, with a warning. It
+  may have other values of fields that may change: a run that is stopped soon
+  after it has resumed has no checkpoint with them yet.
+
+  Args:
+    workdir: The run's folder, see `buckets.run_folder`.
+
+  Raises:
+    UserError: All checkpoints are damaged; without checkpoints, config.json is.
+  """
+  path, sealed = workdir / FILE, reader.sealed_config(workdir)
+  if sealed is None:
+    return files.read_json(path) if path.exists() else None
+  try:
+    found = files.read_json(path)
+    old, new = config_lib.dotted(sealed), config_lib.dotted(found)
+    wrong = [
+      name
+      for name in _differences(old, new)
+      if not _may_change(name, old, new)
+      # Versions before the fingerprint sealed none.
+      and (name != _DATA or name in old)
+    ]
+    if not wrong:
+      return found
+    why = (
+      f"{path} was edited: config.{wrong[0]} is "
+      f"{schema.shown(new.get(wrong[0], 'absent'))}"
+    )
+  except errors.UserError as error:
+    why = str(error).partition(";")[0]
+  logging.warning(
+    "%s; the config that is sealed in the newest checkpoint is used.", why
+  )
+  return sealed
 
 
 def write(workdir: epath.Path, config: Mapping[str, Any]) -> None:
@@ -104,7 +150,7 @@ def first_start(workdir: epath.Path) -> float:
     if jax.process_index() == 0:
       files.write_json(path, {"started": now})
     return now
-  return files.read_json(path)["started"]
+  return files.read_json(path, _STARTED)["started"]
 
 
 def compare(
@@ -129,13 +175,7 @@ def compare(
     UserError: A field that the state depends on has changed.
   """
   old_fields, new_fields = config_lib.dotted(old), config_lib.dotted(new)
-  for name in sorted(old_fields.keys() | new_fields.keys()):
-    before, after = (
-      fields.get(name, _ABSENT.get(name, "absent"))
-      for fields in (old_fields, new_fields)
-    )
-    if before == after:
-      continue
+  for name, (before, after) in _differences(old_fields, new_fields).items():
     if name == _DATA:
       _compare_data(workdir, old_fields, new_fields)
       continue
@@ -147,6 +187,19 @@ def compare(
     logging.info(
       "Resuming with config.%s=%r instead of %r.", name, after, before
     )
+
+
+def _differences(
+  old: Mapping[str, Any], new: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+  """Returns name -> both values of the fields that differ, in order."""
+  found = {
+    name: tuple(
+      fields.get(name, _ABSENT.get(name, "absent")) for fields in (old, new)
+    )
+    for name in sorted(old.keys() | new.keys())
+  }
+  return {name: pair for name, pair in found.items() if pair[0] != pair[1]}
 
 
 def _compare_data(

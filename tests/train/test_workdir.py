@@ -5,14 +5,15 @@ import json
 import pathlib
 import shutil
 
+import jax.numpy as jnp
 import pytest
 
-from genie_jax.checkpoints import reader
+from genie_jax.checkpoints import manager, reader
 from genie_jax.cli import main
 from genie_jax.core import buckets, errors
 from genie_jax.core import config as config_lib
 from genie_jax.data import manifest
-from genie_jax.train import loop, workdir
+from genie_jax.train import fork, loop, workdir
 from tests.fixtures import stage_data, toy_stage
 
 EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
@@ -122,6 +123,87 @@ def test_data_may_move_but_not_change(tmp_path):
       errors.UserError, match=f"fingerprint {'a' * 12}, but .* {'b' * 12};"
     ):
       resume(**{"data.fingerprint": "b" * 64, **changes})
+
+
+class _Position:
+  """A data iterator without data."""
+
+  def get_state(self):
+    return {"next_batch": 3}
+
+
+def sealed(folder, **changes):
+  """Writes config.json and a checkpoint that seals the same config.
+
+  Returns:
+    The run's folder and the config.
+  """
+  run = buckets.run_folder(folder)
+  config = config_lib.load(f"{EXPERIMENTS / 'coinrun/lam.py'}:smoke")
+  config = config_lib.to_dict(config) | changes
+  workdir.write(run, config)
+  checkpoints = manager.Checkpoints(run, 2)
+  fields = {"step": jnp.int32(3), "params": {"w": jnp.ones(2)}}
+  checkpoints.save(fields, _Position(), {"config": config})
+  checkpoints.close()
+  return run, config
+
+
+@pytest.mark.parametrize(
+  "content, why",
+  [
+    (None, "does not exist"),
+    (b'{"seed": 0', "is not valid JSON"),
+    (b"[]", "must be a group of fields"),
+    (b"\xff", "is not valid JSON"),
+    (lambda config: config.update(seed=5), "was edited: config.seed is 5"),
+    (
+      lambda config: config["model"]["encoder"].update(width=999),
+      "was edited: config.model.encoder.width is 999",
+    ),
+    (lambda config: config.pop("model"), "was edited: config.model."),
+  ],
+)
+def test_the_config_sealed_in_the_checkpoint_decides(
+  tmp_path, caplog, content, why
+):
+  run, config = sealed(tmp_path)
+  path = tmp_path / workdir.FILE
+  edited = json.loads(path.read_text())
+  if callable(content):
+    content(edited)
+    content = json.dumps(edited).encode()
+  path.unlink()
+  if content is not None:
+    path.write_bytes(content)
+  assert workdir.read(run) == config
+  warnings = [r.getMessage() for r in caplog.records if r.levelname[0] == "W"]
+  assert len(warnings) == 1 and len(warnings[0].splitlines()) == 1
+  assert why in warnings[0] and "sealed in the newest checkpoint" in warnings[0]
+  workdir.check(run, config, resumes=True)
+  with pytest.raises(errors.UserError, match=r"config\.seed=0, but now it"):
+    workdir.check(run, config | {"seed": 5}, resumes=True)
+
+
+def test_fields_that_may_change_are_those_of_the_file(tmp_path, caplog):
+  run, config = sealed(tmp_path)
+  workdir.write(run, config | {"steps": 77})
+  found = workdir.read(run)
+  assert found is not None and found["steps"] == 77 and not caplog.records
+
+
+@pytest.mark.parametrize("content", ["[]", '{"started": "now"}', "{", "null"])
+def test_another_started_file_is_one_line(tmp_path, content):
+  (tmp_path / workdir.STARTED).write_text(content)
+  with pytest.raises(errors.UserError, match=r"started\.json"):
+    workdir.first_start(buckets.run_folder(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["[]", '{"step": -1, "source": "a"}', "7"])
+def test_another_fork_file_is_one_line(tmp_path, content):
+  (tmp_path / fork.FILE).write_text(content)
+  with pytest.raises(errors.UserError, match=r"fork\.json"):
+    fork.check(buckets.run_folder(tmp_path), fork.Fork("a", 1), True)
 
 
 def test_a_run_resumes_with_other_microbatches(tmp_path):
