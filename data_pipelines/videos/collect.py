@@ -32,7 +32,7 @@ from data_pipelines.videos import (
 )
 from data_pipelines.videos import options as options_lib
 from data_pipelines.videos import sources as sources_lib
-from genie_jax.core import buckets, errors, files, progress
+from genie_jax.core import buckets, errors, files, progress, schema
 from genie_jax.data import manifest as manifest_lib
 from genie_jax.data import resumable, video_codec
 
@@ -366,7 +366,9 @@ def _earlier_made_by(folder: pathlib.Path) -> dict[str, Any]:
   if manifest_lib.exists(folder):
     return dict(manifest_lib.Manifest.read(folder).made_by)
   if request.exists():
-    return files.read_json(request).get("made_by", {})
+    return files.read_json(request, {"made_by": schema.Maybe(dict)}).get(
+      "made_by", {}
+    )
   return {}
 
 

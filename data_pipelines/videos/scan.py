@@ -84,7 +84,7 @@ def results(jobs: Sequence[dict[str, Any]]) -> list[sources_lib.Source]:
     UserError: A result is missing.
   """
   return [
-    _source(row) for job in jobs for row in files.read_json(job["result"])
+    _source(row) for job in jobs for row in files.read_json(job["result"], list)
   ]
 
 

@@ -1,11 +1,24 @@
 """`genie export`: turns checkpoints into a world folder."""
 
 import argparse
-import json
 import os
 import pathlib
 import sys
 from typing import Any
+
+from genie_jax.core import schema
+
+# What is read of metrics.json; a number of a metric may be missing.
+_SHARE = schema.Maybe(schema.SHARE, null=True)
+_BUTTONS = [{"button": schema.NATURAL, "name": schema.TEXT, "share": _SHARE}]
+_METRICS = {
+  "details": schema.Maybe(
+    {
+      metric: schema.Maybe({"buttons": schema.Maybe(_BUTTONS)})
+      for metric in ("counterfactuals", "held", "control")
+    }
+  )
+}
 
 _EXAMPLE = """\
 example:
@@ -115,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
     raise errors.UserError(
       f"--shard-bytes is {args.shard_bytes}; give a number of at least 1."
     )
-  metrics = files.read_json(args.metrics) if args.metrics else {}
+  metrics = files.read_json(args.metrics, _METRICS) if args.metrics else {}
   named = buttons.from_metrics(metrics)
   metrics.pop("details", None)
   if isinstance(metrics.get("command"), str):
@@ -149,7 +162,7 @@ def settings(flag: str, text: str | None) -> dict[str, Any]:
   Raises:
     UserError: A setting is not of the form NAME=VALUE.
   """
-  from genie_jax.core import errors
+  from genie_jax.core import errors, files
 
   found: dict[str, Any] = {}
   if text is None:
@@ -163,8 +176,8 @@ def settings(flag: str, text: str | None) -> dict[str, Any]:
         f"{example}."
       )
     try:
-      found[name] = json.loads(value)
-    except json.JSONDecodeError:
+      found[name] = files.parse_json(value.encode(), flag, object)
+    except errors.UserError:
       found[name] = value  # A word, such as "confidence".
   return found
 

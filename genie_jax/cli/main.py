@@ -5,14 +5,16 @@ invalid input, with one line that says what is wrong, where, and how to fix it.
 """
 
 import argparse
+import functools
 import importlib
 import logging as std_logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import logging as absl_logging
 
-from genie_jax.core import errors, registry
+from genie_jax.core import errors, registry, schema
 
 # Name -> description in `genie --help`. Each is a module of this package, so
 # that a sub-command does not import what only the others need.
@@ -29,6 +31,8 @@ COMMANDS = {
   "plan": "estimate memory, time and cost of a run before renting chips",
   "scaling": "the scaling study: sizes, runs, fits and figures",
 }
+
+_NUMBER = schema.Number(-(2**63), 2**63)
 
 _EPILOG = """\
 first steps:
@@ -52,15 +56,55 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-  """A parser that reports errors as UserError, without printing the usage."""
+  """A parser that reports errors as UserError, without printing the usage.
+
+  It refuses numbers that are not finite, or have more than 64 bits, and empty
+  paths, which would mean the working folder.
+  """
+
+  def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+    """Adds a flag; one with the metavar DIR or FILE takes a path."""
+    if options.get("action", "store") in ("store", "append"):
+      path = str(options.get("metavar")).startswith(("DIR", "FILE"))
+      options["type"] = _checked(
+        options.get("type", str), path and options.get("default") != ""
+      )
+    return super().add_argument(*names, **options)
 
   def error(self, message: str):
+    message = message if len(message) <= 400 else f"{message[:400]}..."
     raise errors.UserError(
       f"{message[:1].upper()}{message[1:]}; see `{self.prog} --help`."
     )
 
 
+def _checked(kind: Callable[[str], Any], path: bool) -> Callable[[str], Any]:
+  """Returns a flag's type with the checks of `_Parser`."""
+
+  @functools.wraps(kind)  # Its name is in messages.
+  def convert(text: str) -> Any:
+    value = kind(text)
+    if path and not text.strip():
+      raise argparse.ArgumentTypeError("the path is empty")
+    if isinstance(value, int | float) and not _NUMBER.accepts(value):
+      raise argparse.ArgumentTypeError(f"{text[:40]} must be {_NUMBER}")
+    return value
+
+  return convert
+
+
+def _check_texts(argv: Sequence[str]) -> None:
+  """Raises UserError for an argument that no file name or number may be."""
+  for word in argv:
+    if not schema.is_plain(word):
+      raise errors.UserError(
+        f"The argument {schema.shown(word)} has control characters or is not "
+        "UTF-8; leave them out, or rename the file."
+      )
+
+
 def _run(argv: list[str]) -> int:
+  _check_texts(argv)
   parser = _Parser(
     prog="genie",
     description="Train, measure and play Genie-style world models.",

@@ -420,7 +420,7 @@ def _calibrate(args: argparse.Namespace) -> int:
   rows: list[dict[str, Any]] = []
   names = [run_.name for run_ in runs]
   if args.json and pathlib.Path(args.json).exists():
-    rows = calibrate.resumed(files.read_json(args.json), names)
+    rows = calibrate.resumed(files.read_json(args.json, calibrate.FORM), names)
   done = {row["name"] for row in rows}
   missing = [run_ for run_ in runs if run_.name not in done]
   for run_ in progress.track(missing, unit="runs", description="plans"):

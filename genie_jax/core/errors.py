@@ -2,11 +2,25 @@
 
 import contextlib
 import difflib
+import errno
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar
 
 _Value = TypeVar("_Value")
+
+
+# Of a path that the same command will find wrong again.
+_PATH_ERRORS = (
+  errno.EACCES,
+  errno.EEXIST,
+  errno.EISDIR,
+  errno.ELOOP,
+  errno.ENAMETOOLONG,
+  errno.ENOTDIR,
+  errno.EPERM,
+  errno.EROFS,
+)
 
 
 class UserError(ValueError):
@@ -44,8 +58,9 @@ def reported(name: str) -> Iterator[Exit]:
   """Reports errors of a program on stderr in one line each.
 
   The program is the body of the `with` statement. It stores its exit code; an
-  error stores 2 for invalid input, 1 where the disk is full or a file was lost,
-  which is not a bug and needs no traceback, and 130 for Ctrl-C.
+  error stores 2 for invalid input, such as a path that cannot be used, 1 where
+  the disk is full or a file was lost, which is not a bug and needs no
+  traceback, and 130 for Ctrl-C.
 
   Args:
     name: The program's name, which begins the line.
@@ -61,6 +76,11 @@ def reported(name: str) -> Iterator[Exit]:
     message, done.code = str(error), 2
   except OSError as error:
     message, done.code = str(error), 1
+    if error.errno in _PATH_ERRORS and error.filename is not None:
+      where = repr(error.filename)
+      where = where if len(where) <= 200 else f"{where[:200]}..."
+      message = f"{where}: {error.strerror}; give another path."
+      done.code = 2
   except KeyboardInterrupt:
     message, done.code = "stopped by Ctrl-C", 130
   print(f"{name}: {' '.join(message.split())}", file=sys.stderr)

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from genie_jax.core import errors, files
+from genie_jax.core import errors, files, schema
 
 _GENIE = (sys.executable, "-m", "genie_jax")
 
@@ -72,7 +72,8 @@ def run(steps: Sequence[Step], clock: pathlib.Path) -> dict[str, float]:
     StepFailed: A step failed.
     UserError: A step's arguments cannot be determined.
   """
-  seconds = files.read_json(clock) if clock.exists() else {}
+  form = {...: schema.NOT_NEGATIVE}
+  seconds = files.read_json(clock, form) if clock.exists() else {}
   spent = expected = 0.0
   for number, step in enumerate(steps):
     words = step.words()

@@ -173,7 +173,9 @@ class FolderWriter:
   def entries(self) -> dict[Shard, Entry]:
     """Returns the entries of all shards, once all have receipts."""
     return {
-      shard: files.read_json(receipt_path(self.folder, shard))
+      shard: files.read_json(
+        receipt_path(self.folder, shard), manifest_lib.ENTRY
+      )
       for shards in self._splits.values()
       for shard in shards
     }
@@ -288,7 +290,9 @@ class FolderWriter:
     for shard in (s for shards in self._splits.values() for s in shards):
       for path in _receipts(self.folder, shard):
         if path.exists():
-          entries[shard.split, shard.name] = files.read_json(path)
+          entries[shard.split, shard.name] = files.read_json(
+            path, manifest_lib.ENTRY
+          )
     return entries
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from genie_jax.core import errors, files, images
+from genie_jax.core import files, images, schema
 from genie_jax.evals import (
   charts,
   curves,
@@ -408,12 +408,4 @@ def read_seconds(path: files.PathLike) -> dict[str, float]:
   Raises:
     UserError: The file has other content.
   """
-  found = files.read_json(path)
-  if not isinstance(found, dict) or not all(
-    isinstance(x, int | float) and x >= 0 for x in found.values()
-  ):
-    raise errors.UserError(
-      f"{path} must contain one JSON object, stage -> seconds, such as "
-      '{"tokenizer": 412.5}.'
-    )
-  return found
+  return files.read_json(path, {...: schema.NOT_NEGATIVE})

@@ -4,13 +4,12 @@
 and checkpoints, so the comparison needs nothing but the folder of a run.
 """
 
-import json
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from genie_jax.core import errors
+from genie_jax.core import errors, files, schema
 
 # As `train.metrics.FILE`.
 _METRICS = "metrics.jsonl"
@@ -35,11 +34,7 @@ def step_seconds(workdir: str) -> list[float]:
       "`genie train`."
     )
   found: list[tuple[int, float]] = []
-  for line in path.read_text().splitlines():
-    try:
-      values = json.loads(line)
-    except json.JSONDecodeError:
-      continue  # A kill cut this line short.
+  for values in files.read_json_lines(path, schema.METRICS, torn=True):
     rate = values.get("steps_per_second")
     if rate:
       found.append((values["step"], 1 / rate))

@@ -148,7 +148,7 @@ def test_a_workdir_without_metrics_is_refused(tmp_path):
 def test_timings_must_be_numbers_by_stage(tmp_path):
   path = tmp_path / "t.json"
   path.write_text('{"tokenizer": "long"}')
-  with pytest.raises(errors.UserError, match="stage -> seconds"):
+  with pytest.raises(errors.UserError, match="must be a"):
     report.read_seconds(path)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import ml_collections
 
-from genie_jax.core import errors, provenance
+from genie_jax.core import errors, provenance, schema
 from genie_jax.plan import aot_compile, training
 from genie_jax.plan import topology as topology_lib
 from genie_jax.plan.calibration import decoder, published, ratios
@@ -207,6 +207,13 @@ def stored_ratios(found: Mapping[str, Any]) -> dict[str, Any]:
   }
 
 
+# What `resumed` reads of a result.
+FORM = {
+  "version": object,
+  "rows": schema.Maybe([{"name": str, "program": dict}]),
+}
+
+
 def resumed(
   found: Mapping[str, Any], names: Sequence[str]
 ) -> list[dict[str, Any]]:
@@ -230,7 +237,7 @@ def resumed(
   now = program()
   return [
     row
-    for row in found["rows"]
+    for row in found.get("rows", ())
     if row["name"] in published.RUNS
     and (
       row["name"] not in names

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax import export
 
-from genie_jax.core import errors, files
+from genie_jax.core import errors, files, schema
 from genie_jax.weights import tensor_files
 from genie_jax.worlds import world_manifest
 
@@ -25,6 +25,13 @@ FORMAT_VERSION = 1
 FOLDER = "stablehlo"
 LIST = "programs.json"
 _NAMES = ("encode", "decode", "reset", "step")
+_LIST = {
+  "window": schema.COUNT,
+  "frame_shape": (schema.COUNT,) * 3,
+  "grid": (schema.COUNT,) * 2,
+  "num_actions": schema.COUNT,
+  "weights": {name: [str] for name in _NAMES},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,14 +142,22 @@ def load(folder: files.PathLike) -> Programs:
       f"{folder} has no programs; export it with --stablehlo."
     )
   world_manifest.check_files(folder, manifest)
-  listed = files.read_json(folder / FOLDER / LIST)
-  if listed.get("format_version") != FORMAT_VERSION:
+  path = folder / FOLDER / LIST
+  listed = files.read_json(path, {"format_version": schema.NATURAL})
+  if listed["format_version"] != FORMAT_VERSION:
     raise errors.UserError(
       f"{folder}/{FOLDER}/{LIST} has format_version "
-      f"{listed.get('format_version')!r}, this version reads "
+      f"{listed['format_version']}, this version reads "
       f"{FORMAT_VERSION}; export the world again."
     )
+  schema.check(listed, _LIST, str(path), "export the world again")
   weights = _weights(folder)
+  for name in _NAMES:
+    if unknown := set(listed["weights"][name]) - set(weights):
+      raise errors.UserError(
+        f"{path} needs the tensor {min(unknown)!r:.80}, which the world does "
+        "not have; export the world again."
+      )
   calls = {}
   for name in _NAMES:
     path = folder / FOLDER / f"{name}.stablehlo"
