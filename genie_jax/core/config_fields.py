@@ -25,6 +25,8 @@ FIELDS: dict[str, schema.Form] = {
   "log_every": schema.COUNT,
   "eval_every": schema.COUNT,
   "checkpoint_every": schema.COUNT,
+  "checkpoint_minutes": schema.NOT_NEGATIVE,
+  "watchdog_seconds": schema.NOT_NEGATIVE,
   "keep_checkpoints": schema.COUNT,
   "keep_every": schema.NATURAL,
   "eval_batches": schema.NATURAL,
@@ -54,6 +56,7 @@ FIELDS: dict[str, schema.Form] = {
   # -1 for all remaining devices.
   "mesh.*": schema.Number(-1, schema.MOST, whole=True),
   "optimizer.accumulate": schema.COUNT,
+  "optimizer.max_skipped": schema.NATURAL,
   "optimizer.*_lr": schema.NOT_NEGATIVE,
   "optimizer.b?": _BELOW_1,
   "optimizer.momentum": _BELOW_1,

@@ -102,7 +102,7 @@ def replay(
       f"--replay={step} is no step of this run; give one from 1 to "
       f"config.steps={config.steps}."
     )
-  if not (workdir / workdir_lib.FILE).exists():
+  if workdir_lib.read(workdir) is None:
     raise errors.UserError(
       f"--replay={step}: {workdir} has no run; give the --workdir of one."
     )
