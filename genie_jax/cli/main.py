@@ -138,14 +138,20 @@ def _run(argv: list[str]) -> int:
 
 
 def _show_own_log() -> None:
-  """Shows the log of this package, and only warnings of libraries."""
-  absl_logging.set_verbosity(absl_logging.INFO)
-  absl_logging.use_absl_handler()
-  absl_logging.get_absl_handler().addFilter(
-    lambda record: (
+  """Shows the log of this package, and only warnings of libraries.
+
+  Messages may quote a world or a server, so they cannot control the terminal.
+  """
+
+  def show(record: std_logging.LogRecord) -> bool:
+    record.msg, record.args = errors.printable(record.getMessage()), None
+    return (
       record.levelno >= std_logging.WARNING or "genie_jax" in record.pathname
     )
-  )
+
+  absl_logging.set_verbosity(absl_logging.INFO)
+  absl_logging.use_absl_handler()
+  absl_logging.get_absl_handler().addFilter(show)
 
 
 def _module(name: str):

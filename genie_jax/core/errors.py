@@ -27,8 +27,12 @@ class UserError(ValueError):
   """Invalid input from the user: a flag, a config, a file or a picture.
 
   The message is one line that says what is wrong, where, and how to fix it. The
-  command line prints it without a traceback and exits with code 2.
+  command line prints it without a traceback and exits with code 2. It may quote
+  names of unknown origin, see `printable`.
   """
+
+  def __init__(self, message: str = ""):
+    super().__init__(printable(message))
 
 
 class RunFailed(RuntimeError):
@@ -83,7 +87,24 @@ def reported(name: str) -> Iterator[Exit]:
       done.code = 2
   except KeyboardInterrupt:
     message, done.code = "stopped by Ctrl-C", 130
-  print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+  line = printable(" ".join(message.split()))
+  print(f"{name}: {line}", file=sys.stderr)
+
+
+def printable(text: str) -> str:
+  """Returns text that cannot control a terminal, for text from strangers.
+
+  Args:
+    text: Any text, for example with a name from a file or a server's answer.
+
+  Returns:
+    The text; characters that are not printable are escaped ("\\x1b"), except
+    new lines and tabs.
+  """
+  return "".join(
+    one if one.isprintable() or one in "\n\t" else ascii(one)[1:-1]
+    for one in text
+  )
 
 
 def closest(name: str, known: Iterable[str]) -> str:

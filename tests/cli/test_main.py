@@ -6,8 +6,10 @@ import os
 import pathlib
 
 import pytest
+from absl import logging
 
 from genie_jax.cli import main, scaling
+from genie_jax.core import errors
 from tests.fixtures import stage_data
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "experiments" / "coinrun"
@@ -179,6 +181,21 @@ def test_a_message_of_several_lines_is_folded_into_one(capsys, monkeypatch):
     1,
     "genie scaling: one two three\n",
   )
+
+
+@pytest.mark.parametrize("kind", [errors.UserError, OSError, logging.warning])
+def test_no_message_controls_the_terminal(capsys, monkeypatch, kind):
+  def fail(args):
+    del args
+    raise_or_log = kind("\x1b]0;owned\x07 \x9b1m \u202e é")
+    if isinstance(raise_or_log, Exception):
+      raise raise_or_log
+    return 0
+
+  monkeypatch.setattr(scaling, "run", fail)
+  err = call(capsys, "scaling", "table")[1]
+  assert "\\x1b]0;owned\\x07 \\x9b1m \\u202e é" in err
+  assert err.replace("\n", "").isprintable()
 
 
 @pytest.mark.parametrize(
