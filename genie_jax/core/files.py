@@ -142,7 +142,12 @@ def read_json_lines(
   return found
 
 
-def parse_json(content: bytes, where: str, form: schema.Form = dict) -> Any:
+def parse_json(
+  content: bytes,
+  where: str,
+  form: schema.Form = dict,
+  remedy: str = "write it again",
+) -> Any:
   """Returns the value of a JSON text.
 
   Unlike `json.loads`, it accepts only what this package writes: finite numbers
@@ -152,6 +157,7 @@ def parse_json(content: bytes, where: str, form: schema.Form = dict) -> Any:
     content: The text.
     where: Where it is from, for messages.
     form: The form of the value, see `schema`.
+    remedy: How to mend it, for messages.
 
   Raises:
     UserError: It is not JSON of this form.
@@ -161,10 +167,11 @@ def parse_json(content: bytes, where: str, form: schema.Form = dict) -> Any:
   except _NOT_JSON as error:
     raise errors.UserError(
       f"{where} is not valid JSON ({_brief(error)}); the file is damaged or "
-      "was edited, so write it again."
+      f"was edited, so {remedy}."
     ) from error
-  remedy = "the file was edited or is another one, so write it again"
-  schema.check(value, form, where, remedy)
+  schema.check(
+    value, form, where, f"the file was edited or is another one, so {remedy}"
+  )
   return value
 
 

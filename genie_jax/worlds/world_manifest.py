@@ -72,12 +72,7 @@ def check_manifest(where: str, content: bytes) -> dict[str, Any]:
   Raises:
     UserError: See `read_manifest`.
   """
-  try:
-    manifest = json.loads(content)
-  except (ValueError, RecursionError) as error:
-    raise errors.UserError(
-      f"{where} is not valid JSON ({str(error)[:80]}); copy the world again."
-    ) from error
+  manifest = files.parse_json(content, where, object, "copy the world again")
   if not isinstance(manifest, dict) or manifest.get("kind") != "world":
     raise errors.UserError(
       f"{where} is not the manifest of a world; give a folder that `genie "
@@ -201,7 +196,7 @@ def _check_list(where: str, listed: Mapping[str, Any]) -> None:
       not isinstance(stated.get("sha256"), str)
       or not _DIGEST.fullmatch(stated["sha256"])
       or type(stated.get("bytes")) is not int
-      or stated["bytes"] < 0
+      or not 0 <= stated["bytes"] < 1 << 63
     ):
       raise errors.UserError(
         f"{where} does not state a valid SHA-256 and size of {name}; export "
