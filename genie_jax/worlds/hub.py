@@ -109,6 +109,9 @@ class Repository:
     shutil.rmtree(folder / _RECORDS, ignore_errors=True)
     return {name: files.sha256(folder / name) for name in stated}
 
+  def stop(self) -> None:
+    """Does nothing: the library's downloads cannot be ended."""
+
   def _check_size(self, name: str, limit: int) -> None:
     if name not in self._sizes:
       raise errors.UserError(

@@ -1,16 +1,20 @@
 """Tests of downloading worlds, from a web server on this machine."""
 
+import contextlib
 import functools
 import http.server
 import json
 import pathlib
 import threading
+import time
+import urllib.request
 from typing import ClassVar
 from unittest import mock
 
 import pytest
 
 import genie_jax
+from genie_jax.cli import main
 from genie_jax.core import errors
 from genie_jax.worlds import download, world_manifest
 from tests.fixtures import tiny_world
@@ -20,15 +24,35 @@ class Handler(http.server.SimpleHTTPRequestHandler):
   """Serves files and records the requested paths."""
 
   asked: ClassVar[list[str]] = []
+  moved_to = "http://example.invalid/manifest.json"
+  slow = "/slow"
 
   def do_GET(self):
     Handler.asked.append(self.path)
     if self.path.startswith("/moved/"):
       self.send_response(302)
-      self.send_header("Location", "http://example.invalid/manifest.json")
+      self.send_header("Location", Handler.moved_to)
       self.end_headers()
       return
+    if self.path.startswith("/rude/"):
+      self.send_response(404, "\x1b[31mgone\x9b1m")
+      self.end_headers()
+      return
+    if self.path.startswith(Handler.slow):
+      self.drip()
+      return
     super().do_GET()
+
+  def drip(self):
+    """Sends a file a byte at a time, after its headers or with them."""
+    self.close_connection = True
+    if "header" not in self.path:
+      self.send_response(200)
+      self.end_headers()
+    with contextlib.suppress(OSError):
+      for _ in range(3000):
+        self.wfile.write(b" ")
+        time.sleep(0.01)
 
   def log_message(self, *_):
     pass
@@ -205,9 +229,116 @@ def test_unsupported_addresses_raise_a_one_line_error(url, match):
   assert "\n" not in str(raised.value)
 
 
-def test_a_redirect_to_an_unencrypted_address_is_refused(site):
-  with pytest.raises(errors.UserError, match=r"https://|cannot be read"):
+def test_a_redirect_is_refused_before_it_is_followed(site, monkeypatch):
+  # The same server, by a name that is not this machine's.
+  other = site[1].replace("127.0.0.1", "127.0.0.2")
+  monkeypatch.setattr(Handler, "moved_to", f"{other}/world/manifest.json")
+  with pytest.raises(errors.UserError, match="it is not encrypted"):
     download.local(f"{site[1]}/moved")
+  monkeypatch.setattr(Handler, "moved_to", "file:///etc/passwd")
+  with pytest.raises(errors.UserError, match="is not allowed"):
+    download.local(f"{site[1]}/moved")
+  assert Handler.asked == ["/moved/manifest.json"] * 2
+
+
+def test_a_redirect_that_may_be_followed_is_followed(site, monkeypatch):
+  moved_to = f"{site[1]}/world/manifest.json?signature=1"
+  monkeypatch.setattr(Handler, "moved_to", moved_to)
+  with download._open(f"{site[1]}/moved/manifest.json") as file:
+    assert file.read() == (site[0] / "world/manifest.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+  "url, refused",
+  [
+    ("https://127.0.0.1/x", "into a local network"),
+    ("https://[::1]/x", "into a local network"),
+    ("https://[::ffff:127.0.0.1]/x", "into a local network"),
+    ("https://2130706433/x", "into a local network"),
+    ("https://localhost/x", "into a local network"),
+    ("https://10.1.2.3/x", "into a local network"),
+    ("https://169.254.169.254/x", "into a local network"),
+    ("http://127.0.0.1/x", "into a local network"),
+    ("http://8.8.8.8/x", "not encrypted"),
+    ("ftp://8.8.8.8/x", "not encrypted"),
+    ("https://[::1/x", "not a valid address"),
+    ("https://8.8.4.4/x?signature=1#part", None),
+  ],
+)
+def test_a_public_server_redirects_only_to_public_servers(url, refused):
+  asked = urllib.request.Request("https://8.8.8.8/world/manifest.json")
+  redirect = functools.partial(
+    download._Redirects().redirect_request, asked, None, 302, "", {}
+  )
+  if refused is None:
+    followed = redirect(url)
+    assert followed is not None and followed.full_url == url
+    return
+  with pytest.raises(errors.UserError, match=refused):
+    redirect(url)
+
+
+@pytest.mark.parametrize(
+  "path",
+  ["/slow", "/slow-header", "/world"],
+  ids=["manifest", "header", "file"],
+)
+def test_a_server_that_sends_a_byte_at_a_time_is_given_up(
+  site, cache, monkeypatch, path
+):
+  monkeypatch.setattr(download, "_TIMEOUT_S", 1)
+  monkeypatch.setattr(download, "_POLL_S", 0.1)
+  if path == "/world":
+    monkeypatch.setattr(Handler, "slow", "/world/model")
+  began = time.monotonic()
+  with pytest.raises(errors.UserError, match="is too slow") as seen:
+    download.local(f"{site[1]}{path}")
+  assert time.monotonic() - began < 10  # The server needs 30 s.
+  assert "\n" not in str(seen.value)
+  assert not cache.exists() or not list(cache.iterdir())
+
+
+def test_a_world_that_does_not_fit_the_disk_is_refused_before_its_files(site):
+  def enlarge(folder):
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["seal"]
+    manifest["files"]["model.safetensors"]["bytes"] = 1 << 60
+    manifest["seal"] = world_manifest.seal(manifest)
+    path.write_text(json.dumps(manifest))
+
+  url = publish(site, "huge", enlarge)
+  with pytest.raises(errors.UserError, match=r"has 1,152,921,.* MB, but only"):
+    download.local(url)
+  assert Handler.asked == ["/huge/manifest.json"]
+
+
+@pytest.mark.parametrize(
+  "url",
+  [
+    "http://[::1/x",
+    "https://[x/y",
+    "hf://[x",
+    "gs://[a/b",
+    "https://example.com:port/x",
+    "https://example.com:99999/x",
+    "https://....example.com/x",
+    "https://a b/c",
+  ],
+)
+def test_a_malformed_address_is_one_line_and_code_2(url, capsys):
+  assert main.main(["play", "--world", url]) == 2
+  err = capsys.readouterr().err
+  assert err.startswith("genie play: ") and err.count("\n") == 1
+
+
+def test_a_server_cannot_control_the_terminal(site, capsys):
+  url = f"{site[1]}/rude/\x1b]0;owned\x07"
+  assert main.main(["play", "--world", url]) == 2
+  err = capsys.readouterr().err
+  assert "\\x1b]0;owned\\x07" in err  # Of the address.
+  assert "\\x1b[31mgone\\x9b1m" in err  # Of the server's answer.
+  assert err.removesuffix("\n").isprintable()
 
 
 def test_a_folder_is_returned_unchanged(tmp_path):
