@@ -38,6 +38,7 @@ _GROUPS = ("world", "model")
 # within 64 bits.
 _LARGEST = 1 << 20
 _LARGEST_SIDE = 1 << 13
+_LARGEST_REACH = 16
 
 
 def tokenizer(config: Config) -> tokenizer_lib.Tokenizer:
@@ -72,6 +73,15 @@ def lam(config: Config) -> lam_lib.Lam:
   world, model = _read(config, ("encoder", "decoder"))
   _one_of(model, "actions_enter", ("add", "prepend"))
   _one_of(model, "predict", ("frame", "change", "shift"))
+  # Each shift is computed, so a model has few.
+  reach = model.get("reach", (0, 0))
+  if len(reach) != 2 or not all(
+    type(side) is int and 0 <= side <= _LARGEST_REACH for side in reach
+  ):
+    raise errors.UserError(
+      f"config.model.reach={reach!r:.40} must be two whole numbers from 0 to "
+      f"{_LARGEST_REACH}."
+    )
   factor = model.get("shrink", 1)
   if world["height"] % factor or world["width"] % factor:
     raise errors.UserError(

@@ -10,7 +10,6 @@ matrix stored as 8-bit integers has two tensors, "<part>/<path>.values" and
 """
 
 import dataclasses
-import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
@@ -22,7 +21,7 @@ import numpy as np
 
 from genie_jax.core import config as config_lib
 from genie_jax.core import errors, files
-from genie_jax.models import build, clip_length, registry
+from genie_jax.models import build, clip_length, registry, world_sizes
 from genie_jax.weights import (
   int8,
   lazy_array,
@@ -367,6 +366,7 @@ def _check(
   )
   with build.building(where, name):
     module = registry.build(name, fields)
+    world_sizes.check(f"{where}: parts.{name}", fields)
     boxed = param_tree.flatten(
       abstract_params(name, build.unrolled(fields, found_type.stacks))
     )
@@ -406,12 +406,6 @@ def _axes(leaf: Any) -> tuple[str | None, ...]:
 
 def _fingerprint(config: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
   """Computes `param_tree.fingerprint`, reading tensors piece by piece."""
-  digest = hashlib.sha256()
-  for name in sorted(stored, key=tensor_files.order):
-    tensor = stored[name]
-    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-    for block in lazy_array.in_order(tensor):
-      digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
   return config_lib.fingerprint(
-    {"parts": config["parts"], "weights": digest.hexdigest()}
+    {"parts": config["parts"], "weights": tensor_files.fingerprint(stored)}
   )

@@ -76,9 +76,9 @@ class MaskGIT:
       )
     for name in ("temperature", "choice_temperature"):
       value = fields.get(name, 1.0)
-      if not isinstance(value, int | float) or not 0 <= value < float("inf"):
+      if not isinstance(value, int | float) or not 0 <= value <= 1e6:
         raise errors.UserError(
-          f"sampling.{name} is {value!r}; it must be a number of 0 or more."
+          f"sampling.{name} is {value!r}; it must be a number from 0 to 1e6."
         )
     if type(made.top_k) is not int or made.top_k < 0:
       raise errors.UserError(

@@ -7,6 +7,7 @@ axis into pieces named "<name>[<start>:<stop>]". This module imports no JAX.
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -234,6 +235,21 @@ def write(
 def order(name: str) -> tuple[str, ...]:
   """Returns the sort key of a name, for the order of `param_tree.flatten`."""
   return tuple(name.split("/"))
+
+
+def fingerprint(tensors: Mapping[str, Any]) -> str:
+  """Returns the SHA-256 of tensors, as docs/world_format.md defines it.
+
+  Args:
+    tensors: Name -> array or `lazy_array.Lazy`, read piece by piece.
+  """
+  digest = hashlib.sha256()
+  for name in sorted(tensors, key=order):
+    tensor = tensors[name]
+    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    for block in lazy_array.in_order(tensor):
+      digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
+  return digest.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Validates the models of a world, and the players and seeds of its steps."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from jax import core
 
 from genie_jax.core import errors
-from genie_jax.models import button_map, store
+from genie_jax.models import button_map, store, world_sizes
 from genie_jax.sampling import player
 
 
@@ -50,7 +51,8 @@ def check_parts(parts: Mapping[str, store.Part]) -> None:
   """Checks that models form a world.
 
   Raises:
-    UserError: A model is missing, or two were trained for different worlds.
+    UserError: A model is missing, has sizes out of bounds, or two were trained
+      for different worlds.
   """
   for name in ("tokenizer", "dynamics"):
     if name not in parts:
@@ -62,6 +64,8 @@ def check_parts(parts: Mapping[str, store.Part]) -> None:
     "tokenizer": ("height", "width", "channels", "token_patch", "num_codes"),
     "lam": ("height", "width", "channels", "num_latent_actions"),
   }
+  for name, part in parts.items():
+    world_sizes.check(f"The {name}", part.config)
   needed = parts["dynamics"].config["world"]
   for name, fields in shared.items():
     if name not in parts:
@@ -76,3 +80,39 @@ def check_parts(parts: Mapping[str, store.Part]) -> None:
           f"{found[field]!r}, the dynamics with {needed[field]!r}; combine "
           "models of the same world."
         )
+
+
+def check_memory(parts: Mapping[str, store.Part], devices: int = 1) -> None:
+  """Checks that the caches of one player fit the machine.
+
+  A cache's size is the product of sizes that the weights bound only one by one.
+
+  Args:
+    parts: The models of a world.
+    devices: The number of devices that a world is split over.
+
+  Raises:
+    UserError: They need more than all memory.
+  """
+  held = 0
+  for name in ("tokenizer", "dynamics"):
+    module = parts[name].module
+    slots = max(1, parts[name].config["world"]["num_frames"] - 1)
+    cache = jax.eval_shape(
+      lambda module=module, slots=slots: module.empty_cache(1, slots)
+    )
+    held += sum(
+      leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache)
+    )
+  stats = jax.local_devices()[0].memory_stats()
+  memory = (
+    stats["bytes_limit"] * devices
+    if stats and "bytes_limit" in stats
+    else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  )
+  if held > memory:
+    raise errors.UserError(
+      f"A player of this world needs {held / 1e9:,.1f} GB for its caches "
+      f"alone, and there are {memory / 1e9:,.1f} GB; play it on a larger "
+      "machine, or a world with a shorter window."
+    )

@@ -28,6 +28,7 @@ from genie_jax.worlds import validation, world_manifest
 from genie_jax.worlds import world as world_lib
 
 MANIFEST = world_manifest.MANIFEST
+_PROMPT_BYTES = 1 << 30  # Of the frames of all prompts, which play holds.
 # Numbers in a report of `genie eval` that are not figures.
 _NO_FIGURES = ("schema_version", "seed")
 read_manifest = world_manifest.read_manifest
@@ -106,6 +107,7 @@ def write(
   """
   folder = pathlib.Path(folder)
   validation.check_parts(parts)
+  _check_prompts(len(prompts), prompts.shape[1:])
   fingerprint = store.save(
     folder,
     parts,
@@ -168,14 +170,14 @@ def load(
 
   Raises:
     UserError: The folder is not a world, has another version, or one of its
-      files is missing or changed.
+      files is missing or changed; or it is too large for this machine.
   """
   folder = pathlib.Path(folder)
   place = placement.make(dtype, mesh)
   manifest = read_manifest(folder)
   world_manifest.check_files(folder, manifest)
-  # The fingerprint need not be computed: the hashes of the files were checked.
   found = store.load(folder, place=place, fingerprint=False)
+  world_manifest.check_fingerprint(folder, manifest)
   prompts = world_manifest.prompts(folder, manifest)
   world = world_lib.World(
     found.parts,
@@ -187,7 +189,18 @@ def load(
     mesh=mesh,
     **_playing(folder, found),
   )
+  validation.check_memory(world.parts, 1 if mesh is None else mesh.size)
+  _check_prompts(len(prompts), world.frame_shape)
   return Bundle(world, manifest, prompts)
+
+
+def _check_prompts(count: int, shape: Sequence[int]) -> None:
+  """Raises UserError if the frames of all prompts are too large together."""
+  if count * math.prod(shape) > _PROMPT_BYTES:
+    raise errors.UserError(
+      f"This world has {count} prompts of {' x '.join(map(str, shape))}, more "
+      f"than {_PROMPT_BYTES} bytes; export it with a smaller --num-prompts."
+    )
 
 
 def _playing(folder: pathlib.Path, found: store.Saved) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from genie_jax.core import errors, files
+from genie_jax.weights import tensor_files
 from genie_jax.worlds import buttons
 
 SCHEMA_VERSION = 1
@@ -27,7 +28,7 @@ _KNOWN = re.compile(
   r"|stablehlo/(programs\.json|[a-z_]{1,32}\.stablehlo)"
 )
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_MANIFEST_BYTES = 16 << 20
+_JSON_BYTES = 16 << 20
 _FIELDS: dict[str, type] = {
   "name": str,
   "fingerprint": str,
@@ -51,9 +52,9 @@ def read_manifest(folder: files.PathLike) -> dict[str, Any]:
       f"{folder} is not a world (no {MANIFEST}); give a folder that `genie "
       "export` wrote."
     )
-  if path.stat().st_size > _MANIFEST_BYTES:
+  if path.stat().st_size > _JSON_BYTES:
     raise errors.UserError(
-      f"{path} is larger than the limit of {_MANIFEST_BYTES} bytes; give a "
+      f"{path} is larger than the limit of {_JSON_BYTES} bytes; give a "
       "folder that `genie export` wrote."
     )
   return check_manifest(str(path), path.read_bytes())
@@ -166,6 +167,33 @@ def check_files(folder: files.PathLike, manifest: Mapping[str, Any]) -> None:
         raise _damaged(folder / name)
 
 
+def check_fingerprint(
+  folder: files.PathLike, manifest: Mapping[str, Any]
+) -> None:
+  """Checks that a manifest states the fingerprint of its configs and weights.
+
+  Reads all weights once more, so that names of buttons, links to replays and
+  figures cannot pass for those of another world.
+
+  Raises:
+    UserError: It states another one.
+  """
+  folder = pathlib.Path(folder)
+  config = files.read_json(folder / CONFIG)
+  found = seal(
+    {
+      "parts": config["parts"],  # The loaders have checked it.
+      "weights": tensor_files.fingerprint(tensor_files.read(folder)),
+    }
+  )
+  if manifest["fingerprint"] != found:
+    raise errors.UserError(
+      f"{folder / MANIFEST} states the fingerprint "
+      f"{manifest['fingerprint']:.12}, but its configs and weights have "
+      f"{found:.12}; copy the world again or export it again."
+    )
+
+
 def prompts(
   folder: files.PathLike, manifest: Mapping[str, Any]
 ) -> tuple[pathlib.Path, ...]:
@@ -192,11 +220,12 @@ def _check_list(where: str, listed: Mapping[str, Any]) -> None:
         f"{where} lists {name!r:.80}, which is not part of a world; export "
         "the world again."
       )
+    most = _JSON_BYTES if name.endswith(".json") else (1 << 63) - 1
     if not isinstance(stated, dict) or (
       not isinstance(stated.get("sha256"), str)
       or not _DIGEST.fullmatch(stated["sha256"])
       or type(stated.get("bytes")) is not int
-      or not 0 <= stated["bytes"] < 1 << 63
+      or not 0 <= stated["bytes"] <= most
     ):
       raise errors.UserError(
         f"{where} does not state a valid SHA-256 and size of {name}; export "

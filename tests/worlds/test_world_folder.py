@@ -22,7 +22,7 @@ from genie_jax.core import errors, files
 from genie_jax.models import store
 from genie_jax.sharding import mesh
 from genie_jax.weights import int8, param_tree, tensor_files
-from genie_jax.worlds import world_folder, world_manifest
+from genie_jax.worlds import validation, world_folder, world_manifest
 from tests.fixtures import tiny_world
 
 RNG = np.random.default_rng(0)
@@ -373,6 +373,111 @@ def reconfigure(folder, keys, value):
 def test_invalid_configs_are_refused(folder, keys, value, match):
   reconfigure(folder, keys, value)
   one_line(folder, match)
+
+
+def restate_world(folder, **sizes):
+  """States other sizes in the worlds of all models."""
+  path = folder / "config.json"
+  config = json.loads(path.read_text())
+  for part in config["parts"].values():
+    part["world"].update(sizes)
+  path.write_text(json.dumps(config))
+  restate(folder)
+
+
+@pytest.mark.parametrize(
+  "sizes, match",
+  [
+    ({"num_frames": 1 << 20}, "has 1048576 frames in the window, more than"),
+    ({"num_frames": True}, "num_frames=True is not a whole number above 0"),
+    ({"height": 2048, "width": 2048}, "has 262144 tokens in a frame, more"),
+    (
+      {"height": 256, "width": 256, "num_frames": 4096},
+      "16777216 tokens in the window",
+    ),
+    (
+      {"height": 8192, "width": 8192, "token_patch": 1024},
+      "values of pixels in the window",
+    ),
+    (
+      {"height": 32, "width": 32, "token_patch": 1, "num_codes": 1 << 20},
+      "has 1073741824 logits of a frame",
+    ),
+    ({"token_patch": 64}, "has shape .* its config.json needs"),
+  ],
+)
+def test_stated_sizes_are_checked_before_a_model_is_made(
+  folder, monkeypatch, sizes, match
+):
+  restate_world(folder, **sizes)
+  placed = []
+  monkeypatch.setattr(
+    world_folder.placement, "make", lambda *_: lambda *leaf: placed.append(leaf)
+  )
+  one_line(folder, match)
+  assert not placed
+
+
+def test_a_model_with_many_shifts_is_refused(parts, tmp_path):
+  write(tmp_path / "w", {**parts, "lam": tiny_world.make_part("lam")})
+  reconfigure(
+    tmp_path / "w", ("parts", "lam", "model", "reach"), [1 << 19, 1 << 19]
+  )
+  one_line(tmp_path / "w", "reach=.* must be two whole numbers from 0 to 16")
+
+
+def test_a_player_that_needs_more_than_all_memory_is_refused(
+  folder, monkeypatch
+):
+  small = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 1000}
+  monkeypatch.setattr(validation.os, "sysconf", small.__getitem__)
+  one_line(folder, "GB for its caches alone")
+
+
+def test_many_large_prompts_are_refused(folder, parts, tmp_path, monkeypatch):
+  monkeypatch.setattr(world_folder, "_PROMPT_BYTES", 2 * 8 * 12 * 3 - 1)
+  one_line(folder, "has 2 prompts of 8 x 12 x 3, more than")
+  with pytest.raises(errors.UserError, match="smaller --num-prompts"):
+    write(tmp_path / "w", parts)
+
+
+@pytest.mark.parametrize("change", ("manifest", "config", "weights"))
+def test_a_manifest_that_claims_the_content_of_another_world_is_refused(
+  folder, change
+):
+  assert world_folder.load(folder).name == "noise"
+  if change == "manifest":
+    reseal(folder, lambda m: m.update(fingerprint="0" * 64))
+  elif change == "config":
+    reconfigure(folder, ("parts", "dynamics", "world", "fps"), 11)
+  else:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\1")
+    restate(folder)
+  one_line(folder, "states the fingerprint .*, but its configs and weights")
+
+
+@pytest.mark.parametrize("name", ("manifest.json", "config.json"))
+@pytest.mark.parametrize(
+  "value",
+  ("[" * 90 + "]" * 90, "[" * 100_000 + "]" * 100_000, "9" * 300, "9" * 10_000),
+  ids=("deep", "deeper", "long", "longer"),
+)
+def test_json_of_any_depth_and_number_length_is_loaded_or_refused_in_one_line(
+  folder, name, value
+):
+  path = folder / name
+  text = path.read_text()
+  fields = {
+    "manifest.json": ('"metrics": {}', '"metrics": {"a": %s}'),
+    "config.json": ('"sampling": {', '"sampling": {"temperature": %s, '),
+  }
+  old, new = fields[name]
+  assert text.count(old) == 1
+  path.write_text(text.replace(old, new % value))
+  if name == "config.json":
+    restate(folder)
+  one_line(folder, "is not valid JSON|was changed|must be a number")
 
 
 PATHS = st.sampled_from(

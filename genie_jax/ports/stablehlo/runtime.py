@@ -131,6 +131,8 @@ class Programs:
 def load(folder: files.PathLike) -> Programs:
   """Loads the programs and the weights of a world.
 
+  Programs are code of whoever made the world: load only those that you trust.
+
   Raises:
     UserError: The folder is not a world, is damaged, was exported without
       --stablehlo, or has programs that this JAX cannot read.
@@ -151,6 +153,7 @@ def load(folder: files.PathLike) -> Programs:
       f"{FORMAT_VERSION}; export the world again."
     )
   schema.check(listed, _LIST, str(path), "export the world again")
+  world_manifest.check_fingerprint(folder, manifest)
   weights = _weights(folder)
   for name in _NAMES:
     if unknown := set(listed["weights"][name]) - set(weights):

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from genie_jax.core import errors, files
+from genie_jax.models import world_sizes
 from genie_jax.ports.torch import layers, models, samplers, weights
 from genie_jax.worlds import shipped, world_manifest
 
@@ -279,6 +280,11 @@ def load_world(
   world_manifest.check_files(folder, manifest)
   config = files.read_json(folder / world_manifest.CONFIG)
   trees = weights.read(folder, config, torch.device(device))
+  world_manifest.check_fingerprint(folder, manifest)
+  for name in trees:
+    world_sizes.check(
+      f"{folder}/config.json: parts.{name}", config["parts"][name]
+    )
   stated = {"mode": "exact", "drop": 1, **config.get("slide", {})}
   if stated["mode"] != "exact" and slide is None:
     raise errors.UserError(
