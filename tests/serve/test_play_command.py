@@ -1,6 +1,8 @@
 """Tests of `genie play` with a real, tiny world, and of its error messages."""
 
+import json
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -134,6 +136,23 @@ def test_errors_are_one_line(capsys, tmp_path, world):
     assert flags[0].strip("-") in refused(
       capsys, "--world", world, "--port", 0, *flags
     )
+
+
+def test_each_of_several_worlds_is_checked(capsys, tmp_path, world):
+  bad = pathlib.Path(shutil.copytree(world, tmp_path / "bad"))
+  manifest = json.loads((bad / "manifest.json").read_text())
+  manifest["fingerprint"] = "0" * 64
+  del manifest["seal"]
+  manifest["seal"] = world_manifest.seal(manifest)
+  (bad / "manifest.json").write_text(json.dumps(manifest))
+  play = ("--port", 0, "--world", world, "--world")
+  assert "states the fingerprint" in refused(capsys, *play, bad)
+  manifest["name"] = "\x1b]0;owned\x07"
+  (bad / "manifest.json").write_text(json.dumps(manifest))
+  assert "was changed" in refused(capsys, *play, bad)
+  (bad / "manifest.json").write_text("[" * 100_000)
+  assert "more than 100 levels" in refused(capsys, *play, bad)
+  assert "not a valid address" in refused(capsys, *play, "https://[::1/x")
 
 
 def test_other_settings_make_other_links(world):

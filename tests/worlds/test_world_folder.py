@@ -20,6 +20,7 @@ import genie_jax
 from genie_jax.core import config as config_lib
 from genie_jax.core import errors, files
 from genie_jax.models import store
+from genie_jax.ports.stablehlo import runtime
 from genie_jax.sharding import mesh
 from genie_jax.weights import int8, param_tree, tensor_files
 from genie_jax.worlds import validation, world_folder, world_manifest
@@ -571,6 +572,41 @@ def test_the_command_line_refuses_a_broken_world_with_code_2(folder):
   )
   assert done.returncode == 2 and done.stderr.count("\n") == 1
   assert "is not part of a world" in done.stderr
+
+
+def test_programs_of_a_world_are_read_only_when_they_are_asked_for(
+  tmp_path, monkeypatch
+):
+  folder = shutil.copytree(
+    pathlib.Path(__file__).parents[1] / "golden/v2/worlds/stablehlo",
+    tmp_path / "w",
+  )
+  (folder / "stablehlo/step.stablehlo").write_bytes(b"hostile")
+  restate(folder)
+
+  def run(*_):
+    raise RuntimeError("a program was read")
+
+  monkeypatch.setattr(runtime.export, "deserialize", run)
+  world_folder.load(folder)
+  with pytest.raises(RuntimeError, match="a program was read"):
+    runtime.load(folder)
+
+
+@pytest.mark.parametrize("content", (b"", b"hostile", b"\xff" * 4096))
+def test_a_program_that_is_none_is_one_line(tmp_path, content):
+  folder = shutil.copytree(
+    pathlib.Path(__file__).parents[1] / "golden/v2/worlds/stablehlo",
+    tmp_path / "w",
+  )
+  (folder / "stablehlo/encode.stablehlo").write_bytes(content)
+  restate(folder)
+  with pytest.raises(errors.UserError, match="cannot be read by JAX"):
+    runtime.load(folder)
+  (folder / "stablehlo/programs.json").write_text("[]")
+  restate(folder)
+  with pytest.raises(errors.UserError, match="has format_version None"):
+    runtime.load(folder)
 
 
 def test_every_parameter_has_axes_that_a_mesh_can_use(parts):

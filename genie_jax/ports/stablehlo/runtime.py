@@ -10,6 +10,7 @@ Shapes:
 
 import dataclasses
 import pathlib
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,17 @@ _LIST = {
   "num_actions": schema.COUNT,
   "weights": {name: [str] for name in _NAMES},
 }
+# What JAX and the library of its format raise for damaged programs.
+_UNREADABLE = (
+  ArithmeticError,
+  AssertionError,
+  AttributeError,
+  LookupError,
+  OSError,
+  TypeError,
+  ValueError,
+  struct.error,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +180,7 @@ def load(folder: files.PathLike) -> Programs:
       calls[name] = jax.jit(
         export.deserialize(bytearray(path.read_bytes())).call
       )
-    except (OSError, ValueError) as error:
+    except _UNREADABLE as error:
       raise errors.UserError(
         f"{path} cannot be read by JAX {jax.__version__} (it was written by "
         f"{listed.get('jax_version')}); export the world again."
