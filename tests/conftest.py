@@ -1,7 +1,14 @@
-"""Runs tests on eight CPU devices, never on a GPU, with a compilation cache."""
+"""Runs tests on eight CPU devices, never on a GPU, with a compilation cache.
 
+A test whose process looks up a host name, other than localhost, fails.
+"""
+
+import contextlib
+import ipaddress
 import os
 import pathlib
+import socket
+import sys
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Processes that tests start also use it, instead of one in the home folder.
@@ -20,6 +27,33 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
+def _refuse_name_servers(event, arguments):
+  """Ends a test that looks up a host name, before a name server is asked.
+
+  A name server may be absent or slow, or answer for names that do not exist. An
+  audit hook also applies where a library has its own reference to the function.
+  """
+  if not event.startswith(("socket.getaddrinfo", "socket.gethostby")):
+    return
+  name = arguments[0]
+  name = name.decode() if isinstance(name, bytes) else name
+  if name in (None, "", "localhost"):
+    return
+  with contextlib.suppress(ValueError):
+    # Of an address, gethostbyaddr asks for the name.
+    address = ipaddress.ip_address(name.partition("%")[0])
+    if address.is_loopback or event != "socket.gethostbyaddr":
+      return
+  # Not an OSError, which the code under test may expect of an unknown name.
+  pytest.fail(
+    f"{event}({name!r}) asks a name server; tests use 127.0.0.1 or localhost, "
+    "or replace the call."
+  )
+
+
+sys.addaudithook(_refuse_name_servers)
+
+
 @pytest.fixture(autouse=True)
 def environment():
   """Restores the environment, which some commands change for their process."""
@@ -28,3 +62,14 @@ def environment():
   for name in os.environ.keys() - before.keys():
     del os.environ[name]
   os.environ.update(before)
+
+
+@pytest.fixture
+def unknown_host(monkeypatch):
+  """A host name that is unknown, without asking a name server."""
+
+  def fail(*_, **__):
+    raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+  monkeypatch.setattr(socket, "getaddrinfo", fail)
+  return "nobody.invalid"

@@ -80,9 +80,9 @@ def test_without_process_0_the_others_report_its_address(port):
   assert f"could not reach process 0 at 127.0.0.1:{port} within 0.5" in message
 
 
-def test_an_unknown_host_name_is_reported_in_one_line():
-  with pytest.raises(errors.UserError, match=r"nobody\.invalid:1 within"):
-    rendezvous.meet("nobody.invalid", 1, 2, 1, SETTINGS, 0.3)
+def test_an_unknown_host_name_is_reported_in_one_line(unknown_host):
+  with pytest.raises(errors.UserError, match=rf"{unknown_host}:1 within"):
+    rendezvous.meet(unknown_host, 1, 2, 1, SETTINGS, 0.3)
 
 
 def test_different_numbers_of_processes_are_reported(port):
