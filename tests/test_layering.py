@@ -122,6 +122,27 @@ def test_nothing_unpickles():
         )
 
 
+@pytest.mark.parametrize(
+  "line, rule",
+  [
+    ("exec(text)", "S102"),
+    ("pickle.loads(text)", "S301"),
+    ("marshal.loads(text)", "S302"),
+    ("eval(text)", "S307"),
+    ("yaml.load(text, yaml.Loader)", "S506"),
+  ],
+)
+@pytest.mark.parametrize("folder", ["genie_jax/core", "tests/core", ".ci"])
+def test_make_lint_refuses_what_runs_code_in_data(folder, line, rule):
+  done = subprocess.run(
+    [sys.executable, "-m", "ruff", "check", "--no-cache", "--quiet",
+     "--output-format", "concise", "--stdin-filename", f"{folder}/new.py", "-"],
+    input=f"import marshal, pickle\n\nimport yaml\n\ntext = b''\n{line}\n",
+    cwd=ROOT, capture_output=True, text=True, timeout=60,
+  )  # fmt: skip
+  assert done.returncode == 1 and f": {rule} " in done.stdout, done
+
+
 def loaded_after(code):
   """Runs code in a new Python; returns names of loaded modules, and stdout."""
   done = subprocess.run(

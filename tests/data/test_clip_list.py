@@ -43,7 +43,7 @@ def test_the_frames_of_a_clip_are_those_that_were_written(tmp_path):
     np.testing.assert_array_equal(reader.frames(clip), truth)
     places = clip_list.run_places(clip.length, 3, size=4)
     np.testing.assert_array_equal(reader.frames(clip, places), truth[places])
-  other = pickle.loads(pickle.dumps(reader))  # To a worker.
+  other = pickle.loads(pickle.dumps(reader))  # noqa: S301  To a worker.
   np.testing.assert_array_equal(other.frames(clip), truth)
 
 

@@ -94,7 +94,8 @@ def test_the_example_in_the_documentation_is_a_quantizer(package):
     block for block in text.split("```python\n") if "class Signs" in block
   ).split("```")[0]
   vars(package).update(__name__="a_users_package")
-  exec(code, vars(package))  # The code block in the documentation.
+  # The code block in the documentation.
+  exec(code, vars(package))  # noqa: S102
   kind = quantizers.of("a_users_package:Signs", trusted=True)
   completed = quantizers.complete(
     {"name": "a_users_package:Signs", "margin": 0.5}, 64

@@ -141,7 +141,8 @@ def test_the_example_in_the_docs_runs(world, tmp_path, monkeypatch):
     if "world.functions()" in block
   )
   names = {}
-  exec(compile(code, str(DOCS), "exec"), names)
+  # The code block in the documentation.
+  exec(compile(code, str(DOCS), "exec"), names)  # noqa: S102
   frames = names["frames"]
   assert frames.shape == (4, 8, *tiny_world.SHAPE)
   assert frames.dtype == jnp.uint8 and len(frames.sharding.device_set) > 1
