@@ -10,7 +10,8 @@
 #             --size 1000 --mount-point /bucket --readonly true \
 #             --auto-mount false \
 #             --cluster $CLUSTER --project $PROJECT --zone $ZONE
-#         an image whose user is root, as XPK does not set the user of pods:
+#         an image whose user is root: the TPU driver needs root to lock memory,
+#         and XPK does not set the user of pods:
 #           docker build -f launch/Dockerfile.tpu --build-arg RUN_AS=0 .
 # Set     PROJECT, ZONE, CLUSTER
 #         RUN     name of the run, for example platformers-1

@@ -252,6 +252,22 @@ def test_images_are_pinned_slim_and_not_run_by_root(path, tmp_path):
     assert "--no-install-recommends" in run and "/var/lib/apt/lists" in run
 
 
+def test_only_a_tpus_driver_makes_a_container_run_as_root():
+  root = r"runAsUser: 0|--user (root|0)\b|--privileged|RUN_AS=0|^USER (root|0)"
+  files = [path for path in recipes.LAUNCH.rglob("*") if path.is_file()]
+  assert {p for p in files if "Dockerfile" in p.name} == {*recipes.DOCKERFILES}
+  found = {
+    path.name: path.read_text()
+    for path in files
+    if re.search(root, path.read_text(), re.MULTILINE)
+  }
+  # A GPU needs no root.
+  assert set(found) == {"jobset.yaml", "queued_resource.sh", "xpk.sh"}
+  for name, text in found.items():
+    comments = " ".join(re.findall(r"^ *# *(.*)", text, re.MULTILINE))
+    assert re.search(r"TPU driver[^:]*\broot\b", comments), name
+
+
 @pytest.mark.parametrize("path", recipes.DOCKERFILES, ids=name_of)
 def test_copied_files_exist_and_are_in_the_build_context(path, tmp_path):
   ignore = [
