@@ -1,5 +1,5 @@
 # `make demo` trains a world on this machine; `make test` runs the tests.
-# Each sets itself up in .venv from constraints.txt.
+# Each sets itself up in .venv from the lock files in locks/.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,19 +9,23 @@ LIBTPU := $(VENV)/libtpu/libtpu/libtpu.so
 TORCH := $(VENV)/.torch
 TORCH_INDEX ?=
 RUNS ?= runs
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help setup system-libraries demo play test test-slow test-faults \
-  test-soak test-matrix lint format docs constraints clean
+  test-soak test-matrix lint format docs lock sbom clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(STAMP)  ## make .venv with everything for development
 
-$(STAMP): setup.cfg pyproject.toml constraints.txt
+# The tools that build a package come first: one that pip fetches by itself for
+# a build has no hash.
+$(STAMP): setup.cfg pyproject.toml locks/build.txt locks/dev.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  --constraint constraints.txt --editable ".[dev]"
+	$(PIP) --require-hashes --requirement locks/build.txt
+	$(PIP) --require-hashes --no-build-isolation --requirement locks/dev.txt
+	PYTHONWARNINGS=ignore $(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 system-libraries:
@@ -48,10 +52,10 @@ play: setup  ## play the world that ships with this repository, in the browser
 # The TPU compiler, for the tests that plan. Beside the environment and not in
 # it: where JAX finds it, every start looks for TPUs first. Tests that need it
 # are skipped and say so where it does not install.
-$(LIBTPU): $(STAMP)
-	-$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  --no-deps --target $(VENV)/libtpu "$$($(BIN)/python -c \
-	  'from genie_jax.plan import aot_compile; print(aot_compile.library_requirement())')"
+$(LIBTPU): $(STAMP) locks/tpu.txt
+	-sed -n '/^libtpu==/,/[^\]$$/p' locks/tpu.txt | \
+	  $(PIP) --require-hashes --no-deps --upgrade --target $(VENV)/libtpu \
+	  --requirement /dev/stdin
 
 test: setup $(LIBTPU)  ## the default tier of tests (CPU)
 	TPU_LIBRARY_PATH=$(abspath $(LIBTPU)) \
@@ -60,10 +64,12 @@ test: setup $(LIBTPU)  ## the default tier of tests (CPU)
 # PyTorch for the tests of its loader: no part of `dev`, as it is large. The
 # Linux build of the usual index brings gigabytes of CUDA; TORCH_INDEX may name
 # one of CPU builds. The tests are skipped and say so where it does not install.
+# It has no lock, as each index has builds of its own; other packages keep the
+# versions of the lock.
 $(TORCH): $(STAMP)
 	-$(BIN)/python -c 'import torch' 2>/dev/null || \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  --constraint constraints.txt \
+	  sed -n 's/^\([a-z].*\) \\$$/\1/p' locks/dev.txt | \
+	  $(PIP) --constraint /dev/stdin --no-build-isolation \
 	  $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
 	  --editable ".[torch]"
 	@if $(BIN)/python -c 'import torch' 2>/dev/null; then touch $@; fi
@@ -110,11 +116,40 @@ docs: setup  ## the documentation site, in build/docs
 	  . build/docs
 	@echo "build/docs/index.html"
 
-# Keeps the versions that still fit; UPGRADE=--upgrade takes the newest.
-constraints: setup  ## write constraints.txt again, after a change of setup.cfg
-	$(BIN)/uv pip compile setup.cfg --extra dev --universal \
-	  --python-version 3.11 --no-annotate $(UPGRADE) --quiet \
-	  --custom-compile-command "make constraints" --output-file constraints.txt
+# Keeps the versions that still fit; UPGRADE=--upgrade takes the newest. The
+# images get the versions of the tests, and a driver for the buckets of STORAGE.
+STORAGE ?= gs
+SBOM_TOOLS := cyclonedx-bom>=7,<8 pip-licenses>=5,<6
+COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 \
+  --generate-hashes --no-annotate --quiet --custom-compile-command "make lock"
+
+lock: setup  ## write locks/ again, after a change of setup.cfg
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load( \
+	  open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' | \
+	  $(COMPILE) $(UPGRADE) --output-file locks/build.txt -
+	$(COMPILE) $(UPGRADE) --extra dev --output-file locks/dev.txt setup.cfg
+	$(COMPILE) $(UPGRADE) --extra tpu --extra $(STORAGE) \
+	  --constraint locks/dev.txt --output-file locks/tpu.txt setup.cfg
+	$(COMPILE) $(UPGRADE) --extra cuda --extra $(STORAGE) \
+	  --constraint locks/dev.txt --output-file locks/cuda.txt setup.cfg
+	@printf '%s\n' $(foreach tool,$(SBOM_TOOLS),'$(tool)') | \
+	  $(COMPILE) $(UPGRADE) --output-file locks/sbom.txt -
+
+# The tools have an environment of their own, which the list does not contain.
+SBOM := $(VENV)/sbom
+
+$(SBOM)/.ready: $(STAMP) locks/sbom.txt
+	$(BIN)/python -m venv $(SBOM)
+	$(SBOM)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --require-hashes --only-binary :all: --requirement locks/sbom.txt
+	@touch $@
+
+sbom: $(SBOM)/.ready  ## the dependencies (CycloneDX) and their licences, in build/
+	@mkdir -p build
+	$(SBOM)/bin/cyclonedx-py environment --output-reproducible \
+	  --output-file build/sbom.json $(BIN)/python
+	$(SBOM)/bin/pip-licenses --python $(BIN)/python --format csv \
+	  --with-urls --output-file build/licences.csv
 
 clean:  ## remove the environments and caches, not the runs
 	rm -rf $(VENV) .venv-matrix .cache build dist docs/api *.egg-info

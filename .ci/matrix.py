@@ -90,7 +90,7 @@ def run_cell(name, uv, workers, tests):
       ]
     )
     install = [uv, "pip", "install", "--quiet", "--python", python]
-    # Bounds of setup.cfg alone: no constraints.txt.
+    # Bounds of setup.cfg alone: no lock file.
     run([*install, "--resolution", RULES[rule], "--editable", ".[dev]"])
     library = install_tpu_compiler(install, python)
     row["versions"] = json.loads(

@@ -5,14 +5,17 @@ import importlib.util
 import pathlib
 import re
 import subprocess
+import tomllib
 import warnings
 
 import pytest
 import yaml
+from packaging import requirements, utils
 
 import genie_jax
 
 ROOT = pathlib.Path(__file__).parent.parent
+LOCKS = sorted(path.stem for path in (ROOT / "locks").glob("*.txt"))
 
 
 @pytest.fixture(scope="module")
@@ -97,21 +100,109 @@ def test_the_package_contains_its_type_marker(setup_cfg):
   assert (ROOT / "genie_jax" / "py.typed").exists()
 
 
-def test_every_tool_has_an_exact_version(setup_cfg):
-  pinned = {
-    re.match(r"[\w.-]+", line)[0].lower().replace("_", "-")
-    for line in (ROOT / "constraints.txt").read_text().splitlines()
-    if not line.lstrip().startswith("#")
+def lock(name):
+  """Returns a lock file's lines, each with its hashes, by package."""
+  text = (ROOT / "locks" / f"{name}.txt").read_text()
+  found = {}
+  for line in text.replace("\\\n", " ").splitlines():
+    if not line.startswith("#"):
+      requirement, *hashes = re.split(r"\s+--hash=", line)
+      requirement = requirements.Requirement(requirement)
+      package = utils.canonicalize_name(requirement.name)
+      found.setdefault(package, []).append((requirement, hashes))
+  return found
+
+
+def wanted(setup_cfg, extras):
+  """Yields what setup.cfg and pyproject.toml require, with some extras."""
+  build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]
+  yield from map(requirements.Requirement, build["requires"])
+  lists = setup_cfg["options.extras_require"]
+  for text in (
+    setup_cfg["options"]["install_requires"],
+    *map(lists.get, extras),
+  ):
+    for line in filter(None, text.split("\n")):
+      requirement = requirements.Requirement(line)
+      if requirement.name == "genie_jax":
+        yield from wanted(setup_cfg, requirement.extras)
+      else:
+        yield requirement
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_every_file_of_a_lock_has_a_hash_and_an_exact_version(name):
+  found = lock(name)
+  assert found
+  for package, entries in found.items():
+    for requirement, hashes in entries:
+      assert re.fullmatch(r"==[^*]+", str(requirement.specifier)), package
+      assert hashes, package
+      for each in hashes:
+        assert re.fullmatch(r"sha256:[0-9a-f]{64}", each), package
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_a_lock_names_no_address_and_no_path(name):
+  # pip uses the index of its user's settings.
+  text = (ROOT / "locks" / f"{name}.txt").read_text()
+  assert not re.search(r"://|@|^ *--(?!hash=)|(^|\s)/", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("version", ["3.11.0", "3.12.0", "3.13.0"])
+@pytest.mark.parametrize(
+  "name, extras",
+  [("dev", ["dev"]), ("tpu", ["tpu", "gs"]), ("cuda", ["cuda", "gs"])],
+)
+def test_a_lock_has_a_version_of_all_that_is_required(
+  setup_cfg, name, extras, version
+):
+  environment = {
+    "python_version": version[:4],
+    "python_full_version": version,
+    "sys_platform": "linux",
+    "platform_machine": "x86_64",
   }
-  extras = setup_cfg["options.extras_require"]
-  wanted = setup_cfg["options"]["install_requires"].split("\n")
-  wanted += extras["dev"].split("\n") + extras["docs"].split("\n")
-  names = {
-    re.match(r"[\w.-]+", line)[0].lower().replace("_", "-")
-    for line in wanted
-    if line
-  }
-  assert names - {"genie-jax"} <= pinned
+  applies = lambda requirement: (
+    requirement.marker is None or requirement.marker.evaluate(environment)
+  )
+  found = lock(name) | lock("build")
+  count = 0
+  for requirement in filter(applies, wanted(setup_cfg, extras)):
+    package = utils.canonicalize_name(requirement.name)
+    assert package in found, f"{package}: run `make lock`"
+    ((locked, _),) = [entry for entry in found[package] if applies(entry[0])]
+    (exact,) = locked.specifier
+    assert requirement.specifier.contains(exact.version), (
+      f"{locked} is not {requirement}: run `make lock`"
+    )
+    count += 1
+  assert count > 25
+
+
+@pytest.mark.parametrize("name", ["tpu", "cuda"])
+def test_images_have_the_versions_of_the_tests(name):
+  versions = lambda entries: {str(each.specifier) for each, _ in entries}
+  tested, image = lock("dev"), lock(name)
+  both = tested.keys() & image.keys()
+  assert len(both) > 50
+  for package in both:
+    assert versions(image[package]) <= versions(tested[package]), package
+
+
+def test_the_tpu_compiler_of_the_tests_has_the_hashes_of_the_lock():
+  recipe = (ROOT / "Makefile").read_text()
+  (command,) = re.findall(r"^\t-(sed .*libtpu.*) \|", recipe, re.MULTILINE)
+  done = subprocess.run(
+    command.replace("$$", "$"), shell=True, cwd=ROOT, capture_output=True,
+    text=True, timeout=60, check=True,
+  )  # fmt: skip
+  lines = [line for line in done.stdout.splitlines() if "==" in line]
+  assert [str(requirements.Requirement(line[:-1])) for line in lines] == [
+    str(requirement) for requirement, _ in lock("tpu")["libtpu"]
+  ]
+  hashes = [each for _, hashes in lock("tpu")["libtpu"] for each in hashes]
+  assert re.findall("--hash=(.+?)[ \n]", done.stdout) == hashes
 
 
 def test_the_matrix_has_every_python_that_the_package_names(matrix, setup_cfg):
