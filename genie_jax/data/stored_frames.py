@@ -97,13 +97,13 @@ def load(
       return frames
     out[:] = frames
     return out
-  count = meta["num_frames"]
+  count: int = meta["num_frames"]
   schema.check(count, schema.NATURAL, f"{where}: num_frames", _REMEDY)
-  end = count if end is None else end
-  if end > count:
-    raise _too_short(where, count, end)
+  last: int = count if end is None else end
+  if last > count:
+    raise _too_short(where, count, last)
   return video_codec.decode(
-    arrays[codec], (count, *frame_shape), begin, end, where, out
+    arrays[codec], (count, *frame_shape), begin, last, where, out
   )
 
 

@@ -104,7 +104,10 @@ def measured(
 def known(workspace: workspace_lib.Workspace) -> dict[str, Any]:
   """Returns the content of OUT/cost.json; empty if there is none."""
   path = workspace.out / FILE
-  form = {"hardware": str, "step_seconds": {...: schema.NOT_NEGATIVE}}
+  form = {
+    "hardware": schema.Maybe(str),
+    "step_seconds": {...: schema.NOT_NEGATIVE},
+  }
   return files.read_json(path, form) if path.exists() else {}
 
 

@@ -95,7 +95,8 @@ def finish(made, cell, loss=3.0, **line):
     config.data.fingerprint = "2" * 64
   (workdir / "config.json").write_text(config.to_json())
   if cell.trunk:
-    (workdir / "fork.json").write_text(json.dumps({"step": cell.fork_step}))
+    began = {"step": cell.fork_step, "source": cell.trunk}
+    (workdir / "fork.json").write_text(json.dumps(began))
   every = config.log_every
   lines = [
     {"step": step, "loss_sum": every * (4 - step / 1000), "loss_count": every}
@@ -118,9 +119,12 @@ def finish(made, cell, loss=3.0, **line):
 @pytest.fixture(autouse=True)
 def facts(monkeypatch):
   """Replaces what would be read from a real checkpoint and token folder."""
-  monkeypatch.setattr(
-    collect.reader, "read_note", lambda path: {"clock": {"productive": 7.0}}
-  )
+
+  def note(path):
+    config = json.loads((path.parents[1] / "config.json").read_text())
+    return {"clock": {"productive": 7.0}, "config": config}
+
+  monkeypatch.setattr(collect.reader, "read_note", note)
   monkeypatch.setattr(collect, "_tokenizer", lambda config, name: "3" * 64)
 
 
