@@ -21,6 +21,9 @@ from genie_jax.sharding import mesh as mesh_lib
 from genie_jax.weights import param_tree
 
 
+Device = Any  # jax.Device, which is no type.
+
+
 class Differ(errors.RunFailed):
   """Chips that must hold the same values do not."""
 
@@ -49,7 +52,7 @@ def check(tree: Any, step: int) -> None:
     return
   specs = tuple((name, layout.spec) for name, layout in layouts.items())
   sums = jax.device_get(_compiled(mesh, specs)(flat))
-  bad: dict[str, list[jax.Device]] = {}
+  bad: dict[str, list[Device]] = {}
   for number, (name, x) in enumerate(flat.items()):
     devices = _odd_ones(mesh, layouts[name], x.shape, sums[:, number])
     if devices:
@@ -80,7 +83,7 @@ def _compiled(mesh: Mesh, specs: tuple[tuple[str, PartitionSpec], ...]):
 
 def _odd_ones(
   mesh: Mesh, layout: NamedSharding, shape: tuple[int, ...], sums: np.ndarray
-) -> list[jax.Device]:
+) -> list[Device]:
   """Returns the devices whose part differs from that of most others.
 
   Args:
@@ -89,9 +92,7 @@ def _odd_ones(
     shape: Shape of the array.
     sums: Checksums by device, uint32 [devices, 2].
   """
-  found: dict[str, list[tuple[jax.Device, tuple]]] = collections.defaultdict(
-    list
-  )
+  found: dict[str, list[tuple[Device, tuple]]] = collections.defaultdict(list)
   parts = layout.devices_indices_map(shape)
   for device, words in zip(mesh.devices.flat, sums, strict=True):
     found[str(parts[device])].append((device, tuple(words)))
@@ -109,7 +110,7 @@ def _odd_ones(
 
 
 def _message(
-  bad: Mapping[str, list[jax.Device]], num_arrays: int, step: int
+  bad: Mapping[str, list[Device]], num_arrays: int, step: int
 ) -> str:
   devices = {device.id: device for found in bad.values() for device in found}
   names = ", ".join(

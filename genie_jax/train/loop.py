@@ -451,7 +451,7 @@ class _Run:
       "skipped_steps": self._max_skipped,
       "clipped_steps": self._clip_norm,
     }
-    return _NO_LOSSES | {name: 0 for name, is_on in counts.items() if is_on}
+    return _NO_LOSSES | {name: 0.0 for name, is_on in counts.items() if is_on}
 
   def _skip(self, number: int, what: str) -> None:
     """Counts an update that was skipped; raises NotFinite after too many."""

@@ -139,11 +139,12 @@ class JsonLines:
 
 
 def step_of(line: str) -> float:
-  """Returns a line's step; infinity for a line that a kill cut short."""
+  """Returns a line's step; infinity for one that was cut short or damaged."""
   try:
-    return json.loads(line)["step"]
-  except (json.JSONDecodeError, KeyError, TypeError):
+    step = json.loads(line)["step"]
+  except (ValueError, KeyError, TypeError, RecursionError):
     return math.inf
+  return step if isinstance(step, int) else math.inf
 
 
 def lines(workdir: epath.Path, last_step: int) -> list[str]:
