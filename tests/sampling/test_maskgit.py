@@ -204,7 +204,7 @@ def test_a_new_temperature_does_not_recompile():
   "fields, message",
   (
     ({"temprature": 1.0}, "did you mean 'temperature'"),
-    ({"temperature": -1.0}, "number of 0 or more"),
+    ({"temperature": -1.0}, "number from 0 to 1e6"),
     ({"temperature": "warm"}, "'warm'; it must be a number"),
     ({"top_p": "most"}, "'most'; it must be a number"),
     ({"order": 3}, "use one of random"),

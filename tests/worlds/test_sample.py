@@ -96,7 +96,7 @@ def test_a_video_can_be_longer_than_the_window_in_any_mode(
     (("--actions", "0x1000000000"), "neither a number"),
     (("--actions", "0", "--prompt", "absent.png"), "absent.png does not"),
     (("--actions", "0", "--prompt", __file__), "is not a picture"),
-    (("--actions", "0", "--temperature", "-1"), "number of 0 or more"),
+    (("--actions", "0", "--temperature", "-1"), "number from 0 to 1e6"),
     (("--actions", "0", "--refinements", "0"), "at least 1"),
     (("--actions", "0", "--order", "best"), "use one of random"),
     (("--actions", "0", "--slide", "rollin"), "did you mean 'rolling'"),
