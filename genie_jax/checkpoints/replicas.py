@@ -20,7 +20,6 @@ from genie_jax.core import errors
 from genie_jax.sharding import mesh as mesh_lib
 from genie_jax.weights import param_tree
 
-
 Device = Any  # jax.Device, which is no type.
 
 
