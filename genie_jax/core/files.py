@@ -184,8 +184,11 @@ def _read(path: str) -> bytes:
   try:
     if buckets.is_remote(path):
       return buckets.read_bytes(path)
+    content = bytearray()
     with open(path, "rb") as file:
-      content = file.read(_MOST_BYTES + 1)
+      # In blocks, as reading with a limit takes the limit's memory.
+      while len(content) <= _MOST_BYTES and (block := file.read(_BLOCK_BYTES)):
+        content += block
   except (FileNotFoundError, NotADirectoryError) as error:
     raise errors.UserError(
       f"{path} does not exist; check the path, or run the command that writes "
@@ -203,7 +206,7 @@ def _read(path: str) -> bytes:
       f"{path} has more than {_MOST_BYTES >> 20} MB, so it is not a file of "
       "this program; check the path."
     )
-  return content
+  return bytes(content)
 
 
 def _parse(content: bytes) -> Any:

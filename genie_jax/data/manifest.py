@@ -385,15 +385,17 @@ def _aliases(path: str, found: Mapping[str, Any]) -> dict[int, int]:
   Raises:
     UserError: It has other actions than the data.
   """
-  known = {str(key): key for key in range(found.get("num_actions") or 0)}
+  most = found.get("num_actions")
   aliases = found["action_aliases"]
   for name, same in aliases.items():
-    if name not in known or str(same) not in known:
+    if not re.fullmatch("0|[1-9][0-9]{0,8}", name) or (
+      most is not None and max(int(name), same) >= most
+    ):
       raise errors.UserError(
         f"{path}: action_aliases has {name[:20]!r}: {same}, but num_actions is "
-        f"{found.get('num_actions')}; write the folder again."
+        f"{most}; write the folder again."
       )
-  return {known[name]: same for name, same in aliases.items()}
+  return {int(name): same for name, same in aliases.items()}
 
 
 def split_summary(
