@@ -26,10 +26,10 @@
 # Delete  launch/xpk.sh delete   the bucket keeps the run
 #
 # XPK restarts after the exit codes 42 and 127 to 255, which include preemption
-# (143), a lost host (134) and a host that hung (142). This script adds failures (1), but not invalid
-# commands (2) or a loss that is not finite (3). A host that stops waiting for
-# the others also exits with 2, so hosts wait a day for a host that is repaired
-# or late.
+# (143), a lost host (134) and a host that hung (142). This script adds failures
+# (1), but not invalid commands (2) or a loss that is not finite (3). A host
+# that stops waiting for the others also exits with 2, so hosts wait a day for a
+# host that is repaired or late.
 set -euo pipefail
 
 for name in PROJECT ZONE CLUSTER RUN IMAGE BUCKET; do

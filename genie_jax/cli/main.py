@@ -87,7 +87,9 @@ def _checked(kind: Callable[[str], Any], path: bool) -> Callable[[str], Any]:
     if path and not text.strip():
       raise argparse.ArgumentTypeError("the path is empty")
     if isinstance(value, int | float) and not _NUMBER.accepts(value):
-      raise argparse.ArgumentTypeError(f"{text[:40]} must be {_NUMBER}")
+      raise argparse.ArgumentTypeError(
+        f"{text[:40]} must be a finite number of at most 64 bits"
+      )
     return value
 
   return convert

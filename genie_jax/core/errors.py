@@ -101,10 +101,15 @@ def printable(text: str) -> str:
     The text; characters that are not printable are escaped ("\\x1b"), except
     new lines and tabs.
   """
-  return "".join(
-    one if one.isprintable() or one in "\n\t" else ascii(one)[1:-1]
-    for one in text
-  )
+
+  def shown(one: str) -> str:
+    if one.isprintable() or one in "\n\t":
+      return one
+    # A byte of a file name that is not UTF-8.
+    byte = ord(one) - 0xDC00
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else ascii(one)[1:-1]
+
+  return "".join(map(shown, text))
 
 
 def closest(name: str, known: Iterable[str]) -> str:

@@ -110,7 +110,7 @@ def test_a_view_from_the_side_gets_four_buttons(capsys):
     (["--size", "8000x48"], "at most 1024"),
     (["--fps", "0"], "--fps 0 must be"),
     (["--effort", "0"], "--effort 0 must be"),
-    (["--effort", "nan"], "--effort nan must be"),
+    (["--effort", "nan"], "--effort: nan must be a finite number"),
   ],
 )
 def test_a_wrong_flag_is_one_line(flags, words, tmp_path, capsys):

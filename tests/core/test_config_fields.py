@@ -66,7 +66,6 @@ def load_first_mode(path):
     ("model.dynamics.transformer.num_layers=-1", "at least 1"),
     ("world.fps=0", "more than 0"),
     ("loss.codebook=-1", "a finite number of at least 0"),
-    ("data.path=a\0b", "text without control characters"),
   ],
 )
 def test_a_value_out_of_bounds_is_one_line_and_code_2(

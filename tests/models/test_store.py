@@ -273,7 +273,7 @@ def test_missing_and_damaged_files_raise_a_one_line_error(folder, tmp_path):
   with pytest.raises(errors.UserError, match=r"model.safetensors does not"):
     store.load(folder)
   (folder / "config.json").write_text("[]")
-  with pytest.raises(errors.UserError, match="does not describe"):
+  with pytest.raises(errors.UserError, match="must be a group of fields"):
     store.load(folder)
 
 

@@ -263,7 +263,6 @@ def test_the_error_for_invalid_arguments_is_one_line(capsys):
   [
     ("players", "0"),
     ("price", "-1"),
-    ("price", "nan"),
     ("limit", "0"),
     ("fixes", "-1"),
     ("slices", "0"),

@@ -154,7 +154,7 @@ def test_bad_files_of_runs_are_one_line(files, runs, capsys):
   assert "final_loss is None" in refused(capsys, *fit)
   content["runs"][3]["final_loss"] = float("nan")
   after.write_text(json.dumps(content))
-  assert "final_loss is nan" in refused(capsys, *fit)
+  assert "NaN is not a finite number" in refused(capsys, *fit)
   del content["runs"][3]["final_loss"]
   after.write_text(json.dumps(content))
   assert "has no final_loss" in refused(capsys, *fit)

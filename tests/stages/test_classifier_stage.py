@@ -258,8 +258,8 @@ def test_scores_of_another_folder_are_refused(scores, tmp_path, capsys):
   "override, message",
   [
     ("--config.data.num_frames=3", "must be a positive multiple of 4"),
-    ("--config.augment.colour=1.0", "config.augment.colour=1.0"),
-    ("--config.augment.gamma=2.0", "config.augment.gamma=2.0"),
+    ("--config.augment.colour=1.0", "config.augment.colour is 1.0"),
+    ("--config.augment.gamma=2.0", "config.augment.gamma is 2.0"),
     ("--config.data.labels=", "config.data.labels is empty"),
     ("--config.data.path=", "config.data.path is empty"),
     ("--config.world.height=48", r"frame_shape \[24, 32, 3\]"),
@@ -267,8 +267,8 @@ def test_scores_of_another_folder_are_refused(scores, tmp_path, capsys):
   ],
 )
 def test_an_invalid_config_is_one_clear_line(data, override, message):
-  config = config_lib.load(CONFIG, words(data, override))
   with pytest.raises(errors.UserError, match=message) as raised:
+    config = config_lib.load(CONFIG, words(data, override))
     registry.make(config).open_source("train")
   assert "\n" not in str(raised.value)
 

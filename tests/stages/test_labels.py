@@ -123,7 +123,7 @@ def test_labels_teach_the_code_of_each_key(clips):
   ("overrides", "said"),
   [
     (["--config.labels.share=0.0"], "share=0.0 and weight=1.0"),
-    (["--config.labels.share=1.5"], "share=1.5 and weight=1.0"),
+    (["--config.labels.share=1.5"], "config.labels.share is 1.5"),
     (["--config.world.num_latent_actions=3"], "there are 3 codes"),
   ],
 )

@@ -609,7 +609,7 @@ def test_a_program_that_is_none_is_one_line(tmp_path, content):
     runtime.load(folder)
   (folder / "stablehlo/programs.json").write_text("[]")
   restate(folder)
-  with pytest.raises(errors.UserError, match="has format_version None"):
+  with pytest.raises(errors.UserError, match="must be a group of fields"):
     runtime.load(folder)
 
 
