@@ -1,6 +1,7 @@
 """Tests of the alarms: each rings on its fault and on nothing else."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from genie_jax.train import alarms
 from tests.train import test_loop
 
+# The stages of `make demo`, 1 December 2026.
+LOGS = sorted((pathlib.Path(__file__).parent / "healthy").glob("*.jsonl"))
 # A healthy run of 60 lines.
 _RANDOM = np.random.default_rng(0)
 HEALTHY = [
@@ -43,6 +46,16 @@ def changed(first, last, **fields):
 
 def test_a_healthy_run_is_silent():
   assert ring(HEALTHY) == []
+
+
+@pytest.mark.parametrize("path", LOGS, ids=lambda path: path.stem)
+def test_the_logs_of_the_demo_are_silent(path):
+  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  assert len(lines) > 10 and ring(lines) == []
+  # The same log with one fault is not.
+  training = [line for line in lines if "loss" in line]
+  training[-1]["loss_sum"] *= 10
+  assert ring(training) == [(len(training) - 1, "loss_spike")]
 
 
 @pytest.mark.parametrize(
