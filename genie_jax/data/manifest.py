@@ -178,6 +178,7 @@ class Manifest:
       **found
       | {
         "frame_shape": tuple(found["frame_shape"]),
+        "num_actions": found.get("num_actions"),
         "token_grid": found.get("token_grid") and tuple(found["token_grid"]),
         "action_aliases": _aliases(path, found),
       },
