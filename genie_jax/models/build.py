@@ -10,7 +10,7 @@ import flax.linen as nn
 
 from genie_jax.core import config as config_lib
 from genie_jax.core import errors
-from genie_jax.models import button_map
+from genie_jax.models import button_map, world_sizes
 from genie_jax.models import dynamics as dynamics_lib
 from genie_jax.models import lam as lam_lib
 from genie_jax.models import tokenizer as tokenizer_lib
@@ -20,15 +20,6 @@ from genie_jax.nn import patches, quantizers, st_transformer
 Config = Any
 Module = TypeVar("Module", bound=nn.Module)
 
-_WORLD = (
-  "num_frames",
-  "height",
-  "width",
-  "channels",
-  "token_patch",
-  "num_codes",
-  "num_latent_actions",
-)
 _SCALARS = {kind.__name__: kind for kind in (bool, float, int, str)}
 _DTYPES = ("bfloat16", "float32")  # Of activations; weights are float32.
 
@@ -173,7 +164,7 @@ def _read(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   config = part_fields(config)
   world, model = config["world"], config["model"]
-  for name in _WORLD:
+  for name in world_sizes.FIELDS:
     if not isinstance(world.get(name), int) or world[name] < 1:
       raise errors.UserError(
         f"config.world.{name}={world.get(name)!r} must be a positive whole "

@@ -19,7 +19,8 @@ MAX_WINDOW_TOKENS = 1 << 20
 MAX_WINDOW_VALUES = 1 << 29  # Values of all pixels in the window.
 MAX_LOGITS = 1 << 28  # Tokens of a frame times codes.
 
-_FIELDS = (
+# The fields of `config.world` that a model has.
+FIELDS = (
   "num_frames",
   "height",
   "width",
@@ -42,7 +43,7 @@ def check(where: str, fields: Mapping[str, Any]) -> None:
   """
   world, model = fields["world"], fields["model"]
   # Building a model checks which fields are there.
-  sizes = {name: world.get(name, 1) for name in _FIELDS}
+  sizes = {name: world.get(name, 1) for name in FIELDS}
   for name, value in sizes.items():
     if type(value) is not int or value < 1:
       raise errors.UserError(
