@@ -27,16 +27,16 @@ def test_a_part_that_hangs_ends_the_process_with_all_stacks(capfd):
 
 def test_parts_within_their_bound_and_compiling_ones_go_on():
   codes = []
-  with watchdog.Watchdog(0.3, codes.append) as dog:
-    for _ in range(8):
+  with watchdog.Watchdog(1.0, codes.append) as dog:
+    for _ in range(5):
       with dog.watch("a step"):
-        time.sleep(0.08)
+        time.sleep(0.2)
     with dog.watch("a step", compiles=True):
-      time.sleep(0.6)
-    time.sleep(0.6)  # Between two parts nothing is watched.
-    # Ten times the median is more than 0.3 s.
+      time.sleep(1.3)
+    time.sleep(1.3)  # Between two parts nothing is watched.
+    # Ten times the median is more than 1 s.
     with dog.watch("a step"):
-      time.sleep(0.5)
+      time.sleep(1.3)
   assert not codes
 
 
