@@ -33,6 +33,7 @@ _SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
 _PIECE = re.compile(r"(?P<name>.+)\[(?P<start>\d{1,12}):(?P<stop>\d{1,12})\]")
 # safetensors pads its header so that tensors begin at a multiple of this.
 _ALIGNMENT = 8
+_BLOCK_BYTES = 1 << 20  # Read at once for a fingerprint.
 
 
 Deferred = lazy_array.Deferred
@@ -65,6 +66,14 @@ class Stored(lazy_array.Lazy):
 
       return np.dtype(ml_dtypes.bfloat16)
     return super().dtype
+
+  def places(self) -> list[tuple[pathlib.Path, str]]:
+    """Returns the file and the name there of each piece, in order."""
+    return [(piece.path, piece.name) for piece in self._pieces]
+
+  def fingerprint_line(self, name: str) -> bytes:
+    """Returns what `fingerprint` reads of the tensor besides its values."""
+    return f"{name} {self._dtype} {tuple(self.shape)}\n".encode()
 
   def __getitem__(self, index: Any) -> np.ndarray:
     index = index if isinstance(index, tuple) else (index,)
@@ -250,6 +259,34 @@ def fingerprint(tensors: Mapping[str, Any]) -> str:
     for block in lazy_array.in_order(tensor):
       digest.update(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
   return digest.hexdigest()
+
+
+def stored_fingerprint(tensors: Mapping[str, Stored]) -> str:
+  """Returns `fingerprint` of stored tensors, from the bytes of their files.
+
+  Needs no numpy type, so that PyTorch's users need no package for bfloat16.
+  """
+  digest = hashlib.sha256()
+  places: dict[pathlib.Path, tuple[int, dict[str, Any]]] = {}
+  for name in sorted(tensors, key=order):
+    digest.update(tensors[name].fingerprint_line(name))
+    for path, piece in tensors[name].places():
+      if path not in places:
+        places[path] = _read_header(path)
+      first, header = places[path]
+      start, stop = header[piece]["data_offsets"]
+      with open(path, "rb") as file:
+        file.seek(first + start)
+        for begin in range(start, stop, _BLOCK_BYTES):
+          digest.update(file.read(min(_BLOCK_BYTES, stop - begin)))
+  return digest.hexdigest()
+
+
+def _read_header(path: pathlib.Path) -> tuple[int, dict[str, Any]]:
+  """Returns where the data of a safetensors file begins, and its header."""
+  with open(path, "rb") as file:
+    length = int.from_bytes(file.read(8), "little")
+    return 8 + length, json.loads(file.read(length))
 
 
 @dataclasses.dataclass(frozen=True)

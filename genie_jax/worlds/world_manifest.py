@@ -183,7 +183,7 @@ def check_fingerprint(
   found = seal(
     {
       "parts": config["parts"],  # The loaders have checked it.
-      "weights": tensor_files.fingerprint(tensor_files.read(folder)),
+      "weights": tensor_files.stored_fingerprint(tensor_files.read(folder)),
     }
   )
   if manifest["fingerprint"] != found:

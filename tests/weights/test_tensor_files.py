@@ -166,3 +166,21 @@ def test_any_header_is_read_or_refused_in_one_line(
       np.asarray(tensor)
   except errors.UserError as error:
     assert "\n" not in str(error)
+
+
+def test_the_fingerprint_of_stored_tensors_is_that_of_their_values(tmp_path):
+  random = np.random.default_rng(0)
+  tensors = {
+    "a/kernel": random.normal(size=(40, 3)).astype(np.float32),
+    "a/values": random.integers(-9, 9, (7, 5)).astype(np.int8),
+    "b": np.array(2.5, np.float32),
+    "a/scales": random.normal(size=(6, 2)).astype(ml_dtypes.bfloat16),
+  }
+  for shard_bytes in (1 << 30, 200):  # One file; pieces in several files.
+    folder = tmp_path / str(shard_bytes)
+    folder.mkdir()
+    tensor_files.write(folder, tensors, shard_bytes=shard_bytes)
+    stored = tensor_files.read(folder)
+    assert tensor_files.stored_fingerprint(stored) == tensor_files.fingerprint(
+      tensors
+    )
