@@ -275,6 +275,7 @@ def _keep_compiled(folder: str, alone: bool = True) -> None:
   if folder == "off":
     jax.config.update("jax_enable_compilation_cache", False)
     return
+  cache.use_checksums()
   # Set by JAX_COMPILATION_CACHE_DIR or by the caller.
   settings: Any = jax.config  # Its flags are not in its type.
   if not folder and settings.jax_compilation_cache_dir:

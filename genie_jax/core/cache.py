@@ -1,6 +1,7 @@
 """The user's cache folder, and that of compiled programs in it."""
 
 import hashlib
+import importlib
 import os
 import pathlib
 import platform
@@ -34,6 +35,21 @@ def default_folder(environ: Mapping[str, str] | None = None) -> pathlib.Path:
   """
   name = f"{platform.machine()}-{_cpu_digest()}"
   return user_folder(environ) / "xla" / name
+
+
+def use_checksums() -> None:
+  """Makes JAX keep compiled programs with a checksum, from here on.
+
+  Where zstandard is installed, which other packages need, JAX compresses with
+  it and without a checksum, so that a bit that flips on the disk ends up in
+  machine code. It uses zlib otherwise, which has a checksum: the program is
+  then compiled again. JAX has no setting for this. The method is part of JAX's
+  key of a program, so that programs that were kept before are not read.
+  """
+  compression = importlib.import_module("jax._src.compilation_cache")
+  for name in ("zstd", "zstandard"):
+    if hasattr(compression, name):
+      setattr(compression, name, None)
 
 
 def _cpu_digest() -> str:

@@ -14,6 +14,7 @@ def enable() -> None:
   The folder is the one that JAX was given (JAX_COMPILATION_CACHE_DIR), else
   `cache.default_folder`.
   """
+  cache.use_checksums()
   settings: Any = jax.config  # Its flags are not in its type.
   if not settings.jax_compilation_cache_dir:
     jax.config.update("jax_compilation_cache_dir", str(cache.default_folder()))
