@@ -61,6 +61,7 @@ class Checkpoints:
     self._keep, self._keep_every = keep, keep_every
     self._pending: tuple[int, Any] | None = None
     self._orbax: ocp.training.Checkpointer | None = None
+    self._failed = False  # Whether a save has raised.
     # Only on process 0; the others wait at the barrier.
     if jax.process_index() == 0 and self._folder.is_dir():
       finished = self.steps()
@@ -179,12 +180,23 @@ class Checkpoints:
     return None
 
   def close(self) -> None:
-    """Waits for the last checkpoint and closes Orbax."""
+    """Waits for the last checkpoint and closes Orbax.
+
+    Raises:
+      RunFailed: The last checkpoint could not be written.
+    """
     try:
       self.wait()
     finally:
-      if self._orbax is not None:
-        self._orbax.close()
+      orbax, self._orbax = self._orbax, None
+      try:
+        if orbax is not None:
+          orbax.close()
+      except Exception as error:
+        # A save that has failed is raised once more here.
+        if not self._failed:
+          raise
+        logging.debug("Closing Orbax: %s", reader.one_line(error))
 
   def _open(self) -> ocp.training.Checkpointer:
     # Opened as late as possible: Orbax lists the folder once, and damaged steps
@@ -225,6 +237,7 @@ class Checkpoints:
     )
 
   def _cannot_write(self, error: Exception, step: int) -> errors.RunFailed:
+    self._failed = True
     steps = self.steps()
     return errors.RunFailed(
       f"The checkpoint of step {step} could not be written to "

@@ -326,8 +326,11 @@ class Explain:
 
 
 def one_line(error: Exception) -> str:
-  """Returns an error's type and the start of its message."""
-  return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+  """Returns an error's type, and the start and the end of its message."""
+  text = " ".join(str(error).split())
+  if len(text) > 300:
+    text = f"{text[:120]}...{text[-150:]}"
+  return f"{type(error).__name__}: {text}"
 
 
 def _num_bytes(like: Any) -> int:

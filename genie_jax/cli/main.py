@@ -9,6 +9,8 @@ import functools
 import importlib
 import logging as std_logging
 import sys
+import traceback
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -143,9 +145,13 @@ def _show_own_log() -> None:
   """Shows the log of this package, and only warnings of libraries.
 
   Messages may quote a world or a server, so they cannot control the terminal.
+  Orbax logs each error of a save several times with its traceback, and raises
+  it: it is shown once, as the error that ends the command.
   """
 
   def show(record: std_logging.LogRecord) -> bool:
+    if record.exc_info and _passes_orbax(record.exc_info[2]):
+      return False
     record.msg, record.args = errors.printable(record.getMessage()), None
     return (
       record.levelno >= std_logging.WARNING or "genie_jax" in record.pathname
@@ -154,6 +160,13 @@ def _show_own_log() -> None:
   absl_logging.set_verbosity(absl_logging.INFO)
   absl_logging.use_absl_handler()
   absl_logging.get_absl_handler().addFilter(show)
+
+
+def _passes_orbax(trace: types.TracebackType | None) -> bool:
+  """Returns whether Orbax is among the callers of what has failed."""
+  return any(
+    "orbax" in frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace)
+  )
 
 
 def _module(name: str):

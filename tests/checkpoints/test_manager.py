@@ -301,6 +301,29 @@ def test_a_checkpoint_that_cannot_be_written_raises_a_helpful_error(
     checkpoints.save(state.replace(step=jnp.int32(4)).fields(), batches, NOTE)
 
 
+def test_after_a_failed_save_closing_raises_nothing_else(copy, monkeypatch):
+  workdir, like, _ = copy
+  state, _, batches = restore(workdir, like)
+  checkpoints = manager.Checkpoints(workdir, keep=3)
+
+  class Full:
+    def save_checkpointables_async(self, *_, **__):
+      raise ValueError("Failed to write: No space left on device")
+
+    def close(self):
+      raise ValueError("Failed to write: No space left on device")
+
+  monkeypatch.setattr(checkpoints, "_open", lambda: checkpoints._orbax)
+  checkpoints._orbax = Full()
+  with pytest.raises(errors.RunFailed, match="No space left"):
+    checkpoints.save(state.replace(step=jnp.int32(4)).fields(), batches, NOTE)
+  checkpoints.close()
+  checkpoints = manager.Checkpoints(workdir, keep=3)
+  checkpoints._orbax = Full()
+  with pytest.raises(ValueError, match="No space left"):
+    checkpoints.close()
+
+
 def test_fingerprint_depends_on_bits_and_positions_but_not_on_the_mesh():
   x = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
   base = fingerprint.arrays({"x": x})
