@@ -9,6 +9,9 @@ from typing import TypeVar
 
 _Value = TypeVar("_Value")
 
+# Of a message to the user; what is cut out is in the middle, as the last words
+# say how to fix it.
+_MOST, _LAST = 2000, 500
 
 # Of a path that the same command will find wrong again.
 _PATH_ERRORS = (
@@ -28,11 +31,15 @@ class UserError(ValueError):
 
   The message is one line that says what is wrong, where, and how to fix it. The
   command line prints it without a traceback and exits with code 2. It may quote
-  names of unknown origin, see `printable`.
+  names of unknown origin, see `printable`, of any length: the middle of a
+  message of more than 2,000 characters is left out.
   """
 
   def __init__(self, message: str = ""):
-    super().__init__(printable(message))
+    message = printable(message)
+    if len(message) > _MOST:
+      message = f"{message[: _MOST - _LAST]}...{message[-_LAST:]}"
+    super().__init__(message)
 
 
 class RunFailed(RuntimeError):
