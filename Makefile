@@ -79,11 +79,15 @@ test-slow: setup $(LIBTPU) $(TORCH)  ## the longer tests
 	TPU_LIBRARY_PATH=$(abspath $(LIBTPU)) XLA_FLAGS="$$XLA_FLAGS" \
 	  $(BIN)/python -m pytest -m slow -n 2 --dist worksteal tests
 
-# The tests that docs/reliability.md names, of both tiers.
-test-faults: setup $(LIBTPU)  ## the tests that inject faults, see docs/reliability.md
+# The tests that docs/reliability.md names, of both tiers, then the campaigns,
+# which go on where they were interrupted. FAULTS="--share 0.1" runs a tenth.
+FAULTS ?=
+
+test-faults: setup $(LIBTPU)  ## hours of injected faults, see docs/reliability.md
 	TPU_LIBRARY_PATH=$(abspath $(LIBTPU)) $(BIN)/python -m pytest -n 2 \
 	  --dist worksteal $$(grep -o 'tests/[a-z0-9_/]*\.py::[a-z0-9_]*' \
 	  docs/reliability.md | sort -u)
+	$(BIN)/python -m tests.faults $(FAULTS)
 
 # SOAK="--minutes 5 --players 4" plays for another time, or with other players.
 SOAK ?=

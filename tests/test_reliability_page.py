@@ -1,11 +1,15 @@
-"""The page of promises names tests that exist."""
+"""The page of promises names tests and campaigns that exist."""
 
 import ast
 import pathlib
 import re
 
+from tests.faults import __main__ as faults
+
 ROOT = pathlib.Path(__file__).parents[1]
-PAGE = (ROOT / "docs/reliability.md").read_text()
+PAGE, _, CAMPAIGNS = (
+  (ROOT / "docs/reliability.md").read_text().partition("## Campaigns")
+)
 TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 
 
@@ -24,3 +28,8 @@ def test_every_row_names_tests_that_exist():
       assert name in {
         node.name for node in tree.body if isinstance(node, ast.FunctionDef)
       }, f"{file}::{name}"
+
+
+def test_every_campaign_has_its_row():
+  named = re.findall(r"^\| `([\w-]+)` \|", CAMPAIGNS, re.MULTILINE)
+  assert named == list(faults.campaigns(ROOT, ROOT))
