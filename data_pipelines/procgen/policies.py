@@ -8,7 +8,9 @@
 With random actions, CoinRun's agent stays at the left wall of nearly every
 level, so videos of it contain hardly any horizontal motion. The walker holds
 each direction for up to three seconds and jumps now and then. It sees walls: it
-jumps over them if it can, and otherwise rests or turns around.
+jumps over them if it can, and otherwise rests or turns around. In platformers
+without a planner, where a death leads back to the start of the level, it does
+the same where going on would end the episode.
 """
 
 import dataclasses
@@ -60,6 +62,9 @@ _WALL_RESTS = 0.3
 _WALL_JUMP_HOLDS = (3, 6, 10)
 _WALL_JUMP_STEPS = 16  # Steps after which the result of a jump is judged.
 _WALL_JUMP_CELLS = 2.0  # Cells by which it must lead forward.
+# Steps for which the walker looks ahead where it does not begin anew elsewhere
+# after a death, and sees a fall or a bomb.
+_LOOK_AHEAD = 20
 _FIRE_SHARE = 0.05
 
 _PUSHES = 0.02  # Probability per step that the planner is pushed.
@@ -263,6 +268,7 @@ def _walk(
 ) -> None:
   """Walks until an episode ends, the steps are over or the recorder is full."""
   platformer, fires = game in PLATFORMERS, game in _WITH_FIRE
+  careful = platformer and game not in planner.GAMES
   held, stuck = _Held(), False
   _turn(held, platformer, rng)
   before = recorder.agent()
@@ -289,6 +295,8 @@ def _walk(
       horizontal = held.horizontal
       if _at_wall(horizontal, recorder):
         horizontal = 0
+    if careful and _ends(horizontal, held.jump, recorder):
+      horizontal = _evade(held, recorder, rng)
     up = _UP if platformer and held.jump else held.vertical
     action = direction_key(horizontal, up)
     if fires and rng.random() < _FIRE_SHARE:
@@ -361,6 +369,38 @@ def _at_wall(horizontal: int, recorder: Recorder) -> bool:
     and abs(after.x - recorder.agent().x) < _STUCK_CELLS
     and abs(after.vx) < _STUCK_CELLS
   )
+
+
+def _ends(horizontal: int, jump: int, recorder: Recorder) -> bool:
+  """Returns whether the next step leads where the episode ends soon.
+
+  It does if the agent can neither go on nor turn back after it.
+  """
+  key, back = direction_key(horizontal), direction_key(-horizontal)
+  onward = [key + _UP] * jump + [key] * max(0, _LOOK_AHEAD - jump)
+  first = [key + _UP if jump else key]
+  return (
+    recorder.try_out(onward) is None
+    and recorder.try_out(first + [back] * _LOOK_AHEAD) is None
+  )
+
+
+def _evade(held: _Held, recorder: Recorder, rng: np.random.Generator) -> int:
+  """Chooses what does not end the episode; returns the direction.
+
+  That is a jump onwards, the other direction or a rest, in random order of the
+  first two. If there is none, the agent goes on as before.
+  """
+  ahead = held.horizontal or int(rng.choice((-1, 1)))
+  ways = [(ahead, hold) for hold in _WALL_JUMP_HOLDS] + [(-ahead, 0), (0, 0)]
+  if rng.random() >= _WALL_JUMPS:
+    ways = [(-ahead, 0), *ways]
+  for horizontal, jump in ways:
+    if not _ends(horizontal, jump, recorder):
+      held.horizontal, held.jump = horizontal, jump
+      held.steps = _between(_HOLDS if horizontal else _PAUSES, rng)
+      return horizontal
+  return held.horizontal
 
 
 def _jump_past(horizontal: int, recorder: Recorder) -> int:

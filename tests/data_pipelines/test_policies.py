@@ -130,6 +130,18 @@ def test_the_walker_moves_where_random_actions_do_not(procgen):
   assert (lifted > 0.1).mean() > 0.2
 
 
+def test_without_a_planner_the_walker_does_not_run_to_its_death(procgen):
+  moved, ends = [], 0
+  for level in (10_000, 10_001, 10_003):
+    played = play(level, game="ninja", policy="walker", frames_per_level=200)
+    moved.append(np.diff(played.arrays["states"][:, 0])[~played.first[1:]])
+    ends += played.first[1:].sum()
+  moved = np.concatenate(moved)
+  # It died every 24 steps, before it had ever turned around.
+  assert ends <= 3
+  assert (moved > 0.1).mean() > 0.1 and (moved < -0.1).mean() > 0.1
+
+
 def test_on_the_ground_the_walkers_keys_can_be_seen(procgen):
   agree, pressed = 0, 0
   for level in range(10_000, 10_006):
