@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import time
 
 import jax
@@ -15,7 +16,7 @@ from genie_jax.checkpoints import reader
 from genie_jax.cli import main
 from genie_jax.core import buckets
 from tests.fixtures import stage_data
-from tests.multihost import digests, fleet
+from tests.multihost import digests, fleet, slow_reader
 
 CONFIG = f"{fleet.ROOT / 'experiments' / 'coinrun' / 'dynamics.py'}:smoke"
 # Several processes add up in another order than the devices of one process.
@@ -211,6 +212,45 @@ def test_different_configs_are_reported_by_each_process(tokens, tmp_path):
   assert "on process 0, but" in message and "on process 1" in message
   assert "Traceback" not in both.text(0) + both.text(1)
   assert not (tmp_path / "run").exists()
+
+
+def test_sigterm_ends_a_host_that_waits_for_the_others(tokens, tmp_path):
+  args = arguments(tokens, tmp_path / "run")
+  number = ("--num-processes", "2", "--process-id", "0")
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  waiting = fleet.Fleet(
+    tmp_path / "logs",
+    [[*args, *number, "--coordinator", f"127.0.0.1:{port}"]],
+    devices=4,
+  )
+  try:
+    waiting.wait_for(0, "Process 0 of 2")
+    time.sleep(1)
+    waiting.processes[0].send_signal(signal.SIGTERM)
+    # A launcher kills what has not ended after 30 seconds.
+    assert waiting.codes(timeout=20) == [-signal.SIGTERM]
+  finally:
+    waiting.kill()
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_slow_host_is_named(tokens, tmp_path):
+  args = arguments(tokens, tmp_path / "run", steps=6, data__num_threads=0)
+  both = fleet.train(
+    tmp_path / "logs",
+    2,
+    *args,
+    devices=4,
+    module="tests.multihost.slow_reader",
+  )
+  assert "slowest host 1 (0.3" in both.text(0)
+  lines = [line for line in read_metrics(tmp_path / "run") if "loss" in line]
+  slow = [line["slowest_host_seconds"] for line in lines[1:]]
+  assert min(slow) >= slow_reader.SECONDS
+  assert all(line["slowest_host"] == 1 for line in lines[1:])
 
 
 def test_a_missing_host_is_reported_after_the_timeout(tokens, tmp_path):
