@@ -7,7 +7,6 @@ needs Linux, and no rights.
 import functools
 import json
 import pathlib
-import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,6 @@ _SIZES = 30
 _ROOM = 1 << 32
 _NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")
 _PAGE = 4096
-_RESUMED = re.compile(r"Resuming from step (\d+)")
 NAMES = ("tokenizer", *jobs.WRITERS)
 
 
@@ -85,46 +83,24 @@ def attempt(
   job = jobs.JOBS[name]
   content, _ = kills.reference(name, base)
   mount(folder, size)
-  (folder / "base").symlink_to(base)
-  done = subprocess.run(
-    jobs.command(job),
-    cwd=folder,
-    env=jobs.environment(base),
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-    timeout=900,
-    check=False,
-  )
+  code, text = jobs.attempt(job, base, folder)
   failures = []
-  if done.returncode == 0:
-    if job.content(folder / "out") != content:
-      failures.append("code 0, and another result")
-  elif done.returncode not in (1, 2):
-    failures.append(f"code {done.returncode}")
-  if "Traceback" in done.stdout:
-    failures.append(f"a traceback: {done.stdout[-1500:]}")
-  elif done.returncode and not done.stdout.rstrip().splitlines()[-1].startswith(
-    "genie"
-  ):
-    failures.append(f"the last line is not the reason: {done.stdout[-300:]}")
+  if code == 0 and job.content(folder / "out") != content:
+    failures.append("code 0, and another result")
+  if code not in (0, 1, 2):
+    failures.append(f"code {code}")
+  if "Traceback" in text:
+    failures.append(f"a traceback: {text[-1500:]}")
+  elif code and not text.rstrip().splitlines()[-1].startswith("genie"):
+    failures.append(f"the last line is not the reason: {text[-300:]}")
   saved = reader.valid_steps(folder / "out") if job.steps else []
   mount(folder, _ROOM, again=True)
-  again = subprocess.run(
-    jobs.command(job),
-    cwd=folder,
-    env=jobs.environment(base),
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-    timeout=900,
-    check=False,
-  )
-  if again.returncode and done.returncode:
-    failures.append(f"with room, {again.returncode}: {again.stdout[-600:]}")
+  again, text = jobs.attempt(job, base, folder)
+  if again and code:
+    failures.append(f"with room, code {again}: {text[-600:]}")
   elif job.content(folder / "out") != content:
     failures.append("with room, another result")
-  elif saved and saved[-1] not in map(int, _RESUMED.findall(again.stdout)):
+  elif saved and saved[-1] != jobs.resumed_step(text):
     failures.append(f"step {saved[-1]} was whole, and was not used")
   return failures
 

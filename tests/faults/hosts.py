@@ -4,7 +4,6 @@ import functools
 import os
 import pathlib
 import random
-import re
 import shutil
 import signal
 import time
@@ -16,8 +15,6 @@ from tests.faults import jobs, trials
 from tests.multihost import fleet
 
 _STEPS, _EVERY = 60, 4
-_STEP = re.compile(r"step (\d+)/")
-_RESUMED = re.compile(r"Resuming from step (\d+)")
 # Three times the heartbeat's limit, as the machine may be busy.
 _HEARTBEAT, _DETECTED = 10, 30.0
 
@@ -68,15 +65,14 @@ def trial(
     os.kill(both.processes[victim].pid, sent)
     codes = both.codes(timeout=120, without=(victim,))
     took = time.monotonic() - began
-    seen = max(map(int, _STEP.findall(both.text(0))))
+    seen = jobs.last_step(both.text(0)) or 0
   if codes[1 - victim] in (0, None):
     failures.append(f"the other process: code {codes[1 - victim]}")
   if took > _DETECTED:
     failures.append(f"the loss was found after {took:.0f} seconds")
   saved = reader.valid_steps(folder / "out")
   again = fleet.train(folder / "again", 2, *args, devices=2)
-  found = _RESUMED.findall(again.text(0))
-  resumed = int(found[0]) if found else 0
+  resumed = jobs.resumed_step(again.text(0)) or 0
   if saved and resumed != saved[-1]:
     failures.append(f"step {saved[-1]} was whole, resumed from {resumed}")
   if seen - resumed > jobs.MOST_LOST:

@@ -65,12 +65,10 @@ def command(job: Job) -> list[str]:
   return [sys.executable, "-m", "genie_jax", *job.words]
 
 
-def run(job: Job, base: pathlib.Path, folder: pathlib.Path) -> str:
-  """Runs a job to its end and returns the content that it made.
-
-  Raises:
-    RuntimeError: It failed; the message has the end of its output.
-  """
+def attempt(
+  job: Job, base: pathlib.Path, folder: pathlib.Path
+) -> tuple[int, str]:
+  """Runs a job in a folder; returns its exit code and all its output."""
   (folder / "base").unlink(missing_ok=True)
   (folder / "base").symlink_to(base)
   done = subprocess.run(
@@ -83,9 +81,30 @@ def run(job: Job, base: pathlib.Path, folder: pathlib.Path) -> str:
     timeout=900,
     check=False,
   )
-  if done.returncode:
-    raise RuntimeError(f"code {done.returncode}: {done.stdout[-1500:]}")
+  return done.returncode, done.stdout
+
+
+def run(job: Job, base: pathlib.Path, folder: pathlib.Path) -> str:
+  """Runs a job to its end and returns the content that it made.
+
+  Raises:
+    RuntimeError: It failed; the message has the end of its output.
+  """
+  code, text = attempt(job, base, folder)
+  if code:
+    raise RuntimeError(f"code {code}: {text[-1500:]}")
   return job.content(folder / "out")
+
+
+def last_step(text: str) -> int | None:
+  """Returns the last step in the output of a training run."""
+  return max(map(int, re.findall(r"step (\d+)/", text)), default=None)
+
+
+def resumed_step(text: str) -> int | None:
+  """Returns the step from which a training run says that it resumes."""
+  found = re.search(r"Resuming from step (\d+)", text)
+  return int(found[1]) if found else None
 
 
 def prepare(base: pathlib.Path) -> None:

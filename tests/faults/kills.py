@@ -5,7 +5,6 @@ import functools
 import os
 import pathlib
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -16,8 +15,6 @@ from tests.faults import jobs, trials
 # A run that does not end by itself this long after a child was killed hangs.
 _HANGS = 300.0
 _KILLS = 4  # Per trial, at most.
-_STEP = re.compile(r"step (\d+)/")
-_RESUMED = re.compile(r"Resuming from step (\d+)")
 
 
 def reference(name: str, base: pathlib.Path) -> tuple[str, float]:
@@ -77,10 +74,10 @@ def trial(
       _kill(process)
     text = log.read_text()
     if job.steps:
-      resumed = max(map(int, _RESUMED.findall(text)), default=None)
+      resumed = jobs.resumed_step(text)
       if resumed is not None:
         worst = max(worst, seen - resumed)
-      seen = max(map(int, _STEP.findall(text)), default=resumed or 0)
+      seen = jobs.last_step(text) or resumed or 0
     if ended:
       if process.returncode:
         failures.append(f"code {process.returncode}: {text[-600:]}")
