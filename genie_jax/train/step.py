@@ -278,15 +278,6 @@ def _step(stage, optimizer, state, batch, layout):
     jax.random.fold_in(rng, _LOSS),
     layout,
   )
-  updates, opt_state = optimizer.transformation.update(
-    grads, state.opt_state, state.params
-  )
-  params, extra = stage.after_update(
-    optax.apply_updates(state.params, updates),
-    outcome.extra,
-    outcome.aux,
-    jax.random.fold_in(rng, _AFTER_UPDATE),
-  )
   scales = _scales(stage, outcome.losses, state.step)
   metrics = {
     "loss": sum(
@@ -297,15 +288,29 @@ def _step(stage, optimizer, state, batch, layout):
   }
   metrics |= {f"losses/{n}": term.mean() for n, term in outcome.losses.items()}
   metrics |= {name: term.mean() for name, term in outcome.metrics.items()}
-  after = {"params": params, "extra": extra, "opt_state": opt_state}
+
+  def update(old):
+    updates, opt_state = optimizer.transformation.update(
+      grads, old["opt_state"], old["params"]
+    )
+    params, extra = stage.after_update(
+      optax.apply_updates(old["params"], updates),
+      outcome.extra,
+      outcome.aux,
+      jax.random.fold_in(rng, _AFTER_UPDATE),
+    )
+    return {"params": params, "extra": extra, "opt_state": opt_state}
+
+  after = {
+    name: getattr(state, name) for name in ("params", "extra", "opt_state")
+  }
   if optimizer.max_skipped:
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-    after = {
-      name: jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old), tree, getattr(state, name)
-      )
-      for name, tree in after.items()
-    }
+    # A selection by `where` would copy the whole state: parameters need the new
+    # moments, which would be written over the old ones that it still needs.
+    after = jax.lax.cond(finite, update, lambda old: old, after)
+  else:
+    after = update(after)
   return state_lib.TrainState(
     step=state.step + 1, rng=state.rng, **after
   ), metrics
