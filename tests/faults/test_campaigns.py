@@ -14,6 +14,13 @@ from tests.faults import disks, flips, inputs, jobs, kills, trials
 from tests.fixtures import tiny_world
 
 
+@pytest.fixture(autouse=True)
+def closed_doors():
+  """Puts back what doors replace, which later tests of this process need."""
+  yield
+  inputs.close()
+
+
 def test_a_campaign_goes_on_where_it_was_interrupted(tmp_path):
   ran = []
 
