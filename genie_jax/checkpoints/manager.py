@@ -1,18 +1,6 @@
 """Saves and restores checkpoints, and verifies that they are complete.
 
 The content of a checkpoint, and how it is read, is described in `reader`.
-
-Emergency checkpoints are not implemented. With them, the hosts of two or more
-slices also save to their own disks, so that only a few steps are lost with a
-slice. They could be added to `Checkpoints` without changing the loop, which
-uses only `save`, `wait`, `restore` and `close`: `save` would pass each state to
-Orbax's emergency manager, which writes fewer of them to the workdir as well,
-and `restore` would ask that manager first. The manager's local copies cannot
-contain a data iterator yet (orbax-checkpoint 0.12.8): they have one tree of
-arrays, and an iterator is written only to shared storage. Our iterator's state
-is a few JSON numbers that are equal on all processes, so each host could write
-the note of `save` next to its local copy, last, and a copy without a note would
-count as incomplete.
 """
 
 from collections.abc import Mapping
@@ -26,8 +14,6 @@ from orbax.checkpoint import v1 as ocp
 from genie_jax.checkpoints import fingerprint, reader
 from genie_jax.core import errors
 from genie_jax.sharding import hosts
-
-_FORMAT = 1
 
 
 class Checkpoints:
@@ -95,7 +81,7 @@ class Checkpoints:
     note = reader.seal(
       {
         **note,
-        "format": _FORMAT,
+        "format": reader.FORMAT,
         "iterator": data.get_state(),
         "arrays": reader.signatures(fields),
         "fingerprints": fingerprint.arrays(fields),

@@ -27,6 +27,7 @@ from genie_jax.weights import lazy_array, param_tree
 
 Tree = Any
 
+FORMAT = 1  # docs/formats.md
 FOLDER = "checkpoints"
 STATE = "state"
 GROUP_BYTES = 1 << 25  # Size of a group of small arrays read together.
@@ -252,12 +253,23 @@ def load(path: epath.Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
 
 
 def read_note(path: epath.Path) -> dict[str, Any]:
-  """Returns the note of a checkpoint, after verifying its checksum."""
+  """Returns the note of a checkpoint, after verifying its checksum.
+
+  Raises:
+    Damaged: The note cannot be read, or has changed.
+    UserError: The checkpoint has a newer format.
+  """
   with Explain(cannot_read):
     found: Any = ocp.checkpointables_metadata(path).custom_metadata
     note: dict[str, Any] = dict(found)
   if note.pop("seal", None) != _checksum(note):
     raise Damaged("its note has changed")
+  if note.get("format", 1) > FORMAT:
+    raise errors.UserError(
+      f"{path} has format {note['format']} of checkpoints, and this program "
+      f"reads up to {FORMAT}; use the version of genie_jax that wrote it, or a "
+      "newer one."
+    )
   return note
 
 

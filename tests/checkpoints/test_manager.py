@@ -251,6 +251,20 @@ def test_checkpoint_of_another_model_names_path_and_shapes(copy):
   assert reader.valid_steps(workdir) == [1, 2, 3]
 
 
+def test_a_checkpoint_of_a_newer_format_is_refused_and_kept(copy, monkeypatch):
+  workdir, like, _ = copy
+  monkeypatch.setattr(reader, "FORMAT", 0)
+  message = "has format 1 of checkpoints, and this program reads up to 0"
+  with pytest.raises(errors.UserError, match=message) as caught:
+    restore(workdir, like)
+  assert len(str(caught.value).splitlines()) == 1
+  with pytest.raises(errors.UserError, match=message):
+    reader.load_params(workdir)
+  with pytest.raises(errors.UserError, match=message):
+    reader.sealed_config(workdir)
+  assert reader.valid_steps(workdir) == [1, 2, 3]
+
+
 def test_load_params_needs_no_mesh_and_no_optimizer(saved):
   workdir, _, states = saved
   params, extra, config = reader.load_params(workdir, step=2)

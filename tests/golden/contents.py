@@ -25,7 +25,7 @@ import numpy as np
 from etils import epath
 
 import genie_jax
-from genie_jax.checkpoints import manager, reader
+from genie_jax.checkpoints import reader
 from genie_jax.core import images
 from genie_jax.data import counterfactuals as counterfactuals_lib
 from genie_jax.data import manifest, records, shards, sources
@@ -86,7 +86,7 @@ def current_versions() -> dict[str, int]:
     "manifest": manifest.SCHEMA_VERSION,
     "record": records.SCHEMA_VERSION,
     "counterfactuals": counterfactuals_lib.VERSION,
-    "checkpoint": manager._FORMAT,
+    "checkpoint": reader.FORMAT,
     "saved model": store.FORMAT_VERSION,
     "world": world_manifest.SCHEMA_VERSION,
     "programs": runtime.FORMAT_VERSION,
