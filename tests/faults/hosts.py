@@ -1,4 +1,7 @@
-"""Kills or stops one of two processes that train together."""
+"""Kills or stops one of two processes that train together.
+
+Their devices are those of two hosts of a TPU pod, see `tests.multihost.torus`.
+"""
 
 import functools
 import os
@@ -17,6 +20,7 @@ from tests.multihost import fleet
 _STEPS, _EVERY = 60, 4
 # Three times the heartbeat's limit, as the machine may be busy.
 _HEARTBEAT, _DETECTED = 10, 30.0
+_POD = {"devices": 4, "module": "tests.multihost.torus"}
 
 
 def _arguments(base: pathlib.Path, folder: pathlib.Path) -> list[str]:
@@ -30,18 +34,21 @@ def _arguments(base: pathlib.Path, folder: pathlib.Path) -> list[str]:
     f"--config.steps={_STEPS}",
     "--heartbeat-timeout",
     str(_HEARTBEAT),
+    # Only process 0 would find compiled steps, and wait for the other.
+    "--compilation-cache",
+    "off",
   ]
 
 
 def reference(base: pathlib.Path) -> str:
   """Returns the content that two undisturbed processes make."""
-  # `fleet` gives its processes the cache of this one.
-  jax.config.update("jax_compilation_cache_dir", str(base / "cache" / "hosts"))
+  # `fleet` gives its processes the folder of this one, unused here.
+  jax.config.update("jax_compilation_cache_dir", str(base / "cache"))
   folder = base / "references" / "hosts"
   stated = folder / "reference.txt"
   if not stated.exists():
     shutil.rmtree(folder, ignore_errors=True)
-    fleet.train(folder / "logs", 2, *_arguments(base, folder), devices=2)
+    fleet.train(folder / "logs", 2, *_arguments(base, folder), **_POD)
     stated.write_text(jobs.run_content(folder / "out"))
   return stated.read_text()
 
@@ -58,7 +65,7 @@ def trial(
   sent = rng.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP))
   args = _arguments(base, folder)
   failures = []
-  with fleet.running(folder / "logs", 2, *args, devices=2) as both:
+  with fleet.running(folder / "logs", 2, *args, **_POD) as both:
     both.wait_for(0, f"step {rng.randrange(1, _STEPS // 2)}/")
     time.sleep(rng.uniform(0, 0.5))
     began = time.monotonic()
@@ -71,7 +78,7 @@ def trial(
   if took > _DETECTED:
     failures.append(f"the loss was found after {took:.0f} seconds")
   saved = reader.valid_steps(folder / "out")
-  again = fleet.train(folder / "again", 2, *args, devices=2)
+  again = fleet.train(folder / "again", 2, *args, **_POD)
   resumed = jobs.resumed_step(again.text(0)) or 0
   if saved and resumed != saved[-1]:
     failures.append(f"step {saved[-1]} was whole, resumed from {resumed}")
