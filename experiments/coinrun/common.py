@@ -105,6 +105,10 @@ def base(stage: str, mode: str) -> ml_collections.ConfigDict:
   )
   # A run of one process also saves after this time; 0 for steps only.
   config.checkpoint_minutes = 10.0
+  # Between checkpoints, runs with several replicas of the state also save it in
+  # this folder of each host after so many steps; 0 for never.
+  config.emergency_every = 0
+  config.emergency_folder = ""
   config.keep_checkpoints = 2
   # These checkpoints are never deleted, for later analysis; 0 for none.
   config.keep_every = pick(mode, full=25_000, smoke=0, tiny=0, small=0, gpu=0)

@@ -152,6 +152,9 @@ def _show_own_log() -> None:
   def show(record: std_logging.LogRecord) -> bool:
     if record.exc_info and _passes_orbax(record.exc_info[2]):
       return False
+    # Each emergency checkpoint warns that its size is not logged.
+    if "logging disabled for `primary_host" in record.getMessage():
+      return False
     record.msg, record.args = errors.printable(record.getMessage()), None
     return (
       record.levelno >= std_logging.WARNING or "genie_jax" in record.pathname

@@ -26,6 +26,7 @@ FIELDS: dict[str, schema.Form] = {
   "eval_every": schema.COUNT,
   "checkpoint_every": schema.COUNT,
   "checkpoint_minutes": schema.NOT_NEGATIVE,
+  "emergency_every": schema.NATURAL,
   "watchdog_seconds": schema.NOT_NEGATIVE,
   "keep_checkpoints": schema.COUNT,
   "keep_every": schema.NATURAL,

@@ -16,7 +16,8 @@ Each step, in this order:
   4. Log, if due: fetch all losses since the last time, stop at the first that
      is not finite, write the metrics.
   5. Save, if due: after 4, so that no broken state is saved and that the
-     training metrics of all steps up to a saved step are on disk.
+     training metrics of all steps up to a saved step are on disk. Between
+     saves, emergency checkpoints, if the config asks for them.
   6. Evaluate and draw previews, if due: after 5, because evaluation may fail
      or be killed, and steps are worth more. A run that resumes at a step whose
      evaluation is due and not in metrics.jsonl evaluates first.
@@ -41,6 +42,7 @@ from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
+from genie_jax.checkpoints import emergency as emergency_lib
 from genie_jax.checkpoints import manager, replicas
 from genie_jax.core import buckets, chips, errors, files, progress
 from genie_jax.core import config as config_lib
@@ -196,7 +198,17 @@ def _train(
   fork_lib.check(workdir, fork, resumes)
   restored = checkpoints.restore(like.fields(), batches)
   report = None
-  clock = goodput.Clock(min(began, workdir_lib.first_start(workdir)))
+  started = workdir_lib.first_start(workdir)
+  clock = goodput.Clock(min(began, started))
+  emergency = emergency_lib.opened(
+    config,
+    workdir,
+    f"{started} {note['config_fingerprint']}",
+    mesh,
+    like.fields(),
+  )
+  if emergency is not None:
+    restored = emergency.newer(restored, batches)
   interval, skipped = dict(_NO_LOSSES), 0
   if restored:
     fields, earlier = restored
@@ -257,7 +269,7 @@ def _train(
     )
     clock.lost["start"] += time.time() - began
     step, values, stopped_by = run.run(
-      state, batches, checkpoints, writer, held_out, owed
+      state, batches, checkpoints, emergency, writer, held_out, owed
     )
     failed = False
   finally:
@@ -266,6 +278,9 @@ def _train(
       # wait for the failed one.
       if not failed or jax.process_count() == 1:
         closing.callback(checkpoints.close)
+        if emergency is not None:
+          finished = not failed and step == config.steps
+          closing.callback(emergency.close, finished)
       for part in (writer, batches, profiler):
         closing.callback(part.close)
   return Result(step, values, stopped_by, report)
@@ -313,7 +328,7 @@ class _Run:
     self._alarms = alarms.Alarms(earlier)
     self._interval = self._new_interval() | dict(interval)
 
-  def run(self, state, batches, checkpoints, writer, held_out, owed):
+  def run(self, state, batches, checkpoints, emergency, writer, held_out, owed):
     """Runs the steps; see the module's docstring for their order."""
     config = self._config
     number = first = int(state.step)
@@ -362,13 +377,21 @@ class _Run:
           or self._is_time(saved_at)
         ):
           with dog.watch("saving"):
+            if emergency is not None:
+              emergency.settle()
             self._save(state, batches, checkpoints)
           saved, saved_at = number, time.monotonic()
+        elif emergency is not None and number % config.emergency_every == 0:
+          with dog.watch("saving an emergency checkpoint"):
+            checkpoints.wait()  # Orbax cannot do both at once.
+            self._save(state, batches, emergency)
         if is_due():
           self._fetch_metrics()
           evaluate()
       self._fetch_metrics()
       with dog.watch("saving"):
+        if emergency is not None:
+          emergency.settle()
         if number not in (saved, 0):
           self._save(state, batches, checkpoints)
         checkpoints.wait()
@@ -493,13 +516,13 @@ class _Run:
         "%s", metrics_lib.summary(number, self._config.steps, training)
       )
 
-  def _save(self, state, batches, checkpoints) -> None:
+  def _save(self, state, batches, target) -> None:
     self._fetch_metrics()
     clock = self._meter.note()
     with self._meter.excluded("checkpoint"):
       fields = state.fields()
       replicas.check(fields, int(state.step))
-      checkpoints.save(
+      target.save(
         fields,
         batches,
         {

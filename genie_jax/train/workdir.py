@@ -44,6 +44,8 @@ _MAY_CHANGE = frozenset(
     "held_out_clips",
     "checkpoint_every",
     "checkpoint_minutes",
+    "emergency_every",
+    "emergency_folder",
     "keep_checkpoints",
     "keep_every",
     "data.num_workers",

@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
-# Trains the 10.1B dynamics model on GKE with launch/gke/jobset.yaml, on one TPU
-# v5p slice of 256 chips (topology 4x8x8, 64 hosts).
+# Trains the 10.1B dynamics model on GKE with launch/gke/jobset.yaml, on TPU v5p
+# slices of 256 chips (topology 4x8x8, 64 hosts).
 #
 # Needs   kubectl; the cluster, node pool and bucket of docs/launch.md
 # Set     RUN     name of the run, for example platformers-1
 #         IMAGE   image of launch/Dockerfile.tpu, with its registry and tag
 #         BUCKET  bucket with tokens/, where RUN/ and cache/ are written;
 #                 without gs://
+#         SLICES  number of slices, each a node pool; 1 if it is not set. With 2
+#                 or more, hosts also save in their memory every 20 steps
+#                 (emergency checkpoints, docs/multihost.md)
 #
 # Start   launch/gke/jobset.sh start
 # Watch   launch/gke/jobset.sh watch
@@ -31,6 +34,11 @@ if [[ ! "$RUN" =~ ^[a-z]([-a-z0-9]{0,37}[a-z0-9])?$ ]]; then
   exit 2
 fi
 
+if [[ ! "${SLICES:=1}" =~ ^[1-9][0-9]*$ ]]; then
+  echo "$0: SLICES=$SLICES is not a number of slices." >&2
+  exit 2
+fi
+
 # Deletes the JobSet and waits until its last pod has ended. By default kubectl
 # does not wait for the pods, and they might still save when `resume` creates
 # the next JobSet with the same name.
@@ -38,9 +46,18 @@ end_all() {
   kubectl delete jobset "$RUN" --cascade=foreground --wait "$@"
 }
 
+# Lines of the manifest that begin with "# slices:" are for several slices.
 manifest() {
+  local several="/# slices: /d" flags=""
+  if (( SLICES > 1 )); then
+    several="s|# slices: ||"
+    flags="--config.mesh.data=$SLICES --config.emergency_every=20"
+    flags+=" --config.emergency_folder=/copies"
+  fi
   sed -e "s|\${RUN}|$RUN|g" -e "s|\${IMAGE}|$IMAGE|g" \
-    -e "s|\${BUCKET}|$BUCKET|g" "$(dirname "$0")/jobset.yaml"
+    -e "s|\${BUCKET}|$BUCKET|g" -e "s|\${SLICES}|$SLICES|g" \
+    -e "s| *\${FLAGS}|${flags:+ $flags}|" -e "$several" \
+    "$(dirname "$0")/jobset.yaml"
 }
 
 case "${1:-}" in

@@ -1,5 +1,6 @@
 """Tests of how the recipes end, restart and resume a run."""
 
+import argparse
 import os
 import pathlib
 import signal
@@ -9,7 +10,9 @@ import time
 
 import pytest
 
-from tests.launch import command_flags, recipes
+from genie_jax.cli import train
+from genie_jax.core import config as config_lib
+from tests.launch import command_flags, jobset_model, recipes
 
 JOBSET, XPK, QUEUED, SLURM = recipes.SHELL
 
@@ -35,6 +38,44 @@ def test_the_jobset_fills_its_slice(tmp_path):
   ]
   assert sides == sorted(sides) == [4, 8, 8]  # GKE requires ascending order
   assert job["parallelism"] == job["completions"] == 4 * 8 * 8 / chips == 64
+
+
+def test_a_jobset_of_two_slices_saves_copies_that_outlive_its_pods(
+  tmp_path, monkeypatch
+):
+  made = recipes.jobset(
+    recipes.start(tmp_path, JOBSET, "start", variables={"SLICES": "2"})
+  )
+  jobset_model.check(made)
+  (slices,) = made["spec"]["replicatedJobs"]
+  assert slices["replicas"] == 2
+  pod = slices["template"]["spec"]["template"]["spec"]
+  (container,) = pod["containers"]
+  (line,) = recipes.run(
+    tmp_path / "host", [*container["command"], *container["args"]], {}
+  ).of("genie")
+  monkeypatch.chdir(recipes.ROOT)
+  parser = argparse.ArgumentParser(prog="genie train")
+  train.add_arguments(parser)
+  args, overrides = parser.parse_known_args(line[1:])
+  config = config_lib.load(args.config, overrides)
+  assert config.mesh.data == 2 and config.emergency_every == 20
+  (mount,) = [
+    mount
+    for mount in container["volumeMounts"]
+    if mount["mountPath"] == config.emergency_folder
+  ]
+  (volume,) = [v for v in pod["volumes"] if v["name"] == mount["name"]]
+  assert volume["hostPath"]["path"].startswith("/dev/shm/")
+
+
+def test_a_jobset_of_no_slices_is_refused(tmp_path):
+  for slices in ("0", "two"):
+    ended = recipes.start(
+      tmp_path, JOBSET, "start", variables={"SLICES": slices}
+    )
+    assert ended.code == 2 and not ended.calls
+    assert f"SLICES={slices} is not a number of slices" in ended.err
 
 
 def test_the_jobset_restarts_after_all_codes_except_0_2_and_3(tmp_path):
