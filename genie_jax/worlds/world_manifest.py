@@ -82,7 +82,8 @@ def check_manifest(where: str, content: bytes) -> dict[str, Any]:
   if manifest.get("schema_version") != SCHEMA_VERSION:
     raise errors.UserError(
       f"{where} has schema version {manifest.get('schema_version')!r:.40}, "
-      f"this program reads {SCHEMA_VERSION}; export the world again."
+      f"this program reads {SCHEMA_VERSION}; use a newer genie_jax, or export "
+      "the world again."
     )
   stated = manifest.pop("seal", None)
   if stated != seal(manifest):

@@ -162,7 +162,7 @@ def load(folder: files.PathLike) -> Programs:
     raise errors.UserError(
       f"{folder}/{FOLDER}/{LIST} has format_version "
       f"{listed['format_version']}, this version reads "
-      f"{FORMAT_VERSION}; export the world again."
+      f"{FORMAT_VERSION}; use a newer genie_jax, or export the world again."
     )
   schema.check(listed, _LIST, str(path), "export the world again")
   world_manifest.check_fingerprint(folder, manifest)
