@@ -109,6 +109,8 @@ def resumed_step(text: str) -> int | None:
 
 def prepare(base: pathlib.Path) -> None:
   """Makes clips, tokens, models and a world of a few steps, once."""
+  if (base / "report.html").exists():  # The last that the pipeline writes.
+    return
   subprocess.run(
     [
       sys.executable,

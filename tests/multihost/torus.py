@@ -8,6 +8,7 @@ the chips as on a pod; then each chip is replaced by a CPU device of the process
 with the same number. Digests are recorded as in `tests.multihost.digests`.
 """
 
+import os
 import sys
 
 import numpy as np
@@ -24,6 +25,8 @@ TOPOLOGY = "v5p:2x2x2"
 
 def arrange(devices, shape):
   """Arranges devices as the chips of the TPU topology with the same hosts."""
+  # Several processes on one machine load the library.
+  os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "true"
   chips = topology.devices(topology.parse(TOPOLOGY))
   numbers = {}  # Chip -> its process and its number there.
   for chip in sorted(chips, key=lambda chip: chip.id):
