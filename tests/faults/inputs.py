@@ -29,7 +29,7 @@ from genie_jax.cli import main as cli
 from genie_jax.core import config as config_lib
 from genie_jax.core import errors
 from genie_jax.data import manifest as manifest_lib
-from genie_jax.serve import app, connection, protocol
+from genie_jax.serve import app, connection, protocol, uploads
 from genie_jax.worlds import world_manifest
 from tests.faults import trials
 from tests.fixtures import tiny_world
@@ -266,12 +266,23 @@ def _answer(words: list[str]) -> str | None:
   return None
 
 
+class _NoLimits(uploads.Limiter):
+  """Takes any number of uploads."""
+
+  def __init__(self):
+    super().__init__(0.0)
+
+  def take(self, visitor, now):
+    del visitor, now
+    return contextlib.nullcontext()
+
+
 class _Game:
   """A server in this process, and requests to it without a network."""
 
   def __init__(self):
     self.server = app.Server(fake_world.make_engine())
-    self.server._limiter = mock.MagicMock()
+    self.server._limiter = _NoLimits()
     self.loop = asyncio.new_event_loop()
     self._lifespan = self.server.lifespan(None)
     self.loop.run_until_complete(self._lifespan.__aenter__())
