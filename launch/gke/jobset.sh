@@ -51,8 +51,9 @@ manifest() {
   local several="/# slices: /d" flags=""
   if (( SLICES > 1 )); then
     several="s|# slices: ||"
-    flags="--config.mesh.data=$SLICES --config.emergency_every=20"
-    flags+=" --config.emergency_folder=/copies"
+    # With one microbatch, 512 clips split over the 512 chips of two slices.
+    flags="--config.mesh.data=$SLICES --config.optimizer.accumulate=1"
+    flags+=" --config.emergency_every=20 --config.emergency_folder=/copies"
   fi
   sed -e "s|\${RUN}|$RUN|g" -e "s|\${IMAGE}|$IMAGE|g" \
     -e "s|\${BUCKET}|$BUCKET|g" -e "s|\${SLICES}|$SLICES|g" \

@@ -12,6 +12,7 @@ import pytest
 
 from genie_jax.cli import train
 from genie_jax.core import config as config_lib
+from genie_jax.sharding import mesh as mesh_lib
 from tests.launch import command_flags, jobset_model, recipes
 
 JOBSET, XPK, QUEUED, SLURM = recipes.SHELL
@@ -60,6 +61,9 @@ def test_a_jobset_of_two_slices_saves_copies_that_outlive_its_pods(
   args, overrides = parser.parse_known_args(line[1:])
   config = config_lib.load(args.config, overrides)
   assert config.mesh.data == 2 and config.emergency_every == 20
+  sizes = mesh_lib.sizes(config.mesh, 2 * 256)
+  microbatch = config.data.batch_size // config.optimizer.accumulate
+  assert microbatch % (sizes["data"] * sizes["fsdp"]) == 0
   (mount,) = [
     mount
     for mount in container["volumeMounts"]
