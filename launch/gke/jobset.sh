@@ -52,8 +52,8 @@ manifest() {
   if (( SLICES > 1 )); then
     several="s|# slices: ||"
     # With one microbatch, 512 clips split over the 512 chips of two slices.
-    flags="--config.mesh.data=$SLICES --config.optimizer.accumulate=1"
-    flags+=" --config.emergency_every=20 --config.emergency_folder=/copies"
+    flags="--config.optimizer.accumulate=1 --config.emergency_every=20"
+    flags+=" --config.emergency_folder=/copies"
   fi
   sed -e "s|\${RUN}|$RUN|g" -e "s|\${IMAGE}|$IMAGE|g" \
     -e "s|\${BUCKET}|$BUCKET|g" -e "s|\${SLICES}|$SLICES|g" \
