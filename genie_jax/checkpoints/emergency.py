@@ -37,6 +37,7 @@ from orbax.checkpoint.experimental.emergency import checkpoint_manager
 
 from genie_jax.checkpoints import fingerprint, reader
 from genie_jax.core import buckets, errors
+from genie_jax.core import config as config_lib
 from genie_jax.sharding import hosts
 
 _FORMAT = 1  # Part of the folder's name: copies of others are not found.
@@ -44,6 +45,8 @@ _NOTE_BYTES = 1 << 14
 _AXIS = "replica"
 
 Tree = Any
+# Trees by name and the note of a checkpoint; None without checkpoint.
+_Restored = tuple[dict[str, Tree], dict[str, Any]] | None
 
 
 def replicas(mesh: Mesh) -> int:
@@ -69,11 +72,11 @@ def replicas(mesh: Mesh) -> int:
 def opened(
   config: ml_collections.ConfigDict,
   workdir: epath.Path,
-  run: str,
+  started: float,
   mesh: Mesh,
   like: Mapping[str, Tree],
-) -> "EmergencyCheckpoints | None":
-  """Returns the emergency checkpoints that a config asks for, or None.
+) -> "EmergencyCheckpoints | NoCopies":
+  """Returns the emergency checkpoints that a config asks for.
 
   All processes must call this together.
 
@@ -81,8 +84,8 @@ def opened(
     config: The whole config; `emergency_every` is the number of steps between
       copies, 0 for none, and `emergency_folder` a folder on each host.
     workdir: The run's folder.
-    run: What tells this run from others in the same workdir, such as the time
-      of its first start. Only that of process 0 is used.
+    started: Time of the first start, which tells this run from others in the
+      same workdir. Only that of process 0 is used.
     mesh: The device mesh.
     like: Abstract trees by name with their layouts.
 
@@ -90,7 +93,7 @@ def opened(
     UserError: The folder is not on a disk, or there is one replica only.
   """
   if not config.get("emergency_every", 0):
-    return None
+    return NoCopies()
   folder = config.emergency_folder
   if not folder or buckets.is_remote(folder):
     raise errors.UserError(
@@ -104,7 +107,33 @@ def opened(
       f"{jax.process_count()} process(es); set config.mesh.data to the number "
       "of slices, or config.emergency_every=0."
     )
-  return EmergencyCheckpoints(folder, workdir, run, mesh, like)
+  run = f"{started} {config_lib.fingerprint(config_lib.to_dict(config))}"
+  return EmergencyCheckpoints(
+    folder, config.emergency_every, workdir, run, mesh, like
+  )
+
+
+class NoCopies:
+  """No emergency checkpoints; `EmergencyCheckpoints` describes the methods."""
+
+  def is_due(self, step: int) -> bool:
+    """Returns False."""
+    del step
+    return False
+
+  def save(self, fields: Any, data: Any, note: Any) -> None:
+    """Does nothing."""
+
+  def settle(self) -> None:
+    """Does nothing."""
+
+  def newer(self, restored: _Restored, data: Any) -> _Restored:
+    """Returns `restored`."""
+    del data
+    return restored
+
+  def close(self, finished: bool) -> None:
+    """Does nothing."""
 
 
 class EmergencyCheckpoints:
@@ -116,13 +145,24 @@ class EmergencyCheckpoints:
   def __init__(
     self,
     folder: str,
+    every: int,
     workdir: epath.Path,
     run: str,
     mesh: Mesh,
     like: Mapping[str, Tree],
   ):
-    """Opens the copies of a run; see `opened` for the arguments."""
+    """Opens the copies of a run.
+
+    Args:
+      folder: Folder on each host.
+      every: Number of steps between copies.
+      workdir: The run's folder.
+      run: What tells this run from others in the same workdir.
+      mesh: The device mesh, with two or more replicas.
+      like: Abstract trees by name with their layouts.
+    """
     count = replicas(mesh)
+    self._every = every
     self._like = dict(like)
     self._mesh = Mesh(
       mesh.devices.reshape(count, -1, *mesh.devices.shape[1:]),
@@ -170,6 +210,10 @@ class EmergencyCheckpoints:
         replica_axis_index=0,
       ),
     )
+
+  def is_due(self, step: int) -> bool:
+    """Returns whether there is to be a copy of this step."""
+    return step % self._every == 0
 
   def save(
     self, fields: Mapping[str, Tree], data: Any, note: Mapping[str, Any]
@@ -234,9 +278,7 @@ class EmergencyCheckpoints:
       )
     return ""
 
-  def newer(
-    self, restored: tuple[dict[str, Tree], dict[str, Any]] | None, data: Any
-  ) -> tuple[dict[str, Tree], dict[str, Any]] | None:
+  def newer(self, restored: _Restored, data: Any) -> _Restored:
     """Returns the newest whole copy if it is newer than a checkpoint.
 
     Other copies are deleted.

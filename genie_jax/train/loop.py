@@ -201,14 +201,9 @@ def _train(
   started = workdir_lib.first_start(workdir)
   clock = goodput.Clock(min(began, started))
   emergency = emergency_lib.opened(
-    config,
-    workdir,
-    f"{started} {note['config_fingerprint']}",
-    mesh,
-    like.fields(),
+    config, workdir, started, mesh, like.fields()
   )
-  if emergency is not None:
-    restored = emergency.newer(restored, batches)
+  restored = emergency.newer(restored, batches)
   interval, skipped = dict(_NO_LOSSES), 0
   if restored:
     fields, earlier = restored
@@ -278,9 +273,7 @@ def _train(
       # wait for the failed one.
       if not failed or jax.process_count() == 1:
         closing.callback(checkpoints.close)
-        if emergency is not None:
-          finished = not failed and step == config.steps
-          closing.callback(emergency.close, finished)
+        closing.callback(emergency.close, not failed and step == config.steps)
       for part in (writer, batches, profiler):
         closing.callback(part.close)
   return Result(step, values, stopped_by, report)
@@ -377,11 +370,10 @@ class _Run:
           or self._is_time(saved_at)
         ):
           with dog.watch("saving"):
-            if emergency is not None:
-              emergency.settle()
+            emergency.settle()
             self._save(state, batches, checkpoints)
           saved, saved_at = number, time.monotonic()
-        elif emergency is not None and number % config.emergency_every == 0:
+        elif emergency.is_due(number):
           with dog.watch("saving an emergency checkpoint"):
             checkpoints.wait()  # Orbax cannot do both at once.
             self._save(state, batches, emergency)
@@ -390,8 +382,7 @@ class _Run:
           evaluate()
       self._fetch_metrics()
       with dog.watch("saving"):
-        if emergency is not None:
-          emergency.settle()
+        emergency.settle()
         if number not in (saved, 0):
           self._save(state, batches, checkpoints)
         checkpoints.wait()

@@ -50,9 +50,9 @@ def test_replicas_are_groups_of_processes_with_the_whole_state(rows, count):
 
 def test_without_replicas_or_a_local_folder_there_are_no_copies(tmp_path):
   opened = lambda rows=((0,), (1,)), **changes: emergency.opened(
-    toy_stage.config(**changes), tmp_path, "", mesh(*rows), {}
+    toy_stage.config(**changes), tmp_path, 0.0, mesh(*rows), {}
   )
-  assert opened() is None
+  assert isinstance(opened(), emergency.NoCopies)
   for folder in ("", "gs://bucket/copies"):
     with pytest.raises(errors.UserError, match="emergency_folder is '"):
       opened(emergency_every=2, emergency_folder=folder)
