@@ -12,7 +12,7 @@ import pytest
 from genie_jax.checkpoints import emergency, reader
 from genie_jax.core import errors
 from tests.faults import jobs
-from tests.fixtures import stage_data, toy_stage
+from tests.fixtures import toy_stage
 from tests.multihost import fleet
 
 CONFIG = f"{fleet.ROOT / 'experiments' / 'coinrun' / 'dynamics.py'}:smoke"
@@ -88,16 +88,6 @@ def arguments(tokens, folder, every=EVERY, checkpoint_every=100):
     # Only process 0 would find compiled steps, and wait for the other.
     "--compilation-cache",
     "off",
-  )
-
-
-@pytest.fixture(scope="module")
-def tokens(tmp_path_factory):
-  return stage_data.write_tokens(
-    tmp_path_factory.mktemp("data") / "tokens",
-    (64, 64, 3),
-    grid=(4, 4),
-    num_codes=64,
   )
 
 

@@ -15,23 +15,12 @@ import pytest
 from genie_jax.checkpoints import reader
 from genie_jax.cli import main
 from genie_jax.core import buckets
-from tests.fixtures import stage_data
 from tests.multihost import digests, fleet, slow_reader
 from tests.plan import tpu_compiler
 
 CONFIG = f"{fleet.ROOT / 'experiments' / 'coinrun' / 'dynamics.py'}:smoke"
 # Several processes add up in another order than the devices of one process.
 RTOL = 1e-5
-
-
-@pytest.fixture(scope="module")
-def tokens(tmp_path_factory):
-  return stage_data.write_tokens(
-    tmp_path_factory.mktemp("data") / "tokens",
-    (64, 64, 3),
-    grid=(4, 4),
-    num_codes=64,
-  )
 
 
 def arguments(tokens, workdir, **changes):
