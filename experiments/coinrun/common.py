@@ -80,6 +80,8 @@ def base(stage: str, mode: str) -> ml_collections.ConfigDict:
   )
   config.data = dict(
     path="",
+    # Several folders instead of one path: ((folder, weight), ...).
+    mixture=(),
     split="train",
     eval_split="validation",
     batch_size=4,

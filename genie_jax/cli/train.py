@@ -301,6 +301,7 @@ def _train(
   """Builds the stage and its data from the config, and trains."""
   import jax
 
+  from genie_jax.data import mixtures
   from genie_jax.sharding import hosts
   from genie_jax.train import loop, replay
 
@@ -308,11 +309,12 @@ def _train(
     lambda: _build(config)
   )
   # The same path may hold different data on different hosts.
+  folders = ", ".join(folder for folder, _ in mixtures.entries(config.data))
   hosts.check_same(
     int(fingerprint[:7], 16),  # As much as fits a 32-bit number.
-    f"The fingerprint of the data in {config.data.path}",
-    "give every host the same data (on this host, manifest.json has the "
-    f"fingerprint {fingerprint[:12]}).",
+    f"The fingerprint of the data in {folders}",
+    "give every host the same data (on this host, it has the fingerprint "
+    f"{fingerprint[:12]}).",
   )
   with config.unlocked():
     config.data.fingerprint = fingerprint  # See `train.workdir`.
@@ -394,7 +396,7 @@ def _build(config):
     # Evaluations read a few batches each; starting workers would cost more.
     batches_of(held_out, data.num_threads, 0),
     fixed if count else None,
-    training.manifest.fingerprint,
+    training.fingerprint,
   )
 
 

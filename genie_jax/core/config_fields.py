@@ -43,6 +43,7 @@ FIELDS: dict[str, schema.Form] = {
   "codebook.dead_below": schema.NOT_NEGATIVE,
   "data.batch_size": schema.COUNT,
   "data.clip_frames": schema.COUNT,
+  "data.mixture": [(str, schema.Number(0, above=True))],
   "data.num_frames": schema.COUNT,
   "data.num_threads": schema.Number(0, 1024, whole=True),
   "data.num_workers": schema.Number(0, 1024, whole=True),

@@ -5,6 +5,9 @@ into equal parts, and each process reads its own parts, so the global batch has
 the same rows in the same order for any number of processes. A batch depends
 only on the seed and its number, so an iterator's state is one number, and it
 can be restored with another number of processes or workers.
+
+The order of a mixture takes elements from the orders of its sets, in proportion
+to their weights, and depends on nothing else either.
 """
 
 from collections.abc import Sequence
@@ -54,6 +57,32 @@ class _LocalBatches:
     }
 
 
+def _order(
+  shares: Sequence[tuple[int, float]], seed: int, shuffle: bool, repeat: bool
+) -> grain.MapDataset:
+  """Returns the order in which elements are read.
+
+  Args:
+    shares: Number of elements and share of each set, see `sources.Source`.
+    seed: Seed of the run.
+    shuffle: Whether each set is shuffled, anew in each of its epochs.
+    repeat: Whether sets are repeated; a mixture that is not ends where its
+      first set ends.
+  """
+  orders, start = [], 0
+  for number, (length, _) in enumerate(shares):
+    order = grain.MapDataset.range(start, start + length)
+    if shuffle:
+      # Sets of one length must not have one order.
+      of_set = np.random.SeedSequence([seed, number]).generate_state(1)
+      order = order.seed(int(of_set[0]) if number else seed).shuffle()
+    orders.append(order.repeat() if repeat else order)
+    start += length
+  if len(orders) == 1:
+    return orders[0]
+  return grain.MapDataset.mix(orders, [share for _, share in shares])
+
+
 class BatchIterator:
   """Iterates over a process's share of the batches; see `make_iterator`."""
 
@@ -72,10 +101,12 @@ class BatchIterator:
     self._source, self._batch_size = source, batch_size
     self._parts, self._num_parts = tuple(parts), num_parts
     self._num_workers, self._num_threads = num_workers, num_threads
-    order = grain.MapDataset.range(len(source))
-    if shuffle:
-      order = order.seed(seed).shuffle()
-    self._order = order.repeat() if repeat else order
+    shares = (
+      source.shares
+      if isinstance(source, sources.Source)
+      else [(len(source), 1.0)]
+    )
+    self._order = _order(shares, seed, shuffle, repeat)
     # These must be equal for a restored iterator to give the same batches.
     self._identity = {
       "rows": len(source),
@@ -84,6 +115,8 @@ class BatchIterator:
       "shuffle": shuffle,
       "repeat": repeat,
     }
+    if len(shares) > 1:
+      self._identity["mixture"] = [list(share) for share in shares]
     self._next_batch = 0
     self._iterator: grain.DatasetIterator | None = None
 

@@ -27,11 +27,23 @@ class Source(abc.ABC):
   """A finite sequence of elements with the same form.
 
   Attributes:
-    manifest: Describes the data. Training uses only its `fingerprint`, 64
-      hexadecimal digits that differ if the data differ.
+    manifest: Describes the data.
   """
 
   manifest: manifest_lib.Manifest
+
+  @property
+  def fingerprint(self) -> str:
+    """64 hexadecimal digits that differ if the data differ."""
+    return self.manifest.fingerprint
+
+  @property
+  def shares(self) -> list[tuple[int, float]]:
+    """Length and share of a batch of each set that the elements come from.
+
+    The sets' elements follow one another; the shares' sum is 1.
+    """
+    return [(len(self), 1.0)]
 
   @abc.abstractmethod
   def __len__(self) -> int:

@@ -9,7 +9,7 @@ import ml_collections
 from genie_jax.checkpoints import reader
 from genie_jax.core import buckets, errors
 from genie_jax.core import config as config_lib
-from genie_jax.data import manifest
+from genie_jax.data import manifest, mixtures
 from genie_jax.models import build
 from genie_jax.scaling import cost, runs, table
 from genie_jax.scaling import ladder as ladder_lib
@@ -137,14 +137,17 @@ def train_loss(
 
 def _tokenizer(config: Mapping[str, Any], name: str) -> str:
   """Returns the fingerprint of the tokenizer that made a run's tokens."""
-  path = config["data"]["path"]
-  found = manifest.Manifest.read(path)
-  if found.fingerprint != config["data"]["fingerprint"]:
+  path = mixtures.main_folder(config["data"])
+  stated, now = (
+    config["data"]["fingerprint"],
+    mixtures.fingerprint(config["data"]),
+  )
+  if now != stated:
     raise errors.UserError(
-      f"{name} was trained on data of fingerprint "
-      f"{config['data']['fingerprint'][:12]}, but {path} has "
-      f"{found.fingerprint[:12]} now; put the data back."
+      f"{name} was trained on data of fingerprint {stated[:12]}, but {path} "
+      f"has {now[:12]} now; put the data back."
     )
+  found = manifest.Manifest.read(path)
   if not found.tokenizer_fingerprint:
     raise errors.UserError(f"{path} names no tokenizer; use a token folder.")
   return found.tokenizer_fingerprint

@@ -1,7 +1,8 @@
 """The data sources of the stages: windows of clips, and token records.
 
 Each function returns the `open_source` of a `train.stage.Stage`. A folder's
-manifest is checked against `config.world` when a split is opened.
+manifest is checked against `config.world` when a split is opened. Several
+folders are read as one by `config.data.mixture`.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,9 +10,8 @@ from typing import Any
 
 import ml_collections
 
-from genie_jax.core import errors
 from genie_jax.data import manifest as manifest_lib
-from genie_jax.data import sources
+from genie_jax.data import mixtures, sources
 from genie_jax.models import build
 
 OpenSource = Callable[[str], sources.Source]
@@ -27,24 +27,25 @@ def clips(
     keys: The arrays to read, see `sources.WindowSource`.
 
   Returns:
-    `split -> source`; raises UserError if `config.data.path` is empty, is not
-    a folder of clips, or its frame shape differs from that of the world.
+    `split -> source`; raises UserError if `config.data` names no folder, one
+    that does not have clips, or one whose frame shape differs from that of the
+    world, or if its mixture is not one (see `mixtures`).
   """
 
-  def open_source(split: str) -> sources.Source:
+  def open_one(folder: str, split: str) -> sources.Source:
     data = config.data
     opened = sources.WindowSource(
-      _folder(config), split, data.num_frames, data.stride, keys
+      folder, split, data.num_frames, data.stride, keys
     )
     opened.manifest.check({"frame_shape": _frame_shape(config)})
     return opened
 
-  return open_source
+  return _opener(config, open_one)
 
 
 def clips_manifest(config: ml_collections.ConfigDict) -> manifest_lib.Manifest:
-  """Returns the manifest of `config.data.path`; errors as in `clips`."""
-  return manifest_lib.Manifest.read(_folder(config))
+  """Returns the manifest of the only or first folder; errors as in `clips`."""
+  return manifest_lib.Manifest.read(mixtures.entries(config.data)[0][0])
 
 
 def tokens(
@@ -63,13 +64,14 @@ def tokens(
     **needed: Additional fields of the manifest, and their required values.
 
   Returns:
-    `split -> source`; raises UserError if `config.data.path` is empty, is not
-    a folder of tokens, or its manifest does not fit the world.
+    `split -> source`; raises UserError if `config.data` names no folder, one
+    that does not have tokens, or one whose manifest does not fit the world, or
+    if its mixture is not one (see `mixtures`).
   """
 
-  def open_source(split: str) -> sources.Source:
+  def open_one(folder: str, split: str) -> sources.Source:
     opened = sources.TokenSource(
-      _folder(config),
+      folder,
       split,
       config.data.num_frames,
       keys,
@@ -85,16 +87,22 @@ def tokens(
     )
     return opened
 
-  return open_source
+  return _opener(config, open_one)
 
 
-def _folder(config: ml_collections.ConfigDict) -> str:
-  if not config.data.path:
-    raise errors.UserError(
-      "config.data.path is empty; give the folder of the data with "
-      "--config.data.path=DIR."
-    )
-  return config.data.path
+def _opener(
+  config: ml_collections.ConfigDict,
+  open_one: Callable[[str, str], sources.Source],
+) -> OpenSource:
+  """Returns `split -> source` of the folder, or of all folders of a mixture.
+
+  Args:
+    config: A training config.
+    open_one: (folder, split) -> source.
+  """
+  return lambda split: mixtures.open_all(
+    config.data, lambda folder: open_one(folder, split)
+  )
 
 
 def _frame_shape(config: ml_collections.ConfigDict) -> list[int]:

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from genie_jax.core import errors
+from genie_jax.data import mixtures
 from genie_jax.models import build, dynamics, registry
 from genie_jax.nn import flops
 from genie_jax.stages import data, masking, rollouts
@@ -132,7 +133,7 @@ def start(config: ml_collections.ConfigDict, params: Any) -> Any:
   """
   if config.start == "random":
     return params
-  tokenizer = rollouts.tokenizer_of(config.data.path)
+  tokenizer = rollouts.tokenizer_of(mixtures.main_folder(config.data))
   with jax.ensure_compile_time_eval():  # The weights are known while tracing.
     vectors = tokenizer.module.apply(
       {"params": tokenizer.params}, method="code_vectors"
@@ -190,7 +191,7 @@ def presses(
     )
   if config.actions != "latent":
     return unchanged
-  buttons = rollouts.buttons_of(config.data.path)
+  buttons = rollouts.buttons_of(mixtures.main_folder(config.data))
   if buttons is None:
     return unchanged
   return lambda actions, rng: buttons.vary(actions, rng, *lengths)

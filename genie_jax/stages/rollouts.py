@@ -8,6 +8,7 @@ import numpy as np
 
 from genie_jax.core import errors, files, images
 from genie_jax.data import manifest as manifest_lib
+from genie_jax.data import mixtures
 from genie_jax.models import button_map, protocols, store
 from genie_jax.sampling import decoding, rollout, samplers
 from genie_jax.stages import autoencoding
@@ -107,7 +108,7 @@ class Preview:
       UserError: The token folder has no tokenizer.
     """
     if self._tokenizer is None:
-      self._tokenizer = tokenizer_of(self.config.data.path)
+      self._tokenizer = tokenizer_of(mixtures.main_folder(self.config.data))
     tokenizer = self._tokenizer
     truth, made = np.asarray(
       decoding.decode(

@@ -71,6 +71,7 @@ _ABSENT = {
   "optimizer.base_width": 0,
   "optimizer.base_layers": 0,
   "codebook.loss_gradient": True,
+  "data.mixture": [],
   "press_frames": [],
   "z_loss": 0.0,
 }
@@ -208,9 +209,12 @@ def _compare_data(
   workdir, old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> None:
   if _DATA in old and _DATA in new:
+    place = (
+      "mixture" if new.get("data.mixture") else f"path={new.get('data.path')}"
+    )
     raise errors.UserError(
       f"{workdir} was started with data of fingerprint {old[_DATA][:12]}, "
-      f"but that of config.data.path={new.get('data.path')} is "
+      f"but that of config.data.{place} is "
       f"{new[_DATA][:12]}; use the data it was started with, or use a new "
       "workdir (config.init_from can start from this one)."
     )
@@ -222,7 +226,7 @@ def _may_change(
   """Returns whether a run can resume with another value of a field."""
   if name in _MAY_CHANGE or name.startswith(_MAY_CHANGE_GROUPS):
     return True
-  if name in ("data.path", "data.labels"):
+  if name in ("data.path", "data.mixture", "data.labels"):
     return _DATA in old and old[_DATA] == new.get(_DATA)
   group, _, field = name.rpartition(".")
   return (

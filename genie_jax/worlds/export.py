@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 
 from genie_jax.core import buckets, errors, files, images
-from genie_jax.data import counterfactuals, sources
+from genie_jax.data import counterfactuals, mixtures, sources
 from genie_jax.data import manifest as manifest_lib
 from genie_jax.models import store
 from genie_jax.sampling import samplers
@@ -217,7 +217,7 @@ def _complete(
     Role -> training record of the models that it added.
   """
   records = {}
-  folder = config["data"]["path"]
+  folder = mixtures.main_folder(config["data"])
   if not manifest_lib.exists(folder):
     logging.warning(
       "%s, the training data of the dynamics model, does not exist, so the "
@@ -291,7 +291,7 @@ def _prompts(
     return np.stack([images.load_prompt(path, *shape[:2]) for path in pictures])
   for found in origins.values():
     if found.trained:
-      path = found.config["data"]["path"]
+      path = mixtures.main_folder(found.config["data"])
       if manifest_lib.exists(path) and (
         manifest_lib.Manifest.read(path).kind == "clips"
       ):

@@ -1,12 +1,13 @@
 """Reads trained models from workdirs and from folders of saved models."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from genie_jax.checkpoints import reader
 from genie_jax.core import buckets, errors, files
 from genie_jax.data import manifest as manifest_lib
+from genie_jax.data import mixtures
 from genie_jax.models import store
 from genie_jax.stages import registry
 from genie_jax.weights import lazy_array, placement, tensor_files
@@ -114,11 +115,10 @@ def record(config: Mapping[str, Any]) -> dict[str, Any]:
     **{key: config[key] for key in ("mask", "press_frames") if key in config},
     **{key: config["data"][key] for key in ("batch_size", "num_frames")},
   }
-  data, before = config["data"]["path"], config["init_from"]
-  if manifest_lib.exists(data):
-    found["data"] = _data(
-      manifest_lib.Manifest.read(data), config["data"]["split"]
-    )
+  data, before = config["data"], config["init_from"]
+  folders = mixtures.entries(data) if mixtures.main_folder(data) else ()
+  if folders and all(manifest_lib.exists(folder) for folder, _ in folders):
+    found["data"] = _data(folders, data["split"])
   if before and (path := buckets.reached(before) / "config.json").is_file():
     earlier = files.read_json(path)
     started = (
@@ -131,8 +131,33 @@ def record(config: Mapping[str, Any]) -> dict[str, Any]:
   return found
 
 
-def _data(manifest: manifest_lib.Manifest, split: str) -> dict[str, Any]:
-  """Returns the record of the data that a run was trained on."""
+def _data(folders: Sequence[tuple[str, float]], split: str) -> dict[str, Any]:
+  """Returns the record of the data that a run was trained on.
+
+  That of a mixture has names and sums, and the records of its sets.
+
+  Args:
+    folders: (folder, weight) of each set.
+    split: The split.
+  """
+  sets = [
+    _set(manifest_lib.Manifest.read(folder), split) for folder, _ in folders
+  ]
+  if len(sets) == 1:
+    return sets[0]
+  return {
+    "name": " and ".join(found["name"] for found in sets),
+    "kind": sets[0]["kind"],
+    **{key: sum(found[key] for found in sets) for key in ("frames", "sources")},
+    "mixture": [
+      found | {"weight": weight}
+      for found, (_, weight) in zip(sets, folders, strict=True)
+    ],
+  }
+
+
+def _set(manifest: manifest_lib.Manifest, split: str) -> dict[str, Any]:
+  """Returns the record of one set of data."""
   found = manifest.splits[split]
   return {
     "name": manifest.name,
