@@ -17,8 +17,15 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ.get(
   str(pathlib.Path(__file__).parent.parent / ".cache" / "jax"),
 )
 # The tests' models are tiny, so compiling takes most of the time. Without
-# LLVM's optimizations it takes about half as long; `make test-slow` uses them.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# optimizations, and as one piece, it takes about a third; `make test-slow` uses
+# the defaults.
+os.environ.setdefault(
+  "XLA_FLAGS",
+  "--xla_backend_optimization_level=0"
+  " --xla_cpu_opt_preset=CPU_OPT_PRESET_FAST_COMPILE"
+  " --xla_cpu_use_fusion_emitters=false"
+  " --xla_cpu_parallel_codegen_split_count=1",
+)
 
 import jax
 import pytest

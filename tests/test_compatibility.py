@@ -7,7 +7,6 @@ they were recorded, and close on other machines.
 
 import dataclasses
 import json
-import os
 import pathlib
 import shutil
 
@@ -163,9 +162,8 @@ def test_the_shipped_world_draws_the_recorded_frames(seed):
     )
   frames = contents.shipped(seed)
   assert tuple(recorded["actions"]) == contents.SHIPPED_ACTIONS
-  flags = os.environ.get("XLA_FLAGS", "")
-  same = recorded.get("xla_flags", flags) == flags
-  if same and recorded["machine"] == contents.machine():
+  assert recorded["xla_flags"] == contents.SHIPPED_FLAGS
+  if recorded["machine"] == contents.machine():
     assert recorded["sha256"][str(seed)] == [
       contents.digest(frame) for frame in frames
     ]

@@ -47,6 +47,8 @@ SHIPPED = ROOT / "experiments/coinrun/results/world"
 # The shipped world's window is 32 frames, so these cross its end.
 SHIPPED_ACTIONS = tuple(range(4)) * 12
 SHIPPED_SEEDS = (0, 1, 2)
+# Compiles quickly; rounding depends on it.
+SHIPPED_FLAGS = "--xla_backend_optimization_level=0"
 # Indices of the frames that are stored: the first drawn one, the last one.
 SHIPPED_STORED = (1, len(SHIPPED_ACTIONS))
 _ACTIONS = (0, 1, 2, 2, 1, 0)  # Pressed in the small worlds; their window is 4.
@@ -322,16 +324,38 @@ def resumed(
 def shipped(seed: int) -> np.ndarray:
   """Returns frames of the world in the repository, from its own prompt.
 
+  In a process of its own, with the options of XLA of the recorded frames.
+
   Args:
     seed: Of the noise, and the number of the prompt.
 
   Returns:
     uint8 [1 + actions, H, W, C].
   """
+  with tempfile.NamedTemporaryFile(suffix=".npy") as out:
+    subprocess.run(
+      [
+        sys.executable,
+        "-m",
+        "tests.golden.contents",
+        "--shipped-frames",
+        str(seed),
+        out.name,
+      ],
+      cwd=ROOT,
+      check=True,
+      env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": SHIPPED_FLAGS},
+    )
+    return np.load(out.name)
+
+
+def write_shipped(seed: int, path: str) -> None:
+  """Writes what `shipped` returns, drawn in this process."""
   found = genie_jax.load_world(SHIPPED)
-  return found.rollout(
+  frames = found.rollout(
     _prompts(found)[seed], np.array(SHIPPED_ACTIONS), seed=seed
   )
+  np.save(path, frames)
 
 
 def record(folder: pathlib.Path) -> None:
@@ -367,7 +391,7 @@ def record_shipped(folder: pathlib.Path) -> None:
     json.dumps(
       {
         "machine": machine(),
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "xla_flags": SHIPPED_FLAGS,
         "fingerprint": world_manifest.read_manifest(SHIPPED)["fingerprint"],
         "actions": SHIPPED_ACTIONS,
         "sha256": {
@@ -423,8 +447,8 @@ def _digest_of_json(value: Any) -> str:
 
 if __name__ == "__main__":
   if sys.argv[1:] == ["--shipped"]:
-    # As in the default tier; rounding depends on it.
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
     record_shipped(pathlib.Path(__file__).parent)
+  elif sys.argv[1:2] == ["--shipped-frames"]:
+    write_shipped(int(sys.argv[2]), sys.argv[3])
   else:
     record(pathlib.Path(sys.argv[1]).resolve())
