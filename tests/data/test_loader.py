@@ -8,6 +8,7 @@ import pytest
 
 from genie_jax.core import errors
 from genie_jax.data import loader, sources
+from tests.fixtures import batches
 
 
 @pytest.fixture
@@ -15,42 +16,24 @@ def windows(make_clips):
   return sources.WindowSource(make_clips().folder, "train", 8)
 
 
-def _take(iterator, count):
-  batches = list(itertools.islice(iterator, count))
-  iterator.close()
-  return batches
-
-
-def _equal(ours, theirs):
-  assert len(ours) == len(theirs)
-  for one, other in zip(ours, theirs, strict=True):
-    assert one.keys() == other.keys()
-    for name in one:
-      np.testing.assert_array_equal(one[name], other[name])
-
-
 @pytest.mark.parametrize("count", [2, 4])
 def test_the_global_batch_is_the_same_for_any_number_of_processes(
   windows, count
 ):
-  alone = _take(loader.make_iterator(windows, 8, 3), 20)
+  alone = batches.take(loader.make_iterator(windows, 8, 3), 20)
   shares = [
-    _take(
+    batches.take(
       loader.make_iterator(windows, 8, 3, parts=(index,), num_parts=count), 20
     )
     for index in range(count)
   ]
-  joined = [
-    {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    for parts in zip(*shares, strict=True)
-  ]
   assert shares[0][0]["frames"].shape == (8 // count, 8, 6, 8, 3)
-  _equal(joined, alone)
+  batches.assert_equal(batches.joined(shares), alone)
 
 
 def test_another_seed_gives_another_order(windows):
-  one = _take(loader.make_iterator(windows, 8, 3), 4)
-  other = _take(loader.make_iterator(windows, 8, 4), 4)
+  one = batches.take(loader.make_iterator(windows, 8, 3), 4)
+  other = batches.take(loader.make_iterator(windows, 8, 4), 4)
   assert any(
     (a["start"] != b["start"]).any() for a, b in zip(one, other, strict=True)
   )
@@ -58,8 +41,8 @@ def test_another_seed_gives_another_order(windows):
 
 def test_an_epoch_has_every_window_once_and_epochs_differ_in_order(windows):
   count = len(windows)
-  batches = _take(loader.make_iterator(windows, 1, 0), 2 * count)
-  places = [(int(b["source"][0]), int(b["start"][0])) for b in batches]
+  made = batches.take(loader.make_iterator(windows, 1, 0), 2 * count)
+  places = [(int(b["source"][0]), int(b["start"][0])) for b in made]
   first, second = places[:count], places[count:]
   assert len(set(first)) == count
   assert sorted(first) == sorted(second)
@@ -68,7 +51,7 @@ def test_an_epoch_has_every_window_once_and_epochs_differ_in_order(windows):
 
 @pytest.mark.parametrize("taken", [0, 1, 9])
 def test_a_restored_iterator_continues_with_the_same_batches(windows, taken):
-  straight = _take(loader.make_iterator(windows, 4, 1), taken + 30)
+  straight = batches.take(loader.make_iterator(windows, 4, 1), taken + 30)
   iterator = loader.make_iterator(windows, 4, 1)
   for _ in range(taken):
     next(iterator)
@@ -76,7 +59,7 @@ def test_a_restored_iterator_continues_with_the_same_batches(windows, taken):
   iterator.close()
   fresh = loader.make_iterator(windows, 4, 1, num_threads=0)
   fresh.set_state(state)
-  _equal(_take(fresh, 30), straight[taken:])
+  batches.assert_equal(batches.take(fresh, 30), straight[taken:])
 
 
 def test_set_state_can_reset_a_running_iterator(windows):
@@ -84,13 +67,13 @@ def test_set_state_can_reset_a_running_iterator(windows):
   state = iterator.get_state()
   first = list(itertools.islice(iterator, 3))
   iterator.set_state(state)
-  _equal(_take(iterator, 3), first)
+  batches.assert_equal(batches.take(iterator, 3), first)
 
 
 def test_a_state_can_be_restored_with_any_number_of_processes_and_workers(
   windows,
 ):
-  straight = _take(loader.make_iterator(windows, 8, 5), 8)
+  straight = batches.take(loader.make_iterator(windows, 8, 5), 8)
   two = [
     loader.make_iterator(windows, 8, 5, parts=(index,), num_parts=2)
     for index in range(2)
@@ -103,7 +86,7 @@ def test_a_state_can_be_restored_with_any_number_of_processes_and_workers(
   workers.set_state(two[0].get_state())
   for iterator in two:
     iterator.close()
-  _equal(_take(workers, 5), straight[3:])
+  batches.assert_equal(batches.take(workers, 5), straight[3:])
 
 
 def test_a_state_of_another_batch_size_is_refused_with_both_values(windows):
@@ -113,11 +96,9 @@ def test_a_state_of_another_batch_size_is_refused_with_both_values(windows):
 
 
 def test_without_repeat_one_epoch_has_only_whole_batches(windows):
-  batches = list(
-    loader.make_iterator(windows, 7, 0, shuffle=False, repeat=False)
-  )
-  assert len(batches) == len(windows) // 7
-  assert batches[0]["start"].tolist() == list(range(7))
+  made = list(loader.make_iterator(windows, 7, 0, shuffle=False, repeat=False))
+  assert len(made) == len(windows) // 7
+  assert made[0]["start"].tolist() == list(range(7))
 
 
 def test_any_list_of_dictionaries_is_a_source():
@@ -138,11 +119,11 @@ def test_a_part_that_does_not_exist_is_refused(windows):
 
 
 def test_parts_that_are_not_adjacent_are_concatenated(windows):
-  alone = _take(loader.make_iterator(windows, 8, 3), 4)
-  apart = _take(
+  alone = batches.take(loader.make_iterator(windows, 8, 3), 4)
+  apart = batches.take(
     loader.make_iterator(windows, 8, 3, parts=(0, 2), num_parts=4), 4
   )
-  _equal(
+  batches.assert_equal(
     apart,
     [{name: x[[0, 1, 4, 5]] for name, x in batch.items()} for batch in alone],
   )
@@ -163,4 +144,4 @@ def test_a_damaged_record_raises_a_clear_error(make_clips, threads):
   source = sources.WindowSource(made.folder, "train", 16)
   iterator = loader.make_iterator(source, 4, 0, num_threads=threads)
   with pytest.raises(errors.UserError, match="is damaged in record"):
-    _take(iterator, 40)
+    batches.take(iterator, 40)

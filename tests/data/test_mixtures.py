@@ -1,7 +1,6 @@
 """Tests that several data sets are read as one, in the shares of a config."""
 
 import dataclasses
-import itertools
 
 import ml_collections
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 
 from genie_jax.core import config_fields, errors
 from genie_jax.data import loader, manifest, mixtures, sources
+from tests.fixtures import batches
 
 FRAMES = 8
 # Sets of different sizes, without a common source number.
@@ -43,20 +43,6 @@ def mixture(folders):
   )
 
 
-def take(iterator, count):
-  batches = list(itertools.islice(iterator, count))
-  iterator.close()
-  return batches
-
-
-def assert_equal(ours, theirs):
-  assert len(ours) == len(theirs)
-  for one, other in zip(ours, theirs, strict=True):
-    assert one.keys() == other.keys()
-    for name in one:
-      np.testing.assert_array_equal(one[name], other[name])
-
-
 def set_of(source):
   """Returns the number of the set with a source."""
   return next(i for i, lengths in enumerate(LENGTHS) if source in lengths)
@@ -75,10 +61,10 @@ def test_elements_are_those_of_the_sets_one_after_the_other(folders, mixture):
     source[i] for source in map(windows_of, folders) for i in range(len(source))
   ]
   assert len(mixture) == len(alone)
-  assert_equal([mixture[i] for i in range(len(mixture))], alone)
+  batches.assert_equal([mixture[i] for i in range(len(mixture))], alone)
   rows = [len(alone) - 1, 0, 70, 1, 0]
   found = mixture.gather(rows)
-  assert_equal(
+  batches.assert_equal(
     [{name: array[i] for name, array in found.items()} for i in range(5)],
     [alone[row] for row in rows],
   )
@@ -93,8 +79,8 @@ def test_each_set_gives_its_share_after_any_number_of_clips(folders, weights):
   mixed = mixtures.Mixture(
     [(windows_of(f), w) for f, w in zip(folders, weights, strict=True)]
   )
-  batches = take(loader.make_iterator(mixed, 5, 0), 200)
-  chosen = np.array([set_of(x) for batch in batches for x in batch["source"]])
+  made = batches.take(loader.make_iterator(mixed, 5, 0), 200)
+  chosen = np.array([set_of(x) for batch in made for x in batch["source"]])
   total = np.arange(1, len(chosen) + 1)
   for number, weight in enumerate(weights):
     given = np.cumsum(chosen == number)
@@ -106,15 +92,15 @@ def test_each_set_gives_its_share_after_any_number_of_clips(folders, weights):
 def test_a_set_is_read_as_alone_and_whole_in_each_of_its_epochs(
   folders, mixture
 ):
-  batches = take(loader.make_iterator(mixture, 1, 7), 600)
-  clips = [(int(b["source"][0]), int(b["start"][0])) for b in batches]
+  made = batches.take(loader.make_iterator(mixture, 1, 7), 600)
+  clips = [(int(b["source"][0]), int(b["start"][0])) for b in made]
   for number, folder in enumerate(folders):
     count = len(windows_of(folder))
     own = [clip for clip in clips if set_of(clip[0]) == number]
     assert len(own) > count
     assert len(set(own[:count])) == count
   # The first set is in the order that it has alone.
-  alone = take(loader.make_iterator(windows_of(folders[0]), 1, 7), 50)
+  alone = batches.take(loader.make_iterator(windows_of(folders[0]), 1, 7), 50)
   assert [clip for clip in clips if set_of(clip[0]) == 0][:50] == [
     (int(b["source"][0]), int(b["start"][0])) for b in alone
   ]
@@ -126,33 +112,29 @@ def test_sets_of_one_length_have_orders_of_their_own(make_clips):
     for i in range(2)
   ]
   mixed = mixtures.Mixture([(source, 1.0) for source in sets])
-  batches = take(loader.make_iterator(mixed, 1, 0), 100)
+  made = batches.take(loader.make_iterator(mixed, 1, 0), 100)
   starts = [[], []]
-  for batch in batches:
+  for batch in made:
     starts[int(batch["source"][0] > 100)].append(int(batch["start"][0]))
   assert starts[0] != starts[1]
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_clips_and_order_do_not_depend_on_the_number_of_hosts(mixture, hosts):
-  alone = take(loader.make_iterator(mixture, 8, 3), 12)
+  alone = batches.take(loader.make_iterator(mixture, 8, 3), 12)
   shares = [
-    take(
+    batches.take(
       loader.make_iterator(mixture, 8, 3, parts=(index,), num_parts=hosts), 12
     )
     for index in range(hosts)
   ]
-  joined = [
-    {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    for parts in zip(*shares, strict=True)
-  ]
-  assert_equal(joined, alone)
+  batches.assert_equal(batches.joined(shares), alone)
 
 
 def test_a_state_continues_with_other_hosts_workers_and_threads(mixture):
-  straight = take(loader.make_iterator(mixture, 8, 3), 12)
+  straight = batches.take(loader.make_iterator(mixture, 8, 3), 12)
   begun = loader.make_iterator(mixture, 8, 3, num_workers=2)
-  assert_equal([next(begun) for _ in range(5)], straight[:5])
+  batches.assert_equal([next(begun) for _ in range(5)], straight[:5])
   state = begun.get_state()
   begun.close()
   halves = []
@@ -161,12 +143,8 @@ def test_a_state_continues_with_other_hosts_workers_and_threads(mixture):
       mixture, 8, 3, parts=(index,), num_parts=2, num_threads=2
     )
     half.set_state(state)
-    halves.append(take(half, 7))
-  joined = [
-    {name: np.concatenate([a[name], b[name]]) for name in a}
-    for a, b in zip(*halves, strict=True)
-  ]
-  assert_equal(joined, straight[5:])
+    halves.append(batches.take(half, 7))
+  batches.assert_equal(batches.joined(halves), straight[5:])
 
 
 def test_a_state_of_other_weights_is_refused(folders):
@@ -189,10 +167,10 @@ def test_one_epoch_of_a_mixture_ends_with_its_first_set(folders):
   mixed = mixtures.Mixture(
     [(windows_of(f), 1.0) for f in (folders[1], folders[2])]
   )
-  batches = list(loader.make_iterator(mixed, 2, 0, shuffle=False, repeat=False))
+  made = list(loader.make_iterator(mixed, 2, 0, shuffle=False, repeat=False))
   count = len(windows_of(folders[1]))
-  assert len(batches) == count
-  assert sum(set_of(x) == 1 for b in batches for x in b["source"]) == count
+  assert len(made) == count
+  assert sum(set_of(x) == 1 for b in made for x in b["source"]) == count
 
 
 def test_the_fingerprint_covers_sets_shares_and_order(folders):
