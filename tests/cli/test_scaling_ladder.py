@@ -55,6 +55,7 @@ def ladder(folder, *flags):
   )
 
 
+@pytest.mark.slow
 def test_a_ladder_trains_a_trunk_and_its_cool_down_and_collects_both(
   folder, capsys
 ):

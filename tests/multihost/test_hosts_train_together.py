@@ -147,6 +147,7 @@ def test_every_step_has_a_different_batch_and_mask(reference):
     assert len(set(sums)) == len(steps) == 4, name
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_and_one_resumes(
   tokens, reference, tmp_path
 ):

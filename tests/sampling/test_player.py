@@ -185,7 +185,14 @@ def test_rebasing_changes_no_frame(monkeypatch):
   np.testing.assert_array_equal(far, near)
 
 
-@pytest.mark.parametrize("decoder_window, drop", ((W, 1), (5, 2), (1, 3)))
+@pytest.mark.parametrize(
+  "decoder_window, drop",
+  (
+    pytest.param(W, 1, marks=pytest.mark.slow),
+    (5, 2),
+    pytest.param(1, 3, marks=pytest.mark.slow),
+  ),
+)
 def test_a_frame_equals_the_last_frame_of_its_decoded_window(
   decoder_window, drop
 ):
@@ -262,7 +269,7 @@ def test_re_encoding_equals_a_reset_with_the_last_frames():
   "sampling, slide",
   (
     (SAMPLING, slide_lib.Slide()),
-    (SAMPLING, slide_lib.Slide("exact", 2)),
+    pytest.param(SAMPLING, slide_lib.Slide("exact", 2), marks=pytest.mark.slow),
     (SAMPLING, slide_lib.Slide("rolling")),
     (foreign_parts.Raster(0.8), slide_lib.Slide()),
   ),
@@ -327,6 +334,7 @@ def test_players_in_a_batch_get_the_same_frames_as_alone(mode, drop):
       np.testing.assert_array_equal(players[i].tokens, alone[i].tokens)
 
 
+@pytest.mark.slow
 def test_steps_run_under_scan_and_vmap():
   models = tiny_player.make_models(drop=2)
   params = tiny_player.make_params(models, 8)

@@ -82,7 +82,7 @@ def whole_window(apply, params, past, actions, frame, hidden):
   "prompt, num_frames, order, actions_enter",
   (
     (1, 2, "confidence", "add"),
-    (2, 5, "random", "add"),
+    pytest.param(2, 5, "random", "add", marks=pytest.mark.slow),
     pytest.param(6, 1, "random", "add", marks=pytest.mark.slow),
     pytest.param(3, 3, "random", "prepend", marks=pytest.mark.slow),
   ),

@@ -97,6 +97,7 @@ def test_without_a_world_the_one_that_ships_is_played(
   assert "(default: coinrun, the world that ships with this package)" in said
 
 
+@pytest.mark.slow
 def test_two_worlds_are_served_side_by_side(world):
   with Command(world, "--world", "coinrun") as command:
     names = []

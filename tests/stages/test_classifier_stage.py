@@ -104,6 +104,7 @@ def test_training_lowers_the_held_out_loss_below_that_of_guessing(run):
   assert any((run / "previews").iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_resumes_and_ends_with_the_same_bytes(data, run, tmp_path):
   folder = tmp_path / "run"
   every = f"--config.checkpoint_every={STEPS // 2}"

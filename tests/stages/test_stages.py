@@ -66,9 +66,11 @@ def trained(data):
   return get
 
 
-# The joint stage trains a LAM as well.
+# These compile for a long time.
 BY_COST = [
-  pytest.param(name, marks=pytest.mark.slow) if name == "lam" else name
+  pytest.param(name, marks=pytest.mark.slow)
+  if name in ("lam", "joint")
+  else name
   for name in NAMES
 ]
 
@@ -264,6 +266,7 @@ def test_a_joint_config_gives_each_part_its_own_model():
   assert "lam" in config.model  # The config itself is unchanged.
 
 
+@pytest.mark.slow
 def test_flops_count_every_product_of_the_forward_pass_three_times(trained):
   for name in ("tokenizer", "lam", "dynamics"):
     config, _, made = trained(name)

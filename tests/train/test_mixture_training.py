@@ -53,6 +53,7 @@ def train(run, mixture, *flags):
   )
 
 
+@pytest.mark.slow
 def test_a_run_on_a_mixture_resumes_and_its_world_names_the_sets(
   folders, tmp_path, capsys
 ):

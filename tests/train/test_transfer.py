@@ -151,7 +151,11 @@ def slopes(axis, kind, epsilon):
 # The scales of queries and keys are shared by all heads. Before training, the
 # heads' gradients have random signs, so their sum depends on the width.
 CASES = [
-  (axis, kind, epsilon)
+  pytest.param(
+    # The deep models compile for a long time.
+    *(axis, kind, epsilon),
+    marks=[pytest.mark.slow] if axis == "depth" else [],
+  )
   for axis in ("width", "depth")
   for kind in transfer.RULES
   for epsilon in (1e-20, 1e6)
@@ -188,7 +192,13 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize("kind, field, factor, axis, epsilon", WRONG)
+@pytest.mark.parametrize(
+  "kind, field, factor, axis, epsilon",
+  [
+    pytest.param(*case, marks=[pytest.mark.slow] if "depth" in case else [])
+    for case in WRONG
+  ],
+)
 def test_the_check_fails_when_a_factor_is_wrong(
   kind, field, factor, axis, epsilon, monkeypatch
 ):

@@ -103,6 +103,7 @@ def kill_and_finish(tmp_path, kills, seed, count):
   assert not list(out.rglob(".*.tmp"))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_gives_the_same_bytes(tmp_path):
   kill_and_finish(tmp_path, kills=1, seed=1, count=3)
 
