@@ -17,15 +17,22 @@ from tests.faults import jobs, kills, trials
 
 _SIZES = 30
 _ROOM = 1 << 32
-_NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")
+NAMESPACE = ("unshare", "--user", "--map-root-user", "--mount")
 _PAGE = 4096
 NAMES = ("tokenizer", *jobs.WRITERS)
+
+
+def available() -> bool:
+  """Returns whether this machine has such namespaces."""
+  return bool(shutil.which("unshare")) and not subprocess.call(
+    [*NAMESPACE, "true"]
+  )
 
 
 def isolated(folder: pathlib.Path, *words: str) -> str:
   """Runs this module in a namespace of its own; returns its output."""
   done = subprocess.run(
-    [*_NAMESPACE, sys.executable, "-m", "tests.faults.disks", *words],
+    [*NAMESPACE, sys.executable, "-m", "tests.faults.disks", *words],
     cwd=pathlib.Path(__file__).parents[2],
     env=jobs.environment(folder),
     capture_output=True,

@@ -119,6 +119,7 @@ def running(
   extra: Sequence[Sequence[str]] | None = None,
   folders: Sequence[pathlib.Path] | None = None,
   launch: Callable[[], Sequence[Mapping[str, str]]] | None = None,
+  variables: Sequence[Mapping[str, str]] | None = None,
   module: str = "genie_jax",
 ) -> Iterator[Fleet]:
   """Runs `genie train ARGS` as several processes, which are killed at the end.
@@ -132,6 +133,7 @@ def running(
     folders: Working folder of each process.
     launch: Returns environment variables that give each process its number; if
       it is None, flags give the numbers.
+    variables: Environment variables of each process, without `launch`.
     module: The module that `python -m` runs.
   """
   with socket.socket() as free:
@@ -154,7 +156,12 @@ def running(
     for index in range(count)
   ]
   fleet = Fleet(
-    folder, commands, devices, folders, launch() if launch else None, module
+    folder,
+    commands,
+    devices,
+    folders,
+    launch() if launch else variables,
+    module,
   )
   try:
     yield fleet

@@ -11,7 +11,7 @@ import pytest
 
 from genie_jax.checkpoints import emergency, reader
 from genie_jax.core import errors
-from tests.faults import jobs
+from tests.faults import disks, jobs
 from tests.fixtures import toy_stage
 from tests.multihost import fleet
 
@@ -172,4 +172,42 @@ def test_a_damaged_copy_is_not_used(tokens, content, tmp_path):
     again(tokens, tmp_path)
   else:
     assert "is damaged and is not used" in texts
+  assert jobs.run_content(tmp_path / "run") == content
+
+
+@pytest.fixture(scope="module")
+def copy_bytes(tokens, tmp_path_factory):
+  """The size of the files of one copy."""
+  folder = tmp_path_factory.mktemp("copy")
+  lose(tokens, folder, victim=0)
+  # One more may have been begun.
+  return max(
+    sum(path.stat().st_size for path in copy.rglob("*") if path.is_file())
+    for copy in copies(folder, 1).iterdir()
+  )
+
+
+@pytest.mark.slow
+# Too small for the first copy, full while it is written, and too small for the
+# second.
+@pytest.mark.parametrize("share", [0.3, 0.97, 1.5])
+def test_a_copy_on_a_full_disk_costs_only_the_copies(
+  tokens, content, copy_bytes, tmp_path, share
+):
+  if not disks.available():
+    pytest.skip("this machine has no namespaces for users")
+  disk = {
+    "SMALL_DISK_FOLDER": str(tmp_path / "copies"),
+    "SMALL_DISK_BYTES": str(int(share * copy_bytes)),
+  }
+  both = fleet.train(
+    tmp_path / "logs",
+    2,
+    *arguments(tokens, tmp_path),
+    devices=2,
+    variables=[disk, disk],
+    module="tests.multihost.small_disk",
+  )
+  assert "No more emergency checkpoints until the next start" in both.text(1)
+  assert "Traceback" not in both.text(0) + both.text(1)
   assert jobs.run_content(tmp_path / "run") == content
