@@ -131,10 +131,15 @@ def open_source(
   """Opens the rated clips of a split.
 
   Raises:
-    UserError: `config.data` names no folder or no table of ratings, or they do
-      not fit the config.
+    UserError: `config.data` names no folder, a mixture, or no table of ratings,
+      or they do not fit the config.
   """
   data, world = config.data, config.world
+  if data.get("mixture", ()):
+    raise errors.UserError(
+      "config.data.mixture is set, but the classifier stage reads one folder; "
+      "give it with --config.data.path=DIR and leave the mixture empty."
+    )
   for name, what in (
     ("path", "folder of clips"),
     ("labels", "table of labels"),

@@ -263,6 +263,7 @@ def test_scores_of_another_folder_are_refused(scores, tmp_path, capsys):
     ("--config.augment.gamma=2.0", "config.augment.gamma is 2.0"),
     ("--config.data.labels=", "config.data.labels is empty"),
     ("--config.data.path=", "config.data.path is empty"),
+    ("--config.data.mixture=(('a', 1.0),)", "reads one folder"),
     ("--config.world.height=48", r"frame_shape \[24, 32, 3\]"),
     ("--config.data.clip_frames=1", "has no motion"),
   ],
